@@ -1,0 +1,139 @@
+"""Where adapters go: the attention and feed-forward projections of the known families, found by name and type."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import nn
+
+from adamergex.errors import ModelError
+
+if TYPE_CHECKING:
+    from adamergex.settings import Structure
+
+
+class Sites(NamedTuple):
+    """Patterns of one family's projections, each anchored at its numbered layer so that no head can match."""
+
+    query: str
+    key: str
+    value: str
+    output: str
+    up: str
+    down: str
+
+
+class Targets(NamedTuple):
+    """What PEFT is told. ``feedforward``: those of ``modules`` whose input (not output) an (IA)³ vector scales."""
+
+    modules: str
+    feedforward: str
+
+
+FAMILIES = {
+    "BERT, RoBERTa, XLM-R, ELECTRA, DeBERTa": Sites(
+        r"layer\.\d+\.(?:cross)?attention\.self\.query(?:_proj)?",
+        r"layer\.\d+\.(?:cross)?attention\.self\.key(?:_proj)?",
+        r"layer\.\d+\.(?:cross)?attention\.self\.value(?:_proj)?",
+        r"layer\.\d+\.(?:cross)?attention\.output\.dense",
+        r"layer\.\d+\.intermediate\.dense",
+        r"layer\.\d+\.output\.dense",  # not attention.output.dense: that has another parent
+    ),
+    "DistilBERT": Sites(
+        *(rf"layer\.\d+\.attention\.{name}_lin" for name in ("q", "k", "v", "out")),
+        r"layer\.\d+\.ffn\.lin1",
+        r"layer\.\d+\.ffn\.lin2",
+    ),
+    "Llama, Mistral, Qwen, Gemma": Sites(
+        *(rf"layers\.\d+\.self_attn\.{name}_proj" for name in ("q", "k", "v", "o")),
+        r"layers\.\d+\.mlp\.(?:gate|up)_proj",
+        r"layers\.\d+\.mlp\.down_proj",
+    ),
+    "T5, mT5": Sites(
+        *(rf"block\.\d+\.layer\.\d+\.(?:SelfAttention|EncDecAttention)\.{name}" for name in "qkvo"),
+        r"block\.\d+\.layer\.\d+\.DenseReluDense\.wi(?:_[01])?",
+        r"block\.\d+\.layer\.\d+\.DenseReluDense\.wo",
+    ),
+    "BART, mBART, OPT": Sites(
+        *(rf"layers\.\d+\.(?:self_attn|encoder_attn)\.{name}_proj" for name in ("q", "k", "v", "out")),
+        r"layers\.\d+\.fc1",
+        r"layers\.\d+\.fc2",
+    ),
+}
+
+
+def targets(model: nn.Module, structure: Structure) -> Targets:
+    """The modules that an adapter of this structure touches.
+
+    "paper" is METHOD's choice: LoRA on {q, k, v, o} and the feed-forward projections, (IA)³ on {k, v} and the
+    feed-forward down-projection. A string is a regular expression for whole module names, a tuple holds name endings.
+    Raises: ModelError when nothing matches, or something that is not nn.Linear.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    sites = next((sites for sites in FAMILIES.values() if _matching(linear, (sites.query,))), None)
+    if structure.modules != "paper":
+        feedforward = _anywhere((sites.down,)) if sites else r"(?!)"
+        return Targets(_custom(model, structure.modules, linear), feedforward)
+    if sites is None:
+        raise ModelError(
+            "the attention and feed-forward projections of this architecture are not known by name",
+            where=type(model).__name__,
+            found=f"linear modules ending in {', '.join(_endings(linear))}",
+            expected=f"names as in {'; '.join(FAMILIES)}",
+            fix="list the name endings under structure.modules",
+        )
+    wanted = tuple(sites) if structure.kind == "lora" else (sites.key, sites.value, sites.down)
+    absent = [pattern for pattern in wanted if not _matching(linear, (pattern,))]
+    if absent:
+        raise ModelError(
+            "some projections of this architecture were not found",
+            where=type(model).__name__,
+            found=f"linear modules ending in {', '.join(_endings(linear))}",
+            expected=f"modules like {', '.join(absent)}",
+            fix="list the name endings under structure.modules",
+        )
+    return Targets(_anywhere(wanted), _anywhere((sites.down,)))
+
+
+def _custom(model: nn.Module, modules: str | tuple[str, ...], linear: list[str]) -> str:
+    pattern = modules if isinstance(modules, str) else _anywhere(tuple(re.escape(ending) for ending in modules))
+    try:
+        matched = [(name, module) for name, module in model.named_modules() if name and re.fullmatch(pattern, name)]
+    except re.error as error:
+        raise ModelError(
+            "structure.modules is not a regular expression", found=f"{modules!r}: {error}", fix="correct the pattern"
+        ) from error
+    if not matched:
+        wanted = [modules] if isinstance(modules, str) else list(modules)
+        near = sorted({match for name in wanted for match in difflib.get_close_matches(name, _endings(linear))})
+        raise ModelError(
+            "structure.modules matches no module",
+            where=type(model).__name__,
+            found=modules,
+            expected=f"for example {', '.join(near or _endings(linear))}",
+            fix="a string must match whole module names (start it with '.*'); a list holds name endings",
+        )
+    for name, module in matched:
+        if not isinstance(module, nn.Linear):
+            raise ModelError(
+                "structure.modules matches a module that cannot hold an adapter",
+                where=name,
+                found=type(module).__name__,
+                expected="Linear",
+                fix="make the pattern narrower",
+            )
+    return pattern
+
+
+def _anywhere(patterns: tuple[str, ...]) -> str:
+    return rf"(?:.*\.)?(?:{'|'.join(patterns)})"
+
+
+def _matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
+    return [name for name in names if re.fullmatch(_anywhere(patterns), name)]
+
+
+def _endings(names: list[str]) -> list[str]:
+    return sorted({".".join(part for part in name.split(".")[-2:] if not part.isdigit()) for name in names})

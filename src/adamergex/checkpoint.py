@@ -1,0 +1,388 @@
+"""Adapter directories on disk: PEFT's files read lazily in chunks, written staged and atomically. numpy only.
+
+The safetensors header is parsed here because ``safetensors.numpy`` cannot read bfloat16; nothing of an adapter is ever
+executed, and nothing outside its declared byte ranges is read. Little-endian hosts, like the format.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adamergex.errors import AdapterFileError
+
+TENSORS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+CHUNK = 64 * 1024  # elements: three inputs, the divergence and the result stay within the caches
+_MAX_JSON = 64 * 1024 * 1024
+_ITEM_SIZES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
+# How a dtype lies in memory before conversion; bfloat16 is the upper half of a float32.
+_STORED = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+FLOATS = frozenset(_STORED)
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a safetensors file: name, dtype, shape, and its first byte in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def item_size(self) -> int:
+        """Bytes of one element."""
+        return _ITEM_SIZES[self.dtype]
+
+
+def compute_dtype(dtype: str) -> type[np.float32] | type[np.float64]:
+    """The dtype in which a stored dtype is computed: float64 for F64, else float32."""
+    return np.float64 if dtype == "F64" else np.float32
+
+
+@dataclass(frozen=True)
+class AdapterDirectory:
+    """An adapter as PEFT saved it: its parsed config and the layout of its tensors, none of them loaded."""
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def open(cls, path: str | Path) -> AdapterDirectory:
+        """Parse ``adapter_config.json`` and the header of ``adapter_model.safetensors``.
+
+        Raises:
+            AdapterFileError: a file is missing, truncated, malformed, or only a pickle (``adapter_model.bin``).
+        """
+        directory = Path(path)
+        if not directory.is_dir():
+            raise AdapterFileError(
+                "There is no adapter directory here.",
+                where=directory,
+                found="a file" if directory.exists() else "nothing",
+                expected=f"a directory with {CONFIG} and {TENSORS}",
+                fix="give the directory that save_pretrained wrote",
+            )
+        config = _read_config(directory / CONFIG)
+        tensors, metadata = _read_header(_tensors_path(directory))
+        return cls(directory, config, tensors, metadata)
+
+    @property
+    def tensors_path(self) -> Path:
+        """The safetensors file."""
+        return self.path / TENSORS
+
+
+def _tensors_path(directory: Path) -> Path:
+    path = directory / TENSORS
+    if path.is_file():
+        return path
+    others = sorted(item.name for item in directory.iterdir() if item.suffix in (".bin", ".pt", ".pth", ".safetensors"))
+    pickled = any(not name.endswith(".safetensors") for name in others)
+    raise AdapterFileError(
+        "The adapter has no safetensors file.",
+        where=directory,
+        found=", ".join(others) or "no tensors",
+        expected=TENSORS,
+        fix="save it again with safe_serialization=True (a pickle could run code, so it is never read)"
+        if pickled
+        else "train or download the adapter again",
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        size = path.stat().st_size
+        config = json.loads(path.read_bytes()) if size <= _MAX_JSON else None
+    except FileNotFoundError:
+        raise AdapterFileError(
+            "The adapter has no config.",
+            where=path.parent,
+            found=", ".join(sorted(item.name for item in path.parent.iterdir())[:8]) or "an empty directory",
+            expected=CONFIG,
+            fix="give the directory that save_pretrained wrote",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise AdapterFileError(
+            "The adapter's config is not JSON.", where=path, found=error, expected="a JSON object", fix="save it again"
+        ) from error
+    if not isinstance(config, dict):
+        raise AdapterFileError(
+            "The adapter's config is not a JSON object.", where=path, expected="a JSON object", fix="save it again"
+        )
+    return config
+
+
+def _broken(path: Path, problem: str, found: object, expected: object) -> AdapterFileError:
+    return AdapterFileError(
+        problem, where=path, found=found, expected=expected, fix="the file is damaged: copy, download or save it again"
+    )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return names
+
+
+def _read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    total = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+        if not 2 <= length <= min(_MAX_JSON, total - 8):
+            raise _broken(path, "The safetensors file is truncated or not one.", f"{total} bytes", "a complete header")
+        try:
+            header = json.loads(file.read(length), object_pairs_hook=_unique)
+        except ValueError as error:
+            raise _broken(path, "The safetensors header is not valid.", error, "a JSON object") from error
+    if not isinstance(header, dict):
+        raise _broken(path, "The safetensors header is not valid.", type(header).__name__, "a JSON object")
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise _broken(path, "The safetensors metadata is not valid.", type(metadata).__name__, "a JSON object")
+    start = 8 + length
+    tensors = [_parse(path, name, entry, start) for name, entry in header.items()]
+    _require_contiguous(path, tensors, start, total)
+    return {info.name: info for info in sorted(tensors, key=lambda info: info.name)}, metadata
+
+
+def _parse(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
+    try:
+        dtype, shape = str(entry["dtype"]), tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        numbers = (*shape, begin, end)
+        valid = all(type(number) is int and number >= 0 for number in numbers)
+    except (TypeError, KeyError, ValueError):
+        valid = False
+    if not valid:
+        raise _broken(path, f"The header entry of {name} is not valid.", entry, "dtype, shape and data_offsets")
+    if dtype not in _ITEM_SIZES:
+        raise _broken(path, f"The dtype of {name} is not known.", dtype, ", ".join(sorted(_ITEM_SIZES)))
+    info = TensorInfo(name, dtype, shape, start + begin)
+    if end - begin != info.size * info.item_size:
+        raise _broken(
+            path, f"The bytes of {name} do not fit its shape.", end - begin, f"{info.size * info.item_size} bytes"
+        )
+    return info
+
+
+def _require_contiguous(path: Path, tensors: list[TensorInfo], start: int, total: int) -> None:
+    position = start
+    for info in sorted(tensors, key=lambda info: (info.offset, info.size)):
+        if info.offset != position:
+            raise _broken(
+                path, f"The bytes of {info.name} overlap others or leave a hole.", info.offset, f"offset {position}"
+            )
+        position += info.size * info.item_size
+    if position != total:
+        raise _broken(path, "The safetensors file is truncated, or longer than its header says.", total, position)
+
+
+class TensorReader:
+    """Reads one safetensors file a range at a time into buffers of its own, which the next read overwrites."""
+
+    def __init__(self, directory: AdapterDirectory) -> None:
+        self.directory = directory
+        self._file = directory.tensors_path.open("rb", buffering=0)
+        self._raw = np.empty(CHUNK, np.float64)
+        self._float = np.empty(CHUNK, np.float32)
+
+    def __enter__(self) -> TensorReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def raw(self, info: TensorInfo, start: int, stop: int) -> Array:
+        """The stored bytes of elements ``start:stop`` (at most ``CHUNK``), shape (bytes,)."""
+        target = self._raw.view(np.uint8)[: (stop - start) * info.item_size]
+        self._fill(info, start, target)
+        return target
+
+    def read(self, info: TensorInfo, start: int, stop: int) -> tuple[Array, Array]:
+        """Elements ``start:stop`` (at most ``CHUNK``) as (float32, or float64 for F64; as stored), both (n,)."""
+        stored = self.raw(info, start, stop).view(_STORED[info.dtype])
+        return decode(stored, info.dtype, self._float[: stop - start]), stored
+
+    def load(self, info: TensorInfo) -> Array:
+        """The whole tensor in its compute dtype, in its shape."""
+        values = np.empty(info.size, compute_dtype(info.dtype))
+        for start in range(0, info.size, CHUNK):
+            stop = min(start + CHUNK, info.size)
+            values[start:stop] = self.read(info, start, stop)[0]
+        return values.reshape(info.shape)
+
+    def _fill(self, info: TensorInfo, start: int, target: Array) -> None:
+        position, view = info.offset + start * info.item_size, memoryview(target)
+        while len(view):
+            count = os.preadv(self._file.fileno(), [view], position)
+            if count == 0:
+                raise _broken(
+                    self.directory.tensors_path, f"The file ends within {info.name}.", "end of file", "more bytes"
+                )
+            view, position = view[count:], position + count
+
+
+_SIXTEEN, _ONE, _HALF = np.uint32(16), np.uint32(1), np.uint32(0x7FFF)
+
+
+def decode(stored: Array, dtype: str, out: Array) -> Array:
+    """Stored elements as float32 in ``out`` (exact); F32 and F64 are returned as they are."""
+    if dtype == "BF16":
+        bits = out.view(np.uint32)
+        bits[...] = stored
+        np.left_shift(bits, _SIXTEEN, out=bits)
+        return out
+    if dtype == "F16":
+        out[...] = stored
+        return out
+    return stored
+
+
+def encode(values: Array, dtype: str) -> Array:
+    """Values rounded once to the stored dtype, to nearest and ties to even; finite values only."""
+    if dtype == "BF16":
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        rounded = np.right_shift(bits, _SIXTEEN)
+        np.bitwise_and(rounded, _ONE, out=rounded)
+        np.add(rounded, _HALF, out=rounded)
+        np.add(rounded, bits, out=rounded)
+        np.right_shift(rounded, _SIXTEEN, out=rounded)
+        return rounded.astype(np.uint16)
+    return values.astype(_STORED[dtype], copy=False)
+
+
+def first_not_finite(values: Array) -> int | None:
+    """Index of the first NaN or infinity of a flat array, or ``None``."""
+    wrong = np.flatnonzero(~np.isfinite(values))
+    return int(wrong[0]) if len(wrong) else None
+
+
+class SafetensorsWriter:
+    """Writes a safetensors file front to back: the header from known shapes, then the tensors in ``order``.
+
+    Tensors lie by falling item size, then by name, as the safetensors library lays them: every offset is aligned, and
+    the same tensors always give the same bytes.
+    """
+
+    def __init__(self, path: Path, tensors: list[TensorInfo], metadata: Mapping[str, str] | None = None) -> None:
+        self.order = sorted(tensors, key=lambda info: (-info.item_size, info.name))
+        header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
+        self._end = 0
+        for info in self.order:
+            begin, self._end = self._end, self._end + info.size * info.item_size
+            header[info.name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [begin, self._end]}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        self._path, self._written = path, 0
+        self._file = path.open("wb", buffering=0)
+        self._put(memoryview(struct.pack("<Q", len(text)) + text))
+
+    def write(self, stored: Array) -> None:
+        """Append the next elements, as stored."""
+        view = memoryview(stored).cast("B")
+        self._written += len(view)
+        self._put(view)
+
+    def close(self) -> None:
+        """Finish the file; the bytes must be those that the header promised."""
+        self._file.close()
+        if self._written != self._end:
+            raise AssertionError(f"{self._path}: wrote {self._written} bytes, promised {self._end}")
+
+    def _put(self, view: memoryview) -> None:
+        while len(view):
+            view = view[self._file.write(view) or 0 :]
+
+
+def require_free(output: str | Path) -> Path:
+    """The output path, if nothing is there but at most an empty directory.
+
+    Raises:
+        AdapterFileError: the output is in use.
+    """
+    path = Path(output)
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+        raise _in_use(path)
+    return path
+
+
+def _in_use(path: Path) -> AdapterFileError:
+    return AdapterFileError(
+        "The output is in use.",
+        where=path,
+        found="a directory with files" if path.is_dir() else "a file or link",
+        expected="a path where nothing is yet",
+        fix="choose another output, or remove this one first",
+    )
+
+
+@contextmanager
+def staged_directory(output: str | Path) -> Iterator[Path]:
+    """A hidden sibling directory that becomes ``output`` by one rename at the end, or disappears on an exception.
+
+    Files are synced before the rename, so a kill at any point leaves all of the output or none. The stage of a killed
+    run stays beside it under a name of its own and blocks nothing.
+
+    Raises:
+        AdapterFileError: the output is in use, or cannot be written.
+    """
+    path = require_free(output)
+    stage = path.parent / f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.partial"
+    try:
+        stage.mkdir(parents=True)
+    except OSError as error:
+        raise AdapterFileError(
+            "The output cannot be written.", where=path, found=error, fix="choose another output"
+        ) from error
+    try:
+        yield stage
+        for item in [*stage.iterdir(), stage]:
+            _sync(item)
+        try:
+            os.rename(stage, path)
+        except OSError as error:
+            raise _in_use(path) from error
+        _sync(path.parent)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,185 @@
+"""``transfer`` settings: YAML -> validated, all problems at once, with the nearest valid name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PositiveInt, ValidationError
+
+from adamergex.errors import ConfigError
+from adamergex.settings import Optimisation, Rows, Settings, Structure
+
+GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+def _rows_from_text(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _with_zero(grid: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(sorted({0.0, *grid}))
+
+
+Where = Annotated[Rows, BeforeValidator(_rows_from_text)]
+"""A path (``{language}`` stands for the language), or the settings of ``Rows``."""
+
+
+class TaskConfig(Settings):
+    """The target task, labelled in the source language only."""
+
+    kind: Literal["classification"] = "classification"
+    name: str = "classification"
+    train: Where
+    validation: Where | None = Field(None, description="labelled set of the proxy language, for the search of λ")
+    test: Where
+    labels: tuple[str, ...] | None = Field(None, description="default: the labels of the training rows, sorted")
+    words: dict[str, str] = Field(default_factory=dict)
+    prompt: str = "{text}\nTopic:"
+    max_length: PositiveInt = 256
+    optimisation: Optimisation = Optimisation()
+
+
+class ReferenceConfig(Settings):
+    """The reference task on unlabelled text, the same for the source and every target."""
+
+    kind: Literal["language-modeling"] = "language-modeling"
+    text: Where
+    segment: PositiveInt = 512
+    segments: PositiveInt | None = Field(None, description="default: as many as the language with the least text has")
+    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    optimisation: Optimisation = Optimisation()
+
+
+class MergeConfig(Settings):
+    """How the three adapters become one. ``weight: tuned`` searches ``grid`` on the proxy language's validation set."""
+
+    space: Literal["factors", "delta"] = "factors"
+    modules: str | None = None
+    rank: PositiveInt | None = None
+    weight: Literal["tuned"] | float = "tuned"
+    grid: Annotated[tuple[float, ...], AfterValidator(_with_zero)] = GRID
+
+
+Method = Literal["vanilla", "english_tuning", "average", "adamergex", "adamergex_delta", "adamergex_cross"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+
+class TransferConfig(Settings):
+    """One table: methods × languages × seeds, for one base, one task and one adapter structure."""
+
+    title: str = "Cross-lingual transfer"
+    base: str
+    structure: Structure = Structure()
+    source: str = "en"
+    proxy: str | None = None
+    targets: Annotated[tuple[str, ...], Field(min_length=1)]
+    methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("vanilla", "english_tuning", "average", "adamergex")
+    task: TaskConfig
+    reference: ReferenceConfig
+    merge: MergeConfig = MergeConfig()
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    output: str = "runs/transfer"
+    store: str | None = Field(None, description="where adapters are kept and found again; default: OUTPUT/store")
+    folder: str = Field(".", description="what relative paths are relative to; set to the config file's folder")
+
+    @property
+    def merges(self) -> bool:
+        return any(method.startswith("adamergex") for method in self.methods)
+
+
+def parse(settings: Any, where: str = "settings") -> TransferConfig:
+    """Validated settings.
+
+    Raises:
+        ConfigError: one error that lists every problem.
+    """
+    try:
+        config = TransferConfig.model_validate(settings)
+    except ValidationError as error:
+        problems = [_sentence(problem) for problem in error.errors()]
+        raise _refused(where, problems) from None
+    problems = list(_contradictions(config))
+    if problems:
+        raise _refused(where, problems)
+    return config
+
+
+def load(path: Path) -> TransferConfig:
+    """The settings of a YAML file; relative paths in it are relative to its folder.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML, or has problems.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("no such settings file", where=path, fix="check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError("the settings file is no YAML", where=path, found=str(error)) from None
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            "the settings file holds no mapping", where=path, found=type(settings).__name__, expected="name: value"
+        )
+    return parse({"folder": str(path.parent), **settings}, str(path))
+
+
+def _refused(where: str, problems: list[str]) -> ConfigError:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return ConfigError(f"{count} in the settings:\n" + "\n".join(f"  - {line}" for line in problems), where=where)
+
+
+def _contradictions(config: TransferConfig) -> Iterator[str]:
+    if config.source in config.targets:
+        yield f"targets: '{config.source}' is the source; it needs no transfer"
+    if len(set(config.targets)) < len(config.targets):
+        yield "targets: a language stands twice"
+    if config.merge.weight == "tuned" and config.merges:
+        if config.proxy is None:
+            yield "proxy: missing; it is the language whose validation set tunes λ (or set merge.weight to a number)"
+        elif config.task.validation is None:
+            yield "task.validation: missing; λ is tuned on it in the proxy language (or set merge.weight to a number)"
+    if config.proxy == config.source:
+        yield f"proxy: '{config.source}' is the source; λ would be tuned where no transfer happens"
+    if config.structure.kind != "lora" and config.merge.space == "delta":
+        yield f"merge.space: 'delta' is for lora, the structure is {config.structure.kind}"
+    if config.structure.kind != "lora" and "adamergex_delta" in config.methods:
+        yield f"methods: adamergex_delta is for lora, the structure is {config.structure.kind}"
+    if config.merge.rank is not None and config.merge.space != "delta" and "adamergex_delta" not in config.methods:
+        yield "merge.rank: truncates delta merges only; set merge.space to delta"
+    for name, where in (("task.test", config.task.test), ("reference.text", config.reference.text)):
+        if where.path is not None and "{language}" not in where.path:
+            yield f"{name}: '{where.path}' has no {{language}} in it, so every language would read the same file"
+
+
+def _sentence(problem: Any) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _names_at(problem["loc"][:-1]), 1)
+        return f"{place}: no such setting" + (f"; did you mean '{near[0]}'?" if near else "")
+    if problem["type"] == "missing":
+        return f"{place}: missing"
+    if problem["type"] == "literal_error":
+        expected = problem["ctx"]["expected"]
+        options = [option.strip("' ") for option in expected.replace(" or ", ", ").split(", ")]
+        near = difflib.get_close_matches(str(problem["input"]), options, 1)
+        return f"{place}: {problem['input']!r} is none of {expected}" + (f"; did you mean '{near[0]}'?" if near else "")
+    return f"{place}: {problem['msg']} (found {problem['input']!r})"
+
+
+def _names_at(place: tuple[Any, ...]) -> list[str]:
+    """The settings that exist at a place, by walking the models."""
+    model: type[BaseModel] = TransferConfig
+    for part in place:
+        if not isinstance(part, str) or part not in model.model_fields:
+            return list(model.model_fields)
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        nested = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
+        if not nested:
+            return list(model.model_fields)
+        model = nested[0]
+    return list(model.model_fields)

@@ -1,0 +1,16 @@
+"""The demo: the shipped corpus and backbone through the same path as any user's settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adamergex.config import load
+from adamergex.transfer import summary, transfer
+
+CORPUS = Path(__file__).parent / "demo_corpus"
+
+
+def demo(output: str | Path, *, base: str = "nano", command: str | None = None) -> str:
+    """Train, tune λ on French, merge for three targets and evaluate; returns the table as text."""
+    config = load(CORPUS / f"{base}.yaml").model_copy(update={"output": str(output)})
+    return summary(transfer(config, command=command), output)

@@ -1,0 +1,1 @@
+"""Engines walk a graph of steps; they know nothing of adapters."""

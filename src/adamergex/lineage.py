@@ -1,0 +1,216 @@
+"""Lineage: where an adapter comes from, in ``lineage.json`` beside it; and its model card. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from adamergex.errors import AdapterFileError
+
+FILE_NAME = "lineage.json"
+FORMAT = "adamergex-lineage/1"
+PACKAGES = ("adamergex", "numpy", "torch", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What one adapter was made from; ``None`` and empty where it is not known or does not apply.
+
+    Args:
+        base: ``{"name": ..., "sha256": ...}`` of the frozen model.
+        structure: ``{"kind": "lora" | "ia3", "rank": ..., "alpha": ..., ...}``.
+        start: SHA-256 of the adapter's initial tensors.
+        task: kind and the settings that make two tasks the same task; never the language.
+        language: ISO code of the language of the data (of a merge: the target).
+        data: files or data sets with their SHA-256, and the number of rows.
+        settings: how it was trained.
+        parents: role -> ``{"path": ..., "sha256": ..., "language": ...}`` of a merge.
+        merge: ``{"rule", "space", "modules", "weight", "rank"}`` of a merge; ``weight`` is null in a divergence.
+        versions: package -> version.
+    """
+
+    base: Mapping[str, Any] = field(default_factory=dict)
+    structure: Mapping[str, Any] = field(default_factory=dict)
+    start: str | None = None
+    task: Mapping[str, Any] | None = None
+    language: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    parents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    merge: Mapping[str, Any] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Canonical JSON: the same lineage always gives the same bytes."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def write(self, directory: str | Path) -> Path:
+        """Write ``lineage.json`` into an existing directory."""
+        path = Path(directory) / FILE_NAME
+        path.write_text(self.to_json(), encoding="utf-8")
+        return path
+
+    @property
+    def is_divergence(self) -> bool:
+        """Whether this is a language vector: a merge without a task and without a weight."""
+        return self.merge is not None and self.merge.get("weight") is None
+
+
+def read(directory: str | Path) -> Lineage | None:
+    """Read ``lineage.json`` of a directory; ``None`` where there is none.
+
+    Raises:
+        AdapterFileError: not JSON, another format, or fields that are unknown or of the wrong type.
+    """
+    path = Path(directory) / FILE_NAME
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise AdapterFileError(
+            "The lineage cannot be read.",
+            where=path,
+            found=error,
+            expected="a JSON object",
+            fix="restore the file, or delete it: the adapter then counts as one without lineage",
+        ) from error
+    _require_format(path, found)
+    return Lineage(**{key: value for key, value in found.items() if key != "format"})
+
+
+def _require_format(path: Path, found: object) -> None:
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise AdapterFileError(
+            "The lineage has another format.",
+            where=path,
+            found=found.get("format") if isinstance(found, dict) else type(found).__name__,
+            expected=FORMAT,
+            fix="use the adamergex version that wrote it, or delete the file",
+        )
+    known = {item.name for item in fields(Lineage)}
+    unknown = sorted(set(found) - known - {"format"})
+    if unknown:
+        raise AdapterFileError(
+            "The lineage has fields that are not known.",
+            where=path,
+            found=", ".join(unknown),
+            expected=", ".join(sorted(known)),
+            fix="use the adamergex version that wrote it, or remove these fields",
+        )
+    for name in sorted(known & set(found)):
+        value, optional = found[name], name in ("start", "task", "language", "merge")
+        kind: type = str if name in ("start", "language") else dict
+        if not (isinstance(value, kind) or (optional and value is None)):
+            raise AdapterFileError(
+                "A field of the lineage has the wrong type.",
+                where=f"{path}: {name}",
+                found=type(value).__name__,
+                expected=kind.__name__ + (" or null" if optional else ""),
+                fix="restore the file, or delete it",
+            )
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def package_versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Versions of the installed packages among ``names``, without importing any of them."""
+    versions = {}
+    for name in names:
+        # importlib.metadata takes 20 ms to import: asked only for packages that this process has not loaded.
+        version = getattr(sys.modules.get(name), "__version__", None) or _installed_version(name)
+        if version:
+            versions[name] = str(version)
+    return versions
+
+
+def _installed_version(name: str) -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+_AUTO_CLASS = {
+    "CAUSAL_LM": "AutoPeftModelForCausalLM",
+    "SEQ_CLS": "AutoPeftModelForSequenceClassification",
+    "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM",
+    "TOKEN_CLS": "AutoPeftModelForTokenClassification",
+    "QUESTION_ANS": "AutoPeftModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoPeftModelForFeatureExtraction",
+}
+
+
+def model_card(lineage: Lineage, report: Iterable[str] = (), *, task_type: str | None = None) -> str:
+    """The text of ``README.md``: Hugging Face front matter, how to load the adapter, where it comes from, its report.
+
+    ``task_type`` is PEFT's, from ``adapter_config.json``; it chooses the class of the snippet.
+    """
+    kind = str(lineage.structure.get("kind", "adapter"))
+    base = str(lineage.base.get("name") or "")
+    report_lines = list(report)
+    sections = [
+        _front_matter(lineage, kind, base),
+        f"# {_title(lineage, kind)}",
+        f"Made by [adamergex](https://arxiv.org/abs/2402.18913) for the base model `{base or 'unknown'}`.",
+        _snippet(base, task_type),
+        _origin(lineage),
+    ]
+    if report_lines:
+        sections.append("## Report\n\n```text\n" + "\n".join(report_lines) + "\n```")
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _title(lineage: Lineage, kind: str) -> str:
+    language = f" for {lineage.language}" if lineage.language else ""
+    if lineage.is_divergence:
+        return f"Language vector ({kind}){language}"
+    return f"{'Merged' if lineage.merge else 'Trained'} {kind} adapter{language}"
+
+
+def _front_matter(lineage: Lineage, kind: str, base: str) -> str:
+    lines = ["---", "library_name: peft"]
+    # The hub refuses a card whose base model is not a hub id, so a local path stays out of the front matter.
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", base):
+        lines.append(f"base_model: {base}")
+    lines += ["tags:", "- adamergex", f"- {kind}", "- cross-lingual-transfer"]
+    if lineage.language:
+        lines += ["language:", f"- {json.dumps(lineage.language)}"]
+    return "\n".join([*lines, "---"])
+
+
+def _snippet(base: str, task_type: str | None) -> str:
+    name = _AUTO_CLASS.get(task_type or "")
+    if name:
+        code = f'from peft import {name}\n\nmodel = {name}.from_pretrained("path/to/this/folder")'
+    else:
+        code = (
+            "from peft import PeftModel\nfrom transformers import AutoModel\n\n"
+            f'model = PeftModel.from_pretrained(AutoModel.from_pretrained("{base}"), "path/to/this/folder")'
+        )
+    return f"```python\n{code}\n```"
+
+
+def _origin(lineage: Lineage) -> str:
+    lines = []
+    if lineage.task:
+        lines.append("- task: " + json.dumps(dict(lineage.task), ensure_ascii=False, sort_keys=True))
+    if lineage.merge:
+        merge = {key: value for key, value in sorted(lineage.merge.items()) if value is not None}
+        lines.append("- merge: " + json.dumps(merge, ensure_ascii=False))
+    for role, parent in sorted(lineage.parents.items()):
+        language = f" ({parent['language']})" if parent.get("language") else ""
+        lines.append(f"- {role}{language}: `{parent.get('path')}`, SHA-256 `{parent.get('sha256')}`")
+    return "## Where it comes from\n\n" + "\n".join(lines) if lines else ""

@@ -1,0 +1,18 @@
+"""AriMerge: the weighted sum of the task adapter and the target's reference adapter, for every structure alike."""
+
+from __future__ import annotations
+
+from adamergex.merging.rule import Array, Rule
+
+
+def divergence(target_reference: Array, source_reference: Array | None = None) -> Array:
+    """D = A[R,g]: averaging needs no source reference. Source: 2306.14870."""
+    return target_reference
+
+
+def shift(task: Array, divergence: Array, weight: float) -> Array:
+    """A = (1 − w)·A[T,s] + w·A[R,g], by default w = 1/2, any shape. Source: 2306.14870 (AriMerge in 2402.18913)."""
+    return (1.0 - weight) * task + weight * divergence
+
+
+RULE = Rule("average", divergence, shift, needs_source=False)

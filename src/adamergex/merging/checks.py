@@ -1,0 +1,243 @@
+"""What must agree before adapters are combined. Every check raises; none repairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from adamergex.checkpoint import CHUNK, TensorReader
+from adamergex.errors import IncompatibleAdaptersError
+from adamergex.lineage import Lineage
+from adamergex.merging.layout import Layout, Site
+
+SAME_START = 0.3
+"""Least mean cosine of the A factors of adapters that began from one start: separately seeded ones lie within a few
+hundredths of 0, and training turns A far less than this from its start."""
+_SAMPLED = 16
+
+
+class Adapter(NamedTuple):
+    """One adapter of a merge: its role (task, target reference, source reference, divergence), tensors and lineage."""
+
+    role: str
+    layout: Layout
+    lineage: Lineage | None
+
+    @property
+    def where(self) -> str:
+        return f"{self.role} {self.layout.directory.path}"
+
+
+def _differ(problem: str, one: Adapter, other: Adapter, found: object, expected: object, fix: str) -> Exception:
+    return IncompatibleAdaptersError(
+        problem, where=f"{other.where} against {one.where}", found=found, expected=expected, fix=fix
+    )
+
+
+def require_fitting(adapters: Sequence[Adapter], space: str) -> None:
+    """The first adapter against each other: kind, base, modules, shapes, dtypes, and in factor space rank and scaling.
+
+    Raises:
+        IncompatibleAdaptersError: they differ.
+    """
+    first = adapters[0]
+    for other in adapters[1:]:
+        if first.layout.kind != other.layout.kind:
+            raise _differ(
+                "The adapters have different structures.",
+                first,
+                other,
+                other.layout.kind,
+                first.layout.kind,
+                "combine adapters of one structure",
+            )
+        _require_same_base(first, other)
+        _require_same_modules(first, other)
+        for name, site in first.layout.sites.items():
+            if name in other.layout.sites:
+                _require_same_site(first, other, name, (site, other.layout.sites[name]), space)
+
+
+def _require_same_base(first: Adapter, other: Adapter) -> None:
+    hashes = [adapter.lineage.base.get("sha256") if adapter.lineage else None for adapter in (first, other)]
+    names = [adapter.layout.directory.config.get("base_model_name_or_path") for adapter in (first, other)]
+    if all(hashes):
+        agree = hashes[0] == hashes[1]  # a base moved to another path is still the same base
+    else:
+        agree = names[0] == names[1]
+    if not agree:
+        found, expected = (hashes[1], hashes[0]) if all(hashes) else (names[1], names[0])
+        raise _differ(
+            "The adapters belong to different base models.",
+            first,
+            other,
+            found,
+            expected,
+            "train all of them on one base (if it only moved, correct base_model_name_or_path in adapter_config.json)",
+        )
+    orientation = [bool(adapter.layout.directory.config.get("fan_in_fan_out")) for adapter in (first, other)]
+    if orientation[0] != orientation[1]:
+        raise _differ("fan_in_fan_out differs.", first, other, orientation[1], orientation[0], "train them alike")
+
+
+def _require_same_modules(first: Adapter, other: Adapter) -> None:
+    ours, theirs = set(first.layout.sites), set(other.layout.sites)
+    # A saved divergence may hold a selection of the modules only; which of them the merge needs is checked there.
+    missing = sorted(ours - theirs) if other.role != "divergence" else []
+    extra = sorted(theirs - ours)
+    if not missing and not extra:
+        return
+    lines = [f"missing {_some(missing)}"] * bool(missing) + [f"extra {_some(extra)}"] * bool(extra)
+    hint = "train them with the same target_modules"
+    if missing and {name.partition(".")[2] for name in missing} & {name.partition(".")[2] for name in extra}:
+        hint = "the names differ at their front only: train references on the same architecture class family"
+    targets = [adapter.layout.directory.config.get("target_modules") for adapter in (first, other)]
+    raise _differ(
+        "The adapters have other modules.",
+        first,
+        other,
+        f"{'; '.join(lines)} (target_modules {_listed(targets[1])})",
+        f"the {len(ours)} modules of the {first.role} (target_modules {_listed(targets[0])})",
+        hint,
+    )
+
+
+def _listed(targets: object) -> str:
+    return ", ".join(sorted(targets)) if isinstance(targets, list) else str(targets)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _require_same_site(first: Adapter, other: Adapter, name: str, sites: tuple[Site, Site], space: str) -> None:
+    ours, theirs = sites
+    saved = other.role == "divergence"
+    if space == "factors" and not saved and (ours.rank, ours.scaling) != (theirs.rank, theirs.scaling):
+        raise _differ(
+            f"Rank or alpha of {name} differs.",
+            first,
+            other,
+            f"rank {theirs.rank}, alpha {theirs.alpha:g}, scaling {theirs.scaling:g}",
+            f"rank {ours.rank}, alpha {ours.alpha:g}, scaling {ours.scaling:g}",
+            "merge them with --space delta, which allows other ranks and alphas",
+        )
+    for role, info in ours.tensors.items():
+        theirs_info = theirs.tensors[role]
+        free = {"lora_A": 0, "lora_B": 1}[role] if space == "delta" else None
+        shapes = [tuple(size for axis, size in enumerate(item.shape) if axis != free) for item in (info, theirs_info)]
+        if shapes[0] != shapes[1]:
+            raise _differ(
+                f"The shape of {info.name} differs.",
+                first,
+                other,
+                theirs_info.shape,
+                info.shape,
+                "train all of them on one base with one configuration",
+            )
+        _require_same_dtype(first, other, info.name, (info.dtype, theirs_info.dtype))
+
+
+def _require_same_dtype(first: Adapter, other: Adapter, name: str, dtypes: tuple[str, str]) -> None:
+    ours, theirs = dtypes
+    if other.role == "divergence":
+        ours = "F64" if ours == "F64" else "F32"  # a divergence is saved in the dtype it was computed in
+    if ours != theirs:
+        raise _differ(f"The dtype of {name} differs.", first, other, theirs, ours, "save them in one dtype")
+
+
+def require_references(target: Adapter, source: Adapter | None, task: Adapter | None = None) -> None:
+    """What lineages say: one reference task, two languages, and the task trained in the source language.
+
+    Raises:
+        IncompatibleAdaptersError: they contradict the method.
+    """
+    for adapter in (target, source):
+        if adapter and adapter.lineage and adapter.lineage.is_divergence:
+            raise IncompatibleAdaptersError(
+                "A saved divergence is no reference adapter.",
+                where=adapter.where,
+                found="a divergence",
+                expected="an adapter trained on the reference task",
+                fix="give it as --divergence",
+            )
+    if not (target.lineage and source and source.lineage):
+        return
+    one, two = target.lineage, source.lineage
+    if one.task is not None and two.task is not None and one.task != two.task:
+        raise _differ(
+            "The references were trained on different tasks, so their difference is not one of languages.",
+            source,
+            target,
+            dict(one.task),
+            dict(two.task),
+            "train both references on the same task",
+        )
+    if one.language and one.language == two.language:
+        raise _differ(
+            "Both references are of one language.",
+            source,
+            target,
+            one.language,
+            "two languages",
+            "give the reference of the target language as target and that of the source language as source",
+        )
+    spoken = task.lineage.language if task and task.lineage else None
+    if task and spoken and two.language and spoken != two.language:
+        raise _differ(
+            "The task adapter is not of the source reference's language.",
+            task,
+            source,
+            two.language,
+            spoken,
+            "give a source reference in the language of the task adapter (swapped target and source?)",
+        )
+
+
+def require_same_start(adapters: Sequence[Adapter], allowed: bool) -> None:
+    """LoRA factors mean something together only when they began from one start (METHOD: A is random).
+
+    Lineages say so; without them the mean cosine of the A factors to the first adapter's does (``SAME_START``).
+
+    Raises:
+        IncompatibleAdaptersError: other starts, or no way to tell.
+    """
+    if allowed or adapters[0].layout.kind != "lora":
+        return
+    first = adapters[0]
+    for other in adapters[1:]:
+        starts = [adapter.lineage.start if adapter.lineage else None for adapter in (first, other)]
+        if all(starts):
+            same, found = starts[0] == starts[1], f"start {str(starts[1])[:12]}"
+        elif "divergence" in (first.role, other.role):
+            same, found = False, "no start in the lineage of " + (other.where if not starts[1] else first.where)
+        else:
+            cosine = _mean_cosine(first, other)
+            same, found = cosine >= SAME_START, f"mean cosine {cosine:.3f} of the A factors"
+        if not same:
+            expected = f"start {str(starts[0])[:12]}" if all(starts) else f"one start (cosine at least {SAME_START})"
+            raise _differ(
+                "The adapters began from different random starts: their factors cannot be combined.",
+                first,
+                other,
+                found,
+                expected,
+                "merge them with --space delta, which needs no common start, or insist with --allow-different-start",
+            )
+
+
+def _mean_cosine(first: Adapter, other: Adapter) -> float:
+    names = sorted(first.layout.sites)
+    cosines = []
+    with TensorReader(first.layout.directory) as ours, TensorReader(other.layout.directory) as theirs:
+        for name in names[:: -(-len(names) // _SAMPLED)]:
+            info = first.layout.sites[name].tensors["lora_A"]
+            size = min(info.size, CHUNK)
+            one = ours.read(info, 0, size)[0]
+            two = theirs.read(other.layout.sites[name].tensors["lora_A"], 0, size)[0]
+            norms = float(np.linalg.norm(one)) * float(np.linalg.norm(two))
+            if norms > 0:
+                cosines.append(float(one @ two) / norms)
+    return sum(cosines) / len(cosines) if cosines else 0.0

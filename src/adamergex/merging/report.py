@@ -1,0 +1,126 @@
+"""What a merge did, module by module."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+FILE_NAME = "merge_report.json"
+
+
+@dataclass(frozen=True)
+class ModuleChange:
+    """One module. Norms are Frobenius: in factor space over its tensors together, in delta space of ΔW.
+
+    Args:
+        module: its name in the base model.
+        merged: whether the selection holds it; else it was copied.
+        changed: whether any stored bit differs from the task adapter's.
+        task: norm of the task adapter.
+        divergence: norm of D (of D − 1 for the multiplicative rule).
+        change: norm of merged − task, before rounding.
+        guarded: entries of the source reference too near zero to divide by; there the task's entry stayed.
+        truncation: ‖ΔW − ΔW_R‖ / ‖ΔW‖ where ``rank`` cut something off.
+    """
+
+    module: str
+    merged: bool
+    changed: bool
+    task: float
+    divergence: float = 0.0
+    change: float = 0.0
+    guarded: int = 0
+    truncation: float | None = None
+
+    @property
+    def relative(self) -> float:
+        """change / task."""
+        return self.change / self.task if self.task else float("inf") if self.change else 0.0
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did; ``str()`` is a compact table, ``to_json()`` everything."""
+
+    kind: str
+    rule: str
+    space: str
+    selection: str
+    weight: float | None
+    rank: int | None
+    modules: tuple[ModuleChange, ...]
+    heads: tuple[str, ...] = ()
+    ignored_heads: tuple[str, ...] = ()
+
+    @property
+    def matched(self) -> int:
+        """Modules that the selection holds."""
+        return sum(item.merged for item in self.modules)
+
+    @property
+    def changed(self) -> int:
+        """Modules whose stored tensors differ from the task adapter's."""
+        return sum(item.changed for item in self.modules)
+
+    @property
+    def copied(self) -> int:
+        """Modules taken over from the task adapter."""
+        return len(self.modules) - self.matched
+
+    @property
+    def guarded(self) -> int:
+        """Entries guarded against division by nearly zero."""
+        return sum(item.guarded for item in self.modules)
+
+    def to_json(self) -> str:
+        """All of it, with the counts and relative changes."""
+        counts = {name: getattr(self, name) for name in ("matched", "changed", "copied", "guarded")}
+        found: dict[str, Any] = {**asdict(self), "counts": counts}
+        for entry, item in zip(found["modules"], self.modules, strict=True):
+            entry["relative"] = item.relative if item.task else None
+        return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+
+    def lines(self) -> list[str]:
+        """The compact table: one line for each kind of module."""
+        weight = "none (a divergence)" if self.weight is None else f"{self.weight:g}"
+        rank = f", truncated to rank {self.rank}" if self.rank else ""
+        lines = [
+            f"{self.kind}: rule {self.rule}, space {self.space}, modules {self.selection}, weight {weight}{rank}",
+            f"{self.matched} modules merged ({self.changed} changed), {self.copied} copied"
+            + (f", {self.guarded} entries guarded" if self.guarded else "")
+            + (f", {len(self.heads)} head tensors from the task" if self.heads else "")
+            + (f", {len(self.ignored_heads)} head tensors of references ignored" if self.ignored_heads else ""),
+            f"{'module':<40} {'n':>4} {'‖task‖':>10} {'‖D‖':>10} {'‖change‖':>10} {'relative':>9}  cut off",
+        ]
+        lines += [_line(name, items) for name, items in _grouped(self.modules)]
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def _grouped(items: Iterable[ModuleChange]) -> list[tuple[str, list[ModuleChange]]]:
+    groups: dict[str, list[ModuleChange]] = {}
+    for item in items:
+        groups.setdefault(re.sub(r"\.\d+(?=\.|$)", ".*", item.module), []).append(item)
+    return sorted(groups.items())
+
+
+def _line(name: str, items: list[ModuleChange]) -> str:
+    if len(name) > 40:
+        name = "…" + name[-39:]
+    head = f"{name:<40} {len(items):>4} {_together(item.task for item in items):>10.4g}"
+    if not items[0].merged:
+        return f"{head} {'copied':>10}"
+    task, change = _together(item.task for item in items), _together(item.change for item in items)
+    relative = f"{change / task:>9.2%}" if task else f"{'-':>9}"
+    cut = max((item.truncation for item in items if item.truncation is not None), default=None)
+    line = f"{head} {_together(item.divergence for item in items):>10.4g} {change:>10.4g} {relative}"
+    return line + (f"  ≤ {cut:.2%}" if cut is not None else "")
+
+
+def _together(norms: Iterable[float]) -> float:
+    return float(sum(norm * norm for norm in norms) ** 0.5)

@@ -1,0 +1,274 @@
+"""Backbones: what a name means, which family it is, and loading it with its tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import cached_file, logging
+
+from adamergex.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SHIPPED = ("nano", "nano-causal")
+Family = Literal["encoder", "decoder", "encoder-decoder"]
+Kind = Literal["masked-lm", "causal-lm", "sequence-classification", "sequence-to-sequence"]
+
+_CLASSES = {
+    "masked-lm": AutoModelForMaskedLM,
+    "causal-lm": AutoModelForCausalLM,
+    "sequence-classification": AutoModelForSequenceClassification,
+    "sequence-to-sequence": AutoModelForSeq2SeqLM,
+}
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A backbone in memory. ``fresh``: modules whose weights the checkpoint lacks (a new classification head)."""
+
+    base: str
+    kind: Kind
+    family: Family
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    fresh: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the checkpoint: see ``base_sha256``."""
+        return base_sha256(self.base)
+
+
+def resolve(base: str) -> str:
+    """What transformers can load: a shipped backbone's folder, a local folder, or the hub id unchanged.
+
+    Raises: ModelError when the name is a path and no folder is there.
+    """
+    if base in SHIPPED:
+        folder = Path(__file__).parent / "backbones" / base
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"the shipped backbone {base!r} is not part of this installation",
+                where=folder,
+                fix="install the complete package, or name a folder or a hub id",
+            )
+        return str(folder)
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if base.startswith(("/", ".", "~")) or base.count("/") > 1 or folder.exists():
+        raise ModelError(
+            "there is no such model folder",
+            where=base,
+            expected=f"a folder with config.json and weights, a hub id, or one of {', '.join(SHIPPED)}",
+            fix="check the path",
+        )
+    return base
+
+
+def family(config: PreTrainedConfig) -> Family:
+    """Whether the architecture encodes, decodes or does both, by transformers' own architecture mappings.
+
+    Raises: ModelError when the architecture has neither a masked nor a causal language-model head.
+    """
+    if config.is_encoder_decoder:
+        return "encoder-decoder"
+    name = config.model_type
+    if name in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        return "encoder"
+    if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return "decoder"
+    raise ModelError(
+        f"the architecture {name!r} has no language-model head in transformers",
+        expected="a text model: an encoder, a decoder or an encoder-decoder",
+        fix="choose another base",
+    )
+
+
+def load_config(base: str) -> PreTrainedConfig:
+    """The configuration of a backbone. Raises: ModelError when it cannot be read."""
+    try:
+        return AutoConfig.from_pretrained(resolve(base), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(base, error) from error
+
+
+def load(base: str, kind: Kind, labels: Sequence[str] | None = None) -> Loaded:
+    """Load a backbone and its tokenizer: float32 on CPU, bfloat16 on CUDA whatever the checkpoint's dtype.
+
+    No code of the checkpoint is run (``trust_remote_code`` stays off). ``labels`` are the classes of a
+    sequence-classification head. Raises: ModelError for an unreadable checkpoint, one without the language-model
+    head that ``kind`` needs, or a tokenizer without a usable padding piece.
+    """
+    config = load_config(base)
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+    # A missing head is drawn at random here, and drawn again from the job's seed when an adapter is attached.
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(0)
+        try:
+            model, report = _CLASSES[kind].from_pretrained(
+                resolve(base),
+                config=config,
+                dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=kind == "sequence-classification",
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise _unreadable(base, error) from error
+    missing = [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]
+    fresh = _fresh_modules(base, kind, model.base_model_prefix, missing)
+    if torch.cuda.is_available():
+        model.to("cuda")
+    return Loaded(base, kind, family(config), model.eval(), tokenizer(base), fresh)
+
+
+def tokenizer(base: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a backbone, able to pad. Raises: ModelError when it cannot be loaded, or has no padding piece."""
+    try:
+        with quiet():
+            found = AutoTokenizer.from_pretrained(resolve(base), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _unreadable(base, error, "tokenizer") from error
+    if found.pad_token_id is None:
+        # An invented id would be a word of the vocabulary. The end piece is safe: padding is hidden by the attention
+        # mask, and labels are set per position, never by comparing with the padding id.
+        if found.eos_token_id is None or family(load_config(base)) == "encoder":
+            raise ModelError(
+                "the tokenizer has no padding piece",
+                where=base,
+                found=f"special pieces {found.special_tokens_map}",
+                fix="set pad_token in the checkpoint's tokenizer_config.json",
+            )
+        found.pad_token = found.eos_token
+    return found  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' load reports and progress bars for a while: what matters of them becomes an error."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def base_sha256(base: str) -> str:
+    """SHA-256 over the names and bytes of config.json and of the weight files; computed once a process."""
+    files = _files(base)
+    return _hash_files(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+def longest_input(model: nn.Module, pieces: PreTrainedTokenizerBase) -> int:
+    """How many pieces the model takes, special ones included (RoBERTa's positions start after the padding's)."""
+    config: Any = model.config
+    limit = getattr(config, "max_position_embeddings", None) or 10**9
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            limit = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+            break
+    return min(int(limit), int(pieces.model_max_length))
+
+
+def frame(pieces: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special pieces that the tokenizer puts before and after one text."""
+    inner = pieces("a", add_special_tokens=False)["input_ids"]
+    outer = pieces("a")["input_ids"]
+    for start in range(len(outer) - len(inner) + 1):
+        if outer[start : start + len(inner)] == inner:
+            return outer[:start], outer[start + len(inner) :]
+    return [], []
+
+
+def _fresh_modules(base: str, kind: Kind, prefix: str, missing: Iterable[str]) -> tuple[str, ...]:
+    """The outermost new module of each missing weight: the head, or a pooler that masked-LM checkpoints lack."""
+    names = set()
+    for key in missing:
+        path = key.split(".")[:-1]
+        if kind == "sequence-classification" and path[0] != prefix:
+            names.add(path[0])
+        elif kind == "sequence-classification" and "pooler" in path:
+            names.add(".".join(path[: path.index("pooler") + 1]))
+        else:
+            raise ModelError(
+                f"the checkpoint lacks weights that a {kind} model needs",
+                where=base,
+                found=f"nothing for {key}",
+                fix="choose a checkpoint that was saved whole, with its language-model head",
+            )
+    return tuple(sorted(names))
+
+
+def _files(base: str) -> list[Path]:
+    place = resolve(base)
+    config = _file(place, "config.json")
+    if config is None:
+        raise ModelError("there is no config.json", where=place, fix="name a transformers checkpoint")
+    for name in _WEIGHTS:
+        found = _file(place, name)
+        if found is None:
+            continue
+        if not name.endswith(".json"):
+            return [config, found]
+        shards = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
+        return [config, *(shard for shard in (_file(place, name) for name in shards) if shard is not None)]
+    raise ModelError("there are no weights", where=place, expected=" or ".join(_WEIGHTS[::2]), fix="check the folder")
+
+
+def _file(place: str, name: str) -> Path | None:
+    if Path(place).is_dir():
+        path = Path(place) / name
+        return path if path.is_file() else None
+    found = cached_file(place, name, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
+
+
+@functools.lru_cache(maxsize=64)
+def _hash_files(files: tuple[tuple[str, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for name, size, _ in files:
+        digest.update(f"{Path(name).name}\0{size}\0".encode())
+        with open(name, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _unreadable(base: str, error: BaseException, part: str = "model") -> ModelError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(
+        f"the {part} cannot be loaded",
+        where=base,
+        found=reason,
+        expected="a folder or a hub id with config.json, weights and tokenizer, of an architecture that transformers has",
+        fix="check the name; models that need their own code (trust_remote_code) are not run",
+    )

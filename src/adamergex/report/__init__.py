@@ -1,0 +1,8 @@
+"""The report: results -> Markdown, CSV, LaTeX and one self-contained HTML page."""
+
+from __future__ import annotations
+
+from adamergex.report.page import write_report
+from adamergex.report.results import Results, load, parse, save
+
+__all__ = ["Results", "load", "parse", "save", "write_report"]

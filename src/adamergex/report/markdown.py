@@ -1,0 +1,172 @@
+"""The report as Markdown: the same tables as the page, without the pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from adamergex.report.results import Adapter, Results
+from adamergex.report.summary import (
+    MEAN,
+    Row,
+    ScoreTable,
+    by_chance,
+    differences,
+    headline,
+    number,
+    probability,
+    score_table,
+    signed,
+    small_print,
+    span,
+)
+
+
+def report_markdown(results: Results) -> str:
+    """The whole report; every number is that of the HTML page."""
+    parts = [
+        f"# {plain(results.title)}",
+        plain(headline(results)),
+        _facts(results),
+        "## Scores",
+        scores_markdown(results),
+        *_differences(results),
+        *_tuning(results),
+        *_adapters(results.adapters),
+        "## How it was made",
+        *(_code(results.commands)),
+        table(["", ""], [[plain(key), plain(str(value))] for key, value in results.environment.items()], "ll")
+        if results.environment
+        else "",
+        *(f"- {plain(note)}" for note in results.notes),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def scores_markdown(results: Results) -> str:
+    """Methods × languages with the mean; the caption stands beneath."""
+    scores = score_table(results)
+    header = ["Method", *(f"{plain(a)} (n={b})" for a, b in zip(scores.languages, scores.counts, strict=True)), "mean"]
+    rows = [[plain(row.method.title), *_scores(scores, row), _mean(scores, row)] for row in scores.rows]
+    about = "\n".join(f"- {plain(item.title)}: {plain(item.about)}" for item in results.methods if item.about)
+    return "\n\n".join(
+        part for part in (table(header, rows, "l" + "r" * (len(header) - 1)), scores.caption, about) if part
+    )
+
+
+def _scores(scores: ScoreTable, row: Row) -> list[str]:
+    words = []
+    for language, item in zip(scores.languages, row.scores, strict=True):
+        if item is None:
+            words.append("–")
+        else:
+            value = _bold(number(item.mean), (row.method.name, language) in scores.best)
+            words.append(f"{value} {small_print(item, scores.seeds)}")
+    return words
+
+
+def _mean(scores: ScoreTable, row: Row) -> str:
+    if row.mean is None or not row.mean.complete:
+        return "–"
+    value = _bold(number(row.mean.mean), (row.method.name, MEAN) in scores.best)
+    return value if row.mean.sd is None else f"{value} ± {number(row.mean.sd)}"
+
+
+def _facts(results: Results) -> str:
+    facts = {
+        "base": results.base,
+        "task": results.task,
+        "structure": results.structure,
+        "source": results.source,
+        "λ tuned on": results.proxy or "–",
+        "targets": ", ".join(results.targets),
+        "seeds": ", ".join(map(str, results.seeds)),
+    }
+    return " · ".join(f"{name}: {plain(value)}" for name, value in facts.items())
+
+
+def _differences(results: Results) -> list[str]:
+    items = differences(results)
+    if not items:
+        return []
+    rows = [
+        [
+            plain(item.method.title),
+            plain(item.language),
+            _bold(signed(item.mean), bool(item.sign)),
+            span(item.interval),
+            *([number(item.sd) if item.sd is not None else "–"] if _several(results) else []),
+            probability(item.p) if item.p else "–",
+        ]
+        for item in items
+    ]
+    header = ["Method", "Language", "Difference", "95 % interval", *(["sd"] if _several(results) else []), "p"]
+    return [
+        "## Against Eng-FT, item by item",
+        table(header, rows, "ll" + "r" * (len(header) - 2)),
+        by_chance(len(items)),
+    ]
+
+
+def _several(results: Results) -> bool:
+    return len({cell.seed for cell in results.cells}) > 1
+
+
+def _tuning(results: Results) -> list[str]:
+    if not results.tuning:
+        return []
+    rows = [
+        [
+            plain(getattr(results.method(run.method), "title", run.method)),
+            plain(run.proxy),
+            str(run.seed),
+            f"{point.weight:g}" + (" (Eng-FT)" if point.weight == 0 else ""),
+            _bold(number(point.accuracy), point.weight == run.chosen),
+            span(point.interval),
+        ]
+        for run in results.tuning
+        for point in run.curve
+    ]
+    header = ["Method", "Proxy", "Seed", "λ", "Accuracy", "95 % interval"]
+    return ["## The weight λ on the proxy language", table(header, rows, "llrrrr"), "The chosen λ is bold."]
+
+
+def _adapters(adapters: Sequence[Adapter]) -> list[str]:
+    if not adapters:
+        return []
+    rows = [
+        [
+            plain(item.name),
+            plain(item.task),
+            f"{item.parameters:,}",
+            f"{item.bytes:,}",
+            f"{item.tokens:,}",
+            "–" if item.seconds is None else number(item.seconds),
+            "–" if item.loss is None else number(item.loss, 3),
+            "yes" if item.reused else "no",
+        ]
+        for item in adapters
+    ]
+    header = ["Adapter", "Task", "Parameters", "Bytes", "Tokens", "Seconds", "Loss", "Reused"]
+    return ["## Cost", table(header, rows, "llrrrrrl")]
+
+
+def _code(commands: Sequence[str]) -> list[str]:
+    fence = "```" if not any("```" in command for command in commands) else "`````"
+    return [f"{fence}\n" + "\n".join(commands) + f"\n{fence}"] if commands else []
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> str:
+    """A Markdown table; ``align`` has one of l, r a column. Cells are Markdown already."""
+    rule = ["---:" if side == "r" else "---" for side in align]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
+
+
+def plain(words: str) -> str:
+    """Text that Markdown shows as it is: one line, its marks and HTML escaped."""
+    words = " ".join(words.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", words)
+
+
+def _bold(words: str, on: bool) -> str:
+    return f"**{words}**" if on else words

@@ -1,0 +1,227 @@
+"""What a transfer measured: the records of ``results.json``, read, checked and written.
+
+All accuracies, differences and intervals are in percent (points); ``p`` is a probability.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from adamergex.errors import DataError
+
+Interval = tuple[float, float]
+BASELINE = "english_tuning"
+"""The method that every other one is compared with: A[T,s] used in the target language as it is."""
+
+
+class _Record:
+    """Unknown keys and numbers that are not finite are refused on reading."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Method(_Record):
+    """One row of the tables. ``space`` is the merging space of LoRA ("factors", "delta"), where there is one."""
+
+    name: str
+    label: str
+    space: str | None = None
+    about: str = ""
+
+    @property
+    def title(self) -> str:
+        """The label with the merging space, which a report always names."""
+        return self.label if not self.space or self.space in self.label else f"{self.label} ({self.space})"
+
+
+@dataclass(frozen=True)
+class Comparison(_Record):
+    """A paired comparison on the same items: this cell minus ``method``, its interval, and its p-value."""
+
+    method: str
+    difference: float
+    interval: Interval
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class Cell(_Record):
+    """One method in one language with one seed. ``predictions`` and ``adapter`` are paths from the report's folder."""
+
+    method: str
+    language: str
+    seed: int
+    accuracy: float
+    n: int
+    interval: Interval
+    truncated: int = 0
+    weight: float | None = None
+    predictions: str | None = None
+    adapter: str | None = None
+    against: Comparison | None = None
+
+
+@dataclass(frozen=True)
+class CurvePoint(_Record):
+    """The proxy language's validation accuracy at one λ."""
+
+    weight: float
+    accuracy: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Tuning(_Record):
+    """One search for λ: the curve over the grid and the λ that was taken."""
+
+    method: str
+    proxy: str
+    seed: int
+    chosen: float
+    curve: tuple[CurvePoint, ...]
+
+
+@dataclass(frozen=True)
+class Adapter(_Record):
+    """One trained adapter and what it cost. ``reused``: the store already held it.
+
+    ``name`` starts with "task" or "reference"; with several seeds it also holds "seed N", for the lineage picture."""
+
+    name: str
+    language: str
+    task: str
+    parameters: int
+    bytes: int
+    tokens: int
+    seconds: float | None = None
+    loss: float | None = None
+    reused: bool = False
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class ModuleChange(_Record):
+    """What a merge did to one module: Frobenius norms of the task's part, the divergence and the change."""
+
+    module: str
+    task_norm: float
+    divergence_norm: float
+    change_norm: float
+
+
+@dataclass(frozen=True)
+class Merge(_Record):
+    """One merged adapter, module by module."""
+
+    method: str
+    language: str
+    seed: int
+    weight: float
+    modules: tuple[ModuleChange, ...]
+
+
+@dataclass(frozen=True)
+class Results(_Record):
+    """Everything a report shows; the content of ``results.json``."""
+
+    title: str
+    base: str
+    task: str
+    structure: str
+    source: str
+    targets: tuple[str, ...]
+    seeds: tuple[int, ...]
+    methods: tuple[Method, ...]
+    cells: tuple[Cell, ...]
+    proxy: str | None = None
+    tuning: tuple[Tuning, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
+    merges: tuple[Merge, ...] = ()
+    environment: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    commands: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def method(self, name: str) -> Method | None:
+        """The method of this name, or None."""
+        return next((method for method in self.methods if method.name == name), None)
+
+
+@cache
+def _adapter() -> TypeAdapter[Results]:
+    return TypeAdapter(Results)
+
+
+def parse(data: Mapping[str, Any], where: object = "results") -> Results:
+    """Checked results from plain data (what ``json.load`` gives).
+
+    Raises:
+        DataError: a key is missing, unknown or of the wrong type, or the parts do not fit together; all at once.
+    """
+    try:
+        results = _adapter().validate_json(json.dumps(data))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise _invalid(where, problems) from None
+    if problems := _contradictions(results):
+        raise _invalid(where, problems)
+    return results
+
+
+def load(path: str | Path) -> Results:
+    """Results from a ``results.json``.
+
+    Raises:
+        DataError: the file cannot be read, is not JSON, or does not hold results.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError("The results cannot be read.", where=path, found=error, expected="a JSON file") from None
+    if not isinstance(data, dict):
+        raise DataError("The results cannot be read.", where=path, found=type(data).__name__, expected="an object")
+    return parse(data, where=path)
+
+
+def save(results: Results, path: str | Path) -> Path:
+    """Write results as JSON, the same bytes for the same results; returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dataclasses.asdict(results), ensure_ascii=False, allow_nan=False, indent=1)
+    path.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def _contradictions(results: Results) -> list[str]:
+    """What the types cannot say: repeated names and cells, methods nobody listed, intervals upside down."""
+    names = {method.name for method in results.methods}
+    problems = [
+        f"methods: {name!r} is listed {count} times"
+        for name, count in Counter(method.name for method in results.methods).items()
+        if count > 1
+    ]
+    keys = Counter((cell.method, cell.language, cell.seed) for cell in results.cells)
+    problems += [f"cells: {key} is there {count} times" for key, count in keys.items() if count > 1]
+    used = {cell.method for cell in results.cells} | {tuning.method for tuning in results.tuning}
+    problems += [f"methods: {name!r} has results and is not listed" for name in sorted(used - names)]
+    problems += [
+        f"cells: {cell.method}, {cell.language}, seed {cell.seed}: interval {list(cell.interval)} is upside down"
+        for cell in results.cells
+        if cell.interval[0] > cell.interval[1]
+    ]
+    return problems
+
+
+def _invalid(where: object, problems: list[str]) -> DataError:
+    return DataError(
+        "The results are not valid.", where=where, found="; ".join(problems), fix="write them with `adamergex transfer`"
+    )

@@ -1,0 +1,87 @@
+"""Results as files for other programs: one CSV line a cell, and the score table in LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from adamergex.report.results import Results
+from adamergex.report.summary import MEAN, Score, ScoreTable, number, score_table, small_print
+
+COLUMNS = (
+    "method", "label", "space", "language", "seed", "accuracy", "low", "high", "n", "truncated", "weight",
+    "against", "difference", "difference_low", "difference_high", "p", "predictions", "adapter",
+)  # fmt: skip
+
+
+def scores_csv(results: Results) -> str:
+    """Every cell with all its digits, one a line; empty where there is no value."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    methods = {method.name: method for method in results.methods}
+    for cell in results.cells:
+        method, pair = methods[cell.method], cell.against
+        against = (pair.method, pair.difference, *pair.interval, pair.p) if pair else (None,) * 5
+        writer.writerow(
+            (cell.method, method.label, method.space, cell.language, cell.seed, cell.accuracy, *cell.interval, cell.n)
+            + (cell.truncated, cell.weight, *against, cell.predictions, cell.adapter)
+        )
+    return out.getvalue()
+
+
+def scores_latex(results: Results) -> str:
+    """The score table as a ``tabular`` (needs the package booktabs)."""
+    table = score_table(results)
+    lines = [
+        f"% {_comment(results.title)}",
+        f"% {_comment(table.caption)} Needs \\usepackage{{booktabs}}.",
+        rf"\begin{{tabular}}{{l{'r' * (len(table.languages) + 1)}}}",
+        r"\toprule",
+        " & ".join(["Method", *(latex(name) for name in table.languages), "mean"]) + r" \\",
+        " & ".join(["", *(rf"{{\scriptsize $n={_dash(count)}$}}" for count in table.counts), ""]) + r" \\",
+        r"\midrule",
+    ]
+    for row in table.rows:
+        name = row.method.name
+        pairs = list(zip(table.languages, row.scores, strict=True))
+        values = [_value(item.mean, (name, column) in table.best) if item else "--" for column, item in pairs]
+        values.append(_value(row.mean.mean, (name, MEAN) in table.best) if row.mean and row.mean.complete else "--")
+        lines.append(" & ".join([latex(row.method.title), *values]) + r" \\")
+        small = [_small(item, table) for item in row.scores] + [_mean_small(row.mean.sd if row.mean else None)]
+        lines.append(" & ".join(["", *small]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _value(value: float, best: bool) -> str:
+    words = latex(number(value))
+    return rf"\textbf{{{words}}}" if best else words
+
+
+def _small(item: Score | None, table: ScoreTable) -> str:
+    return rf"{{\scriptsize {latex(small_print(item, table.seeds))}}}" if item else ""
+
+
+def _mean_small(sd: float | None) -> str:
+    return "" if sd is None else rf"{{\scriptsize $\pm$ {number(sd)}}}"
+
+
+def _dash(count: str) -> str:
+    return count.replace("–", "$--$")
+
+
+def _comment(words: str) -> str:
+    return " ".join(words.split())
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "λ": r"$\lambda$", "±": r"$\pm$", "×": r"$\times$", "−": "$-$", "·": r"$\cdot$", "→": r"$\to$", "³": "$^3$",
+    "–": "--", "\n": " ",
+}  # fmt: skip
+
+
+def latex(words: str) -> str:
+    """Text for LaTeX: its special characters escaped, the signs that reports use as mathematics."""
+    return "".join(_LATEX.get(character, character) for character in words)

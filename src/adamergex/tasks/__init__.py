@@ -1,0 +1,27 @@
+"""The tasks: how rows become training examples, and how predictions are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+class Examples(Protocol):
+    """What training needs of a task: how long each example is, a batch of some of them, and the batch's loss."""
+
+    @property
+    def lengths(self) -> Sequence[int]: ...
+
+    def batch(self, indices: Sequence[int], step: int) -> dict[str, Tensor]: ...
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor: ...
+
+
+def pieces_of(tokenizer: object, texts: Sequence[str]) -> list[list[int]]:
+    """The pieces of each text, without special ones."""
+    if not texts:
+        return []
+    found = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)  # type: ignore[operator]
+    return [list(ids) for ids in found["input_ids"]]

@@ -1,0 +1,210 @@
+"""One label a text. Encoders get a head; decoders a prompt, and the label's word as the answer."""
+
+from __future__ import annotations
+
+import bisect
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from adamergex.errors import ConfigError, DataError
+from adamergex.logits import IGNORE, labelled_loss
+from adamergex.models import frame
+from adamergex.tasks import pieces_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from adamergex.settings import Classification
+
+Pieces = list[int]
+
+
+@dataclass(frozen=True)
+class HeadExamples:
+    """Texts as an encoder reads them. ``truncated``: how many were cut."""
+
+    ids: list[Pieces]
+    labels: list[int]
+    pad: int
+    truncated: int
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        return [len(ids) for ids in self.ids]
+
+    def batch(self, indices: Sequence[int], step: int) -> dict[str, Tensor]:
+        """Padded only to the longest text of the batch."""
+        batch = padded([self.ids[index] for index in indices], self.pad)
+        return {**batch, "labels": torch.tensor([self.labels[index] for index in indices])}
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Mean cross-entropy over the texts (nats)."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        return functional.cross_entropy(model(**inputs).logits.float(), batch["labels"])
+
+
+@dataclass(frozen=True)
+class PromptExamples:
+    """Prompts and answers as a decoder reads them; only the answer, and the end after it, are learned."""
+
+    prompts: list[Pieces]
+    answers: list[Pieces]
+    pad: int
+    truncated: int
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        return [len(prompt) + len(answer) for prompt, answer in zip(self.prompts, self.answers, strict=True)]
+
+    def batch(self, indices: Sequence[int], step: int) -> dict[str, Tensor]:
+        """Padded on the right; labels are -100 on the prompt and the padding."""
+        chosen = [(self.prompts[index], self.answers[index]) for index in indices]
+        batch = padded([prompt + answer for prompt, answer in chosen], self.pad)
+        labels = padded([[IGNORE] * len(prompt) + answer for prompt, answer in chosen], IGNORE)["input_ids"]
+        return {**batch, "labels": labels}
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Mean cross-entropy over the answers' pieces (nats)."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        return labelled_loss(model, inputs, batch["labels"], shift=True)
+
+
+def head_examples(
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    task: Classification,
+    *,
+    longest: int,
+    where: object = None,
+) -> HeadExamples:
+    """Labelled texts for an encoder with a head; a text over ``task.max_length`` pieces is cut at its end.
+
+    Raises: DataError for a label that the task does not have.
+    """
+    labels = label_indices(rows, task, where)
+    before, after = frame(tokenizer)
+    room = min(task.max_length, longest) - len(before) - len(after)
+    pieces = pieces_of(tokenizer, [str(row["text"]) for row in rows])
+    ids = [before + found[:room] + after for found in pieces]
+    return HeadExamples(ids, labels, int(tokenizer.pad_token_id), sum(len(found) > room for found in pieces))
+
+
+def prompt_examples(
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    task: Classification,
+    *,
+    longest: int,
+    where: object = None,
+) -> PromptExamples:
+    """Labelled texts for a decoder: prompt, the label's word, end.
+
+    Raises: DataError for a label that the task does not have; ConfigError for a prompt that leaves no room for text.
+    """
+    words = answer_pieces(tokenizer, task)
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    answers = [words[index] + end for index in label_indices(rows, task, where)]
+    room = min(task.max_length, longest) - max(map(len, words)) - len(end)
+    prompts, truncated = prompt_pieces([str(row["text"]) for row in rows], tokenizer, task.prompt, room)
+    return PromptExamples(prompts, answers, int(tokenizer.pad_token_id), truncated)
+
+
+def prompt_pieces(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, prompt: str, room: int, *, special: int = 0
+) -> tuple[list[Pieces], int]:
+    """The filled prompts, after the special pieces that open a text, in at most ``room`` pieces; and how many were cut.
+
+    Only ``{text}`` is ever cut, at its end: what the prompt says after it stays. ``special``: pieces to leave free.
+    """
+    if "{text}" not in prompt:
+        raise ConfigError(
+            "the prompt has no place for the text", where="prompt", found=repr(prompt), expected="'{text}' in it",
+            fix="write {text} where the text belongs",
+        )  # fmt: skip
+    before, _ = frame(tokenizer)
+    room = room - len(before) - special
+
+    def fill(text: str) -> str:
+        return prompt.replace("{text}", text)
+
+    found, truncated = pieces_of(tokenizer, [fill(text) for text in texts]), 0
+    for index, text in enumerate(texts):
+        if len(found[index]) > room:
+            truncated += 1
+            # The longest beginning of the text whose prompt fits; pieces grow with the characters.
+            keep = bisect.bisect_right(
+                range(len(text)), room, key=lambda cut: len(pieces_of(tokenizer, [fill(text[:cut])])[0])
+            )
+            if keep <= 1:
+                raise ConfigError(
+                    "the prompt leaves no room for the text",
+                    where="max_length",
+                    found=f"{room + len(before) + special} pieces for prompt and text",
+                    expected="more than the prompt alone has",
+                    fix="raise max_length or shorten the prompt",
+                )
+            found[index] = pieces_of(tokenizer, [fill(text[: keep - 1])])[0]
+    return [before + pieces for pieces in found], truncated
+
+
+def answer_pieces(tokenizer: PreTrainedTokenizerBase, task: Classification) -> list[Pieces]:
+    """What a model says for each label after the prompt: a space and the label's word (by default the label).
+
+    Tokenised with the prompt's end before it, so that the pieces are those that follow it there.
+    Raises: ConfigError when two labels have the same pieces.
+    """
+    tail = task.prompt.rpartition("{text}")[2] or "a"
+    start = pieces_of(tokenizer, [tail])[0]
+    result: list[Pieces] = []
+    for label in task.labels:
+        word = task.words.get(label, label)
+        whole, alone = pieces_of(tokenizer, [f"{tail} {word}", f" {word}"])
+        follows = whole[: len(start)] == start and len(whole) > len(start)
+        result.append(whole[len(start) :] if follows else alone)
+    for index, pieces in enumerate(result):
+        if not pieces or pieces in result[:index]:
+            raise ConfigError(
+                "a label's word cannot be told from the others",
+                where=f"label {task.labels[index]!r}",
+                found=f"pieces {pieces}",
+                expected="a different word for every label",
+                fix="set words: {label: word}",
+            )
+    return result
+
+
+def label_indices(rows: Sequence[Mapping[str, Any]], task: Classification, where: object) -> list[int]:
+    """The place of each row's label among the task's. Raises: DataError for one that is not there."""
+    places = {label: index for index, label in enumerate(task.labels)}
+    result = []
+    for number, row in enumerate(rows, 1):
+        label = row.get("label")
+        if label not in places:
+            near = difflib.get_close_matches(str(label), task.labels, n=1)
+            raise DataError(
+                "a row has no label" if label is None else "a label is not one of the task's",
+                where=f"{where}, row {number}",
+                found=f"columns {', '.join(row)}" if label is None else repr(label),
+                expected=f"perhaps {near[0]!r}" if near else f"one of {', '.join(task.labels)}",
+                fix="map the column: columns: {label: ...}" if label is None else "correct the data or task.labels",
+            )
+        result.append(places[label])
+    return result
+
+
+def padded(rows: Sequence[Pieces], value: int, *, left: bool = False) -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask`` [rows, longest row]."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), value)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(len(row))
+        ids[index, place] = torch.tensor(row)
+        mask[index, place] = 1
+    return {"input_ids": ids, "attention_mask": mask}

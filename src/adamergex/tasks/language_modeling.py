@@ -1,0 +1,147 @@
+"""The reference task: masked LM (encoders) or causal LM (decoders) on segments of a fixed number of pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adamergex.errors import ConfigError, DataError
+from adamergex.logits import IGNORE, labelled_loss
+from adamergex.models import frame
+from adamergex.tasks import pieces_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from adamergex.settings import LanguageModeling
+
+_CHUNK = 512  # texts that are tokenised at a time, so that a large file is not read beyond what is wanted
+
+
+@dataclass(frozen=True)
+class Masking:
+    """BERT's masking: of ``rate`` of the ordinary pieces 80 % become the mask, 10 % another piece, 10 % stay."""
+
+    mask: int
+    special: NDArray[np.int64]
+    ordinary: NDArray[np.int64]
+    rate: float
+
+    def draw(self, ids: NDArray[np.int64], generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Inputs and labels [batch, length]; labels are -100 where nothing is to be predicted."""
+        chosen = (generator.random(ids.shape, np.float32) < self.rate) & ~np.isin(ids, self.special)
+        dice = generator.random(ids.shape, np.float32)
+        inputs = np.where(chosen & (dice < 0.8), self.mask, ids)
+        others = self.ordinary[generator.integers(len(self.ordinary), size=ids.shape)]
+        inputs = np.where(chosen & (dice >= 0.9), others, inputs)
+        return inputs, np.where(chosen, ids, IGNORE)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Segments [n, length] of one language. ``masking`` is None on decoders, which predict every next piece."""
+
+    ids: NDArray[np.int64]
+    masking: Masking | None
+    seed: int
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        return [self.ids.shape[1]] * len(self.ids)
+
+    def batch(self, indices: Sequence[int], step: int) -> dict[str, Tensor]:
+        """Inputs and labels. The masks depend on (seed, step) alone: fresh every epoch, the same after a resume."""
+        ids = self.ids[list(indices)]
+        inputs = labels = ids
+        if self.masking is not None:
+            inputs, labels = self.masking.draw(ids, np.random.default_rng([self.seed % 2**32, step]))
+        return {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Mean cross-entropy (nats a piece) over the masked pieces, or over every next piece."""
+        ids = batch["input_ids"]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return labelled_loss(model, inputs, batch["labels"], shift=self.masking is None)
+
+
+def segments(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    task: LanguageModeling,
+    *,
+    masked: bool,
+    seed: int,
+    longest: int,
+    where: object = None,
+) -> Segments:
+    """Cut texts into exactly ``task.segments`` segments (None: all there are) of exactly ``task.segment`` pieces.
+
+    The texts follow each other, the tokenizer's separator between them; the pieces are cut without overlap, and every
+    segment gets the special pieces that the tokenizer puts around a text (``masked``: before and after; else before).
+    Raises: ConfigError when a segment does not fit the model, DataError when there are fewer segments than wanted.
+    """
+    before, after = frame(tokenizer)
+    after = after if masked else []
+    inner = task.segment - len(before) - len(after)
+    if inner < 1 or task.segment > longest:
+        raise ConfigError(
+            "segments of this length do not fit the model",
+            where="segment",
+            found=task.segment,
+            expected=f"{len(before) + len(after) + 1} to {longest} pieces",
+            fix="change the reference task's segment",
+        )
+    wanted = task.segments if task.segments is not None else 2**62
+    stream: list[int] = []
+    for pieces in _stream(texts, tokenizer):
+        stream += pieces
+        if len(stream) >= wanted * inner:
+            break
+    there = len(stream) // inner
+    if there < (task.segments or 1):
+        raise DataError(
+            "there is too little text",
+            where=where,
+            found=f"{there} segments of {task.segment} pieces",
+            expected=f"{task.segments or 1} segments",
+            fix="give more text, or lower segment or segments (the same for every language)",
+        )
+    count = min(there, wanted)
+    body = np.asarray(stream[: count * inner], np.int64).reshape(count, inner)
+    sides = [np.tile(np.asarray(side, np.int64), (count, 1)) for side in (before, after)]
+    masking = _masking(tokenizer, task.mask_rate) if masked else None
+    return Segments(np.concatenate([sides[0], body, sides[1]], axis=1), masking, seed)
+
+
+def count_segments(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, segment: int) -> int:
+    """How many segments of ``segment`` pieces the texts surely give, on an encoder and on a decoder."""
+    before, after = frame(tokenizer)
+    inner = max(segment - len(before) - len(after), 1)
+    return sum(map(len, _stream(texts, tokenizer))) // inner
+
+
+def _stream(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    separator = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    between = [] if separator is None else [int(separator)]
+    for start in range(0, len(texts), _CHUNK):
+        for pieces in pieces_of(tokenizer, texts[start : start + _CHUNK]):
+            yield pieces + between
+
+
+def _masking(tokenizer: PreTrainedTokenizerBase, rate: float) -> Masking:
+    if tokenizer.mask_token_id is None:
+        raise ConfigError(
+            "the tokenizer has no mask piece",
+            where=tokenizer.name_or_path,
+            expected="a mask_token, as masked language models have",
+            fix="choose an encoder's checkpoint",
+        )
+    special = np.asarray(sorted(tokenizer.all_special_ids), np.int64)
+    ordinary = np.setdiff1d(np.arange(len(tokenizer), dtype=np.int64), special)
+    return Masking(int(tokenizer.mask_token_id), special, ordinary, rate)

@@ -1,0 +1,317 @@
+"""Settings -> graph -> engine -> results and report: what ``adamergex transfer`` does."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from adamergex.actions import ACTIONS
+from adamergex.config import TransferConfig, load, parse
+from adamergex.engines.local import run
+from adamergex.errors import DataError
+from adamergex.graph import Step, Store
+from adamergex.recipes import RECIPES, Experiment, Facts
+from adamergex.settings import Rows
+
+
+def absolute(config: TransferConfig) -> TransferConfig:
+    """The settings with paths that no longer depend on the settings file's folder."""
+    folder = Path(config.folder)
+
+    def placed(rows: Rows | None) -> Rows | None:
+        if rows is None or rows.path is None:
+            return rows
+        return rows.model_copy(update={"path": str((folder / rows.path).absolute())})
+
+    task = config.task
+    rows = {name: placed(getattr(task, name)) for name in ("train", "validation", "test")}
+    reference = config.reference.model_copy(update={"text": placed(config.reference.text)})
+    base = str((folder / config.base).absolute()) if (folder / config.base).is_dir() else config.base
+    return config.model_copy(update={"task": task.model_copy(update=rows), "reference": reference, "base": base})
+
+
+def facts(config: TransferConfig) -> Facts:
+    """What the model and the data say: hash of the base, labels, how much text every language has."""
+    from adamergex.data import data_hash, read
+    from adamergex.models import base_sha256
+
+    labels = config.task.labels
+    if labels is None:
+        labels = tuple(sorted({str(row["label"]) for row in read(config.task.train, config.source)}))
+        if len(labels) < 2:
+            raise DataError(
+                "the training rows have fewer than two labels",
+                where=config.task.train.path or config.task.train.hub,
+                found=list(labels),
+                fix="check task.train and its column mapping",
+            )
+    content = lru_cache(maxsize=None)(lambda text, language: data_hash(Rows.model_validate_json(text), language))
+    return Facts(
+        base_sha256=base_sha256(config.base),
+        labels=labels,
+        segments=_segments(config),
+        content=lambda rows, language: content(rows.model_dump_json(), language),
+    )
+
+
+def _segments(config: TransferConfig) -> int | None:
+    """As many segments as the language with the least text has: the reference task must be the same everywhere."""
+    if config.reference.segments is not None or not _needs_references(config):
+        return config.reference.segments
+    from adamergex.data import read
+    from adamergex.models import tokenizer
+    from adamergex.tasks.language_modeling import count_segments
+
+    pieces = tokenizer(config.base)
+    languages = dict.fromkeys((config.source, *config.targets, *([config.proxy] if config.proxy else [])))
+    texts = {language: [row["text"] for row in read(config.reference.text, language)] for language in languages}
+    counts = {name: count_segments(text, pieces, config.reference.segment) for name, text in texts.items()}
+    if min(counts.values()) < 1:
+        raise DataError(
+            "too little text for one segment",
+            where=config.reference.text.path or config.reference.text.hub,
+            found=f"segments of {config.reference.segment} pieces: {counts}",
+            fix="give more text or a smaller reference.segment",
+        )
+    return min(counts.values())
+
+
+def _needs_references(config: TransferConfig) -> bool:
+    return any(method not in ("vanilla", "english_tuning") for method in config.methods)
+
+
+class Plan:
+    """The steps of a whole table: an evaluation for every method, language and seed, and the searches of λ."""
+
+    def __init__(self, config: TransferConfig, known: Facts) -> None:
+        self.config = config
+        self.adapters: dict[tuple[str, str, int], Step | None] = {}
+        self.evaluations: dict[tuple[str, str, int], Step] = {}
+        self.tunings: dict[tuple[str, int], Step] = {}
+        for seed in config.seeds:
+            for method in config.methods:
+                for language in config.targets:
+                    self._add(method, Experiment(config, known, language, seed))
+
+    def _add(self, method: str, x: Experiment) -> None:
+        cell = (method, x.target, x.seed)
+        adapter = x.adapter(RECIPES[method].build)
+        self.adapters[cell] = adapter
+        self.evaluations[cell] = x.evaluate(adapter, x.target)
+        if adapter is not None and "weight" in adapter.inputs:
+            self.tunings[method, x.seed] = adapter.inputs["weight"]
+
+    @property
+    def wanted(self) -> list[Step]:
+        merged = [step for step in self.adapters.values() if step is not None]
+        return [*self.evaluations.values(), *self.tunings.values(), *merged, *self.trainings]
+
+    @property
+    def trainings(self) -> list[Step]:
+        found: dict[str, Step] = {}
+
+        def visit(step: Step) -> None:
+            if step.kind == "train":
+                found[step.key] = step
+            for other in step.inputs.values():
+                visit(other)
+
+        for adapter in (*self.adapters.values(), *self.tunings.values()):
+            if adapter is not None:
+                visit(adapter)
+        return list(found.values())
+
+
+def transfer(config: TransferConfig, say: Callable[[str], None] = print, command: str | None = None) -> dict[str, Any]:
+    """Train what the store lacks, tune λ, merge, evaluate, and write the results and the report to ``config.output``.
+
+    Returns:
+        The results, as in ``OUTPUT/results.json``.
+
+    Raises:
+        AdamergexError: bad data, a model that does not load, adapters that do not fit; what was done is kept.
+    """
+    config = absolute(config)
+    output = Path(config.output)
+    store = Store(Path(config.store) if config.store else output / "store")
+    plan = Plan(config, facts(config))
+    reused = {step.key for step in plan.trainings if store.has(step)}
+    run(plan.wanted, store, ACTIONS, say)
+    results = collect(plan, store, output, reused)
+    results["commands"] = [command] if command else []
+    from adamergex.report import write_report
+
+    write_report(results, output)
+    return results
+
+
+def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[str, Any]:
+    """The table's cells, λ curves and costs, read from the store; adapters and predictions copied to the output."""
+    config = plan.config
+    cells = [_cell(plan, store, output, cell) for cell in plan.evaluations]
+    return {
+        "title": config.title,
+        "base": Path(config.base).name,
+        "task": config.task.name,
+        "structure": config.structure.kind,
+        "source": config.source,
+        "proxy": config.proxy,
+        "targets": list(config.targets),
+        "seeds": list(config.seeds),
+        "methods": [_method(config, name) for name in config.methods],
+        "cells": cells,
+        "tuning": [_tuning(config, store, *item) for item in plan.tunings.items()],
+        "adapters": [_adapter(store, step, step.key in reused) for step in plan.trainings],
+        "merges": list(_merges(plan, store)),
+        "environment": environment(),
+        "commands": [],
+        "notes": [],
+    }
+
+
+def _method(config: TransferConfig, name: str) -> dict[str, Any]:
+    recipe = RECIPES[name]
+    space = config.merge.space if config.structure.kind == "lora" and name.startswith("adamergex") else None
+    space = {"adamergex_delta": "delta", "adamergex_cross": "factors"}.get(name, space)
+    about = (recipe.build.__doc__ or "").strip().splitlines()[0]
+    return {"name": name, "label": recipe.label, "space": space, "about": about}
+
+
+def _cell(plan: Plan, store: Store, output: Path, cell: tuple[str, str, int]) -> dict[str, Any]:
+    from adamergex.evaluation import paired_difference
+
+    method, language, seed = cell
+    directory = store.path(plan.evaluations[cell])
+    scores = _json(directory / "scores.json")
+    name = f"{method}-{language}-seed{seed}"
+    predictions = _copied(directory / "predictions.jsonl", output / "predictions" / f"{name}.jsonl")
+    adapter, weight = plan.adapters[cell], None
+    if adapter is not None and adapter.kind == "merge":
+        merged = _copied(store.path(adapter), output / "adapters" / name)
+        weight = _json(merged / "lineage.json")["merge"]["weight"]
+    base = plan.evaluations.get(("english_tuning", language, seed))
+    against = None
+    if base is not None and method != "english_tuning":
+        difference = paired_difference(directory / "predictions.jsonl", store.path(base) / "predictions.jsonl")
+        against = {"method": "english_tuning", **difference}
+    return {
+        "method": method,
+        "language": language,
+        "seed": seed,
+        **{key: scores[key] for key in ("accuracy", "n", "interval", "truncated")},
+        "weight": weight,
+        "predictions": predictions.relative_to(output).as_posix(),
+        "adapter": f"adapters/{name}" if weight is not None else None,
+        "against": against,
+    }
+
+
+def _tuning(config: TransferConfig, store: Store, cell: tuple[str, int], step: Step) -> dict[str, Any]:
+    found = _json(store.path(step) / "tuning.json")
+    return {
+        "method": cell[0],
+        "proxy": config.proxy,
+        "seed": cell[1],
+        "chosen": found["chosen"],
+        "curve": found["curve"],
+    }
+
+
+def _adapter(store: Store, step: Step, reused: bool) -> dict[str, Any]:
+    directory = store.path(step)
+    lineage = _json(directory / "lineage.json")
+    manifest = store.manifest(step) or {}
+    weights = directory / "adapter_model.safetensors"
+    training = lineage["settings"].get("training", {})
+    return {
+        "name": step.label,
+        "language": lineage["language"],
+        "task": lineage["task"]["kind"],
+        "parameters": training.get("parameters"),
+        "bytes": weights.stat().st_size,
+        "tokens": training.get("tokens"),
+        "seconds": manifest.get("seconds"),
+        "loss": training.get("loss"),
+        "reused": reused,
+        "path": str(directory),
+    }
+
+
+def _merges(plan: Plan, store: Store) -> Iterable[dict[str, Any]]:
+    for (method, language, seed), step in plan.adapters.items():
+        if step is not None and step.kind == "merge":
+            report = _json(store.path(step) / "merge_report.json")
+            modules = [
+                {key: module[key] for key in ("module", "task_norm", "divergence_norm", "change_norm")}
+                for module in report["modules"]
+            ]
+            yield {"method": method, "language": language, "seed": seed, "weight": report["weight"], "modules": modules}
+
+
+def environment() -> dict[str, str]:
+    """Versions of what computed the numbers."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in ("adamergex", "torch", "transformers", "peft", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _copied(origin: Path, target: Path) -> Path:
+    if origin.is_dir():
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(origin, target, ignore=shutil.ignore_patterns("manifest.json"))
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(origin, target)
+    return target
+
+
+def run_transfer(settings: str | Path | dict[str, Any], output: str | Path | None = None) -> dict[str, Any]:
+    """Run a transfer from a settings file or a mapping of the same shape; see ``transfer``.
+
+    Raises:
+        ConfigError: the settings have problems; all are named at once.
+    """
+    config = parse(settings) if isinstance(settings, dict) else load(Path(settings))
+    return transfer(config.model_copy(update={"output": str(output)}) if output else config)
+
+
+def summary(results: dict[str, Any], output: str | Path) -> str:
+    """The table as plain text (accuracy in percent, 95 % intervals; means over seeds) and the path of the report."""
+    languages, seeds = results["targets"], len(results["seeds"])
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for cell in results["cells"]:
+        found.setdefault((cell["method"], cell["language"]), []).append(cell)
+    lines = [f"{'':18s}" + "".join(f"{language:>20s}" for language in languages) + f"{'mean':>8s}"]
+    for method in results["methods"]:
+        texts, means = [], []
+        for language in languages:
+            cells = found[method["name"], language]
+            means.append(fmean(cell["accuracy"] for cell in cells))
+            low, high = (fmean(cell["interval"][end] for cell in cells) for end in (0, 1))
+            texts.append(f"{means[-1]:.1f} [{low:.1f}, {high:.1f}]")
+        lines.append(f"{method['label']:18s}" + "".join(f"{text:>20s}" for text in texts) + f"{fmean(means):8.1f}")
+    chosen = [f"{item['method']} λ={item['chosen']:g}" for item in results["tuning"]]
+    tuned = f"tuned on {results['proxy']}: {', '.join(chosen)}\n" if chosen else ""
+    many = f", mean of {seeds} seeds" if seeds > 1 else ""
+    return "\n".join(
+        [
+            f"\n{results['title']}: accuracy in percent [95 % interval]{many}, no labels seen in these languages\n",
+            *lines,
+            f"\n{tuned}report: {Path(output) / 'report.html'}",
+        ]
+    )

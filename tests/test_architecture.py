@@ -1,0 +1,90 @@
+"""Imports run one way, the light rooms stay light, and no module grows beyond its room."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "adamergex"
+
+# Lowest first. A module may import from its own layer's package and from lower layers only.
+LAYERS = [
+    ["errors", "graph", "settings"],
+    ["lineage"],
+    ["checkpoint"],
+    ["merging", "metrics", "inspection"],
+    ["models", "data", "adapters"],
+    ["tasks", "logits"],
+    ["training", "evaluation"],
+    ["tuning"],
+    ["config", "actions"],
+    ["recipes", "engines", "report"],
+    ["transfer"],
+    ["demo"],
+    ["cli"],
+    ["__init__", "__main__"],
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def modules() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    first = path.relative_to(SOURCE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """The rooms that a module imports, function bodies included (a lazy import is still a dependency)."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("adamergex"):
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("adamergex.")}
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_imports_run_one_way(path: Path) -> None:
+    own = room(path)
+    for other in imports(path):
+        assert other in RANK, f"{path} imports the unknown room {other}"
+        if other != own:
+            assert RANK[other] < RANK[own], f"{own} imports {other}, which is not below it"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_modules_stay_small(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_only_one_module_imports_peft() -> None:
+    importers = [path.name for path in modules() if "from peft" in path.read_text() or "import peft" in path.read_text()]
+    assert importers == ["peft_backed.py"]
+
+
+HEAVY = ("torch", "transformers", "peft", "pydantic", "datasets", "jinja2")
+
+
+@pytest.mark.parametrize(
+    ("code", "allowed"),
+    [
+        ("import adamergex", ()),
+        ("import adamergex.cli; adamergex.cli.parser()", ()),
+        ("import adamergex.graph", ()),
+        ("import adamergex.merging, adamergex.inspection", ()),
+        ("import adamergex.config, adamergex.recipes", ("pydantic",)),
+    ],
+)
+def test_light_rooms_import_nothing_heavy(code: str, allowed: tuple[str, ...]) -> None:
+    check = f"{code}\nimport sys\nprint([name for name in {HEAVY!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert set(ast.literal_eval(result.stdout)) <= set(allowed)
