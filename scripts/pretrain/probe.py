@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from backbones import pooled
 from torch import nn
 from transformers import PreTrainedTokenizerFast
+
+from backbones import pooled
 
 LANGUAGES = ("en", "fr", "es", "de", "tr", "vi", "ha", "ru", "sw", "xh", "ig")
 
@@ -39,13 +40,15 @@ def vectors(model: nn.Module, tokenizer: PreTrainedTokenizerFast, texts: list[st
     return torch.cat(parts).double().numpy()
 
 
-def probe(model: nn.Module, tokenizer: PreTrainedTokenizerFast, data: Path, causal: bool) -> dict[str, float]:
-    """Accuracy of the model's sentence vectors, in percent on the dev part of each language."""
-    return probe_vectors(lambda texts: vectors(model, tokenizer, texts, causal), data)
+def probe(
+    model: nn.Module, tokenizer: PreTrainedTokenizerFast, data: Path, causal: bool, split: str = "dev"
+) -> dict[str, float]:
+    """Accuracy of the model's sentence vectors, in percent on a part of each language."""
+    return probe_vectors(lambda texts: vectors(model, tokenizer, texts, causal), data, split)
 
 
-def probe_vectors(embed: Callable[[list[str]], np.ndarray], data: Path) -> dict[str, float]:
-    """Accuracy of any sentence vectors, in percent on the dev part of each language."""
+def probe_vectors(embed: Callable[[list[str]], np.ndarray], data: Path, split: str = "dev") -> dict[str, float]:
+    """Accuracy of any sentence vectors, in percent on a part of each language."""
     texts, labels = rows(data, "en", "train")
     names = sorted(set(labels))
     x = embed(texts)
@@ -55,7 +58,7 @@ def probe_vectors(embed: Callable[[list[str]], np.ndarray], data: Path) -> dict[
     weights = np.linalg.solve(x.T @ x + 100 * np.eye(x.shape[1]), x.T @ y)
     result = {}
     for language in LANGUAGES:
-        texts, labels = rows(data, language, "dev")
+        texts, labels = rows(data, language, split)
         z = (embed(texts) - centre) / spread
         guess = np.concatenate([z, np.ones((len(z), 1))], axis=1) @ weights
         gold = np.asarray([names.index(label) for label in labels])

@@ -20,10 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from backbones import CUES, build, pooled, predict_tokens
-from probe import probe
 from torch import nn
 from torch.nn import functional
+
+from backbones import CUES, build, pooled, predict_tokens
+from probe import probe
 
 BOS, PAD, EOS, MASK = 0, 1, 2, 4
 IGNORE = -100
@@ -83,7 +84,9 @@ def closed(sentence: np.ndarray, generator: np.random.Generator, causal: bool, c
     return np.concatenate([[BOS], sentence, cues[int(generator.integers(len(cues)))]])
 
 
-def batches(text: Text, seed: int, round_: int, tokens: int, causal: bool, cues: list[np.ndarray]) -> list[list[Example]]:
+def batches(
+    text: Text, seed: int, round_: int, tokens: int, causal: bool, cues: list[np.ndarray]
+) -> list[list[Example]]:
     """The batches of one round: sequences of similar length together, at most ``tokens`` padded tokens a batch."""
     generator = np.random.default_rng([seed, round_])
     pool = sorted((draw(text, generator, causal, cues) for _ in range(6000)), key=lambda example: len(example.ids))
@@ -132,7 +135,9 @@ def distillation(vectors: torch.Tensor, targets: torch.Tensor, teacher: torch.Te
     return 2.0 * (1 - own) + functional.cross_entropy(similarity / 0.05, index)
 
 
-def step_loss(model: nn.Module, projection: nn.Module, text: Text, batch: list[Example], causal: bool) -> dict[str, torch.Tensor]:
+def step_loss(
+    model: nn.Module, projection: nn.Module, text: Text, batch: list[Example], causal: bool
+) -> dict[str, torch.Tensor]:
     ids, attention, targets = collate(batch)
     if causal:
         inputs, labels = ids, causal_labels(ids, 0.4)
@@ -211,7 +216,11 @@ def main() -> None:
             for name, loss in losses.items():
                 means.setdefault(name, []).append(loss.item())
             if step % 100 == 0 or step == arguments.steps:
-                row = {"step": step, "tokens": seen, "tokens_per_second": round((seen - last) / (time.monotonic() - began))}
+                row = {
+                    "step": step,
+                    "tokens": seen,
+                    "tokens_per_second": round((seen - last) / (time.monotonic() - began)),
+                }
                 row |= {name: round(sum(values) / len(values), 3) for name, values in means.items()}
                 if step % 500 == 0 or step == arguments.steps:
                     row["probe"] = probe(model, tokenizer, arguments.data, causal)
@@ -221,7 +230,10 @@ def main() -> None:
             if step % 250 == 0 or step == arguments.steps:
                 place = [step, round_, done, seen]
                 state = {"model": model.state_dict(), "projection": projection.state_dict()}
-                save(checkpoint, state | {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "place": place})
+                save(
+                    checkpoint,
+                    state | {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "place": place},
+                )
             if step == arguments.steps:
                 break
         else:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from adamergex.inspection import inspect
-    from adamergex.merging import divergence, merge
-    from adamergex.transfer import run_transfer as transfer
+from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["divergence", "inspect", "merge", "transfer"]
+__all__ = ["attach", "divergence", "inspect", "merge", "transfer"]
 
 # Looked up on first use: `import adamergex` costs nothing, and merging never imports torch.
 _HOMES = {
+    "attach": ("adamergex.adapters.stack", "attach"),
     "merge": ("adamergex.merging", "merge"),
     "divergence": ("adamergex.merging", "divergence"),
     "inspect": ("adamergex.inspection", "inspect"),
-    "transfer": ("adamergex.transfer", "run_transfer"),
+    "transfer": ("adamergex.pipeline", "run_transfer"),
 }
 
 

@@ -15,7 +15,7 @@ def train(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
     from adamergex.settings import TrainJob
     from adamergex.training import train as train_adapter
 
-    train_adapter(TrainJob.model_validate(job), output, workdir=workdir)
+    train_adapter(TrainJob.model_validate(job), output, workdir=workdir, progress=True)
 
 
 def merge(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
@@ -24,18 +24,36 @@ def merge(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
     weight = job["weight"]
     if weight is None:
         weight = json.loads((inputs["weight"] / "tuning.json").read_text(encoding="utf-8"))["chosen"]
-    adapters = {role: path for role, path in inputs.items() if role != "weight"}
-    choices = {name: job[name] for name in ("rule", "space", "modules", "rank")}
-    merge_adapters(**adapters, **choices, weight=weight, output=output)
+    merge_adapters(
+        task=inputs["task"],
+        target_reference=inputs["target_reference"],
+        source_reference=inputs.get("source_reference"),
+        weight=weight,
+        output=output,
+        modules=job["modules"],
+        space=job["space"],
+        rank=job["rank"],
+        rule=job["rule"],
+    )
 
 
 def tune(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
     from adamergex.settings import EvaluateJob
     from adamergex.tuning import tune as tune_weight
 
-    choices = {name: job["merge"][name] for name in ("rule", "space", "modules", "rank")}
-    evaluation = EvaluateJob.model_validate(job["evaluate"])
-    tune_weight(**inputs, **choices, job=evaluation, grid=job["grid"], output=output)
+    choices = job["merge"]
+    tune_weight(
+        task=inputs["task"],
+        target_reference=inputs["target_reference"],
+        source_reference=inputs.get("source_reference"),
+        job=EvaluateJob.model_validate(job["evaluate"]),
+        grid=job["grid"],
+        rule=choices["rule"],
+        space=choices["space"],
+        modules=choices["modules"],
+        rank=choices["rank"],
+        output=output,
+    )
 
 
 def evaluate(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:

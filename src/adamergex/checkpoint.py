@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,12 +50,12 @@ class TensorInfo:
     shape: tuple[int, ...]
     offset: int = 0
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def item_size(self) -> int:
         """Bytes of one element."""
         return _ITEM_SIZES[self.dtype]
@@ -146,14 +147,11 @@ def _broken(path: Path, problem: str, found: object, expected: object) -> Adapte
     )
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = dict(pairs)
-    if len(names) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return names
+class _Damage(Exception):
+    """What is wrong with a header: problem, found, expected."""
 
 
-def _read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def _read_header(path: Path) -> tuple[Mapping[str, TensorInfo], Mapping[str, str]]:
     total = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -161,50 +159,50 @@ def _read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         if not 2 <= length <= min(_MAX_JSON, total - 8):
             raise _broken(path, "The safetensors file is truncated or not one.", f"{total} bytes", "a complete header")
         try:
-            header = json.loads(file.read(length), object_pairs_hook=_unique)
-        except ValueError as error:
-            raise _broken(path, "The safetensors header is not valid.", error, "a JSON object") from error
-    if not isinstance(header, dict):
-        raise _broken(path, "The safetensors header is not valid.", type(header).__name__, "a JSON object")
-    metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict):
-        raise _broken(path, "The safetensors metadata is not valid.", type(metadata).__name__, "a JSON object")
-    start = 8 + length
-    tensors = [_parse(path, name, entry, start) for name, entry in header.items()]
-    _require_contiguous(path, tensors, start, total)
-    return {info.name: info for info in sorted(tensors, key=lambda info: info.name)}, metadata
+            tensors, metadata, end = _parse_header(file.read(length))
+        except _Damage as damage:
+            raise _broken(path, *damage.args) from None
+    if end != total:
+        raise _broken(path, "The safetensors file is truncated, or longer than its header says.", total, end)
+    return tensors, metadata
 
 
-def _parse(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
+@lru_cache(maxsize=4)  # the adapters of one merge nearly always have the same header
+def _parse_header(text: bytes) -> tuple[Mapping[str, TensorInfo], Mapping[str, str], int]:
     try:
-        dtype, shape = str(entry["dtype"]), tuple(entry["shape"])
-        begin, end = entry["data_offsets"]
-        numbers = (*shape, begin, end)
-        valid = all(type(number) is int and number >= 0 for number in numbers)
-    except (TypeError, KeyError, ValueError):
-        valid = False
-    if not valid:
-        raise _broken(path, f"The header entry of {name} is not valid.", entry, "dtype, shape and data_offsets")
-    if dtype not in _ITEM_SIZES:
-        raise _broken(path, f"The dtype of {name} is not known.", dtype, ", ".join(sorted(_ITEM_SIZES)))
-    info = TensorInfo(name, dtype, shape, start + begin)
-    if end - begin != info.size * info.item_size:
-        raise _broken(
-            path, f"The bytes of {name} do not fit its shape.", end - begin, f"{info.size * info.item_size} bytes"
-        )
-    return info
-
-
-def _require_contiguous(path: Path, tensors: list[TensorInfo], start: int, total: int) -> None:
+        header = json.loads(text)  # a name that occurs twice leaves a hole, found below
+    except ValueError as error:
+        raise _Damage("The safetensors header is not valid.", error, "a JSON object") from error
+    metadata = header.pop("__metadata__", None) or {} if isinstance(header, dict) else None
+    if not isinstance(metadata, dict):
+        raise _Damage("The safetensors header is not valid.", type(header).__name__, "a JSON object")
+    start = 8 + len(text)
+    tensors = [_parse_entry(name, entry, start) for name, entry in header.items()]
     position = start
     for info in sorted(tensors, key=lambda info: (info.offset, info.size)):
         if info.offset != position:
-            raise _broken(
-                path, f"The bytes of {info.name} overlap others or leave a hole.", info.offset, f"offset {position}"
+            raise _Damage(
+                f"The bytes of {info.name} overlap others or leave a hole.", info.offset, f"offset {position}"
             )
         position += info.size * info.item_size
-    if position != total:
-        raise _broken(path, "The safetensors file is truncated, or longer than its header says.", total, position)
+    return {info.name: info for info in sorted(tensors, key=lambda info: info.name)}, metadata, position
+
+
+def _parse_entry(name: str, entry: Any, start: int) -> TensorInfo:
+    try:
+        dtype, shape = str(entry["dtype"]), tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        valid = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError):
+        valid = False
+    if not valid:
+        raise _Damage(f"The header entry of {name} is not valid.", entry, "dtype, shape and data_offsets")
+    if dtype not in _ITEM_SIZES:
+        raise _Damage(f"The dtype of {name} is not known.", dtype, ", ".join(sorted(_ITEM_SIZES)))
+    info = TensorInfo(name, dtype, shape, start + begin)
+    if end - begin != info.size * info.item_size:
+        raise _Damage(f"The bytes of {name} do not fit its shape.", end - begin, f"{info.size * info.item_size} bytes")
+    return info
 
 
 class TensorReader:
@@ -213,8 +211,10 @@ class TensorReader:
     def __init__(self, directory: AdapterDirectory) -> None:
         self.directory = directory
         self._file = directory.tensors_path.open("rb", buffering=0)
-        self._raw = np.empty(CHUNK, np.float64)
-        self._float = np.empty(CHUNK, np.float32)
+        raw = np.empty(CHUNK, np.float64)
+        self._bytes = raw.data.cast("B")
+        self._stored = {dtype: raw.view(_STORED.get(dtype, np.uint8)) for dtype in _ITEM_SIZES}
+        self._floats = np.empty(CHUNK, np.float32)
 
     def __enter__(self) -> TensorReader:
         return self
@@ -224,16 +224,21 @@ class TensorReader:
     ) -> None:
         self._file.close()
 
-    def raw(self, info: TensorInfo, start: int, stop: int) -> Array:
-        """The stored bytes of elements ``start:stop`` (at most ``CHUNK``), shape (bytes,)."""
-        target = self._raw.view(np.uint8)[: (stop - start) * info.item_size]
-        self._fill(info, start, target)
-        return target
-
     def read(self, info: TensorInfo, start: int, stop: int) -> tuple[Array, Array]:
-        """Elements ``start:stop`` (at most ``CHUNK``) as (float32, or float64 for F64; as stored), both (n,)."""
-        stored = self.raw(info, start, stop).view(_STORED[info.dtype])
-        return decode(stored, info.dtype, self._float[: stop - start]), stored
+        """Elements ``start:stop`` (at most ``CHUNK``) as (float32, or float64 for F64; as stored), both (n,).
+
+        Of a dtype that is not floating point both are the stored bytes."""
+        size = stop - start
+        position, view = info.offset + start * info.item_size, self._bytes[: size * info.item_size]
+        while view:
+            count = os.preadv(self._file.fileno(), [view], position)
+            if count == 0:
+                raise _broken(
+                    self.directory.tensors_path, f"The file ends within {info.name}.", "end of file", "more bytes"
+                )
+            view, position = view[count:], position + count
+        stored = self._stored[info.dtype][: size if info.dtype in FLOATS else size * info.item_size]
+        return decode(stored, info.dtype, self._floats[:size]), stored
 
     def load(self, info: TensorInfo) -> Array:
         """The whole tensor in its compute dtype, in its shape."""
@@ -242,16 +247,6 @@ class TensorReader:
             stop = min(start + CHUNK, info.size)
             values[start:stop] = self.read(info, start, stop)[0]
         return values.reshape(info.shape)
-
-    def _fill(self, info: TensorInfo, start: int, target: Array) -> None:
-        position, view = info.offset + start * info.item_size, memoryview(target)
-        while len(view):
-            count = os.preadv(self._file.fileno(), [view], position)
-            if count == 0:
-                raise _broken(
-                    self.directory.tensors_path, f"The file ends within {info.name}.", "end of file", "more bytes"
-                )
-            view, position = view[count:], position + count
 
 
 _SIXTEEN, _ONE, _HALF = np.uint32(16), np.uint32(1), np.uint32(0x7FFF)
@@ -270,17 +265,25 @@ def decode(stored: Array, dtype: str, out: Array) -> Array:
     return stored
 
 
-def encode(values: Array, dtype: str) -> Array:
-    """Values rounded once to the stored dtype, to nearest and ties to even; finite values only."""
-    if dtype == "BF16":
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        rounded = np.right_shift(bits, _SIXTEEN)
-        np.bitwise_and(rounded, _ONE, out=rounded)
-        np.add(rounded, _HALF, out=rounded)
-        np.add(rounded, bits, out=rounded)
-        np.right_shift(rounded, _SIXTEEN, out=rounded)
-        return rounded.astype(np.uint16)
-    return values.astype(_STORED[dtype], copy=False)
+class Encoder:
+    """Rounds values once to a stored dtype, to nearest and ties to even; its results lie in a buffer that it reuses."""
+
+    def __init__(self) -> None:
+        self._wide = np.empty(CHUNK, np.uint32)
+        self._half = np.empty(CHUNK, np.uint16)
+
+    def __call__(self, values: Array, dtype: str) -> Array:
+        """At most ``CHUNK`` finite values, contiguous, float32 (float64 for F64), as stored: shape (n,)."""
+        if dtype != "BF16":
+            return values.astype(_STORED[dtype], copy=False)
+        bits, wide, half = values.view(np.uint32), self._wide[: len(values)], self._half[: len(values)]
+        np.right_shift(bits, _SIXTEEN, out=wide)
+        np.bitwise_and(wide, _ONE, out=wide)
+        np.add(wide, _HALF, out=wide)
+        np.add(wide, bits, out=wide)
+        np.right_shift(wide, _SIXTEEN, out=wide)
+        np.copyto(half, wide, casting="unsafe")
+        return half
 
 
 def first_not_finite(values: Array) -> int | None:
@@ -311,9 +314,8 @@ class SafetensorsWriter:
 
     def write(self, stored: Array) -> None:
         """Append the next elements, as stored."""
-        view = memoryview(stored).cast("B")
-        self._written += len(view)
-        self._put(view)
+        self._written += stored.nbytes
+        self._put(stored.data.cast("B"))
 
     def close(self) -> None:
         """Finish the file; the bytes must be those that the header promised."""
@@ -322,7 +324,7 @@ class SafetensorsWriter:
             raise AssertionError(f"{self._path}: wrote {self._written} bytes, promised {self._end}")
 
     def _put(self, view: memoryview) -> None:
-        while len(view):
+        while view:
             view = view[self._file.write(view) or 0 :]
 
 
@@ -371,7 +373,7 @@ def staged_directory(output: str | Path) -> Iterator[Path]:
         for item in [*stage.iterdir(), stage]:
             _sync(item)
         try:
-            os.rename(stage, path)
+            stage.rename(path)
         except OSError as error:
             raise _in_use(path) from error
         _sync(path.parent)

@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 from adamergex.errors import AdamergexError
@@ -58,8 +59,8 @@ def transfer(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     from adamergex.config import load
-    from adamergex.transfer import summary
-    from adamergex.transfer import transfer as run
+    from adamergex.pipeline import summary
+    from adamergex.pipeline import transfer as run
 
     changes = {"output": arguments.output} if arguments.output else {}
     config = load(Path(arguments.config)).model_copy(update=changes)
@@ -99,10 +100,11 @@ def _quiet() -> None:
     """The libraries' progress bars and advice would bury ours; their warnings stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # between PEFT and transformers; nothing a user can mend
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -132,7 +134,9 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: Verb, about: str) -> argparse.ArgumentParser:
+def _verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: Verb, about: str
+) -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, help=about, description=about)
     verb.set_defaults(run=run)
     return verb

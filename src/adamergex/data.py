@@ -72,7 +72,8 @@ def _row(
     result = {}
     for name, column in columns.items():
         if column in found:
-            result[name] = found[column] if name != "label" else str(found[column])
+            value = found[column]
+            result[name] = str(value) if name == "label" and value is not None else value
         elif name in needed:
             near = difflib.get_close_matches(column, map(str, found), n=1, cutoff=0.5)
             raise DataError(
@@ -90,7 +91,7 @@ def _row(
             expected="some text",
             fix="fill it in or remove the row",
         )
-    if "label" in result and result["label"] in ("", "None"):
+    if "label" in result and result["label"] in ("", None):
         raise DataError(
             "a label is empty",
             where=f"{where}, row {number}, column {columns['label']!r}",
@@ -192,7 +193,7 @@ def _table(path: Path, lines: Iterator[list[str]], rows: Rows) -> Numbered:
 
 
 def _parquet(path: Path) -> Numbered:
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
     from pyarrow import parquet
 
     try:

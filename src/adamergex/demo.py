@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from adamergex.config import load
-from adamergex.transfer import summary, transfer
+from adamergex.pipeline import summary, transfer
 
 CORPUS = Path(__file__).parent / "demo_corpus"
 

@@ -22,9 +22,10 @@ def head(model: nn.Module) -> nn.Module:
 
     Looks through PEFT's wrapping. Raises: ModelError when the model has no such child.
     """
-    alone = model.get_base_model() if hasattr(model, "get_base_model") else model
+    alone = _without_adapter(model)
     output = alone.get_output_embeddings() if hasattr(alone, "get_output_embeddings") else None
-    for child in alone.children():
+    children: list[nn.Module] = list(alone.children())
+    for child in children:
         if output is not None and any(module is output for module in child.modules()):
             return child
     raise ModelError(
@@ -78,7 +79,7 @@ def labelled_loss(model: nn.Module, inputs: Mapping[str, Tensor], labels: Tensor
 
 def logits_at(model: nn.Module, inputs: Mapping[str, Tensor], wanted: Tensor, labels: Tensor | None = None) -> Tensor:
     """Logits [n, V] at the n ``wanted`` positions (bool [batch, length]), in row-major order."""
-    alone: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    alone = _without_adapter(model)
     extra: dict[str, Any] = {}
     if alone.config.is_encoder_decoder:
         if labels is None:
@@ -89,3 +90,7 @@ def logits_at(model: nn.Module, inputs: Mapping[str, Tensor], wanted: Tensor, la
     with only_at(model, wanted):
         logits: Tensor = model(**inputs, **extra).logits
     return logits[0]
+
+
+def _without_adapter(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -22,7 +22,8 @@ from transformers import (
     PreTrainedConfig,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from adamergex.errors import ModelError
 
@@ -110,9 +111,28 @@ def family(config: PreTrainedConfig) -> Family:
 def load_config(base: str) -> PreTrainedConfig:
     """The configuration of a backbone. Raises: ModelError when it cannot be read."""
     try:
-        return AutoConfig.from_pretrained(resolve(base), trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(resolve(base), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(base, error) from error
+    return config
+
+
+def kind_for(base: str, *, labelled: bool) -> Kind:
+    """The kind of head that training needs: for labels a head on encoders, else the language model's.
+
+    Raises: ModelError for an encoder-decoder.
+    """
+    side = family(load_config(base))
+    if side == "encoder-decoder":
+        raise ModelError(
+            "encoder-decoders cannot be trained or evaluated yet",
+            where=base,
+            expected="an encoder (XLM-R, BERT, …) or a decoder (Llama, Qwen, …)",
+            fix="choose another base",
+        )
+    if side == "decoder":
+        return "causal-lm"
+    return "sequence-classification" if labelled else "masked-lm"
 
 
 def load(base: str, kind: Kind, labels: Sequence[str] | None = None) -> Loaded:
@@ -148,7 +168,7 @@ def load(base: str, kind: Kind, labels: Sequence[str] | None = None) -> Loaded:
 
 
 def tokenizer(base: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a backbone, able to pad. Raises: ModelError when it cannot be loaded, or has no padding piece."""
+    """The tokenizer of a backbone, able to pad. Raises: ModelError when it cannot be loaded, or cannot pad."""
     try:
         with quiet():
             found = AutoTokenizer.from_pretrained(resolve(base), trust_remote_code=False)
@@ -165,21 +185,21 @@ def tokenizer(base: str) -> PreTrainedTokenizerBase:
                 fix="set pad_token in the checkpoint's tokenizer_config.json",
             )
         found.pad_token = found.eos_token
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers' load reports and progress bars for a while: what matters of them becomes an error."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def base_sha256(base: str) -> str:
@@ -257,7 +277,7 @@ def _hash_files(files: tuple[tuple[str, int, int], ...]) -> str:
     digest = hashlib.sha256()
     for name, size, _ in files:
         digest.update(f"{Path(name).name}\0{size}\0".encode())
-        with open(name, "rb") as stream:
+        with Path(name).open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
@@ -269,6 +289,6 @@ def _unreadable(base: str, error: BaseException, part: str = "model") -> ModelEr
         f"the {part} cannot be loaded",
         where=base,
         found=reason,
-        expected="a folder or a hub id with config.json, weights and tokenizer, of an architecture that transformers has",
+        expected="a folder or hub id with config.json, weights and tokenizer, of an architecture that transformers has",
         fix="check the name; models that need their own code (trust_remote_code) are not run",
     )

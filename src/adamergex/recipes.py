@@ -30,6 +30,7 @@ def average(x: Experiment) -> Step:
         task=x.train(x.task, x.source),
         target_reference=x.train(x.reference, x.target),
         rule="average",
+        space="factors",
         modules="all",
         weight=0.5,
     )
@@ -47,7 +48,7 @@ def adamergex(x: Experiment, **choices: Any) -> Step:
 
 def adamergex_delta(x: Experiment) -> Step:
     """AdaMergeX on ΔW = (α/r)·B·A instead of on the factors: exact, of rank r_T + r_g + r_s."""
-    return adamergex(x, space="delta", rank=x.config.merge.rank)
+    return adamergex(x, space="delta")
 
 
 def adamergex_cross(x: Experiment) -> Step:
@@ -108,9 +109,7 @@ class Experiment:
     @property
     def reference(self) -> LanguageModeling:
         reference = self.config.reference
-        return LanguageModeling(
-            segment=reference.segment, segments=self.facts.segments, mask_rate=reference.mask_rate
-        )
+        return LanguageModeling(segment=reference.segment, segments=self.facts.segments, mask_rate=reference.mask_rate)
 
     def train(self, task: Task, language: str) -> Step:
         """An adapter of the experiment's structure, trained on a task in a language."""
@@ -124,7 +123,7 @@ class Experiment:
             optimisation=optimisation,
             seed=self.seed,
         ).model_dump(mode="json")
-        name = task.name if isinstance(task, Classification) else "reference"
+        name = "task" if isinstance(task, Classification) else "reference"
         return Step("train", self._identity(job, rows, language), job, label=f"{name} · {language} · seed {self.seed}")
 
     def _training(self, task: Task) -> tuple[Rows, Optimisation]:
@@ -141,24 +140,24 @@ class Experiment:
         rule: str = "adaptive",
         space: str | None = None,
         modules: str | None = None,
-        rank: int | None = None,
         weight: float | None = None,
     ) -> Step:
         """A merge; what is not given comes from the settings. A weight of None is tuned (see ``adapter``)."""
         settings = self.config.merge
+        chosen = space or settings.space
         if weight is None and settings.weight != "tuned":
             weight = float(settings.weight)
         job = {
             "rule": rule,
-            "space": space or settings.space,
+            "space": chosen,
             "modules": modules or settings.modules,
-            "rank": rank if space else settings.rank,
+            "rank": settings.rank if chosen == "delta" else None,
             "weight": weight,
         }
         inputs = {"task": task, "target_reference": target_reference}
         if source_reference is not None:
             inputs["source_reference"] = source_reference
-        label = f"{rule if rule != 'adaptive' else job['space']} · {self.target} · seed {self.seed}"
+        label = f"{chosen if rule == 'adaptive' else rule} · {self.target} · seed {self.seed}"
         return Step("merge", job, job, inputs, label=label)
 
     def evaluate(self, adapter: Step | None, language: str) -> Step:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -26,7 +26,9 @@ TOPICS = {
     "travel": ("The train to the coast leaves at seven", "A ferry carried tourists to the quiet island"),
 }
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+# Weights large enough that the layers, and so what scales them, matter to the output.
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+SIZE["initializer_range"] = 0.15
 IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 
 
@@ -38,13 +40,19 @@ def one_thread() -> None:
 def sentences() -> list[str]:
     """72 sentences of three topics, some longer than others."""
     tails = ("", " today", " again", " and nobody was surprised", " as it did every year", " on a cold morning")
-    return [f"{text}{first}{second}" for texts in TOPICS.values() for text in texts for first in tails for second in tails[:2]]
+    return [
+        f"{text}{first}{second}"
+        for texts in TOPICS.values()
+        for text in texts
+        for first in tails
+        for second in tails[:2]
+    ]
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=SPECIAL, unk_token="<unk>")
     tokenizer.train_from_iterator(sentences() + ["Topic:"], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(

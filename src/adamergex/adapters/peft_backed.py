@@ -1,8 +1,8 @@
 """LoRA and (IA)³ on a model, through PEFT: the only place that imports it.
 
-Two laws of this system live here. *Same start*: every adapter of one base and one shape begins from identical tensors,
-whatever head the model carries, so that A[R,g] - A[R,s] is a difference of what was learned (METHOD §1). *Strict files*:
-a missing or unexpected tensor is an error, where PEFT warns and goes on with a partly random adapter.
+Two laws live here. *Same start*: every adapter of one base and one shape begins from identical tensors, whatever head
+the model carries, so that A[R,g] - A[R,s] is a difference of what was learned (METHOD §1). *Strict files*: a missing or
+unexpected tensor is an error, where PEFT warns and goes on with a partly random adapter.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -22,6 +22,7 @@ from torch import nn
 
 from adamergex.adapters.sites import targets
 from adamergex.errors import AdapterFileError, ModelError
+from adamergex.lineage import model_card
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from adamergex.settings import Structure
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+Adapted: TypeAlias = PeftModel
 _PREFIX = "base_model.model."
 _KINDS = {"lora": (".lora_A.", ".lora_B."), "ia3": (".ia3_l",)}
 
@@ -64,9 +66,7 @@ def attach(
             modules_to_save=heads,
         )
     else:
-        config = IA3Config(
-            target_modules=aims.modules, feedforward_modules=aims.feedforward, modules_to_save=heads
-        )
+        config = IA3Config(target_modules=aims.modules, feedforward_modules=aims.feedforward, modules_to_save=heads)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         wrapped = PeftModel(model, config)
@@ -93,7 +93,7 @@ def detach(wrapped: PeftModel) -> PreTrainedModel:
     """The model as it was before ``attach`` or ``load``, its own heads included."""
     # Heads first: PEFT's unload would leave the trained copies in the model, and fails on them under (IA)³.
     for name, wrapper in list(_head_wrappers(wrapped)):
-        wrapped.base_model.model.set_submodule(name, wrapper.original_module)
+        _alone(wrapped).set_submodule(name, wrapper.original_module)
     return wrapped.unload()  # type: ignore[no-any-return]
 
 
@@ -103,20 +103,30 @@ def tensors(wrapped: PeftModel) -> dict[str, torch.Tensor]:
 
 
 def save(wrapped: PeftModel, directory: Path, lineage: Lineage) -> None:
-    """Write adapter_config.json, adapter_model.safetensors and lineage.json: byte-identical for equal adapters."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    contents = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors(wrapped).items())}
-    save_file(contents, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    """Write adapter_config.json, adapter_model.safetensors, lineage.json and the card: equal adapters, equal bytes."""
+    write_tensors(wrapped, directory)
     config = _config_json(wrapped, str(lineage.base["name"]))
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     lineage.write(directory)
+    card = model_card(lineage, task_type=config["task_type"])
+    (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def load(model: PreTrainedModel, directory: Path, trainable: bool = False) -> PeftModel:
-    """Put a saved adapter on a model. Raises: AdapterFileError for unreadable files, and for a missing, unexpected or
-    differently shaped tensor."""
-    return place(model, read_config(directory), read_tensors(directory), where=Path(directory), trainable=trainable)
+def write_tensors(wrapped: PeftModel, directory: Path) -> None:
+    """Write adapter_model.safetensors alone."""
+    directory.mkdir(parents=True, exist_ok=True)
+    contents = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors(wrapped).items())}
+    save_file(contents, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def load(model: PreTrainedModel, directory: Path, trainable: bool = False, *, fresh: tuple[str, ...] = ()) -> PeftModel:
+    """Put a saved adapter on a model.
+
+    ``fresh``: modules that the base lacks (``models.Loaded.fresh``), so that the adapter must bring them.
+    Raises: AdapterFileError for unreadable files, a missing, unexpected or differently shaped tensor, or no head.
+    """
+    config, contents = read_config(directory), read_tensors(directory)
+    return place(model, config, contents, where=Path(directory), trainable=trainable, fresh=fresh)
 
 
 def place(
@@ -126,15 +136,25 @@ def place(
     *,
     where: object,
     trainable: bool = False,
+    fresh: tuple[str, ...] = (),
 ) -> PeftModel:
     """Put an adapter that is in memory on a model: ``config`` as in adapter_config.json, ``contents`` as in its file.
 
     Raises: AdapterFileError, as ``load`` does; ``where`` names the adapter in the message.
     """
+    absent = [head for head in fresh if not any(f".{head}." in name for name in contents)]
+    if absent:
+        raise AdapterFileError(
+            "the adapter has no classification head, and the base has none either",
+            where=where,
+            found=f"nothing for {', '.join(absent)}",
+            expected="an adapter trained on a task with labels, or merged from one",
+            fix="name the task adapter, not a reference adapter",
+        )
     settings = dict(config) | {"task_type": None, "inference_mode": not trainable}
     try:
         with torch.random.fork_rng(devices=[]):
-            wrapped = PeftModel(model, PeftConfig.from_peft_type(**settings))
+            wrapped = PeftModel(model, PeftConfig.from_peft_type(**settings))  # type: ignore[no-untyped-call]
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterFileError(
             "PEFT does not accept this adapter for this model",
@@ -185,7 +205,7 @@ def _fill(wrapped: PeftModel, contents: Mapping[str, torch.Tensor], where: objec
         raise AdapterFileError(
             "the adapter's tensors are not those that its configuration and this model call for",
             where=where,
-            found=f"{len(missing)} missing (first: {missing[:1]}), {len(unexpected)} unexpected (first: {unexpected[:1]})",
+            found=f"missing: {_some(missing)}; unexpected: {_some(unexpected)}",
             expected=f"{len(expected)} tensors",
             fix="use the base, and the kind of head, that the adapter was trained with",
         )
@@ -199,6 +219,10 @@ def _fill(wrapped: PeftModel, contents: Mapping[str, torch.Tensor], where: objec
                 fix="use the base that the adapter was trained with",
             )
     set_peft_model_state_dict(wrapped, dict(contents))
+
+
+def _some(names: list[str]) -> str:
+    return "none" if not names else names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _heads(model: PreTrainedModel, fresh: tuple[str, ...]) -> list[str]:
@@ -219,8 +243,12 @@ def _heads(model: PreTrainedModel, fresh: tuple[str, ...]) -> list[str]:
     return sorted(outside | set(fresh))
 
 
+def _alone(wrapped: PeftModel) -> PreTrainedModel:
+    return cast("PreTrainedModel", wrapped.base_model.model)
+
+
 def _head_wrappers(wrapped: PeftModel) -> Iterator[tuple[str, ModulesToSaveWrapper]]:
-    for name, module in wrapped.base_model.model.named_modules():
+    for name, module in _alone(wrapped).named_modules():
         if isinstance(module, ModulesToSaveWrapper):
             yield name, module
 
@@ -236,8 +264,8 @@ def _redraw(head: nn.Module, model: PreTrainedModel) -> None:
 
 def _adapter_tensors(wrapped: PeftModel) -> dict[str, torch.Tensor]:
     """Adapter parameters by their name inside the backbone: the same under any head."""
-    prefix = f"{wrapped.base_model.model.base_model_prefix}."
-    result = {}
+    prefix = f"{_alone(wrapped).base_model_prefix}."
+    result: dict[str, torch.Tensor] = {}
     for name, parameter in wrapped.named_parameters():
         if any(mark in name for marks in _KINDS.values() for mark in marks):
             result[name.removeprefix(_PREFIX).removeprefix(prefix).replace(".default", "")] = parameter
@@ -260,9 +288,9 @@ def _same_start(wrapped: PeftModel, structure: Structure, base_sha256: str) -> N
 
 
 def _config_json(wrapped: PeftModel, base: str) -> dict[str, Any]:
-    config = wrapped.peft_config["default"]
+    config: Any = wrapped.peft_config["default"]
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    alone = wrapped.base_model.model
+    alone = _alone(wrapped)
     task = "SEQ_CLS" if config.modules_to_save else "CAUSAL_LM" if alone.can_generate() else None
     if getattr(alone.config, "is_encoder_decoder", False) and task:
         task = "SEQ_2_SEQ_LM"

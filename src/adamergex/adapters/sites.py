@@ -42,22 +42,34 @@ FAMILIES = {
         r"layer\.\d+\.output\.dense",  # not attention.output.dense: that has another parent
     ),
     "DistilBERT": Sites(
-        *(rf"layer\.\d+\.attention\.{name}_lin" for name in ("q", "k", "v", "out")),
+        r"layer\.\d+\.attention\.q_lin",
+        r"layer\.\d+\.attention\.k_lin",
+        r"layer\.\d+\.attention\.v_lin",
+        r"layer\.\d+\.attention\.out_lin",
         r"layer\.\d+\.ffn\.lin1",
         r"layer\.\d+\.ffn\.lin2",
     ),
     "Llama, Mistral, Qwen, Gemma": Sites(
-        *(rf"layers\.\d+\.self_attn\.{name}_proj" for name in ("q", "k", "v", "o")),
+        r"layers\.\d+\.self_attn\.q_proj",
+        r"layers\.\d+\.self_attn\.k_proj",
+        r"layers\.\d+\.self_attn\.v_proj",
+        r"layers\.\d+\.self_attn\.o_proj",
         r"layers\.\d+\.mlp\.(?:gate|up)_proj",
         r"layers\.\d+\.mlp\.down_proj",
     ),
     "T5, mT5": Sites(
-        *(rf"block\.\d+\.layer\.\d+\.(?:SelfAttention|EncDecAttention)\.{name}" for name in "qkvo"),
+        r"block\.\d+\.layer\.\d+\.(?:SelfAttention|EncDecAttention)\.q",
+        r"block\.\d+\.layer\.\d+\.(?:SelfAttention|EncDecAttention)\.k",
+        r"block\.\d+\.layer\.\d+\.(?:SelfAttention|EncDecAttention)\.v",
+        r"block\.\d+\.layer\.\d+\.(?:SelfAttention|EncDecAttention)\.o",
         r"block\.\d+\.layer\.\d+\.DenseReluDense\.wi(?:_[01])?",
         r"block\.\d+\.layer\.\d+\.DenseReluDense\.wo",
     ),
     "BART, mBART, OPT": Sites(
-        *(rf"layers\.\d+\.(?:self_attn|encoder_attn)\.{name}_proj" for name in ("q", "k", "v", "out")),
+        r"layers\.\d+\.(?:self_attn|encoder_attn)\.q_proj",
+        r"layers\.\d+\.(?:self_attn|encoder_attn)\.k_proj",
+        r"layers\.\d+\.(?:self_attn|encoder_attn)\.v_proj",
+        r"layers\.\d+\.(?:self_attn|encoder_attn)\.out_proj",
         r"layers\.\d+\.fc1",
         r"layers\.\d+\.fc2",
     ),
@@ -72,7 +84,8 @@ def targets(model: nn.Module, structure: Structure) -> Targets:
     Raises: ModelError when nothing matches, or something that is not nn.Linear.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    sites = next((sites for sites in FAMILIES.values() if _matching(linear, (sites.query,))), None)
+    # The output projection tells families apart whose other names agree (Llama's o_proj, BART's out_proj).
+    sites = next((sites for sites in FAMILIES.values() if _matching(linear, (sites.output,))), None)
     if structure.modules != "paper":
         feedforward = _anywhere((sites.down,)) if sites else r"(?!)"
         return Targets(_custom(model, structure.modules, linear), feedforward)

@@ -63,12 +63,9 @@ def require_fitting(adapters: Sequence[Adapter], space: str) -> None:
 def _require_same_base(first: Adapter, other: Adapter) -> None:
     hashes = [adapter.lineage.base.get("sha256") if adapter.lineage else None for adapter in (first, other)]
     names = [adapter.layout.directory.config.get("base_model_name_or_path") for adapter in (first, other)]
-    if all(hashes):
-        agree = hashes[0] == hashes[1]  # a base moved to another path is still the same base
-    else:
-        agree = names[0] == names[1]
-    if not agree:
-        found, expected = (hashes[1], hashes[0]) if all(hashes) else (names[1], names[0])
+    # A base that moved to another path is still the same base: hashes decide where both are known.
+    expected, found = hashes if all(hashes) else names
+    if expected != found:
         raise _differ(
             "The adapters belong to different base models.",
             first,

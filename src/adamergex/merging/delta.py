@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +49,7 @@ def vanishes(divergence: Factors) -> bool:
 
 
 def combine(task: Factors, divergence: Factors, task_weight: float, weight: float) -> Factors:
-    """task_weight·ΔW[T,s] + weight·ΔD of rank r_T + r_D. The task's scaling stays, so that its factors stay as stored."""
+    """task_weight·ΔW[T,s] + weight·ΔD of rank r_T + r_D. The task's scaling stays, and so its factors as stored."""
     own = task.B if task_weight == 1.0 else task.B * task_weight
     return Factors(
         np.concatenate([task.A, divergence.A]),
@@ -60,7 +61,7 @@ def combine(task: Factors, divergence: Factors, task_weight: float, weight: floa
 def norm(factors: Factors) -> float:
     """‖ΔW‖_F = |s|·√Σ (BᵀB) ⊙ (AAᵀ), in float64."""
     total = float(np.sum(_gram(factors.B) * _gram(factors.A.T)))
-    return abs(factors.scaling) * max(total, 0.0) ** 0.5
+    return abs(factors.scaling) * math.sqrt(max(total, 0.0))
 
 
 def _gram(matrix: Array) -> Array:
@@ -90,8 +91,11 @@ def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
 
 
 def with_ranks(config: dict[str, object], shapes: dict[str, tuple[int, float]]) -> dict[str, object]:
-    """A PEFT config that gives each module its (rank, scaling): the commonest as ``r`` and ``lora_alpha``, the others by
-    patterns; a pattern names the last part of a name where all modules of that name agree, else the whole name."""
+    """A PEFT config that gives each module its (rank, scaling).
+
+    The commonest become ``r`` and ``lora_alpha``, the others patterns: of the last part of a name where all modules of
+    that name agree, else of the whole name.
+    """
     values = list(shapes.values())
     common = max(sorted(set(values)), key=values.count)
     leaves: dict[str, set[tuple[int, float]]] = {}
@@ -108,7 +112,7 @@ def with_ranks(config: dict[str, object], shapes: dict[str, tuple[int, float]]) 
         **config,
         "r": common[0],
         "lora_alpha": _alpha(common),
-        "rank_pattern": {name: patterns[name][0] for name in ordered if patterns[name][0] != common[0]},
+        "rank_pattern": {name: patterns[name][0] for name in ordered},
         "alpha_pattern": {name: _alpha(patterns[name]) for name in ordered},
         "use_rslora": False,
     }

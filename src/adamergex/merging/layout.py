@@ -1,4 +1,4 @@
-"""What the tensors of an adapter directory are: factors of modules, and heads; ranks and scalings as PEFT reads them."""
+"""What the tensors of an adapter directory are: factors of modules, and heads; ranks and scalings as in PEFT."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from adamergex.checkpoint import FLOATS, AdapterDirectory, TensorInfo
@@ -53,7 +54,11 @@ class Layout:
 
     def owner(self, key: str) -> str | None:
         """The module of an adapter tensor, ``None`` for a head."""
-        return None if key in self.heads else split_key(key)[0]
+        return self._owners.get(key)
+
+    @cached_property
+    def _owners(self) -> dict[str, str]:
+        return {info.name: module for module, site in self.sites.items() for info in site.tensors.values()}
 
 
 def split_key(key: str, *, live: bool = False) -> tuple[str | None, str]:

@@ -1,7 +1,7 @@
 """What a merging rule is: a divergence of two references, and a shift of a task adapter by it.
 
-Rules use plain operators only, so that the same rule merges numpy chunks of a file and torch tensors of a resident model;
-they never change their arguments. They compute in the dtype they are given: give them float32 or float64.
+Rules use plain operators only, so that the same rule merges numpy chunks of a file and torch tensors of a resident
+model; they never change their arguments. They compute in the dtype they are given: give them float32 or float64.
 """
 
 from __future__ import annotations

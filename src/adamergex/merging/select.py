@@ -6,43 +6,45 @@ import re
 from collections.abc import Iterable
 
 from adamergex.errors import ConfigError, NothingMergedError
+from adamergex.merging.rule import Rule
 
-DEFAULT = {"lora": "attention-qv"}
-"""Kind -> default selection: for LoRA attention query and value only, because the feed-forward part holds the ability
-for the task (2402.18913, section 4.1); everything of every other structure."""
-
-_QUERY_VALUE = frozenset(
-    "q_proj v_proj query value query_proj value_proj q_lin v_lin q v to_q to_v wq wv linear_q linear_v".split()
-)
-_FUSED = frozenset("c_attn query_key_value qkv_proj qkv Wqkv W_pack in_proj in_proj_weight".split())
+_QUERY = ("q_proj", "query", "query_proj", "q_lin", "q", "to_q", "wq", "linear_q")
+_VALUE = ("v_proj", "value", "value_proj", "v_lin", "v", "to_v", "wv", "linear_v")
+_QUERY_VALUE = frozenset(_QUERY + _VALUE)
+_FUSED = frozenset(["c_attn", "query_key_value", "qkv_proj", "qkv", "Wqkv", "W_pack", "in_proj", "in_proj_weight"])
 
 
-def select(names: Iterable[str], modules: str | None, kind: str) -> frozenset[str]:
+def default_selection(kind: str, rule: Rule) -> str:
+    """For LoRA attention query and value only: the feed-forward part holds the ability for the task (2402.18913,
+    section 4.1). Everything for every other structure, and for the average, which is of whole adapters (2306.14870)."""
+    return "attention-qv" if kind == "lora" and rule.needs_source else "all"
+
+
+def select(names: Iterable[str], modules: str) -> frozenset[str]:
     """The modules to merge, of the module names of an adapter.
 
     ``modules``: ``attention-qv``, ``all``, or a regular expression that must match a whole module name or its whole
-    ending after a dot, as in PEFT: ``v_proj``, ``layers\\.1\\..*``. ``None`` takes the default of the structure.
+    ending after a dot, as in PEFT: ``v_proj``, ``layers\\.1\\..*``.
 
     Raises:
         NothingMergedError: nothing matched.
         ConfigError: not a regular expression; or ``attention-qv`` where query and value are fused in one projection.
     """
     known = sorted(names)
-    selection = modules or DEFAULT.get(kind, "all")
-    if selection == "all":
+    if modules == "all":
         return frozenset(known)
-    if selection == "attention-qv":
+    if modules == "attention-qv":
         fused = [name for name in known if _leaf(name) in _FUSED]
         if fused:
             raise _fused(fused)
         chosen = frozenset(name for name in known if _leaf(name) in _QUERY_VALUE)
     else:
-        pattern = _compile(selection)
+        pattern = _compile(modules)
         chosen = frozenset(name for name in known if pattern.fullmatch(name))
     if not chosen:
         raise NothingMergedError(
             "No module matches the selection.",
-            where=f"modules {selection}",
+            where=f"modules {modules}",
             found=", ".join(_kinds(known)),
             expected="at least one module of the task adapter",
             fix="choose all, or a regular expression that matches some of these",

@@ -51,7 +51,7 @@ def bar_panels(table: ScoreTable) -> list[str]:
         for index, (language, count) in enumerate(zip(table.languages, table.counts, strict=True))
     ]
     if len(table.languages) > 1:
-        means = _bars_of(names, [_mean_score(row) for row in table.rows])
+        means = _bars_of(names, [_mean_score(row) for row in table.rows], missing="not in every language")
         panels.append(_bars("bars-mean", (MEAN, "of the target languages"), means, marks))
     return panels
 
@@ -63,6 +63,7 @@ class _Bar:
     method: Method
     name: str
     score: Score | None
+    missing: str = "no result"
 
 
 def _names(methods: Sequence[Method]) -> dict[Method, str]:
@@ -72,8 +73,8 @@ def _names(methods: Sequence[Method]) -> dict[Method, str]:
     return {method: shorten(words, 19) for method, words in long.items()}
 
 
-def _bars_of(names: dict[Method, str], scores: Sequence[Score | None]) -> list[_Bar]:
-    return [_Bar(method, name, item) for (method, name), item in zip(names.items(), scores, strict=True)]
+def _bars_of(names: dict[Method, str], scores: Sequence[Score | None], missing: str = "no result") -> list[_Bar]:
+    return [_Bar(method, name, item, missing) for (method, name), item in zip(names.items(), scores, strict=True)]
 
 
 def _mean_score(row: Row) -> Score | None:
@@ -106,7 +107,7 @@ def _bar(scale: _Scale, top: float, bar: _Bar) -> str:
     middle, kind, item = top + ROW / 2, role(bar.method), bar.score
     name = label(scale.start - 8, middle + 4, bar.name, text_anchor="end", class_=f"name {kind}")
     if item is None:
-        return name + label(scale.start + 4, middle + 4, "no result", class_="quiet")
+        return name + label(scale.start + 4, middle + 4, bar.missing, class_="quiet")
     width = max(scale(item.mean) - scale(0), 0.5)
     drawn = element("rect", x=scale(0), y=top + 5, width=width, height=ROW - 10, class_=f"bar {kind}")
     value = label(WIDTH, middle + 4, number(item.mean), text_anchor="end", class_=f"value {kind}")
@@ -183,12 +184,12 @@ def curve(key: str, method: Method, runs: Sequence[Tuning]) -> str:
     highs = [point.interval[1] if len(runs) == 1 else point.accuracy for point in points]
     marks = ticks(min(lows), max(highs))
     across = ticks(min(point.weight for point in points), max(point.weight for point in points), 5)
-    x, y = _Scale(across[0], across[-1], 34, WIDTH - 14), _Scale(marks[0], marks[-1], 196, 30)
+    x, y = _Scale(across[0], across[-1], 38, WIDTH - 14), _Scale(marks[0], marks[-1], 196, 30)
     parts = [label(0, 14, method.title, class_="heading")]
     parts.append(label(WIDTH, 14, f"{runs[0].proxy}, accuracy in %", class_="quiet", text_anchor="end"))
     for mark in marks:
         parts.append(line(x.start, y(mark), x.end, y(mark), "grid"))
-        parts.append(label(28, y(mark) + 4, f"{mark:g}", class_="tick", text_anchor="end"))
+        parts.append(label(26, y(mark) + 4, f"{mark:g}", class_="tick", text_anchor="end"))
     parts += [label(x(mark), 212, f"{mark:g}", class_="tick", text_anchor="middle") for mark in across]
     parts.append(label((x.start + x.end) / 2, 230, "weight λ", class_="tick", text_anchor="middle"))
     parts += [_run(x, y, run, alone=len(runs) == 1) for run in runs if run.curve]

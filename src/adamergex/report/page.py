@@ -60,7 +60,8 @@ def page(results: Results) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=number, signed=signed, span=span, probability=probability, size=size, time=time)
+    environment.filters.update(number=number, signed=signed, span=span, probability=probability)
+    environment.filters.update(size=size, time=time, unbroken=unbroken)
     template = environment.from_string((here / "page.html.j2").read_text(encoding="utf-8"))
     table = score_table(results)
     return template.render(
@@ -100,6 +101,7 @@ def _pictures(results: Results, table: ScoreTable) -> dict[str, Any]:
             (charts.curve(f"curve-{index}", method, runs), charts.curve_caption(runs))
             for index, (method, runs) in enumerate(curves)
         ],
+        "family": family,
         "merge": merge,
         "merge_title": title,
         "heat": pictures.heat_map("heat", merge, title) if merge else "",
@@ -122,6 +124,11 @@ def link(path: str | None) -> str | None:
     if not path or PurePosixPath(path).is_absolute() or path.startswith(("\\", "//")):
         return None
     return "./" + quote(path, safe="/")
+
+
+def unbroken(words: str) -> str:
+    """No line ends between a number and its sign."""
+    return words.replace(" %", "\N{NO-BREAK SPACE}%").replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
 
 
 def size(count: int) -> str:

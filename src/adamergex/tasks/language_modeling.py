@@ -33,7 +33,9 @@ class Masking:
     ordinary: NDArray[np.int64]
     rate: float
 
-    def draw(self, ids: NDArray[np.int64], generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def draw(
+        self, ids: NDArray[np.int64], generator: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Inputs and labels [batch, length]; labels are -100 where nothing is to be predicted."""
         chosen = (generator.random(ids.shape, np.float32) < self.rate) & ~np.isin(ids, self.special)
         dice = generator.random(ids.shape, np.float32)

@@ -133,7 +133,7 @@ def _continue(model: nn.Module, batch: dict[str, Tensor], answers: list[Pieces])
     with only_at(model, last):
         output = model(**batch, **_positions(model, (mask.cumsum(1) - 1).clamp(min=0)), use_cache=bool(long))
     first = torch.tensor([answer[0] for answer in answers], device=device)
-    scores = output.logits[0].float().log_softmax(-1)[:, first]
+    scores: Tensor = output.logits[0].float().log_softmax(-1)[:, first]
     if long:
         scores[:, long] += _rest(model, output.past_key_values, mask, [answers[label] for label in long])
     return scores
@@ -150,9 +150,7 @@ def _rest(model: nn.Module, cache: Any, mask: Tensor, answers: list[Pieces]) -> 
     positions = mask.sum(1).repeat_interleave(count)[:, None] + torch.arange(ids.shape[1], device=mask.device)
     wanted = real.bool()
     with only_at(model, wanted):
-        output = model(
-            input_ids=ids, attention_mask=attention, past_key_values=cache, **_positions(model, positions)
-        )
+        output = model(input_ids=ids, attention_mask=attention, past_key_values=cache, **_positions(model, positions))
     found = output.logits[0].float().log_softmax(-1).gather(1, labels[wanted][:, None])[:, 0]
     sums = torch.zeros(ids.shape, device=mask.device)
     sums[wanted] = found

@@ -1,14 +1,17 @@
-"""Synthetic results: 4 methods × 5 languages; every number is made up and reproducible."""
+"""Synthetic results: 4 methods × 5 languages; every number is made up and reproducible. Here as fixtures."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 LANGUAGES = ("es", "de", "tr", "sw", "vi")
 LEVELS = {"es": 66.0, "de": 64.0, "tr": 58.0, "sw": 41.0, "vi": 60.0}
 GAINS = {"vanilla": -28.0, "english_tuning": 0.0, "average": -3.0, "adamergex": 1.6}
-METHODS = [
+METHODS: list[dict[str, Any]] = [
     {"name": "vanilla", "label": "Vanilla", "space": None, "about": "the base model, prompted"},
     {"name": "english_tuning", "label": "Eng-FT", "space": None, "about": "the task adapter of the source, as it is"},
     {"name": "average", "label": "AriMerge", "space": None, "about": "half task adapter, half target reference"},
@@ -99,3 +102,8 @@ def _merge(language: str, seed: int, weight: float) -> dict[str, Any]:
             modules.append({"module": f"base_model.model.roberta.encoder.layer.{layer}.{kind}", "task_norm": task,
                             "divergence_norm": change / (weight or 1), "change_norm": change})  # fmt: skip
     return {"method": "adamergex", "language": language, "seed": seed, "weight": weight, "modules": modules}
+
+
+@pytest.fixture(name="sample")
+def _sample() -> Callable[..., dict[str, Any]]:
+    return sample

@@ -1,12 +1,12 @@
-"""Settings -> graph -> engine -> results and report: what ``adamergex transfer`` does."""
+"""Plan -> engine -> results and report: what ``adamergex transfer`` does."""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
@@ -15,118 +15,9 @@ from typing import Any
 from adamergex.actions import ACTIONS
 from adamergex.config import TransferConfig, load, parse
 from adamergex.engines.local import run
-from adamergex.errors import DataError
 from adamergex.graph import Step, Store
-from adamergex.recipes import RECIPES, Experiment, Facts
-from adamergex.settings import Rows
-
-
-def absolute(config: TransferConfig) -> TransferConfig:
-    """The settings with paths that no longer depend on the settings file's folder."""
-    folder = Path(config.folder)
-
-    def placed(rows: Rows | None) -> Rows | None:
-        if rows is None or rows.path is None:
-            return rows
-        return rows.model_copy(update={"path": str((folder / rows.path).absolute())})
-
-    task = config.task
-    rows = {name: placed(getattr(task, name)) for name in ("train", "validation", "test")}
-    reference = config.reference.model_copy(update={"text": placed(config.reference.text)})
-    base = str((folder / config.base).absolute()) if (folder / config.base).is_dir() else config.base
-    return config.model_copy(update={"task": task.model_copy(update=rows), "reference": reference, "base": base})
-
-
-def facts(config: TransferConfig) -> Facts:
-    """What the model and the data say: hash of the base, labels, how much text every language has."""
-    from adamergex.data import data_hash, read
-    from adamergex.models import base_sha256
-
-    labels = config.task.labels
-    if labels is None:
-        labels = tuple(sorted({str(row["label"]) for row in read(config.task.train, config.source)}))
-        if len(labels) < 2:
-            raise DataError(
-                "the training rows have fewer than two labels",
-                where=config.task.train.path or config.task.train.hub,
-                found=list(labels),
-                fix="check task.train and its column mapping",
-            )
-    content = lru_cache(maxsize=None)(lambda text, language: data_hash(Rows.model_validate_json(text), language))
-    return Facts(
-        base_sha256=base_sha256(config.base),
-        labels=labels,
-        segments=_segments(config),
-        content=lambda rows, language: content(rows.model_dump_json(), language),
-    )
-
-
-def _segments(config: TransferConfig) -> int | None:
-    """As many segments as the language with the least text has: the reference task must be the same everywhere."""
-    if config.reference.segments is not None or not _needs_references(config):
-        return config.reference.segments
-    from adamergex.data import read
-    from adamergex.models import tokenizer
-    from adamergex.tasks.language_modeling import count_segments
-
-    pieces = tokenizer(config.base)
-    languages = dict.fromkeys((config.source, *config.targets, *([config.proxy] if config.proxy else [])))
-    texts = {language: [row["text"] for row in read(config.reference.text, language)] for language in languages}
-    counts = {name: count_segments(text, pieces, config.reference.segment) for name, text in texts.items()}
-    if min(counts.values()) < 1:
-        raise DataError(
-            "too little text for one segment",
-            where=config.reference.text.path or config.reference.text.hub,
-            found=f"segments of {config.reference.segment} pieces: {counts}",
-            fix="give more text or a smaller reference.segment",
-        )
-    return min(counts.values())
-
-
-def _needs_references(config: TransferConfig) -> bool:
-    return any(method not in ("vanilla", "english_tuning") for method in config.methods)
-
-
-class Plan:
-    """The steps of a whole table: an evaluation for every method, language and seed, and the searches of λ."""
-
-    def __init__(self, config: TransferConfig, known: Facts) -> None:
-        self.config = config
-        self.adapters: dict[tuple[str, str, int], Step | None] = {}
-        self.evaluations: dict[tuple[str, str, int], Step] = {}
-        self.tunings: dict[tuple[str, int], Step] = {}
-        for seed in config.seeds:
-            for method in config.methods:
-                for language in config.targets:
-                    self._add(method, Experiment(config, known, language, seed))
-
-    def _add(self, method: str, x: Experiment) -> None:
-        cell = (method, x.target, x.seed)
-        adapter = x.adapter(RECIPES[method].build)
-        self.adapters[cell] = adapter
-        self.evaluations[cell] = x.evaluate(adapter, x.target)
-        if adapter is not None and "weight" in adapter.inputs:
-            self.tunings[method, x.seed] = adapter.inputs["weight"]
-
-    @property
-    def wanted(self) -> list[Step]:
-        merged = [step for step in self.adapters.values() if step is not None]
-        return [*self.evaluations.values(), *self.tunings.values(), *merged, *self.trainings]
-
-    @property
-    def trainings(self) -> list[Step]:
-        found: dict[str, Step] = {}
-
-        def visit(step: Step) -> None:
-            if step.kind == "train":
-                found[step.key] = step
-            for other in step.inputs.values():
-                visit(other)
-
-        for adapter in (*self.adapters.values(), *self.tunings.values()):
-            if adapter is not None:
-                visit(adapter)
-        return list(found.values())
+from adamergex.plan import Plan, absolute, facts
+from adamergex.recipes import RECIPES
 
 
 def transfer(config: TransferConfig, say: Callable[[str], None] = print, command: str | None = None) -> dict[str, Any]:
@@ -148,6 +39,8 @@ def transfer(config: TransferConfig, say: Callable[[str], None] = print, command
     results["commands"] = [command] if command else []
     from adamergex.report import write_report
 
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_report(results, output)
     return results
 
@@ -168,7 +61,7 @@ def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[st
         "methods": [_method(config, name) for name in config.methods],
         "cells": cells,
         "tuning": [_tuning(config, store, *item) for item in plan.tunings.items()],
-        "adapters": [_adapter(store, step, step.key in reused) for step in plan.trainings],
+        "adapters": [_adapter(store, step, output, step.key in reused) for step in plan.trainings],
         "merges": list(_merges(plan, store)),
         "environment": environment(),
         "commands": [],
@@ -178,8 +71,9 @@ def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[st
 
 def _method(config: TransferConfig, name: str) -> dict[str, Any]:
     recipe = RECIPES[name]
-    space = config.merge.space if config.structure.kind == "lora" and name.startswith("adamergex") else None
-    space = {"adamergex_delta": "delta", "adamergex_cross": "factors"}.get(name, space)
+    merged_lora = config.structure.kind == "lora" and name.startswith("adamergex")
+    own = {"adamergex_delta": "delta", "adamergex_cross": "factors"}
+    space = own.get(name, config.merge.space) if merged_lora else None
     about = (recipe.build.__doc__ or "").strip().splitlines()[0]
     return {"name": name, "label": recipe.label, "space": space, "about": about}
 
@@ -224,7 +118,7 @@ def _tuning(config: TransferConfig, store: Store, cell: tuple[str, int], step: S
     }
 
 
-def _adapter(store: Store, step: Step, reused: bool) -> dict[str, Any]:
+def _adapter(store: Store, step: Step, output: Path, reused: bool) -> dict[str, Any]:
     directory = store.path(step)
     lineage = _json(directory / "lineage.json")
     manifest = store.manifest(step) or {}
@@ -240,7 +134,7 @@ def _adapter(store: Store, step: Step, reused: bool) -> dict[str, Any]:
         "seconds": manifest.get("seconds"),
         "loss": training.get("loss"),
         "reused": reused,
-        "path": str(directory),
+        "path": os.path.relpath(directory, output),
     }
 
 
@@ -249,8 +143,9 @@ def _merges(plan: Plan, store: Store) -> Iterable[dict[str, Any]]:
         if step is not None and step.kind == "merge":
             report = _json(store.path(step) / "merge_report.json")
             modules = [
-                {key: module[key] for key in ("module", "task_norm", "divergence_norm", "change_norm")}
-                for module in report["modules"]
+                {"module": item["module"], **{f"{name}_norm": item[name] for name in ("task", "divergence", "change")}}
+                for item in report["modules"]
+                if item["merged"]
             ]
             yield {"method": method, "language": language, "seed": seed, "weight": report["weight"], "modules": modules}
 

@@ -1,0 +1,285 @@
+"""Merging at the size of Llama-2-7B, all linear modules, against the limit (reading and writing) and against PEFT.
+
+    python benchmarks/merge.py [--quick]
+
+Every figure is a ratio from one interleaved run: best of N in wall time, with CPU time beside it. Files lie in memory
+(/dev/shm) where there is one, so that no disk is measured; both sides read, write and sync the same bytes there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adamergex.checkpoint import CHUNK, TENSORS, AdapterDirectory, Encoder, SafetensorsWriter, TensorInfo, TensorReader
+from adamergex.lineage import Lineage, file_sha256
+from adamergex.merging import delta, merge
+from adamergex.merging.layout import layout
+from adamergex.merging.rules import rule_for
+from adamergex.merging.stream import ElementwiseMerge
+
+HIDDEN, INNER, LAYERS = 4096, 11008, 32
+MODULES = {
+    **{f"self_attn.{name}_proj": (HIDDEN, HIDDEN) for name in "qkvo"},
+    "mlp.gate_proj": (INNER, HIDDEN),
+    "mlp.up_proj": (INNER, HIDDEN),
+    "mlp.down_proj": (HIDDEN, INNER),
+}
+ROLES = ("task", "target_reference", "source_reference")
+Timing = tuple[float, float]
+
+
+def write_adapter(path: Path, rank: int, dtype: str, seed: int) -> None:
+    """A LoRA of the shape of Llama-2-7B, as PEFT saves it, with a lineage that tells its start."""
+    path.mkdir(parents=True)
+    infos = []
+    for layer in range(LAYERS):
+        for name, (out, width) in MODULES.items():
+            stem = f"base_model.model.model.layers.{layer}.{name}"
+            infos.append(TensorInfo(f"{stem}.lora_A.weight", dtype, (rank, width)))
+            infos.append(TensorInfo(f"{stem}.lora_B.weight", dtype, (out, rank)))
+    pool = (np.random.default_rng(seed).standard_normal(1 << 21) * 0.02).astype(np.float32)
+    writer, encode = SafetensorsWriter(path / TENSORS, infos), Encoder()
+    for index, info in enumerate(writer.order):
+        start = (index * 7919) % (len(pool) - INNER * 64)
+        for begin in range(start, start + info.size, CHUNK):
+            writer.write(encode(pool[begin : min(begin + CHUNK, start + info.size)], dtype))
+    writer.close()
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": "skeleton",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": sorted(name.rpartition(".")[2] for name in MODULES),
+        "bias": "none",
+        "inference_mode": True,
+    }
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    Lineage(base={"name": "skeleton", "sha256": None}, start="0" * 64).write(path)
+
+
+def best(work: dict[str, Callable[[], None]], rounds: int) -> dict[str, Timing]:
+    """Interleaved: every piece of work once a round; the least wall and the least CPU seconds of each."""
+    found = {name: (float("inf"), float("inf")) for name in work}
+    for _ in range(rounds):
+        for name, run in work.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            run()
+            took = time.perf_counter() - wall, time.process_time() - cpu
+            found[name] = min(found[name][0], took[0]), min(found[name][1], took[1])
+    return found
+
+
+def limit(folder: Path, item_size: int, hashed: bool = False) -> None:
+    """Read three files and write one, in lockstep and with reused buffers; ``hashed``: also their SHA-256."""
+    if hashed:
+        for role in ROLES:
+            file_sha256(folder / role / TENSORS)
+    files = [(folder / role / TENSORS).open("rb", buffering=0) for role in ROLES]
+    views = [memoryview(bytearray(CHUNK * item_size)) for _ in ROLES]
+    with (folder / "limit").open("wb", buffering=0) as output:
+        while True:
+            counts = [file.readinto(view) for file, view in zip(files, views, strict=True)]
+            if not counts[0]:
+                break
+            output.write(views[0][: counts[0]])
+        os.fsync(output.fileno())
+    for file in files:
+        file.close()
+
+
+def stream(folder: Path) -> None:
+    """Our merge without hashes and cards: parse, check every number, merge, norms, write, sync."""
+    directories = [AdapterDirectory.open(folder / role) for role in ROLES]
+    found = layout(directories[0])
+    rule = rule_for("adaptive", "lora")
+    task, target, source = (TensorReader(directory) for directory in directories)
+    with task, target, source:
+        chosen = frozenset(found.sites)
+        ElementwiseMerge(rule, 0.5, found, chosen, task, (target, source)).write(folder / "ours")
+    handle = os.open(folder / "ours", os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def whole_merge(folder: Path) -> None:
+    """merge() as a user calls it: also SHA-256 of the inputs, report, lineage and card."""
+    shutil.rmtree(folder / "merged", ignore_errors=True)
+    merge(**{role: folder / role for role in ROLES}, weight=0.5, modules="all", output=folder / "merged")  # type: ignore[arg-type]
+
+
+def skeleton() -> Any:
+    """A base with the modules of Llama-2-7B and weights that take no memory: only the adapters cost anything."""
+    import torch
+    from torch import nn
+
+    def linear(out: int, width: int) -> nn.Linear:
+        module = nn.Linear(width, out, bias=False, device="meta")
+        module.weight = nn.Parameter(torch.zeros(1).expand(out, width), requires_grad=False)
+        return module
+
+    base = nn.Module()
+    base.model = nn.Module()
+    layers = nn.ModuleList()
+    for _ in range(LAYERS):
+        layer = nn.Module()
+        for name, (out, width) in MODULES.items():
+            part, _, leaf = name.partition(".")
+            if not hasattr(layer, part):
+                setattr(layer, part, nn.Module())
+            setattr(getattr(layer, part), leaf, linear(out, width))
+        layers.append(layer)
+    base.model.layers = layers
+    return base
+
+
+def peft_merge(folder: Path, base: Any) -> None:
+    """PEFT's way to the same bytes: three adapters loaded, add_weighted_adapter (linear), one saved."""
+    from peft import PeftModel
+
+    shutil.rmtree(folder / "peft", ignore_errors=True)
+    model = PeftModel.from_pretrained(base, folder / "task", adapter_name="task", autocast_adapter_dtype=False)
+    for role in ROLES[1:]:
+        model.load_adapter(folder / role, adapter_name=role, autocast_adapter_dtype=False)
+    model.add_weighted_adapter(list(ROLES), [1.0, 0.5, -0.5], "merged", combination_type="linear")
+    model.save_pretrained(folder / "peft", selected_adapters=["merged"])
+    model.unload()
+
+
+def process(code: str, *arguments: str) -> tuple[float, float, float]:
+    """A fresh interpreter: (wall seconds, CPU seconds, peak RSS in MB)."""
+    tail = "\nprint([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    before, wall = os.times(), time.perf_counter()
+    run = subprocess.run(
+        [sys.executable, "-c", code + tail, *arguments], env=environment, check=True, capture_output=True, text=True
+    )
+    wall, after = time.perf_counter() - wall, os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return wall, cpu, int(run.stdout.split()[-1]) / 1024
+
+
+OURS = """
+import shutil, sys
+from adamergex.merging import merge
+folder = sys.argv[1]
+shutil.rmtree(folder + '/merged', ignore_errors=True)
+merge(task=folder + '/task', target_reference=folder + '/target_reference',
+      source_reference=folder + '/source_reference', weight=0.5, modules='all', output=folder + '/merged')
+"""
+PEFTS = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+import merge
+merge.peft_merge(Path(sys.argv[1]), merge.skeleton())
+"""
+
+
+def row(name: str, ratio: float, goal: str, detail: str) -> None:
+    print(f"{name:<46} {ratio:>8.2f}  {goal:<8}  {detail}", flush=True)
+
+
+def seconds(timing: Timing) -> str:
+    return f"{timing[0]:.3f} s (CPU {timing[1]:.3f})"
+
+
+def streaming(folder: Path, rank: int, dtype: str, rounds: int) -> None:
+    """The rows of one shape: against the limit, without and with hashes."""
+    size = 2 if dtype == "BF16" else 4
+    found = best(
+        {
+            "limit": lambda: limit(folder, size),
+            "stream": lambda: stream(folder),
+            "limit, hashed": lambda: limit(folder, size, hashed=True),
+            "merge()": lambda: whole_merge(folder),
+        },
+        rounds,
+    )
+    name = f"r{rank} {dtype.lower()}"
+    goal = "<= 2.3" if dtype == "BF16" else "<= 1.3"
+    for ours, base, aim in (("stream", "limit", goal), ("merge()", "limit, hashed", "")):
+        title = "merge / (read 3 + write 1)" if base == "limit" else "merge() / (read 3 + SHA-256 of 3 + write 1)"
+        detail = f"{seconds(found[ours])} / {seconds(found[base])}"
+        row(f"{title}, {name}", found[ours][0] / found[base][0], aim, detail)
+
+
+def against_peft(folder: Path, rank: int, dtype: str, rounds: int) -> None:
+    """The merge stage: PEFT's seconds over ours, in one process, imports and base already there."""
+    base = skeleton()
+    work = {
+        "peft": lambda: peft_merge(folder, base),
+        "ours": lambda: stream(folder),
+        "all": lambda: whole_merge(folder),
+    }
+    found = best(work, rounds)
+    for ours, title in (("ours", "merge stage, PEFT / ours"), ("all", "merge(), PEFT / ours")):
+        detail = f"{seconds(found['peft'])} / {seconds(found[ours])}"
+        row(f"{title}, r{rank} {dtype.lower()}", found["peft"][0] / found[ours][0], ">= 15", detail)
+
+
+def processes(folder: Path, rank: int, dtype: str, rounds: int, with_peft: bool) -> None:
+    """Whole processes, imports and all; and our peak memory."""
+    ours = [process(OURS, str(folder)) for _ in range(rounds)]
+    fastest = min(ours)
+    if with_peft:
+        theirs = min(process(PEFTS, str(folder)) for _ in range(max(1, rounds // 2)))
+        detail = f"{seconds(theirs[:2])} / {seconds(fastest[:2])}"
+        row(f"whole process, PEFT / ours, r{rank} {dtype.lower()}", theirs[0] / fastest[0], ">= 30", detail)
+    row(f"peak RSS MB of our process, r{rank} {dtype.lower()}", max(run[2] for run in ours), "<= 64", "")
+
+
+def truncation(size: int) -> None:
+    """One module of rank 3·8 back to 8: the full SVD of ΔW over ours."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    A, B = (rng.standard_normal(shape).astype(np.float32) for shape in ((24, size), (size, 24)))
+    factors = delta.Factors(A, B, 2.0)
+
+    def full() -> None:
+        u, s, v = torch.linalg.svd(torch.from_numpy(2.0 * B @ A), full_matrices=False)
+        (u[:, :8] * s[:8]) @ v[:8]
+
+    ours = best({"ours": lambda: (delta.truncate(factors, 8), None)[1]}, 7)["ours"]
+    theirs = best({"full": full}, 1)["full"]
+    row(
+        f"rank 24 -> 8 at {size}^2, full SVD / ours",
+        theirs[0] / ours[0],
+        ">= 100",
+        f"{seconds(theirs)} / {seconds(ours)}",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="rank 8 only, fewer rounds, a smaller SVD")
+    quick = parser.parse_args().quick
+    rounds = 3 if quick else 7
+    print(f"{'measure':<46} {'ratio':>8}  {'goal':<8}  seconds")
+    home = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    for rank, dtype in [(8, "BF16"), (8, "F32"), *([] if quick else [(64, "BF16"), (64, "F32")])]:
+        with tempfile.TemporaryDirectory(dir=home) as name:
+            folder = Path(name)
+            for seed, role in enumerate(ROLES):
+                write_adapter(folder / role, rank, dtype, seed)
+            streaming(folder, rank, dtype, rounds)
+            processes(folder, rank, dtype, rounds, with_peft=(rank, dtype) == (8, "BF16"))
+            if dtype == "BF16":
+                against_peft(folder, rank, dtype, rounds if rank == 8 else 2)
+    truncation(1024 if quick else HIDDEN)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Write docs/reference.md and docs/settings.md from docstrings and settings models.
+
+python scripts/reference.py [--check]
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from adamergex import config, settings
+
+DOCS = Path(__file__).parents[1] / "docs"
+PUBLIC = {
+    "adamergex.merging": ["merge", "divergence", "MergeReport"],
+    "adamergex.merging.rules": ["rule_for"],
+    "adamergex.merging.additive": ["divergence", "shift"],
+    "adamergex.merging.multiplicative": ["guarded", "divergence", "shift"],
+    "adamergex.merging.average": ["divergence", "shift"],
+    "adamergex.inspection": ["inspect"],
+    "adamergex.lineage": ["Lineage", "read", "model_card"],
+    "adamergex.checkpoint": ["AdapterDirectory"],
+    "adamergex.pipeline": ["run_transfer", "transfer", "summary"],
+    "adamergex.recipes": ["vanilla", "english_tuning", "average", "adamergex", "adamergex_delta", "adamergex_cross"],
+    "adamergex.training": ["train"],
+    "adamergex.evaluation": ["evaluate", "paired_difference"],
+    "adamergex.tuning": ["tune"],
+    "adamergex.models": ["load", "family", "base_sha256"],
+    "adamergex.adapters.peft_backed": ["attach", "save", "load"],
+    "adamergex.data": ["read", "data_hash"],
+    "adamergex.graph": ["Step", "Store"],
+    "adamergex.engines.local": ["run"],
+    "adamergex.errors": [
+        "AdamergexError",
+        "AdapterFileError",
+        "IncompatibleAdaptersError",
+        "NothingMergedError",
+        "ConfigError",
+        "DataError",
+        "ModelError",
+    ],
+}
+SETTINGS = [
+    (config, ["TransferConfig", "TaskConfig", "ReferenceConfig", "MergeConfig"]),
+    (settings, ["Structure", "Rows", "Optimisation"]),
+]
+
+
+def reference() -> str:
+    parts = ["# Reference\n\nMade from the docstrings by `python scripts/reference.py`."]
+    for name, members in PUBLIC.items():
+        module = import_module(name)
+        parts.append(f"## `{name}`\n\n{(module.__doc__ or '').strip()}")
+        parts += [entry(module, member) for member in members]
+    return "\n\n".join(parts) + "\n"
+
+
+def entry(module: ModuleType, name: str) -> str:
+    thing = getattr(module, name)
+    signature = "" if issubclass_of(thing, Exception) else str(inspect.signature(thing))
+    return f"### `{name}{signature}`\n\n```text\n{inspect.getdoc(thing) or ''}\n```"
+
+
+def issubclass_of(thing: Any, parent: type) -> bool:
+    return isinstance(thing, type) and issubclass(thing, parent)
+
+
+def settings_page() -> str:
+    parts = [
+        "# Settings\n\nEvery setting of a `transfer` file, with its default. Made by `python scripts/reference.py`.\n"
+        "The top of the file is `TransferConfig`; the other tables are its parts."
+    ]
+    for module, names in SETTINGS:
+        for name in names:
+            model = getattr(module, name)
+            rows = [
+                f"| `{field}` | {kind(info)} | {default(info)} | {info.description or ''} |"
+                for field, info in model.model_fields.items()
+                if field != "folder"
+            ]
+            parts.append(
+                f"## {name}\n\n{inspect.getdoc(model)}\n\n| setting | type | default | |\n|---|---|---|---|\n"
+                + "\n".join(rows)
+            )
+    return "\n\n".join(parts) + "\n"
+
+
+def kind(info: Any) -> str:
+    text = inspect.formatannotation(info.annotation)
+    for noise in ("typing.", "adamergex.settings.", "adamergex.config."):
+        text = text.replace(noise, "")
+    return "`" + text.replace("|", "or") + "`"
+
+
+def default(info: Any) -> str:
+    if info.is_required():
+        return "required"
+    value = info.get_default(call_default_factory=True)
+    if value is PydanticUndefined or isinstance(value, settings.Settings):
+        return "its defaults"
+    return f"`{value!r}`".replace("|", "\\|")
+
+
+def main() -> int:
+    pages = {DOCS / "reference.md": reference(), DOCS / "settings.md": settings_page()}
+    stale = [path.name for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    if "--check" in sys.argv:
+        if stale:
+            print(f"stale: {', '.join(stale)}; run python scripts/reference.py")
+        return 1 if stale else 0
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,89 @@
+"""Prediction heads that travel with an adapter: what stands outside the backbone, between a model and files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from adamergex.adapters.adapterhub import HeadFiles
+from adamergex.errors import IncompatibleAdaptersError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_FLEXIBLE = re.compile(r"heads\.(?P<name>.+)\.(?P<number>\d+)\.(?P<tensor>weight|bias)")
+
+
+def head_of(model: PreTrainedModel, name: str) -> HeadFiles:
+    """The model's head as AdapterHub stores it for transformers' own classes.
+
+    Raises: ModelError when the model has none.
+    """
+    tensors = {key: tensor.detach().cpu() for key, tensor in _parameters(model).items()}
+    if not tensors:
+        raise ModelError("the model has no head", where=type(model).__name__, fix="load it with a head")
+    config = {
+        "config": None,
+        "hidden_size": model.config.get_text_config().hidden_size,
+        "label2id": dict(model.config.label2id or {}),
+        "model_class": type(model).__name__,
+        "model_name": model.config.name_or_path,
+        "model_type": model.config.model_type,
+        "name": name,
+        "num_labels": model.config.num_labels,
+    }
+    return HeadFiles(config, tensors)
+
+
+def load_head(model: PreTrainedModel, head: HeadFiles, where: object = "head") -> None:
+    """Copy a stored head and its labels into the model's own; a flexible head's layers go by their order.
+
+    Raises: IncompatibleAdaptersError when the two heads do not have the same tensors.
+    """
+    own = _parameters(model)
+    found = _renamed(head.tensors, own)
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    if shapes != {name: tuple(parameter.shape) for name, parameter in own.items()}:
+        raise IncompatibleAdaptersError(
+            "the stored head is not one for this model",
+            where=where,
+            found=", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in head.tensors.items()),
+            expected=", ".join(f"{name} {tuple(parameter.shape)}" for name, parameter in own.items()) or "no head",
+            fix=f"load the model as {head.config.get('model_class')}, with as many labels as the head has",
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(found[name])
+    _label(model, head.config)
+
+
+def _parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    """Parameters outside the backbone and the adapters; those tied to the embeddings are the backbone's."""
+    inside = {id(parameter) for parameter in model.base_model.parameters()} if model.base_model is not model else set()
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in inside and not name.startswith("adapter_stack.") and model.base_model is not model
+    }
+
+
+def _renamed(tensors: Mapping[str, torch.Tensor], own: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+    if set(own) <= set(tensors):  # a masked-LM head also stores its tied projection
+        return {name: tensors[name] for name in own}
+    found = [(_FLEXIBLE.fullmatch(name), tensor) for name, tensor in tensors.items()]
+    if len(found) != len(own) or not all(match for match, _ in found):
+        return dict(tensors)
+    keyed = [(int(match["number"]), match["tensor"] != "weight", tensor) for match, tensor in found if match]
+    ordered = sorted(keyed, key=lambda item: item[:2])
+    return {name: tensor for name, (_, _, tensor) in zip(own, ordered, strict=True)}
+
+
+def _label(model: PreTrainedModel, config: Mapping[str, Any]) -> None:
+    nested = config.get("config")
+    labels = config.get("label2id") or (nested.get("label2id") if isinstance(nested, dict) else None)
+    if labels:
+        model.config.label2id = {str(label): int(number) for label, number in labels.items()}
+        model.config.id2label = {number: label for label, number in model.config.label2id.items()}

@@ -1,0 +1,249 @@
+"""Sparse differences of composable fine-tuning: its ``pytorch_diff.bin`` and our safetensors, applied and taken off.
+
+A difference holds, for some parameters, flat row-major indices and the values to add there, and for others (a task's
+head) whole tensors that replace the model's. Source: Ansell et al. 2022 (2110.07560) §3; METHOD.md §3 (LF-SFT).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from adamergex.adapters.adapterhub import read_pickle
+from adamergex.checkpoint import staged_directory
+from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
+
+PEER, TENSORS = "pytorch_diff.bin", "sparse_difference.safetensors"
+FORMAT = "adamergex-sparse-difference/1"
+# The peer's first index of each tensor is a numpy integer: its scalar, its dtype, and nothing else.
+_NUMPY = (type(np.int64(0)).__reduce__(np.int64(0))[0], np.dtype, np.dtypes.Int64DType)
+
+
+@dataclass(frozen=True, eq=False)
+class SparseTensor:
+    """``values`` (n,) to add at flat row-major ``indices`` (n,), int64 and rising, of a tensor of ``shape``."""
+
+    shape: tuple[int, ...]
+    indices: torch.Tensor
+    values: torch.Tensor
+
+    def dense(self) -> torch.Tensor:
+        """The whole difference, zeros elsewhere."""
+        whole = torch.zeros(self.shape, dtype=self.values.dtype)
+        whole.view(-1)[self.indices] = self.values
+        return whole
+
+
+@dataclass(frozen=True, eq=False)
+class SparseDifference:
+    """Parameter name -> what is added to it (``sparse``), or what replaces it (``whole``)."""
+
+    sparse: Mapping[str, SparseTensor]
+    whole: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+def read_difference(path: str | Path) -> SparseDifference:
+    """Read a directory, or a file: ours where it is there, else composable-sft's.
+
+    Raises: AdapterFileError when it is missing, damaged, malicious, not finite, or points outside its tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / TENSORS if (path / TENSORS).is_file() else path / PEER
+    if not path.is_file():
+        raise _broken(path, "there is no sparse difference here", "nothing", f"{TENSORS} or {PEER}")
+    found = _read_ours(path) if path.suffix == ".safetensors" else _read_peer(path)
+    for name, entry in found.sparse.items():
+        size, where = int(np.prod(entry.shape)), f"{path}: {name}"
+        rising = bool((entry.indices[1:] > entry.indices[:-1]).all())
+        if entry.indices.shape != entry.values.shape or entry.values.ndim != 1 or not rising:
+            raise _broken(where, "indices and values do not belong together", tuple(entry.indices.shape), "one each")
+        if len(entry.indices) and not 0 <= int(entry.indices[0]) <= int(entry.indices[-1]) < size:
+            raise _broken(where, "an index lies outside its tensor", int(entry.indices[-1]), f"below {size}")
+    for name, tensor in [(key, entry.values) for key, entry in found.sparse.items()] + list(found.whole.items()):
+        if not torch.isfinite(tensor).all():
+            raise _broken(f"{path}: {name}", "a value is not finite", "NaN or infinity", "numbers")
+    return found
+
+
+def write_difference(directory: str | Path, difference: SparseDifference) -> Path:
+    """Write ``sparse_difference.safetensors``, whole or not at all. Raises: AdapterFileError when it is taken."""
+    tensors = {f"whole.{name}": tensor for name, tensor in difference.whole.items()}
+    for name, entry in difference.sparse.items():
+        tensors |= {f"indices.{name}": entry.indices, f"values.{name}": entry.values}
+    shapes = {name: list(entry.shape) for name, entry in sorted(difference.sparse.items())}
+    with staged_directory(directory) as stage:
+        plain = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
+        save_file(plain, stage / TENSORS, metadata={"format": FORMAT, "shapes": json.dumps(shapes)})
+    return Path(directory)
+
+
+def export_difference(directory: str | Path, difference: SparseDifference) -> Path:
+    """Write composable-sft's ``pytorch_diff.bin``. Raises: AdapterFileError when the place is taken."""
+    diffs = {}
+    for name, entry in difference.sparse.items():
+        flat, order = torch.sort(_to_columns(entry.indices, entry.shape))
+        steps = torch.diff(flat, prepend=torch.zeros(1, dtype=torch.int64)).tolist()
+        diffs[name] = {"size": torch.Size(entry.shape), "index_steps": steps, "values": entry.values[order].cpu()}
+    whole = {name: tensor.detach().cpu() for name, tensor in difference.whole.items()}
+    with staged_directory(directory) as stage:
+        torch.save({"diffs": diffs, "abs": whole}, stage / PEER)
+    return Path(directory)
+
+
+def apply_difference(model: nn.Module, difference: SparseDifference, *, with_whole: bool = True) -> None:
+    """θ <- θ + δ in place, and the whole tensors copied unless ``with_whole`` is false (a language difference).
+
+    Raises: IncompatibleAdaptersError, before anything is changed, for a parameter that is absent or shaped otherwise.
+    """
+    _add(model, difference, 1, difference.whole if with_whole else {})
+
+
+def subtract_difference(model: nn.Module, difference: SparseDifference) -> None:
+    """θ <- θ - δ in place: up to rounding, what undoes ``apply_difference``; whole tensors stay as they are.
+
+    ``applied`` restores every bit, and whole tensors too. Raises: as ``apply_difference``.
+    """
+    _add(model, difference, -1, {})
+
+
+@contextmanager
+def applied(model: nn.Module, *differences: SparseDifference) -> Iterator[nn.Module]:
+    """Several differences, in order, for a while; afterwards every touched entry has its old bits again.
+
+    Raises: as ``apply_difference``.
+    """
+    parameters = _parameters(model)
+    for difference in differences:
+        _require(parameters, difference, difference.whole)
+    names = {name for difference in differences for name in difference.sparse}
+    replaced = {name for difference in differences for name in difference.whole}
+    old: dict[str, tuple[torch.Tensor | None, torch.Tensor]] = {}
+    for name in names | replaced:
+        touched = [entry.sparse[name].indices for entry in differences if name in entry.sparse]
+        indices = None if name in replaced else torch.unique(torch.cat(touched)).to(parameters[name].device)
+        flat = parameters[name].detach().reshape(-1)
+        old[name] = indices, flat.clone() if indices is None else flat[indices]
+    try:
+        for difference in differences:
+            apply_difference(model, difference)
+        yield model
+    finally:
+        with torch.no_grad():
+            for name, (indices, values) in old.items():
+                flat = parameters[name].view(-1)
+                flat[slice(None) if indices is None else indices] = values
+
+
+@torch.no_grad()
+def _add(model: nn.Module, difference: SparseDifference, sign: int, whole: Mapping[str, torch.Tensor]) -> None:
+    parameters = _parameters(model)
+    _require(parameters, difference, whole)
+    for name, entry in difference.sparse.items():
+        flat = parameters[name].view(-1)
+        flat.index_add_(0, entry.indices.to(flat.device), (sign * entry.values).to(flat))
+    for name, tensor in whole.items():
+        parameters[name].copy_(tensor)
+
+
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+def _require(
+    parameters: Mapping[str, nn.Parameter], difference: SparseDifference, whole: Mapping[str, torch.Tensor]
+) -> None:
+    wanted = {name: entry.shape for name, entry in difference.sparse.items()}
+    wanted |= {name: tuple(tensor.shape) for name, tensor in whole.items()}
+    for name, shape in wanted.items():
+        found = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+        if found != tuple(shape):
+            raise IncompatibleAdaptersError(
+                "the sparse difference does not fit this model; nothing was changed",
+                where=name,
+                found=found,
+                expected=tuple(shape),
+                fix="use the base it was trained from; apply a language difference with with_whole=False",
+            )
+    seen = {id(parameters[name]): name for name in wanted}
+    if len(seen) < len(wanted):
+        raise IncompatibleAdaptersError(
+            "the sparse difference holds one tied parameter under two names, and would be applied twice",
+            found=sorted(set(wanted) - set(seen.values())),
+            fix="drop one of the names",
+        )
+
+
+def _read_ours(path: Path) -> SparseDifference:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        shapes = json.loads(metadata.get("shapes", "null"))
+        if metadata.get("format") != FORMAT or not isinstance(shapes, dict):
+            raise ValueError(f"format {metadata.get('format')!r}")
+        sparse = {
+            name: SparseTensor(tuple(shape), tensors[f"indices.{name}"], tensors[f"values.{name}"])
+            for name, shape in shapes.items()
+        }
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise _broken(path, "the sparse difference cannot be read", error, FORMAT) from error
+    whole = {key.removeprefix("whole."): tensor for key, tensor in tensors.items() if key.startswith("whole.")}
+    return SparseDifference(sparse, whole)
+
+
+def _read_peer(path: Path) -> SparseDifference:
+    found = read_pickle(path, _NUMPY)
+    try:
+        sparse = {str(name): _decode(entry) for name, entry in found["diffs"].items()}
+        whole = {str(name): torch.as_tensor(tensor) for name, tensor in found.get("abs", {}).items()}
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, IndexError) as error:
+        raise _broken(path, "this is not a file of composable-sft", repr(error), "diffs and abs") from error
+    return SparseDifference(sparse, whole)
+
+
+def _decode(entry: Mapping[str, Any]) -> SparseTensor:
+    """Steps between column-major flat indices, the first one absolute -> rising row-major indices."""
+    shape = tuple(int(size) for size in entry["size"])
+    flat = torch.tensor([int(step) for step in entry["index_steps"]], dtype=torch.int64).cumsum(0)
+    inside = int(np.prod(shape))
+    if len(flat) and not 0 <= int(flat.min()) <= int(flat.max()) < inside:
+        raise ValueError(f"index {int(flat.max())} in a tensor of {inside}")
+    values = torch.as_tensor(entry["values"])
+    if values.shape != flat.shape:
+        raise ValueError(f"{len(flat)} indices for values of shape {tuple(values.shape)}")
+    indices, order = torch.sort(_from_columns(flat, shape))
+    return SparseTensor(shape, indices, values[order])
+
+
+def _from_columns(flat: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Column-major (first dimension fastest) to row-major flat indices."""
+    rows, stride = torch.zeros_like(flat), int(np.prod(shape))
+    for size in shape:
+        stride //= size
+        rows, flat = rows + (flat % size) * stride, flat // size
+    return rows
+
+
+def _to_columns(flat: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Row-major to column-major flat indices."""
+    columns, stride = torch.zeros_like(flat), int(np.prod(shape))
+    for size in reversed(shape):
+        stride //= size
+        columns, flat = columns + (flat % size) * stride, flat // size
+    return columns
+
+
+def _broken(where: object, problem: str, found: object, expected: object) -> AdapterFileError:
+    return AdapterFileError(
+        problem, where=where, found=found, expected=expected, fix="download or export the difference again"
+    )

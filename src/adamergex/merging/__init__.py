@@ -1,0 +1,24 @@
+"""Merging adapters: rules, checks and streams over adapter directories. Needs numpy; never torch or a base model."""
+
+from __future__ import annotations
+
+from adamergex.merging.in_memory import merged_deltas, merged_tensors
+from adamergex.merging.merge import divergence, merge
+from adamergex.merging.report import MergeReport, ModuleChange
+from adamergex.merging.rule import Rule
+from adamergex.merging.rules import ADAPTIVE, RULES, rule_for
+from adamergex.merging.select import select
+
+__all__ = [
+    "ADAPTIVE",
+    "RULES",
+    "MergeReport",
+    "ModuleChange",
+    "Rule",
+    "divergence",
+    "merge",
+    "merged_deltas",
+    "merged_tensors",
+    "rule_for",
+    "select",
+]

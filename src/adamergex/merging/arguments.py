@@ -1,0 +1,98 @@
+"""What a merge is asked for: arguments that go together, and a divergence that fits the rest."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from adamergex.errors import ConfigError, IncompatibleAdaptersError
+from adamergex.merging.checks import Adapter
+from adamergex.merging.rule import Rule
+
+SPACES = ("factors", "delta")
+StrPath = str | Path
+
+
+def require_arguments(
+    weight: float, space: str, rank: int | None, rule: str, given: tuple[StrPath | None, StrPath | None, StrPath | None]
+) -> None:
+    """Which arguments go together. Raises ConfigError."""
+    target, source, saved = given
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise ConfigError("The weight is not a finite number.", where="weight", found=weight, fix="use one like 0.5")
+    if space not in SPACES:
+        raise ConfigError("There is no such space.", where="space", found=space, expected=" or ".join(SPACES))
+    if rank is not None and (space != "delta" or rank < 1):
+        raise ConfigError(
+            "A rank truncates delta merges.",
+            where="rank",
+            found=f"rank {rank}, space {space}",
+            expected="a positive rank and space delta",
+            fix="add --space delta, or leave the rank out",
+        )
+    averaging = rule == "average"
+    complete = saved is not None or (target is not None and (source is not None or averaging))
+    if not complete or (saved is not None and (averaging or target is not None or source is not None)):
+        roles = zip(("target reference", "source reference", "divergence"), given, strict=True)
+        raise ConfigError(
+            "The adapters of the merge are not complete, or too many.",
+            where=f"rule {rule}",
+            found=", ".join(role for role, path in roles if path is not None) or "the task only",
+            expected="a target reference" if averaging else "a target and a source reference, or one divergence",
+            fix="see adamergex merge --help",
+        )
+
+
+def require_space(own: Adapter, rule: Rule, space: str) -> None:
+    """Which structures and rules have a delta space. Raises ConfigError."""
+    if space == "delta" and own.layout.kind != "lora":
+        raise ConfigError(
+            "Delta space is for LoRA only.",
+            where="space",
+            found=own.layout.kind,
+            expected="lora",
+            fix="leave --space out",
+        )
+    if space == "delta" and rule.name == "multiplicative":
+        raise ConfigError(
+            "A ratio of weight differences has no low rank, so it cannot be saved as LoRA.",
+            where="rule",
+            found="multiplicative in space delta",
+            expected="additive or average",
+            fix="use --space factors for this ablation",
+        )
+
+
+def require_divergence(saved: Adapter, rule: Rule, space: str) -> None:
+    """A saved divergence of this rule and space. Raises IncompatibleAdaptersError."""
+    lineage = saved.lineage
+    if lineage is None or not lineage.is_divergence or lineage.merge is None:
+        raise IncompatibleAdaptersError(
+            "This is no divergence.",
+            where=saved.where,
+            found="an adapter" if lineage else "an adapter without lineage",
+            expected="what adamergex divergence wrote, with its lineage.json",
+            fix="make it with adamergex divergence, or give two references",
+        )
+    made = (lineage.merge.get("rule"), lineage.merge.get("space"))
+    if made != (rule.name, space):
+        raise IncompatibleAdaptersError(
+            "The divergence was made for another merge.",
+            where=saved.where,
+            found=f"rule {made[0]}, space {made[1]}",
+            expected=f"rule {rule.name}, space {space}",
+            fix=f"merge with --space {made[1]} --rule {made[0]}, or make the divergence again",
+        )
+
+
+def require_covered(other: Adapter, chosen: frozenset[str]) -> None:
+    """All selected modules are there. Raises IncompatibleAdaptersError."""
+    missing = sorted(chosen - set(other.layout.sites))
+    if missing:
+        raise IncompatibleAdaptersError(
+            "The divergence lacks modules of this merge.",
+            where=other.where,
+            found=f"no {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
+            expected=f"all {len(chosen)} selected modules",
+            fix="make the divergence with --modules all, or select fewer modules",
+        )

@@ -1,0 +1,314 @@
+"""merge() and divergence(): from adapter directories to an adapter directory. No base model, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from adamergex import lineage as lineages
+from adamergex.checkpoint import CONFIG, TENSORS, AdapterDirectory, TensorReader, require_free, staged_directory
+from adamergex.errors import AdapterFileError, ConfigError, NothingMergedError
+from adamergex.lineage import Lineage
+from adamergex.merging import delta, report
+from adamergex.merging.arguments import require_arguments, require_covered, require_divergence, require_space
+from adamergex.merging.checks import Adapter, require_fitting, require_references, require_same_start
+from adamergex.merging.layout import layout, ranks
+from adamergex.merging.report import MergeReport, ModuleChange
+from adamergex.merging.rule import Rule
+from adamergex.merging.rules import rule_for
+from adamergex.merging.select import default_selection, select
+from adamergex.merging.stream import ElementwiseMerge, write_divergence
+from adamergex.merging.stream_delta import DeltaMerge, FactorSource, ReferenceFactors, SavedFactors, write_factors
+
+StrPath = str | Path
+
+
+def merge(
+    *,
+    task: StrPath,
+    target_reference: StrPath | None = None,
+    source_reference: StrPath | None = None,
+    divergence: StrPath | None = None,
+    weight: float,
+    output: StrPath,
+    modules: str | None = None,
+    space: str = "factors",
+    rank: int | None = None,
+    rule: str = "adaptive",
+    allow_different_start: bool = False,
+) -> MergeReport:
+    """A[T,g] from A[T,s], A[R,g] and A[R,s] (or a saved divergence D) and λ = ``weight``; written to ``output``.
+
+    LoRA: A[T,s] + λ·(A[R,g] − A[R,s]); (IA)³: A[T,s] ⊙ (λ·(A[R,g] ⊘ A[R,s] − 1) + 1). Source: 2402.18913, Eq 6-9.
+
+    Args:
+        task: the adapter of the task in the source language; heads are taken from it.
+        target_reference: the reference task in the target language.
+        source_reference: the reference task in the source language; ``average`` takes none.
+        divergence: instead of the two references, what ``divergence()`` wrote.
+        weight: λ; 0 gives the task adapter back.
+        output: a directory that does not exist yet.
+        modules: ``attention-qv`` (default for LoRA), ``all`` (default for (IA)³ and ``average``), or a regular
+            expression (PEFT's reading: it must match a whole name or its ending after a dot).
+        space: ``factors`` (the paper: A and B each; one start needed) or ``delta`` (exact ΔW; LoRA only).
+        rank: truncate a delta merge to this rank.
+        rule: ``adaptive``, or ``additive``, ``multiplicative``, ``average`` on any structure.
+        allow_different_start: merge factors although they began from different random starts.
+
+    Raises:
+        ConfigError: arguments that do not go together.
+        AdapterFileError: files that cannot be read or written, or hold values that are not finite.
+        IncompatibleAdaptersError: adapters that cannot be combined.
+        NothingMergedError: no module matched, or nothing changed although the weight is not 0.
+    """
+    require_arguments(weight, space, rank, rule, (target_reference, source_reference, divergence))
+    path = require_free(output)
+    own = _open("task", task)
+    chosen_rule = rule_for(rule, own.layout.kind)
+    require_space(own, chosen_rule, space)
+    others = _others(target_reference, source_reference, divergence)
+    if divergence is None:
+        require_references(others[0], others[1] if len(others) > 1 else None, own)
+    else:
+        require_divergence(others[0], chosen_rule, space)
+    require_fitting([own, *others], space)
+    selection = modules or default_selection(own.layout.kind, chosen_rule)
+    chosen = select(own.layout.sites, selection)
+    require_covered(others[0], chosen)
+    if space == "factors":
+        require_same_start([own, *others], allow_different_start)
+    with _hashes([own, *others]) as hashes, staged_directory(path) as stage:
+        items, config = _write(stage / TENSORS, own, others, chosen_rule, (space, float(weight), rank), chosen)
+        summary = MergeReport(
+            own.layout.kind,
+            chosen_rule.name,
+            space,
+            selection,
+            float(weight),
+            rank,
+            tuple(items),
+            tuple(own.layout.heads),
+            tuple(name for adapter in others for name in adapter.layout.heads),
+        )
+        parents = _parents([own, *others], hashes())
+        _require_change(summary, parents)
+        _write_beside(stage, summary, config, _merged_lineage(own, others, parents, summary, config))
+    return summary
+
+
+def divergence(
+    *,
+    target_reference: StrPath,
+    source_reference: StrPath,
+    output: StrPath,
+    modules: str | None = "all",
+    space: str = "factors",
+    rule: str = "adaptive",
+    allow_different_start: bool = False,
+) -> MergeReport:
+    """The language vector D of two references, saved as an adapter directory that ``merge(divergence=...)`` applies.
+
+    In float32 (float64 for F64), so that applying it is bit for bit the merge of the three adapters. In factor space
+    its tensors are D of A and of B; in delta space it is a LoRA of rank r_g + r_s. Source: 2402.18913, Eq 6 and 8.
+
+    Raises:
+        as ``merge``.
+    """
+    require_arguments(1.0, space, None, rule, (target_reference, source_reference, None))
+    path = require_free(output)
+    target, source = _open("target reference", target_reference), _open("source reference", source_reference)
+    chosen_rule = rule_for(rule, target.layout.kind)
+    if not chosen_rule.needs_source:
+        raise ConfigError(
+            "Averaging has no divergence.",
+            where="rule",
+            found=chosen_rule.name,
+            expected="adaptive, additive or multiplicative",
+            fix="merge with --rule average --target-reference instead",
+        )
+    require_space(target, chosen_rule, space)
+    require_references(target, source)
+    require_fitting([target, source], space)
+    selection = modules or default_selection(target.layout.kind, chosen_rule)
+    chosen = select(target.layout.sites, selection)
+    if space == "factors":
+        require_same_start([target, source], allow_different_start)
+    with _hashes([target, source]) as hashes, staged_directory(path) as stage:
+        items, config = _write_divergence(stage / TENSORS, target, source, chosen_rule, space, chosen)
+        summary = MergeReport(
+            target.layout.kind,
+            chosen_rule.name,
+            space,
+            selection,
+            None,
+            None,
+            tuple(items),
+            ignored_heads=(*target.layout.heads, *source.layout.heads),
+        )
+        parents = _parents([target, source], hashes())
+        _require_change(summary, parents)
+        _write_beside(stage, summary, config, _merged_lineage(target, [target, source], parents, summary, config))
+    return summary
+
+
+def _open(role: str, path: StrPath) -> Adapter:
+    directory = AdapterDirectory.open(path)
+    return Adapter(role, layout(directory), lineages.read(directory.path))
+
+
+def _others(target: StrPath | None, source: StrPath | None, divergence: StrPath | None) -> list[Adapter]:
+    roles = (("target reference", target), ("source reference", source), ("divergence", divergence))
+    return [_open(role, path) for role, path in roles if path is not None]
+
+
+Settings = tuple[str, float, int | None]
+Written = tuple[list[ModuleChange], Mapping[str, Any]]
+
+
+def _write(
+    path: Path, own: Adapter, others: list[Adapter], rule: Rule, settings: Settings, chosen: frozenset[str]
+) -> Written:
+    space, weight, rank = settings
+    config = own.layout.directory.config
+    with ExitStack() as stack:
+        task, *readers = (stack.enter_context(TensorReader(adapter.layout.directory)) for adapter in (own, *others))
+        saved = others[0].role == "divergence"
+        if space == "factors":
+            merge_of = ElementwiseMerge(rule, weight, own.layout, chosen, task, tuple(readers), saved)
+            return merge_of.write(path), config
+        pairs = [(reader, adapter.layout) for reader, adapter in zip(readers, others, strict=True)]
+        if saved:
+            factors: FactorSource = SavedFactors(*pairs[0])
+        else:
+            factors = ReferenceFactors(pairs[0], pairs[1] if rule.needs_source else None)
+        merger = DeltaMerge(not rule.needs_source, weight, rank, own.layout, chosen, task, factors)
+        items = merger.write(path)
+        return items, config if _same_ranks(own, merger) else _ranked(config, dict(merger.shapes))
+
+
+def _same_ranks(own: Adapter, merger: DeltaMerge) -> bool:
+    return all((site.rank, site.scaling) == merger.shapes[name] for name, site in own.layout.sites.items())
+
+
+def _ranked(config: Mapping[str, Any], shapes: dict[str, tuple[int, float]]) -> Mapping[str, Any]:
+    ranked = delta.with_ranks(dict(config), shapes)
+    for name, (rank, scaling) in shapes.items():
+        found = ranks(ranked, name)
+        if found[0] != rank or abs(found[1] - rank * scaling) > 1e-9 * found[1]:
+            raise AssertionError(f"rank pattern of {name}: {found}, wanted {(rank, rank * scaling)}")
+    return ranked
+
+
+def _write_divergence(
+    path: Path, target: Adapter, source: Adapter, rule: Rule, space: str, chosen: frozenset[str]
+) -> Written:
+    config = {**target.layout.directory.config, "modules_to_save": None}
+    with (
+        TensorReader(target.layout.directory) as one,
+        TensorReader(source.layout.directory) as two,
+    ):
+        if space == "factors":
+            return write_divergence(path, rule, target.layout, chosen, (one, two)), config
+        pair = ReferenceFactors((one, target.layout), (two, source.layout))
+        items, shapes = write_factors(path, pair, target.layout, chosen)
+        return items, _ranked(config, shapes)
+
+
+@contextmanager
+def _hashes(adapters: list[Adapter]) -> Iterator[Any]:
+    """SHA-256 of every input, computed beside the merge: hashing releases the interpreter lock."""
+    found: dict[Path, str] = {}
+
+    def work(path: Path) -> None:
+        try:
+            found[path] = lineages.file_sha256(path)
+        except OSError:
+            return  # the merge itself reads the same file and says what is wrong
+
+    threads = [Thread(target=work, args=(adapter.layout.directory.tensors_path,)) for adapter in adapters]
+    for thread in threads:
+        thread.start()
+
+    def collect() -> list[str]:
+        for thread in threads:
+            thread.join()
+        missing = [adapter for adapter in adapters if adapter.layout.directory.tensors_path not in found]
+        if missing:
+            raise AdapterFileError("The adapter changed while it was read.", where=missing[0].where, fix="try again")
+        return [found[adapter.layout.directory.tensors_path] for adapter in adapters]
+
+    try:
+        yield collect
+    finally:
+        for thread in threads:
+            thread.join()
+
+
+def _parents(adapters: list[Adapter], hashes: list[str]) -> dict[str, dict[str, Any]]:
+    return {
+        adapter.role.replace(" ", "_"): {
+            "path": str(adapter.layout.directory.path),
+            "sha256": sha256,
+            "language": adapter.lineage.language if adapter.lineage else None,
+        }
+        for adapter, sha256 in zip(adapters, hashes, strict=True)
+    }
+
+
+def _require_change(summary: MergeReport, parents: Mapping[str, Mapping[str, Any]]) -> None:
+    if summary.weight == 0.0 or summary.changed:
+        return
+    target, source = (parents.get(f"{side}_reference") for side in ("target", "source"))
+    twice = target is not None and source is not None and target["sha256"] == source["sha256"]
+    raise NothingMergedError(
+        "The merge changed nothing.",
+        where=f"{summary.matched} selected modules, weight {summary.weight}",
+        found="target and source reference are the same file"
+        if twice
+        else "a divergence that is nothing, or smaller than the rounding of the dtype",
+        expected="a change of at least one module",
+        fix="check the paths of the references, that they were trained, and the weight",
+    )
+
+
+def _merged_lineage(
+    own: Adapter,
+    others: list[Adapter],
+    parents: Mapping[str, Mapping[str, Any]],
+    summary: MergeReport,
+    config: Mapping[str, Any],
+) -> Lineage:
+    inherited = own.lineage or Lineage()
+    base = inherited.base or {"name": own.layout.directory.config.get("base_model_name_or_path"), "sha256": None}
+    starts = {adapter.lineage.start if adapter.lineage else None for adapter in (own, *others)}
+    shape = {"rank": config.get("r"), "alpha": config.get("lora_alpha")} if own.layout.kind == "lora" else {}
+    return Lineage(
+        base=base,
+        structure={**(inherited.structure or {"kind": own.layout.kind}), **shape},
+        # Only a combination of factors of one start still belongs to that start.
+        start=starts.pop() if len(starts) == 1 and summary.space == "factors" else None,
+        task=inherited.task,
+        language=others[0].lineage.language if others[0].lineage else None,
+        parents=parents,
+        merge={
+            "rule": summary.rule,
+            "space": summary.space,
+            "modules": summary.selection,
+            "weight": summary.weight,
+            "rank": summary.rank,
+        },
+        versions=lineages.package_versions(("adamergex", "numpy")),
+    )
+
+
+def _write_beside(stage: Path, summary: MergeReport, config: Mapping[str, Any], lineage: Lineage) -> None:
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (stage / CONFIG).write_text(text, encoding="utf-8")
+    (stage / report.FILE_NAME).write_text(summary.to_json(), encoding="utf-8")
+    card = lineages.model_card(lineage, summary.lines(), task_type=config.get("task_type"))
+    (stage / "README.md").write_text(card, encoding="utf-8")
+    lineage.write(stage)

@@ -1,0 +1,70 @@
+"""Accuracy and macro-F1 over labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from numbers import Integral
+from typing import Any
+
+from adamergex.errors import DataError
+from adamergex.metrics.checks import check_pairs, percent
+
+
+def accuracy(predictions: Sequence[Hashable], references: Sequence[Hashable]) -> float:
+    """Share of items whose predicted label is the reference label, in percent.
+
+    100 · |{i : p_i = r_i}| / n. Raises: DataError (lengths, no items). Source: scikit-learn ``accuracy_score``.
+    """
+    check_pairs(predictions, references, "accuracy")
+    return percent([prediction == reference for prediction, reference in zip(predictions, references, strict=True)])
+
+
+def macro_f1(predictions: Sequence[Hashable], references: Sequence[Hashable]) -> float:
+    """Mean over labels of the label's F1, in percent; labels: all that are predicted or referred to.
+
+    F1_l = 2 TP_l / (predicted_l + referred_l). Raises: DataError (lengths, no items).
+    Source: scikit-learn ``f1_score(average="macro")``.
+    """
+    check_pairs(predictions, references, "macro F1")
+    hits = Counter(p for p, r in zip(predictions, references, strict=True) if p == r)
+    predicted, referred = Counter(predictions), Counter(references)
+    return percent([2 * hits[label] / (predicted[label] + referred[label]) for label in predicted.keys() | referred])
+
+
+def gold_labels(values: Sequence[Any], names: Sequence[str], where: str) -> list[str]:
+    """Names of reference labels that are given as names or as positions in ``names``.
+
+    Raises: DataError: a label that is not known.
+    """
+    labels = predicted_labels(values, names, where)
+    for number, (value, label) in enumerate(zip(values, labels, strict=True)):
+        if label is None:
+            raise _unknown(value, names, f"{where}, reference {number}")
+    return [label for label in labels if label is not None]
+
+
+def predicted_labels(values: Sequence[Any], names: Sequence[str], where: str) -> list[str | None]:
+    """The same for predictions: text (or ``None``) that is no label, as generation gives, is ``None`` and so wrong.
+
+    Raises: DataError: a position outside ``names``, or neither text nor a position.
+    """
+    labels: list[str | None] = []
+    for number, value in enumerate(values):
+        if isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < len(names):
+            labels.append(names[int(value)])
+        elif value is None or isinstance(value, str):
+            labels.append(value.strip() if value is not None and value.strip() in names else None)
+        else:
+            raise _unknown(value, names, f"{where}, item {number}")
+    return labels
+
+
+def _unknown(value: object, names: Sequence[str], where: str) -> DataError:
+    return DataError(
+        "a label is not known",
+        where=where,
+        found=repr(value),
+        expected=f"{', '.join(names)}, or 0 to {len(names) - 1}",
+        fix="map the data's labels to these",
+    )

@@ -1,0 +1,101 @@
+"""Exact match of the last number of an answer, in any script's digits (MGSM).
+
+>>> last_number("কাজেই উত্তর হল ১,২৩৪.৫০।")
+'1234.5'
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from numbers import Integral, Real
+
+from adamergex.errors import DataError
+from adamergex.metrics.checks import check_pairs, check_texts, known, percent
+
+# Arabic thousands and decimal separators; minus signs and the full-width stop that stand for the ASCII ones.
+_SIGNS = str.maketrans({"٬": ",", "٫": ".", "\uff0e": ".", "\u2212": "-", "\uff0d": "-", "\ufe63": "-"})
+# A minus after a digit or a closing bracket is a subtraction or a range.
+_NUMBER = re.compile(r"(?:(?<![0-9)\]}])-)?[0-9][0-9,]*(?:\.[0-9]+)?")
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text in canonical form, or ``None``: ASCII digits, no separators, no trailing zeros.
+
+    Digits of any script (Unicode Nd) and Arabic separators become ASCII; the last match of ``-?\\d[\\d,]*(\\.\\d+)?``
+    counts; commas group thousands; a point is a decimal point in every language ("1.234" is 1.234).
+    Source: Shi et al. 2022, "Language models are multilingual chain-of-thought reasoners" (arXiv 2210.03057), §2.
+    """
+    found = _NUMBER.findall(_ascii(text))
+    return _canonical(found[-1]) if found else None
+
+
+def exact_match(
+    outputs: Sequence[str], references: Sequence[str | int | float], *, extractor: str = "recommended"
+) -> float:
+    """Share of outputs whose number equals the reference number, in percent; an output without a number is wrong.
+
+    ``extractor``: "recommended" (``last_number``) or a peer's (``EXTRACTORS``), to compare with published numbers.
+    Raises: DataError (lengths, no items, a reference without a number, an extractor that is not known).
+    """
+    check_pairs(outputs, references, "exact match of numbers")
+    check_texts(outputs, "exact match of numbers")
+    extract = known(extractor, EXTRACTORS, "extractor", "exact match of numbers")
+    golds = [_gold(reference, number) for number, reference in enumerate(references)]
+    # What a peer cuts out ("$1,234.") is compared by value: the peers differ in cleaning as well.
+    found = [extract(output) for output in outputs]
+    return percent([text is not None and last_number(text) == gold for text, gold in zip(found, golds, strict=True)])
+
+
+def harness_flexible(text: str) -> str | None:
+    """The last match as lm-evaluation-harness 4e7e0d4 cuts it out ("flexible-extract"), uncleaned."""
+    found = re.findall(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", text)
+    return next(filter(None, found[-1])) if found else None
+
+
+def harness_strict(text: str) -> str | None:
+    """What follows "The answer is" in lm-evaluation-harness 4e7e0d4 ("strict-match"); its English tasks only."""
+    found = re.search(r"The answer is (-?[0-9.,]+)", text)
+    return found[1] if found else None
+
+
+def reference_code(text: str) -> str:
+    """The last run of digits, as the AdaMergeX reference code reads it: signs and commas are lost, none is 0."""
+    found = re.findall(r"\d+", text)
+    return str(int(found[-1])) if found else "0"
+
+
+EXTRACTORS: dict[str, Callable[[str], str | None]] = {
+    "recommended": last_number,
+    "harness-flexible": harness_flexible,
+    "harness-strict": harness_strict,
+    "reference-code": reference_code,
+}
+
+
+def _ascii(text: str) -> str:
+    if text.isascii():
+        return text
+    digits = {ord(char): str(int(char)) for char in set(text) if char.isdecimal()}
+    return text.translate(_SIGNS).translate(digits)
+
+
+def _canonical(number: str) -> str:
+    sign = "-" if number.startswith("-") else ""
+    whole, _, part = number.lstrip("-").replace(",", "").partition(".")
+    # Not through Decimal: it would round a run of more than 28 digits.
+    digits = (whole.lstrip("0") or "0") + ("." + part.rstrip("0") if part.rstrip("0") else "")
+    return digits if digits == "0" else sign + digits
+
+
+def _gold(reference: str | int | float, number: int) -> str:
+    text = reference
+    if isinstance(reference, Integral) and not isinstance(reference, bool):
+        text = str(int(reference))
+    elif isinstance(reference, Real) and not isinstance(reference, bool):
+        text = format(Decimal(repr(float(reference))), "f")
+    gold = last_number(text) if isinstance(text, str) else None
+    if gold is None:
+        raise DataError("a reference holds no number", where=f"MGSM, reference {number}", found=repr(reference))
+    return gold

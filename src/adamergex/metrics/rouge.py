@@ -1,0 +1,133 @@
+"""ROUGE with tokens that exist in every script.
+
+The tokenizer of rouge-score keeps [a-z0-9] only: a Chinese, Thai, Bengali, Hindi or Arabic summary scores 0 against
+itself (evaluate#256). Name the tokenizer with every score.
+
+    >>> tokens("ROUGE 很有用, ดี!")
+    ['rouge', '很', '有', '用', 'ด', 'ี']
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from adamergex.errors import DataError
+from adamergex.metrics.checks import check_pairs, check_texts, known, percent
+
+Tokenizer = str | Callable[[str], list[str]]
+
+# Han, kana, Thai and Lao, Khmer, Burmese: scripts without spaces, one token a character.
+_ALONE = re.compile("([\u4e00-\u9fff\u3400-\u4dbf\u3040-\u30ff\u0e00-\u0eff\u1780-\u17ff\u1000-\u109f])")
+
+
+class Rouge(NamedTuple):
+    """In percent."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+def mixed(text: str) -> list[str]:
+    """Lower case; punctuation and symbols (P*, S*) separate; characters of scripts without spaces stand alone."""
+    lowered = text.lower()
+    spaced = lowered.translate({ord(char): " " for char in set(lowered) if unicodedata.category(char)[0] in "PS"})
+    return _ALONE.sub(r" \1 ", spaced).split()
+
+
+def whitespace(text: str) -> list[str]:
+    """Lower case, divided at white space; punctuation stays on the word."""
+    return text.lower().split()
+
+
+def ascii_words(text: str) -> list[str]:
+    """Runs of a-z and 0-9: what rouge-score 0.1.2 does without its stemmer. For English, to compare."""
+    return re.findall("[a-z0-9]+", text.lower())
+
+
+TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"mixed": mixed, "whitespace": whitespace, "ascii": ascii_words}
+
+
+def tokens(text: str, tokenizer: Tokenizer = "mixed") -> list[str]:
+    """The tokens ROUGE counts: a name of ``TOKENIZERS`` or a function (a stemmer's, a segmenter's).
+
+    Raises: DataError: a name that is not known.
+    """
+    divide = known(tokenizer, TOKENIZERS, "tokenizer", "ROUGE") if isinstance(tokenizer, str) else tokenizer
+    return divide(text)
+
+
+def rouge_l(prediction: str, reference: str, tokenizer: Tokenizer = "mixed") -> Rouge:
+    """Longest common subsequence of tokens, in percent; 0 where a side has no token.
+
+    P = LCS/|prediction|, R = LCS/|reference|, F1 = 2PR/(P+R). Source: Lin 2004, "ROUGE", §3.1 (β = 1, one sequence a
+    text, as rouge-score's rougeL).
+    """
+    found, gold = tokens(prediction, tokenizer), tokens(reference, tokenizer)
+    return _scores(_common_subsequence(found, gold), len(found), len(gold))
+
+
+def rouge_n(prediction: str, reference: str, n: int, tokenizer: Tokenizer = "mixed") -> Rouge:
+    """Common n-grams with their counts, in percent; 0 where a side has none. Source: Lin 2004, "ROUGE", §2."""
+    found, gold = (Counter(_ngrams(tokens(text, tokenizer), n)) for text in (prediction, reference))
+    return _scores((found & gold).total(), found.total(), gold.total())
+
+
+def corpus_rouge_l(
+    predictions: Sequence[str], references: Sequence[str | Sequence[str]], *, tokenizer: Tokenizer = "mixed"
+) -> float:
+    """Mean over items of ROUGE-L F1, the maximum over an item's references, in percent.
+
+    Raises: DataError (lengths, no items, a reference without a token: it would score 0 against itself).
+    """
+    check_pairs(predictions, references, "ROUGE-L")
+    check_texts(predictions, "ROUGE-L")
+    golds = [_alternatives(reference, number, tokenizer) for number, reference in enumerate(references)]
+    best = (
+        max(rouge_l(prediction, gold, tokenizer).f1 for gold in alternatives)
+        for prediction, alternatives in zip(predictions, golds, strict=True)
+    )
+    return percent([value / 100 for value in best])
+
+
+def _alternatives(reference: str | Sequence[str], number: int, tokenizer: Tokenizer) -> Sequence[str]:
+    alternatives = [reference] if isinstance(reference, str) else reference
+    usable = isinstance(alternatives, Sequence) and all(
+        isinstance(text, str) and tokens(text, tokenizer) for text in alternatives
+    )
+    if not usable or not alternatives:
+        raise DataError(
+            "a reference is empty",
+            where=f"ROUGE-L, reference {number}",
+            found=repr(reference),
+            expected="text with at least one token, or a list of such texts",
+            fix="drop the item, or choose another tokenizer",
+        )
+    return alternatives
+
+
+def _common_subsequence(first: list[str], second: list[str]) -> int:
+    """Length of the longest common subsequence, all rows of the table at once as bits (Hyyrö 2004)."""
+    positions: dict[str, int] = {}
+    for index, token in enumerate(first):
+        positions[token] = positions.get(token, 0) | (1 << index)
+    full = (1 << len(first)) - 1
+    row = full  # a zero bit: the subsequence grows at this token of ``first``
+    for token in second:
+        matches = row & positions.get(token, 0)
+        row = ((row + matches) | (row - matches)) & full
+    return len(first) - row.bit_count()
+
+
+def _ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
+
+
+def _scores(common: int, found: int, gold: int) -> Rouge:
+    if not common:
+        return Rouge(0.0, 0.0, 0.0)
+    return Rouge(100.0 * common / found, 100.0 * common / gold, 200.0 * common / (found + gold))

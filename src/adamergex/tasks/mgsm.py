@@ -1,0 +1,114 @@
+"""MGSM: grade-school maths word problems, the same 250 in eleven languages; a number is the answer.
+
+An item (sw, CC BY 4.0, google-research/url-nlp):
+  question  James anaamua kukimbia mbio 3 fupi mara 3 kwa wiki. Anakimbia mita 60 kwa kila mbio fupi. Huwa anakimbia
+            jumla ya mita ngapi kwa wiki?
+  answer    540
+An output "… 3 × 3 × 60 = 540. Jibu ni 540." is right; so is "৫৪০" in a Bengali one.
+
+Train: GSM8K (Cobbe et al. 2021, arXiv 2110.14168), English. Test: Shi et al. 2022 (arXiv 2210.03057), whose metric it
+is: exact match of the last number (``metrics.numbers``). A base model of 10 M parameters can only guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adamergex.data import read
+from adamergex.errors import DataError
+from adamergex.metrics.checks import known
+from adamergex.metrics.echo import without_prompts
+from adamergex.metrics.numbers import exact_match, last_number
+from adamergex.settings import Rows
+
+METRICS = ("exact_match",)
+LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
+PROMPT = "Let's think step by step.\nQuestion: {question}"
+
+# juletxara/mgsm is a loading script, which datasets 4 and later refuse; lm-evaluation-harness reads this mirror of it.
+# Its 8 training rows are the paper's exemplars. No revision is pinned: this was written from the cards, off line.
+_MIRROR = "jbross-ibm-research/mgsm"
+HUB = {
+    "train": Rows(hub="openai/gsm8k", config="main", split="train", columns={"text": "question", "answer": "answer"}),
+    "exemplars": Rows(
+        hub=_MIRROR,
+        config="{language}",
+        split="train",
+        columns={"text": "question", "answer": "answer_number", "rationale": "answer"},
+    ),
+    "test": Rows(
+        hub=_MIRROR, config="{language}", split="test", columns={"text": "question", "answer": "answer_number"}
+    ),
+}
+LOCAL = {
+    "train": Rows(
+        path="gsm8k/{language}.train.jsonl.gz",
+        columns={"text": "question", "answer": "answer", "rationale": "rationale"},
+    ),
+    "exemplars": Rows(
+        path="mgsm/{language}.exemplars.jsonl.gz",
+        columns={"text": "question", "answer": "answer", "rationale": "rationale"},
+    ),
+    "test": Rows(path="mgsm/{language}.test.jsonl.gz", columns={"text": "question", "answer": "answer"}),
+}
+SPLIT_LANGUAGES = {"train": ("en",), "exemplars": LANGUAGES, "test": LANGUAGES}
+
+
+def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Any]]:
+    """Rows {id, language, question, answer, rationale where there is one} from "hub" or a data folder.
+
+    ``split``: train (GSM8K, en), exemplars (8 with chains of thought), test. ``answer`` is a number in canonical form.
+    Raises: DataError (split, language, anything missing or empty in the data).
+    """
+    languages = known(split, SPLIT_LANGUAGES, "split", "MGSM")
+    known(language, dict.fromkeys(languages), "language", f"MGSM {split}")
+    place = HUB[split] if source == "hub" else LOCAL[split]
+    if place.path is not None:
+        place = place.model_copy(update={"path": str(Path(source) / place.path)})
+    return [_row(found, language, split, number) for number, found in enumerate(read(place, language))]
+
+
+def prompt(row: Mapping[str, Any]) -> str:
+    """The papers' prompt (AdaMergeX, Table 1)."""
+    return PROMPT.format(question=row["question"])
+
+
+def score(
+    predictions: Sequence[str],
+    references: Sequence[str | int | float],
+    language: str,
+    *,
+    prompts: Sequence[str] | None = None,
+    extractor: str = "recommended",
+) -> dict[str, float]:
+    """{"exact_match"} in percent, of raw outputs against numbers; the same in every language.
+
+    ``prompts``: cut off where an output begins with its prompt (5 of the 250 questions end with their answer).
+    ``extractor``: see ``metrics.numbers.EXTRACTORS``. Raises: DataError as ``metrics.numbers.exact_match``.
+    """
+    answers = without_prompts(predictions, prompts, "MGSM")
+    return {"exact_match": exact_match(answers, references, extractor=extractor)}
+
+
+def _row(found: Mapping[str, Any], language: str, split: str, number: int) -> dict[str, Any]:
+    text = str(found["answer"])
+    # GSM8K on the hub: a chain of thought with <<48/2=24>> marks, "####", the answer.
+    rationale, _, _ = text.rpartition("####")
+    answer = last_number(text)
+    if answer is None:
+        raise DataError("an answer holds no number", where=f"MGSM {language} {split}, row {number}", found=repr(text))
+    row = {
+        "id": found.get("id", f"mgsm-{split}-{number:03d}"),
+        "language": language,
+        "question": found["text"],
+        "answer": answer,
+    }
+    thought = found.get("rationale") or _without_marks(rationale)
+    return {**row, "rationale": thought} if thought else row
+
+
+def _without_marks(rationale: str) -> str:
+    pieces = rationale.split("<<")
+    return "".join([pieces[0], *(piece.partition(">>")[2] for piece in pieces[1:])]).strip()
