@@ -1,0 +1,74 @@
+"""Tiny real checkpoints, made once a session: the same architectures as users', random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+LANGUAGES = {
+    "en": ("the river is deep", "a kind doctor helps", "the match was won", "our train is late"),
+    "fr": ("la rivière est profonde", "un bon médecin aide", "le match est gagné", "notre train est en retard"),
+    "sw": ("mto ni wenye kina", "daktari mwema husaidia", "mechi ilishindwa", "treni yetu imechelewa"),
+    "tr": ("nehir çok derin", "iyi bir doktor yardım eder", "maç kazanıldı", "trenimiz gecikti"),
+}
+TOPICS = ("nature", "health", "sports", "travel")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Tiny models lose time on several threads, and workers share the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An XLM-R of two layers with a tokenizer trained on the sentences above."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForMaskedLM
+
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=160, special_tokens=special, unk_token="<unk>")
+    tokenizer.train_from_iterator((text for texts in LANGUAGES.values() for text in texts), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    folder = tmp_path_factory.mktemp("tiny-encoder")
+    named = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token", "mask_token"), special, strict=True))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, cls_token="<s>", sep_token="</s>", model_max_length=64, **named
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = XLMRobertaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=66,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    XLMRobertaForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labelled sets and raw text in four languages, a few lines each."""
+    folder = tmp_path_factory.mktemp("data")
+    for language, texts in LANGUAGES.items():
+        rows = [f"{topic}\t{text} {number}" for number in range(6) for topic, text in zip(TOPICS, texts, strict=True)]
+        for part in ("train", "validation", "test"):
+            (folder / f"{language}.{part}.tsv").write_text("label\ttext\n" + "\n".join(rows) + "\n", encoding="utf-8")
+        lines = [f"{text} {number}" for number in range(12) for text in texts]
+        (folder / f"{language}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder

@@ -1,0 +1,176 @@
+"""The whole way on a tiny real checkpoint: settings -> adapters -> merge -> scores -> report, and what is shared."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import adamergex
+from adamergex import actions
+from adamergex.config import parse
+from adamergex.errors import DataError, ModelError
+from adamergex.graph import Store
+from adamergex.pipeline import summary, transfer
+from adamergex.plan import Plan, absolute, facts
+
+
+def settings(base: Path, data: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    quick = {"steps": 3, "batch_size": 8, "learning_rate": 1e-2}
+    return {
+        "title": "A tiny transfer",
+        "base": str(base),
+        "structure": {"kind": "lora", "rank": 2, "alpha": 4},
+        "proxy": "fr",
+        "targets": ["sw", "tr"],
+        "methods": ["vanilla", "english_tuning", "average", "adamergex", "adamergex_delta", "adamergex_cross"],
+        "task": {
+            "train": f"{data}/{{language}}.train.tsv",
+            "validation": f"{data}/{{language}}.validation.tsv",
+            "test": f"{data}/{{language}}.test.tsv",
+            "optimisation": quick,
+        },
+        "reference": {"text": f"{data}/{{language}}.txt", "segment": 16, "optimisation": quick},
+        "merge": {"grid": [0.5, 1.0]},
+        "output": str(output),
+        **changes,
+    }
+
+
+class Counting(dict[str, Any]):
+    """The real actions, counted."""
+
+    def __init__(self) -> None:
+        super().__init__({kind: self._counted(kind, action) for kind, action in actions.ACTIONS.items()})
+        self.runs: Counter[str] = Counter()
+
+    def _counted(self, kind: str, action: Any) -> Any:
+        def run(*arguments: Any) -> None:
+            self.runs[kind] += 1
+            action(*arguments)
+
+        return run
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counting:
+    counting = Counting()
+    monkeypatch.setattr("adamergex.pipeline.ACTIONS", counting)
+    return counting
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def test_the_whole_way(tiny_encoder: Path, small_data: Path, tmp_path: Path, counted: Counting) -> None:
+    config = parse(settings(tiny_encoder, small_data, tmp_path / "run"))
+    results = transfer(config, say=silent)
+    # One task adapter and one reference for each of en, fr, sw, tr serve six methods and two targets.
+    assert counted.runs["train"] == 5
+    assert counted.runs["tune"] == 3  # adamergex, its delta space and the crossed rule
+    assert {(cell["method"], cell["language"]) for cell in results["cells"]} == {
+        (method, language) for method in config.methods for language in config.targets
+    }
+    for cell in results["cells"]:
+        lines = (tmp_path / "run" / cell["predictions"]).read_text(encoding="utf-8").splitlines()
+        found = [json.loads(line) for line in lines]
+        right = sum(item["gold"] == item["predicted"] for item in found)
+        assert cell["n"] == len(found) == 24
+        assert cell["accuracy"] == pytest.approx(100 * right / 24)
+    for curve in results["tuning"]:
+        assert [point["weight"] for point in curve["curve"]] == [0.0, 0.5, 1.0]
+    merged = tmp_path / "run" / "adapters" / "average-sw-seed0"
+    assert {"adapter_config.json", "adapter_model.safetensors", "lineage.json", "README.md"} <= {
+        path.name for path in merged.iterdir()
+    }
+    for name in ("report.html", "report.md", "scores.csv", "results.json"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    table = summary(results, tmp_path / "run")
+    assert "AdaMergeX (delta)" in table and "tuned on fr" in table
+
+    counted.runs.clear()
+    again = transfer(config, say=silent)
+    assert sum(counted.runs.values()) == 0
+    assert again["cells"] == results["cells"]
+    assert all(adapter["reused"] for adapter in again["adapters"])
+
+
+def test_a_changed_setting_runs_only_what_it_touches(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, counted: Counting
+) -> None:
+    shared = {"store": str(tmp_path / "store"), "methods": ["english_tuning", "adamergex"], "targets": ["sw"]}
+    transfer(parse(settings(tiny_encoder, small_data, tmp_path / "a", **shared)), say=silent)
+    assert counted.runs["train"] == 4
+    counted.runs.clear()
+    more = {**shared, "targets": ["sw", "tr"]}
+    transfer(parse(settings(tiny_encoder, small_data, tmp_path / "b", **more)), say=silent)
+    assert counted.runs["train"] == 1  # the reference of tr
+    counted.runs.clear()
+    fixed = {**shared, "merge": {"weight": 0.5}, "proxy": None}
+    transfer(parse(settings(tiny_encoder, small_data, tmp_path / "c", **fixed)), say=silent)
+    assert counted.runs == Counter(merge=1, evaluate=1)
+
+
+def test_keys_follow_contents_not_paths(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    def keys(folder: Path) -> set[str]:
+        config = absolute(parse(settings(tiny_encoder, folder, tmp_path)))
+        return {step.key for step in Plan(config, facts(config)).wanted}
+
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in small_data.iterdir():
+        (moved / path.name).write_bytes(path.read_bytes())
+    assert keys(moved) == keys(small_data)
+    with (moved / "sw.txt").open("a", encoding="utf-8") as file:
+        file.write("mstari mpya\n")
+    assert keys(moved) != keys(small_data)
+
+
+def test_a_killed_run_goes_on(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, counted: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse(settings(tiny_encoder, small_data, tmp_path / "run", methods=["adamergex"], targets=["sw"]))
+    real, runs = counted["train"], []
+
+    def killed_at_the_third(*arguments: Any) -> None:
+        runs.append(arguments)
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    with pytest.raises(KeyboardInterrupt):
+        monkeypatch.setitem(counted, "train", killed_at_the_third)
+        transfer(config, say=silent)
+    monkeypatch.setitem(counted, "train", real)
+    counted.runs.clear()
+    transfer(config, say=silent)
+    assert counted.runs["train"] == 2
+    store = Store(tmp_path / "run" / "store")
+    assert all(store.has(step) for step in Plan(absolute(config), facts(absolute(config))).trainings)
+
+
+def test_python_entry_takes_a_mapping(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    wanted = settings(tiny_encoder, small_data, tmp_path / "ignored", methods=["english_tuning"], targets=["sw"])
+    results = adamergex.transfer(wanted, output=tmp_path / "chosen")
+    assert results["cells"][0]["method"] == "english_tuning"
+    assert (tmp_path / "chosen" / "report.html").exists() and not (tmp_path / "ignored").exists()
+
+
+def test_what_is_wrong_is_said_before_anything_runs(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such model folder"):
+        transfer(parse(settings(tmp_path / "none", small_data, tmp_path / "run")), say=silent)
+    short = settings(tiny_encoder, small_data, tmp_path / "run")
+    short["reference"]["segment"] = 60
+    for language in ("en", "fr", "sw", "tr"):
+        (tmp_path / f"{language}.txt").write_text("a b\n", encoding="utf-8")
+    short["reference"]["text"] = str(tmp_path / "{language}.txt")
+    with pytest.raises(DataError, match="too little text for one segment"):
+        transfer(parse(short), say=silent)
+    missing = settings(tiny_encoder, tmp_path / "nowhere", tmp_path / "run")
+    with pytest.raises(DataError, match="nowhere"):
+        transfer(parse(missing), say=silent)
+    assert not (tmp_path / "run").exists()
