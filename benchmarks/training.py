@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from transformers import (
     DataCollatorWithPadding,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -172,6 +173,7 @@ def stock(
     )
     collator = DataCollatorWithPadding(loaded.tokenizer, padding=padding, max_length=128)
     trainer = Trainer(wrapped, arguments, data_collator=collator, train_dataset=data, callbacks=[clock])
+    trainer.remove_callback(PrinterCallback)
     with models.quiet():
         trainer.train()
     peft_backed.detach(wrapped)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_pipeline import settings
 
 from adamergex.cli import main
+from test_pipeline import settings
 
 
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,40 @@ LICENCES = {
     "xquad": "CC BY-SA 4.0 (contexts; questions and answers unused)",
 }
 # Languages of commonvoice-large that are read: those of the parallel sets, and widely used ones beside them.
-PLAIN = ["ar", "bg", "cs", "de", "el", "en", "es", "et", "fa", "fr", "gn", "ha", "hi", "id", "it", "ja", "kk", "lg", "nb-NO", "nl", "pl", "pt", "ro", "rw", "sv", "ta", "tr", "uk", "ur", "uz", "vi", "zh"]
+PLAIN = [
+    "ar",
+    "bg",
+    "cs",
+    "de",
+    "el",
+    "en",
+    "es",
+    "et",
+    "fa",
+    "fr",
+    "gn",
+    "ha",
+    "hi",
+    "id",
+    "it",
+    "ja",
+    "kk",
+    "lg",
+    "nb-NO",
+    "nl",
+    "pl",
+    "pt",
+    "ro",
+    "rw",
+    "sv",
+    "ta",
+    "tr",
+    "uk",
+    "ur",
+    "uz",
+    "vi",
+    "zh",
+]
 PARALLEL = {"tico19": "train", "ntrex": "train", "sib200": "train", "xquad": "contexts"}
 
 
@@ -45,7 +78,9 @@ def parallel_rows(data: Path) -> dict[str, dict[str, str]]:
             with gzip.open(path, "rt", encoding="utf-8") as lines:
                 for line in lines:
                     item = json.loads(line)
-                    key, text = (item["id"], item["text"]) if "id" in item else (f"xquad-{item['context_id']}", item["context"])
+                    key, text = (
+                        (item["id"], item["text"]) if "id" in item else (f"xquad-{item['context_id']}", item["context"])
+                    )
                     rows.setdefault(key, {})[language] = unicodedata.normalize("NFC", text)
     return {key: row for key, row in sorted(rows.items()) if "en" in row}
 

@@ -26,17 +26,17 @@ language: [{codes}]
 
 # {name}
 
-A small multilingual model ({parameters:.1f} M parameters, {architecture}), pretrained from scratch so that `adamergex` can
-show real transfer offline. It is a test bench, not a language model to build products on.
+A small multilingual model ({parameters:.1f} M parameters, {architecture}), pretrained from scratch so that
+`adamergex` can show real transfer offline. It is a test bench, not a language model to build products on.
 
-- **Shape**: {layers} layers, hidden size {hidden}, vocabulary {vocabulary} (unigram pieces with byte fallback, shared by
-  `nano` and `nano-causal`), {size:.1f} MB in float16.
+- **Shape**: {layers} layers, hidden size {hidden}, vocabulary {vocabulary} (unigram pieces with byte fallback,
+  shared by `nano` and `nano-causal`), {size:.1f} MB in float16.
 - **Data**: {data}. Languages of the plain text: {plain}. Languages with translations of English sentences: {parallel}.
   **Never seen**: {unseen} (Swahili, Xhosa, Igbo).
-- **Training**: {tokens:.1f} M tokens in {steps} steps of at most {batch} padded tokens on 2 CPU cores. Token embeddings
-  start from a bag-of-pieces distillation; then {objective} on plain text and on translation pairs, and distillation of
-  sentence vectors (the English sentence and its translations are pulled to the vector of all-MiniLM-L6-v2, Apache-2.0).
-  Last losses: language modelling {language_loss}, sentence distillation {sentence_loss}.
+- **Training**: {tokens:.1f} M tokens in {steps} steps of at most {batch} padded tokens, one CPU core. Token
+  embeddings start from a bag-of-pieces distillation; then {objective} on plain text and on translation pairs, and
+  distillation of sentence vectors: an English sentence, its translations, and the English words of the teacher's
+  vocabulary are pulled to the vector of all-MiniLM-L6-v2 (Apache-2.0). Last losses: language modelling {language_loss}, sentence distillation {sentence_loss}.
 - **Script**: `scripts/pretrain/` (prepare, embeddings, train, export), seed 0.
 
 Zero-shot accuracy on SIB-200, seven topics, in percent: a ridge classifier on the frozen vector of {place}, fitted on the
@@ -46,10 +46,10 @@ Zero-shot accuracy on SIB-200, seven topics, in percent: a ridge classifier on t
 |{rule}|
 | {values} |
 
-Columns with * are languages that the model has not seen. The sentences of the SIB-200 training part (in the languages seen,
-without labels) are part of the pretraining text; those of the test part are not.
+Columns with * are languages that the model has not seen. The sentences of the SIB-200 training part (in the languages
+seen, without labels) and the XQuAD contexts are part of the pretraining text; no test sentence, question or label is.
 
-The weights are derived from CC BY-SA 4.0 text (NTREX-128, FLORES-200 as in SIB-200) and are given under CC BY-SA 4.0.
+The weights are derived from CC BY-SA 4.0 text (NTREX-128, FLORES-200 as in SIB-200, XQuAD) and are given under CC BY-SA 4.0.
 """
 
 

@@ -5,7 +5,8 @@ r"""Step 3: pretrain a backbone. Resumable and seeded; stop it at any time and s
 
 Loss: masked (or causal) language modelling on plain text and on translation pairs (TLM, Conneau & Lample 2019), plus
 distillation of sentence vectors: an English sentence and each of its translations are pulled to the vector that an
-English teacher gives the English sentence (Reimers & Gurevych 2020, 2004.09813), by cosine and by InfoNCE over the batch.
+English teacher gives the English sentence (Reimers & Gurevych 2020, 2004.09813), by cosine and by InfoNCE over the
+batch.
 The learning rate is constant after the warm-up and falls linearly over the last 30 % of the steps.
 """
 
@@ -118,7 +119,7 @@ def mask(ids: torch.Tensor, vocabulary: int, rate: float) -> tuple[torch.Tensor,
 
 
 def causal_labels(ids: torch.Tensor, share: float) -> torch.Tensor:
-    """Next pieces, at a random ``share`` of the positions: the head over the vocabulary is half of a small model's cost."""
+    """Next pieces, at a random ``share`` of the positions: the head is half of a small model's cost."""
     labels = torch.full_like(ids, IGNORE)
     labels[:, :-1] = ids[:, 1:]
     keep = (torch.rand(ids.shape) < share) & (labels != PAD)

@@ -163,6 +163,7 @@ def _fit(
         ],
     )
     trainer.remove_callback(PrinterCallback)
+    wrapped.train()
     try:
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     finally:
@@ -174,7 +175,7 @@ def _fit(
         "steps": steps,
         "examples": len(lengths),
         "tokens": sum(lengths[index] for batch in plan for index in batch),
-        "parameters": sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad),
+        "parameters": sum(parameter.numel() for parameter in trainer.trainable),
         "first_loss": losses[0],
         "loss": losses[-1],
     }
@@ -223,6 +224,7 @@ class _Trainer(Trainer):
 
     def __init__(self, model: peft_backed.Adapted, steps: _Steps, **settings: Any) -> None:
         self.adapted, self.steps = model, steps
+        self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         super().__init__(model=model, train_dataset=steps, **settings)
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
@@ -232,6 +234,16 @@ class _Trainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         return self.steps.examples.loss(model, inputs)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        # Without Trainer's model.train(), which walks every module at every step; once before the first is enough.
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _clip_grad_norm(self, model: Any) -> Tensor:
+        return torch.nn.utils.clip_grad_norm_(self.trainable, self.args.max_grad_norm)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> None:
         """The loss is a mean over its own labels already."""

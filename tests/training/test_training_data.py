@@ -105,3 +105,17 @@ def test_missing_damaged_and_wrongly_encoded_files(tmp_path: Path) -> None:
     for name in ("cut.txt.gz", "latin.txt"):
         with pytest.raises(DataError, match="the file cannot be read"):
             data.read(Rows(path=str(tmp_path / name)), "en")
+
+
+def test_a_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder stands for the hub: ``load_dataset`` reads both alike."""
+    config = pytest.importorskip("datasets").config
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "sw").mkdir()
+    for split, rows in (("train", ROWS), ("test", ROWS[:1])):
+        lines = "".join(json.dumps({"sentence": row["text"], "label": row["label"]}) + "\n" for row in rows)
+        (tmp_path / "sw" / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    rows = Rows(hub=str(tmp_path / "{language}"), split="test", columns={"text": "sentence"})
+    assert data.read(rows, "sw") == ROWS[:1]
+    with pytest.raises(DataError, match=r"hub dataset cannot be loaded[\s\S]*check hub"):
+        data.read(rows.model_copy(update={"split": "dev"}), "sw")

@@ -90,11 +90,11 @@ def start_sha256(wrapped: PeftModel) -> str:
 
 
 def detach(wrapped: PeftModel) -> PreTrainedModel:
-    """The model as it was before ``attach`` or ``load``, its own heads included."""
+    """The model as it was before ``attach`` or ``load``, its own heads included, in evaluation mode."""
     # Heads first: PEFT's unload would leave the trained copies in the model, and fails on them under (IA)³.
     for name, wrapper in list(_head_wrappers(wrapped)):
         _alone(wrapped).set_submodule(name, wrapper.original_module)
-    return wrapped.unload()  # type: ignore[no-any-return]
+    return wrapped.unload().eval()  # type: ignore[no-any-return]
 
 
 def tensors(wrapped: PeftModel) -> dict[str, torch.Tensor]:
