@@ -9,8 +9,8 @@ import inspect
 import sys
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
@@ -80,7 +80,7 @@ def settings_page() -> str:
         for name in names:
             model = getattr(module, name)
             rows = [
-                f"| `{field}` | {kind(info)} | {default(info)} | {info.description or ''} |"
+                f"| `{field}` | {kind(info.annotation)} | {default(info)} | {info.description or ''} |"
                 for field, info in model.model_fields.items()
                 if field != "folder"
             ]
@@ -91,11 +91,22 @@ def settings_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def kind(info: Any) -> str:
-    text = inspect.formatannotation(info.annotation)
-    for noise in ("typing.", "adamergex.settings.", "adamergex.config."):
-        text = text.replace(noise, "")
-    return "`" + text.replace("|", "or") + "`"
+def kind(annotation: Any) -> str:
+    """A type as a reader of YAML thinks of it: constraints left out, unions with "or"."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return kind(parts[0])
+    if origin in (Union, UnionType):
+        return " or ".join("nothing" if part is type(None) else kind(part) for part in parts)
+    if origin is Literal:
+        return " or ".join(f"`{part}`" for part in parts)
+    if origin is tuple:
+        return f"list of {kind(parts[0])}"
+    if origin is dict:
+        return "mapping"
+    if isinstance(annotation, type) and issubclass(annotation, settings.Settings):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+    return {"str": "text", "int": "number", "float": "number"}.get(annotation.__name__, annotation.__name__)
 
 
 def default(info: Any) -> str:

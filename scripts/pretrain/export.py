@@ -31,16 +31,18 @@ A small multilingual model ({parameters:.1f} M parameters, {architecture}), pret
 
 - **Shape**: {layers} layers, hidden size {hidden}, vocabulary {vocabulary} (unigram pieces with byte fallback,
   shared by `nano` and `nano-causal`), {size:.1f} MB in float16.
-- **Data**: {data}. Languages of the plain text: {plain}. Languages with translations of English sentences: {parallel}.
+- **Data**: {data}. Plain text: {plain}. Translations of English sentences: {parallel}.
   **Never seen**: {unseen} (Swahili, Xhosa, Igbo).
 - **Training**: {tokens:.1f} M tokens in {steps} steps of at most {batch} padded tokens, one CPU core. Token
   embeddings start from a bag-of-pieces distillation; then {objective} on plain text and on translation pairs, and
   distillation of sentence vectors: an English sentence, its translations, and the English words of the teacher's
-  vocabulary are pulled to the vector of all-MiniLM-L6-v2 (Apache-2.0). Last losses: language modelling {language_loss}, sentence distillation {sentence_loss}.
+  vocabulary are pulled to the vector of all-MiniLM-L6-v2 (Apache-2.0).
+  Last losses: language modelling {language_loss}, sentence distillation {sentence_loss}.
 - **Script**: `scripts/pretrain/` (prepare, embeddings, train, export), seed 0.
 
-Zero-shot accuracy on SIB-200, seven topics, in percent: a ridge classifier on the frozen vector of {place}, fitted on the
-701 English training sentences, read on the 204 test sentences of each language. Majority class: {majority:.1f}.
+Zero-shot accuracy on SIB-200, seven topics, in percent: a ridge classifier on the frozen vector of {place},
+fitted on the 701 English training sentences, read on the 204 test sentences of each language.
+Majority class: {majority:.1f}.
 
 | {header} |
 |{rule}|
@@ -49,7 +51,8 @@ Zero-shot accuracy on SIB-200, seven topics, in percent: a ridge classifier on t
 Columns with * are languages that the model has not seen. The sentences of the SIB-200 training part (in the languages
 seen, without labels) and the XQuAD contexts are part of the pretraining text; no test sentence, question or label is.
 
-The weights are derived from CC BY-SA 4.0 text (NTREX-128, FLORES-200 as in SIB-200, XQuAD) and are given under CC BY-SA 4.0.
+The weights are derived from CC BY-SA 4.0 text (NTREX-128, FLORES-200 as in SIB-200, XQuAD) and are given
+under CC BY-SA 4.0.
 """
 
 

@@ -79,7 +79,7 @@ def draw(text: Text, generator: np.random.Generator, causal: bool, cues: list[np
 
 
 def closed(sentence: np.ndarray, generator: np.random.Generator, causal: bool, cues: list[np.ndarray]) -> np.ndarray:
-    """``<s> sentence </s>``; on the causal model a cue such as "Topic:" may stand where the sentence's vector is read."""
+    """``<s> sentence </s>``; on the causal model a cue such as "Topic:" may end it, where the vector is read."""
     if not causal:
         return np.concatenate([[BOS], sentence, [EOS]])
     return np.concatenate([[BOS], sentence, cues[int(generator.integers(len(cues)))]])

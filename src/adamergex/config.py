@@ -34,10 +34,10 @@ class TaskConfig(Settings):
     kind: Literal["classification"] = "classification"
     name: str = "classification"
     train: Where
-    validation: Where | None = Field(None, description="labelled set of the proxy language, for the search of λ")
+    validation: Where | None = Field(default=None, description="labelled set of the proxy language, for the search of λ")
     test: Where
-    labels: tuple[str, ...] | None = Field(None, description="default: the labels of the training rows, sorted")
-    words: dict[str, str] = Field(default_factory=dict)
+    labels: tuple[str, ...] | None = Field(default=None, description="default: the labels of the training rows, sorted")
+    words: dict[str, str] = Field(default_factory=dict, description="label -> what a decoder says; default: the label")
     prompt: str = "{text}\nTopic:"
     max_length: PositiveInt = 256
     optimisation: Optimisation = Optimisation()
@@ -49,7 +49,7 @@ class ReferenceConfig(Settings):
     kind: Literal["language-modeling"] = "language-modeling"
     text: Where
     segment: PositiveInt = 512
-    segments: PositiveInt | None = Field(None, description="default: as many as the language with the least text has")
+    segments: PositiveInt | None = Field(default=None, description="default: as many as the language with the least text has")
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
     optimisation: Optimisation = Optimisation()
 
@@ -57,9 +57,9 @@ class ReferenceConfig(Settings):
 class MergeConfig(Settings):
     """How the three adapters become one. ``weight: tuned`` searches ``grid`` on the proxy language's validation set."""
 
-    space: Literal["factors", "delta"] = "factors"
-    modules: str | None = None
-    rank: PositiveInt | None = None
+    space: Literal["factors", "delta"] = Field(default="factors", description="LoRA: merge A and B, or ΔW")
+    modules: str | None = Field(default=None, description="attention-qv (LoRA's default), all, or a regular expression")
+    rank: PositiveInt | None = Field(default=None, description="truncate delta merges to this rank")
     weight: Literal["tuned"] | float = "tuned"
     grid: Annotated[tuple[float, ...], AfterValidator(_with_zero)] = GRID
 
@@ -72,18 +72,18 @@ class TransferConfig(Settings):
     """One table: methods × languages × seeds, for one base, one task and one adapter structure."""
 
     title: str = "Cross-lingual transfer"
-    base: str
+    base: str = Field(description="nano, nano-causal, a folder or a hub id")
     structure: Structure = Structure()
-    source: str = "en"
-    proxy: str | None = None
+    source: str = Field(default="en", description="the language with labels")
+    proxy: str | None = Field(default=None, description="the language whose labelled validation set tunes λ")
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("vanilla", "english_tuning", "average", "adamergex")
     task: TaskConfig
     reference: ReferenceConfig
     merge: MergeConfig = MergeConfig()
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
-    output: str = "runs/transfer"
-    store: str | None = Field(None, description="where adapters are kept and found again; default: OUTPUT/store")
+    output: str = Field(default="runs/transfer", description="folder for adapters, predictions, scores and the report")
+    store: str | None = Field(default=None, description="where adapters are kept and found again; default: OUTPUT/store")
     folder: str = Field(".", description="what relative paths are relative to; set to the config file's folder")
 
     @property
