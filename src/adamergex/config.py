@@ -34,10 +34,12 @@ class TaskConfig(Settings):
     kind: Literal["classification"] = "classification"
     name: str = "classification"
     train: Where
-    validation: Where | None = Field(default=None, description="labelled set of the proxy language, for the search of λ")
+    validation: Where | None = Field(default=None, description="labelled set of the proxy language; tunes λ")
     test: Where
-    labels: tuple[str, ...] | None = Field(default=None, description="default: the labels of the training rows, sorted")
-    words: dict[str, str] = Field(default_factory=dict, description="label -> what a decoder says; default: the label")
+    labels: tuple[str, ...] | None = Field(default=None, description="default: those of the training rows, sorted")
+    words: dict[str, str] = Field(
+        default_factory=dict, description="label -> a decoder's word for it; default: the label"
+    )
     prompt: str = "{text}\nTopic:"
     max_length: PositiveInt = 256
     optimisation: Optimisation = Optimisation()
@@ -49,7 +51,7 @@ class ReferenceConfig(Settings):
     kind: Literal["language-modeling"] = "language-modeling"
     text: Where
     segment: PositiveInt = 512
-    segments: PositiveInt | None = Field(default=None, description="default: as many as the language with the least text has")
+    segments: PositiveInt | None = Field(default=None, description="default: what the shortest text has")
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
     optimisation: Optimisation = Optimisation()
 
@@ -58,7 +60,7 @@ class MergeConfig(Settings):
     """How the three adapters become one. ``weight: tuned`` searches ``grid`` on the proxy language's validation set."""
 
     space: Literal["factors", "delta"] = Field(default="factors", description="LoRA: merge A and B, or ΔW")
-    modules: str | None = Field(default=None, description="attention-qv (LoRA's default), all, or a regular expression")
+    modules: str | None = Field(default=None, description="attention-qv (for LoRA), all, or a regular expression")
     rank: PositiveInt | None = Field(default=None, description="truncate delta merges to this rank")
     weight: Literal["tuned"] | float = "tuned"
     grid: Annotated[tuple[float, ...], AfterValidator(_with_zero)] = GRID
@@ -83,7 +85,9 @@ class TransferConfig(Settings):
     merge: MergeConfig = MergeConfig()
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     output: str = Field(default="runs/transfer", description="folder for adapters, predictions, scores and the report")
-    store: str | None = Field(default=None, description="where adapters are kept and found again; default: OUTPUT/store")
+    store: str | None = Field(
+        default=None, description="where adapters are kept and found again; default: OUTPUT/store"
+    )
     folder: str = Field(".", description="what relative paths are relative to; set to the config file's folder")
 
     @property
