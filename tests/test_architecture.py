@@ -14,7 +14,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "adamergex"
 
 # Lowest first. A module may import from its own layer's package and from lower layers only.
 LAYERS = [
-    ["errors", "graph", "settings"],
+    ["errors", "hashing", "settings"],
+    ["graph"],
     ["lineage"],
     ["checkpoint"],
     ["merging", "metrics"],

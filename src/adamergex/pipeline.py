@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,6 +15,7 @@ from adamergex.actions import ACTIONS
 from adamergex.config import TransferConfig, load, parse
 from adamergex.engines.local import run
 from adamergex.graph import Step, Store
+from adamergex.lineage import package_versions
 from adamergex.plan import Plan, absolute, facts
 from adamergex.recipes import RECIPES
 
@@ -152,13 +152,7 @@ def _merges(plan: Plan, store: Store) -> Iterable[dict[str, Any]]:
 
 def environment() -> dict[str, str]:
     """Versions of what computed the numbers."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in ("adamergex", "torch", "transformers", "peft", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return {"python": platform.python_version(), "machine": platform.machine(), **package_versions()}
 
 
 def _json(path: Path) -> Any:

@@ -28,7 +28,8 @@ from adamergex import data
 from adamergex.adapters import peft_backed
 from adamergex.checkpoint import staged_directory
 from adamergex.errors import ModelError
-from adamergex.lineage import Lineage, file_sha256, package_versions
+from adamergex.hashing import file_sha256
+from adamergex.lineage import Lineage, package_versions
 from adamergex.models import Loaded, kind_for, load, longest_input, quiet
 from adamergex.progress import Progress
 from adamergex.settings import Classification, TrainJob

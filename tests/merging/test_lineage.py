@@ -12,6 +12,7 @@ import yaml
 
 from adamergex import lineage
 from adamergex.errors import AdapterFileError
+from adamergex.hashing import file_sha256
 from adamergex.lineage import Lineage
 
 FULL = Lineage(
@@ -60,7 +61,7 @@ def test_broken_files(text: str, pattern: str, tmp_path: Path) -> None:
 
 def test_hash_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
-    assert lineage.file_sha256(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
+    assert file_sha256(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
 
 
 def test_versions_come_without_imports() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from adamergex import lineage as lineages
 from adamergex.checkpoint import CONFIG, TENSORS, AdapterDirectory, TensorReader, require_free, staged_directory
 from adamergex.errors import AdapterFileError, ConfigError, NothingMergedError
+from adamergex.hashing import file_sha256
 from adamergex.lineage import Lineage
 from adamergex.merging import delta, report
 from adamergex.merging.arguments import require_arguments, require_covered, require_divergence, require_space
@@ -225,7 +226,7 @@ def _hashes(adapters: list[Adapter]) -> Iterator[Any]:
 
     def work(path: Path) -> None:
         try:
-            found[path] = lineages.file_sha256(path)
+            found[path] = file_sha256(path)
         except OSError:
             return  # the merge itself reads the same file and says what is wrong
 
