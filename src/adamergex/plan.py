@@ -57,18 +57,19 @@ def _segments(config: TransferConfig) -> int | None:
     if config.reference.segments is not None or not _needs_references(config):
         return config.reference.segments
     from adamergex.data import read
-    from adamergex.models import tokenizer
+    from adamergex.models import family, load_config, tokenizer
     from adamergex.tasks.language_modeling import count_segments
 
-    pieces = tokenizer(config.base)
+    pieces, masked = tokenizer(config.base), family(load_config(config.base)) == "encoder"
     languages = dict.fromkeys((config.source, *config.targets, *([config.proxy] if config.proxy else [])))
     texts = {language: [row["text"] for row in read(config.reference.text, language)] for language in languages}
-    counts = {name: count_segments(text, pieces, config.reference.segment) for name, text in texts.items()}
+    segment = config.reference.segment
+    counts = {name: count_segments(text, pieces, segment, masked=masked) for name, text in texts.items()}
     if min(counts.values()) < 1:
         raise DataError(
             "too little text for one segment",
             where=config.reference.text.path or config.reference.text.hub,
-            found=f"segments of {config.reference.segment} pieces: {counts}",
+            found=f"segments of {segment} pieces: {counts}",
             fix="give more text or a smaller reference.segment",
         )
     return min(counts.values())

@@ -35,7 +35,7 @@ def test_segments_are_exact_and_hold_the_text_in_order(tokenizer, masked: bool) 
 
 def test_too_little_text_tells_how_much_there_is(tokenizer) -> None:
     task = LanguageModeling(segment=16, segments=10_000)
-    there = language_modeling.count_segments(sentences(), tokenizer, 16)
+    there = language_modeling.count_segments(sentences(), tokenizer, 16, masked=True)
     with pytest.raises(DataError, match=rf"too little text[\s\S]*fr\.txt[\s\S]*{there} segments of 16"):
         language_modeling.segments(sentences(), tokenizer, task, masked=True, seed=0, longest=96, where="fr.txt")
     every = language_modeling.segments(

@@ -90,7 +90,7 @@ def segments(
     """
     before, after = frame(tokenizer)
     after = after if masked else []
-    inner = task.segment - len(before) - len(after)
+    inner = _inner(tokenizer, task.segment, masked)
     if inner < 1 or task.segment > longest:
         raise ConfigError(
             "segments of this length do not fit the model",
@@ -121,11 +121,15 @@ def segments(
     return Segments(np.concatenate([sides[0], body, sides[1]], axis=1), masking, seed)
 
 
-def count_segments(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, segment: int) -> int:
-    """How many segments of ``segment`` pieces the texts surely give, on an encoder and on a decoder."""
+def count_segments(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, segment: int, *, masked: bool) -> int:
+    """How many segments of ``segment`` pieces the texts give."""
+    return sum(map(len, _stream(texts, tokenizer))) // max(_inner(tokenizer, segment, masked), 1)
+
+
+def _inner(tokenizer: PreTrainedTokenizerBase, segment: int, masked: bool) -> int:
+    """The pieces of a segment that are text."""
     before, after = frame(tokenizer)
-    inner = max(segment - len(before) - len(after), 1)
-    return sum(map(len, _stream(texts, tokenizer))) // inner
+    return segment - len(before) - (len(after) if masked else 0)
 
 
 def _stream(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
