@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from adamergex.checkpoint import CHUNK, TENSORS, AdapterDirectory, Encoder, SafetensorsWriter, TensorInfo, TensorReader
-from adamergex.lineage import Lineage, file_sha256
+from adamergex.hashing import file_sha256
+from adamergex.lineage import Lineage
 from adamergex.merging import delta, merge
 from adamergex.merging.layout import layout
 from adamergex.merging.rules import rule_for

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import sentences
 
 from adamergex import models
 from adamergex.errors import ConfigError, DataError
 from adamergex.logits import IGNORE
 from adamergex.settings import Classification, LanguageModeling
 from adamergex.tasks import classification, language_modeling, scoring
+from conftest import sentences
 
 TASK = Classification(labels=("food", "sports", "travel"))
 ROWS = [{"text": text, "label": "food"} for text in sentences()[:5]]
