@@ -15,6 +15,7 @@ from adapter_files import DTYPES, PREFIX, edit_config, edit_tensors, read, tenso
 
 from adamergex import inspect, lineage
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
+from adamergex.hashing import file_sha256
 from adamergex.lineage import Lineage
 from adamergex.merging import MergeReport, divergence, merge, select
 from adamergex.merging.stream import ElementwiseMerge
@@ -71,7 +72,7 @@ def test_a_divergence_is_an_adapter_with_a_lineage(tmp_path: Path) -> None:
     assert found.language == "sw"
     assert found.merge == {"rule": "additive", "space": "factors", "modules": "all", "weight": None, "rank": None}
     for role, path in references(paths).items():
-        assert found.parents[role]["sha256"] == lineage.file_sha256(path / TENSORS)
+        assert found.parents[role]["sha256"] == file_sha256(path / TENSORS)
     target, source = (read(path) for path in references(paths).values())
     for name, value in read(tmp_path / "d").items():
         assert value == pytest.approx(target[name] - source[name], abs=1e-7)
@@ -126,7 +127,7 @@ def test_lineage_of_a_merge(tmp_path: Path) -> None:
         "rank": None,
     }
     for role, path in paths.items():
-        assert found.parents[role]["sha256"] == lineage.file_sha256(path / TENSORS)
+        assert found.parents[role]["sha256"] == file_sha256(path / TENSORS)
         assert found.parents[role]["path"] == str(path)
     assert found.versions["adamergex"]
     merge(**paths, weight=0.5, output=tmp_path / "factors")
