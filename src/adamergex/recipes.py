@@ -20,12 +20,12 @@ def vanilla(x: Experiment) -> None:
 
 
 def english_tuning(x: Experiment) -> Step:
-    """Eng-FT: A[T,s], used in the target language as it is."""
+    """A[T,s], used in the target language as it is."""
     return x.train(x.task, x.source)
 
 
 def average(x: Experiment) -> Step:
-    """AriMerge (Zhang et al. 2023, 2306.14870): (A[T,s] + A[R,g]) / 2 for every structure alike."""
+    """(A[T,s] + A[R,g]) / 2 for every structure alike (Zhang et al. 2023, 2306.14870)."""
     return x.merge(
         task=x.train(x.task, x.source),
         target_reference=x.train(x.reference, x.target),
@@ -37,7 +37,7 @@ def average(x: Experiment) -> Step:
 
 
 def adamergex(x: Experiment, **choices: Any) -> Step:
-    """AdaMergeX (2402.18913): the task in the source language, moved by the divergence of the languages."""
+    """The task in the source language, moved by the divergence of the languages (2402.18913, Eq 5)."""
     return x.merge(
         task=x.train(x.task, x.source),
         target_reference=x.train(x.reference, x.target),
@@ -47,7 +47,7 @@ def adamergex(x: Experiment, **choices: Any) -> Step:
 
 
 def adamergex_delta(x: Experiment) -> Step:
-    """AdaMergeX on ΔW = (α/r)·B·A instead of on the factors: exact, of rank r_T + r_g + r_s."""
+    """The same on ΔW = (α/r)·B·A instead of on the factors: exact, of rank r_T + r_g + r_s."""
     return adamergex(x, space="delta")
 
 
