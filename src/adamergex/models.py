@@ -25,6 +25,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from adamergex.backbones import SHIPPED
+from adamergex.backbones import folder as shipped_folder
 from adamergex.errors import ModelError
 
 if TYPE_CHECKING:
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SHIPPED = ("nano", "nano-causal")
 Family = Literal["encoder", "decoder", "encoder-decoder"]
 Kind = Literal["masked-lm", "causal-lm", "sequence-classification", "sequence-to-sequence"]
 
@@ -68,7 +69,7 @@ def resolve(base: str) -> str:
     Raises: ModelError when the name is a path and no folder is there.
     """
     if base in SHIPPED:
-        folder = Path(__file__).parent / "backbones" / base
+        folder = shipped_folder(base)
         if not (folder / "config.json").is_file():
             raise ModelError(
                 f"the shipped backbone {base!r} is not part of this installation",
