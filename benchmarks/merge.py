@@ -161,7 +161,9 @@ def peft_merge(folder: Path, base: Any) -> None:
 def process(code: str, *arguments: str) -> tuple[float, float, float]:
     """A fresh interpreter: (wall seconds, CPU seconds, peak RSS in MB)."""
     tail = "\nprint([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
+    # With bytecode, as an installed package has it: else every process of ours compiles the package, and PEFT's none.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     before, wall = os.times(), time.perf_counter()
     run = subprocess.run(
         [sys.executable, "-c", code + tail, *arguments], env=environment, check=True, capture_output=True, text=True

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from adamergex.backbones import SHIPPED
 from adamergex.errors import AdapterFileError
 
 FILE_NAME = "lineage.json"
@@ -158,7 +159,7 @@ def model_card(lineage: Lineage, report: Iterable[str] = (), *, task_type: str |
         _front_matter(lineage, kind, base),
         f"# {_title(lineage, kind)}",
         f"Made by [adamergex](https://arxiv.org/abs/2402.18913) for the base model `{base or 'unknown'}`.",
-        _snippet(base, task_type),
+        _snippet(base, task_type, len((lineage.task or {}).get("labels", ()))),
         _origin(lineage),
     ]
     if report_lines:
@@ -184,14 +185,25 @@ def _front_matter(lineage: Lineage, kind: str, base: str) -> str:
     return "\n".join([*lines, "---"])
 
 
-def _snippet(base: str, task_type: str | None) -> str:
+def _snippet(base: str, task_type: str | None, labels: int) -> str:
     name = _AUTO_CLASS.get(task_type or "")
-    if name:
+    quoted, shipped = json.dumps(base), ""
+    if base in SHIPPED:
+        quoted, shipped = f"str(folder({quoted}))", "from adamergex.backbones import folder\n"
+    if labels and task_type == "SEQ_CLS":  # PEFT's own class would build a head of two labels
+        code = (
+            f"{shipped}from peft import PeftModel\nfrom transformers import AutoModelForSequenceClassification\n\n"
+            f"model = AutoModelForSequenceClassification.from_pretrained({quoted}, num_labels={labels})\n"
+            'model = PeftModel.from_pretrained(model, "path/to/this/folder")'
+        )
+    elif name and not shipped:
         code = f'from peft import {name}\n\nmodel = {name}.from_pretrained("path/to/this/folder")'
     else:
+        model = (name or "AutoModel").removeprefix("AutoPeft")
+        model = model if model.startswith("Auto") else f"Auto{model}"
         code = (
-            "from peft import PeftModel\nfrom transformers import AutoModel\n\n"
-            f'model = PeftModel.from_pretrained(AutoModel.from_pretrained("{base}"), "path/to/this/folder")'
+            f"{shipped}from peft import PeftModel\nfrom transformers import {model}\n\n"
+            f'model = PeftModel.from_pretrained({model}.from_pretrained({quoted}), "path/to/this/folder")'
         )
     return f"```python\n{code}\n```"
 

@@ -71,9 +71,8 @@ def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[st
 
 def _method(config: TransferConfig, name: str) -> dict[str, Any]:
     recipe = RECIPES[name]
-    merged_lora = config.structure.kind == "lora" and name.startswith("adamergex")
-    own = {"adamergex_delta": "delta", "adamergex_cross": "factors"}
-    space = own.get(name, config.merge.space) if merged_lora else None
+    spaces = {"adamergex": config.merge.space, "adamergex_delta": "delta"}
+    space = spaces.get(name) if config.structure.kind == "lora" else None
     about = (recipe.build.__doc__ or "").strip().splitlines()[0]
     return {"name": name, "label": recipe.label, "space": space, "about": about}
 

@@ -82,7 +82,7 @@ def test_model_card() -> None:
         "tags": ["adamergex", "lora", "cross-lingual-transfer"],
         "language": ["sw"],
     }
-    assert "AutoPeftModelForSequenceClassification.from_pretrained" in card
+    assert 'AutoModelForSequenceClassification.from_pretrained("xlm-roberta-base", num_labels=' in card
     assert "a table" in card
     assert "runs/task" in card
     assert json.dumps(FULL.task, ensure_ascii=False, sort_keys=True) in card
@@ -93,3 +93,14 @@ def test_a_local_base_stays_out_of_the_front_matter() -> None:
     assert "base_model" not in front_matter(card)
     assert front_matter(card)["language"] == ["no"]  # not the YAML boolean
     assert 'AutoModel.from_pretrained("/models/mine")' in card
+
+
+@pytest.mark.parametrize(("base", "labels"), [("nano", 6), ("nano", 0), ("xlm-roberta-base", 6), ("gpt", 0)])
+@pytest.mark.parametrize("task_type", ["SEQ_CLS", "CAUSAL_LM", None])
+def test_the_cards_snippet_is_python(base: str, labels: int, task_type: str | None) -> None:
+    task = {"kind": "classification", "labels": [str(number) for number in range(labels)]} if labels else None
+    card = lineage.model_card(Lineage(base={"name": base}, structure={"kind": "lora"}, task=task), task_type=task_type)
+    snippet = card.split("```python\n")[1].split("```")[0]
+    compile(snippet, "card", "exec")
+    assert (f"num_labels={labels}" in snippet) == bool(labels and task_type == "SEQ_CLS")
+    assert ("folder" in snippet.split("path/to")[0]) == (base == "nano")

@@ -48,8 +48,12 @@ def spans(layout: Layout, order: Iterable[TensorInfo], readers: Sequence[TensorR
         if module is None:
             yield from (Span(None, [(readers[0], readers[0].directory.tensors[name])]) for name in names)
             continue
-        found = [(reader, [reader.directory.tensors.get(name) for name in names]) for reader in readers]
-        joined = [(reader, _joined(module, infos)) for reader, infos in found if any(infos)]
+        # Adapters with the same header share its parsed tensors: looked up and joined once.
+        same = {id(reader.directory.tensors): reader.directory.tensors for reader in readers}
+        looked = {key: [tensors.get(name) for name in names] for key, tensors in same.items()}
+        wholes = {key: _joined(module, infos) for key, infos in looked.items() if any(infos)}
+        found = [(reader, looked[id(reader.directory.tensors)]) for reader in readers]
+        joined = [(reader, wholes[id(reader.directory.tensors)]) for reader, infos in found if any(infos)]
         if all(whole is not None for _, whole in joined):
             yield Span(module, [(reader, whole) for reader, whole in joined if whole is not None])
             continue
