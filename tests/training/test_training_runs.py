@@ -103,7 +103,7 @@ def test_the_directory_is_complete(checkpoints: dict[str, str], labelled: Path, 
     assert found.structure == {"kind": "lora", "rank": 4, "alpha": 16.0, "dropout": 0.05, "modules": "paper"}
     assert found.data["rows"] == 72 and len(found.data["sha256"]) == 64 and found.start is not None
     assert {"torch", "transformers", "peft"} <= set(found.versions)
-    assert "AutoPeftModelForSequenceClassification" in (tmp_path / "out" / "README.md").read_text()
+    assert "AutoModelForSequenceClassification" in (tmp_path / "out" / "README.md").read_text()
     events = EventAccumulator(str(tmp_path / "out" / "logs")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [20, 25]
     with pytest.raises(AdapterFileError, match="in use"):
