@@ -239,28 +239,32 @@ def test_our_layout_is_deterministic_whole_and_keeps_what_is_there(tmp_path: Pat
 
 
 class Evil:
+    """Unpickling it would make a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("touch /tmp/adamergex-was-here",)
+        return os.system, (f"touch '{self.target}'",)
 
 
-def evil_pickle(path: Path) -> None:
-    path.write_bytes(pickle.dumps({"x": Evil()}))
+def evil_pickle(path: Path, target: Path) -> None:
+    path.write_bytes(pickle.dumps({"x": Evil(target)}))
 
 
-def evil_archive(path: Path) -> None:
-    torch.save({"x": Evil()}, path)
+def evil_archive(path: Path, target: Path) -> None:
+    torch.save({"x": Evil(target)}, path)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("write", [evil_pickle, evil_archive])
 def test_a_malicious_pickle_is_refused_and_does_nothing(write: Any, tmp_path: Path) -> None:
-    target = Path("/tmp/adamergex-was-here")
-    target.unlink(missing_ok=True)
+    target = tmp_path / "was-here"
     source = adapter_directory(tmp_path / "a", {"config": OLD, "name": "sw"}, {})
-    write(source / "pytorch_adapter.bin")
-    write(tmp_path / "pytorch_diff.bin")
+    write(source / "pytorch_adapter.bin", target)
+    write(tmp_path / "pytorch_diff.bin", target)
     (source / "head_config.json").write_text("{}")
-    write(source / "pytorch_model_head.bin")
+    write(source / "pytorch_model_head.bin", target)
     for read in (lambda: read_adapter(source), lambda: read_head(source), lambda: read_difference(tmp_path)):
         with pytest.raises(AdapterFileError, match="nothing in it was run"):
             read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -346,14 +347,15 @@ class AdapterStack(nn.Module):
         return name
 
 
-class _Hook:
+class _Hook(ABC):
     """A change of a module's input or output, whichever it is hooked to; only the first tensor is changed."""
 
     def __init__(self, stack: AdapterStack) -> None:
         self.stack = stack
 
+    @abstractmethod
     def change(self, states: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """The states with the active stack's adapters applied."""
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self.change(args[0]), *args[1:])
