@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import sentences
 
 from adamergex import evaluation, models, training, tuning
 from adamergex.adapters import peft_backed
 from adamergex.errors import AdapterFileError, ConfigError, DataError, IncompatibleAdaptersError, ModelError
 from adamergex.merging import merge
 from adamergex.settings import Classification, EvaluateJob, LanguageModeling, Optimisation, Rows, Structure, TrainJob
+from conftest import sentences
 
 TASK = Classification(labels=("food", "sports", "travel"))
 REFERENCE = LanguageModeling(segment=24, segments=20)
