@@ -354,8 +354,7 @@ class _Hook(ABC):
         self.stack = stack
 
     @abstractmethod
-    def change(self, states: torch.Tensor) -> torch.Tensor:
-        """The states with the active stack's adapters applied."""
+    def change(self, states: torch.Tensor) -> torch.Tensor: ...
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self.change(args[0]), *args[1:])
