@@ -155,13 +155,8 @@ class ElementwiseMerge:
         # -0 + 0 is +0: a divergence of nothing must leave the very bits of the task.
         if weight == 0.0 or (rule.linear and d_squares == 0.0 and not divergence.any()):
             return task.stored
-        if rule.linear:  # the shift of such a rule, in place: D is not needed again, and a new array leaves the cache
-            np.multiply(divergence, weight, out=divergence)
-            merged = np.add(divergence, task.values, out=divergence)
-            tally.change += weight * weight * d_squares
-        else:
-            merged = rule.shift(task.values, divergence, weight)
-            tally.change += squares(merged - task.values)
+        merged = rule.shift(task.values, divergence, weight)
+        tally.change += weight * weight * d_squares if rule.linear else squares(merged - task.values)
         encoded = encode(merged, task.info.dtype)
         bound = math.sqrt(task_squares) + abs(weight) * math.sqrt(d_squares)
         if not rule.linear or bound > _SAFE or task.info.dtype == "F16":
