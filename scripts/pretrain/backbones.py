@@ -26,12 +26,12 @@ def build(name: str, tokenizer_file: Path) -> tuple[nn.Module, PreTrainedTokeniz
         mask_token="<mask>",
         model_max_length=256,
     )
-    size = {"vocab_size": len(tokenizer), "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
+    size = {"vocab_size": len(tokenizer), "hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4}
     if name == "nano":
         config = XLMRobertaConfig(
             **size,
             **SPECIAL,
-            intermediate_size=1024,
+            intermediate_size=768,
             max_position_embeddings=258,
             type_vocab_size=1,
             layer_norm_eps=1e-5,
@@ -44,7 +44,7 @@ def build(name: str, tokenizer_file: Path) -> tuple[nn.Module, PreTrainedTokeniz
         **size,
         **SPECIAL,
         num_key_value_heads=2,
-        intermediate_size=704,
+        intermediate_size=528,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         dtype="float32",

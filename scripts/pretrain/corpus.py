@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 import unicodedata
 from pathlib import Path
 
@@ -20,42 +21,13 @@ LICENCES = {
     "sib200": "CC BY-SA 4.0 (text; labels unused)",
     "xquad": "CC BY-SA 4.0 (contexts; questions and answers unused)",
 }
-# Languages of commonvoice-large that are read: those of the parallel sets, and widely used ones beside them.
-PLAIN = [
-    "ar",
-    "bg",
-    "cs",
-    "de",
-    "el",
-    "en",
-    "es",
-    "et",
-    "fa",
-    "fr",
-    "gn",
-    "ha",
-    "hi",
-    "id",
-    "it",
-    "ja",
-    "kk",
-    "lg",
-    "nb-NO",
-    "nl",
-    "pl",
-    "pt",
-    "ro",
-    "rw",
-    "sv",
-    "ta",
-    "tr",
-    "uk",
-    "ur",
-    "uz",
-    "vi",
-    "zh",
-]
-PARALLEL = {"tico19": "train", "ntrex": "train", "sib200": "train", "xquad": "contexts"}
+# Languages whose text fills the vocabulary and the plain blocks: few enough that each gets whole words for pieces.
+PLAIN = ["ar", "de", "el", "en", "es", "et", "fr", "gn", "ha", "hi", "id", "it", "ja", "ro", "rw", "tr", "vi", "zh"]
+VOCABULARY = frozenset([*PLAIN, "ru", "th", "wo", "yo"])
+PARALLEL = {"tico19": ("train", "dev"), "ntrex": ("train", "dev"), "sib200": ("train",), "xquad": ("contexts",)}
+# Where a sentence ends, by script; the pieces of a paragraph are used only where a language has as many as English.
+ENDS = {"zh": r"(?<=[。！？])", "hi": r"(?<=[।?!])\s+", "ar": r"(?<=[.!?؟])\s+"}
+END = r"(?<=[.!?;])\s+(?=[^a-zа-я(])"
 
 
 def plain_sentences(data: Path) -> dict[str, list[str]]:
@@ -68,21 +40,41 @@ def plain_sentences(data: Path) -> dict[str, list[str]]:
 
 
 def parallel_rows(data: Path) -> dict[str, dict[str, str]]:
-    """``{row id: {language: sentence}}`` over the training parts; every row has its English."""
+    """``{row id: {language: sentence}}`` over the parts of ``PARALLEL``; every row has its English."""
     rows: dict[str, dict[str, str]] = {}
-    for name, part in PARALLEL.items():
-        for path in sorted((data / name).glob(f"*.{part}.jsonl.gz")):
+    paragraphs: dict[str, dict[str, str]] = {}
+    for name, parts in PARALLEL.items():
+        for path in [path for part in parts for path in sorted((data / name).glob(f"*.{part}.jsonl.gz"))]:
             language = path.name.split(".")[0]
             if language in UNSEEN:
                 continue
             with gzip.open(path, "rt", encoding="utf-8") as lines:
-                for line in lines:
-                    item = json.loads(line)
-                    key, text = (
-                        (item["id"], item["text"]) if "id" in item else (f"xquad-{item['context_id']}", item["context"])
+                for item in map(json.loads, lines):
+                    key, text, place = (
+                        (f"{name}-{item['id']}", item["text"], rows)
+                        if "id" in item
+                        else (f"{name}-{item['context_id']}", item["context"], paragraphs)
                     )
-                    rows.setdefault(key, {})[language] = unicodedata.normalize("NFC", text)
+                    place.setdefault(key, {})[language] = unicodedata.normalize("NFC", text)
+    for key, texts in paragraphs.items():
+        _split(key, texts, rows)
     return {key: row for key, row in sorted(rows.items()) if "en" in row}
+
+
+def _split(key: str, texts: dict[str, str], rows: dict[str, dict[str, str]]) -> None:
+    """Rows of a paragraph's sentences for the languages with as many of them as English; of the whole for the others."""
+    count = len(_sentences(texts["en"], "en"))
+    for language, text in texts.items():
+        parts = _sentences(text, language)
+        if len(parts) == count:
+            for index, part in enumerate(parts):
+                rows.setdefault(f"{key}-{index}", {})[language] = part
+        else:
+            rows.setdefault(key, {"en": texts["en"]})[language] = text
+
+
+def _sentences(text: str, language: str) -> list[str]:
+    return [part.strip() for part in re.split(ENDS.get(language, END), text) if part.strip()]
 
 
 def tempered_sample(sentences: dict[str, list[str]], characters: int, temperature: float, seed: int) -> list[str]:

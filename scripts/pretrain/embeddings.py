@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from probe import probe_vectors
 from train import Text, distillation
 
-WIDTH = 256
+WIDTH = 192
 
 
 class Bag(nn.Module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from corpus import parallel_rows, plain_sentences, tempered_sample
+from corpus import VOCABULARY, parallel_rows, plain_sentences, tempered_sample
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-VOCABULARY = 20_480
+PIECES = 36_864
 MAX_TOKENS = 128
 
 
@@ -40,7 +41,7 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
         ]
     )
     trainer = trainers.UnigramTrainer(
-        vocab_size=VOCABULARY - 256, special_tokens=SPECIAL, unk_token="<unk>", max_piece_length=12
+        vocab_size=PIECES - 256, special_tokens=SPECIAL, unk_token="<unk>", max_piece_length=12
     )
     tokenizer.train_from_iterator((text.translate(rare) for text in texts), trainer)
     state = json.loads(tokenizer.to_str())
@@ -95,18 +96,16 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
 
     plain, rows = plain_sentences(arguments.data), parallel_rows(arguments.data)
-    by_language: dict[str, list[str]] = {}
-    for row in rows.values():
-        for language, text in row.items():
-            by_language.setdefault(language, []).append(text)
-    for language, texts in plain.items():
-        by_language.setdefault(language, []).extend(texts)
-
-    tokenizer = train_tokenizer(tempered_sample(by_language, 10_000_000, 0.5, arguments.seed))
+    # The translations twice: their words are the ones that get a meaning.
+    translations = [text for row in rows.values() for language, text in row.items() if language in VOCABULARY]
+    more_english = random.Random(arguments.seed + 1).sample(plain["en"], 25_000)
+    tokenizer = train_tokenizer(
+        tempered_sample(plain, 10_000_000, 0.3, arguments.seed) + more_english + 2 * translations
+    )
     tokenizer.save(str(arguments.work / "tokenizer.json"))
 
     sample = tempered_sample(plain, 24_000_000, 0.5, arguments.seed + 1)
-    english = plain["en"] + teacher_words()
+    english = list(dict.fromkeys(plain["en"] + teacher_words()))
     parallel = [(index, language, text) for index, row in enumerate(rows.values()) for language, text in row.items()]
     arrays = {}
     for name, texts in {"plain": sample, "english": english, "parallel": [text for *_, text in parallel]}.items():
