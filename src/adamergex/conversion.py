@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
@@ -175,7 +175,8 @@ def _structure(base: str | None, files: adapterhub.AdapterFiles, where: Path) ->
         )
     config = load_config(str(named))
     with torch.device("meta"), quiet():
-        model: PreTrainedModel = _STRUCTURES[family(config)].from_config(config, trust_remote_code=False)
+        automatic: Any = _STRUCTURES[family(config)]
+        model: PreTrainedModel = automatic.from_config(config, trust_remote_code=False)
     return model
 
 
