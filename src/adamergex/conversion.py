@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 from adamergex import lineage as lineages
 from adamergex.adapters import adapterhub, sparse
 from adamergex.checkpoint import require_free
-from adamergex.errors import AdapterFileError, ConfigError
+from adamergex.errors import AdapterFileError, ConfigError, ModelError
 from adamergex.models import family, load_config, quiet
 
 if TYPE_CHECKING:
@@ -173,7 +173,18 @@ def _structure(base: str | None, files: adapterhub.AdapterFiles, where: Path) ->
             expected="the base that the adapter was trained with",
             fix="give --base (base=...)",
         )
-    config = load_config(str(named))
+    try:
+        config = load_config(str(named))
+    except ModelError as error:
+        if base:
+            raise
+        raise ConfigError(
+            "AdapterHub names tensors by the base's layers, and the base that this adapter names is not here",
+            where=where,
+            found=named,
+            expected="a folder or a hub id that can be read",
+            fix="give --base (base=...)",
+        ) from error
     with torch.device("meta"), quiet():
         automatic: Any = _STRUCTURES[family(config)]
         model: PreTrainedModel = automatic.from_config(config, trust_remote_code=False)
@@ -196,13 +207,12 @@ def _require_arguments(to: str, base: str | None, safetensors: bool) -> None:
 
 def _require_change(source: Path, found: Found, to: Form, safetensors: bool) -> None:
     if to not in _FORMS_OF[found.contents]:
-        other = next(form for form in _FORMS_OF[found.contents] if form != "adamergex")
         raise AdapterFileError(
             f"a {found.contents} has no form of {to}",
             where=source,
             found=f"{found.contents} ({found.tensors})",
             expected=" or ".join(_FORMS_OF[found.contents]),
-            fix="choose another form" if found.form == other else f"export it with --to {other}",
+            fix="choose one of these with --to",
         )
     wanted = {"adapterhub": adapterhub.SAFE if safetensors else adapterhub.PICKLE}.get(to, found.tensors)
     if found.form == to and found.tensors == wanted:
