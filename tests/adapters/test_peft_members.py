@@ -257,3 +257,7 @@ def test_another_structure_is_no_member(tmp_path: Path) -> None:
     get_peft_model(copy.deepcopy(model), prefix).save_pretrained(tmp_path / "prefix")
     with pytest.raises(IncompatibleAdaptersError, match=r"cannot be a member of a stack(.|\n)*PREFIX_TUNING"):
         attach(model, tmp_path / "prefix")
+    dora = peft_directory(model, "llama", "lora", tmp_path / "dora", use_dora=True)
+    with pytest.raises(IncompatibleAdaptersError, match="DoRA cannot be merged or stacked"):
+        attach(model, dora)
+    assert not hasattr(model, "adapter_stack")

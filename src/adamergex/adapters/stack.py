@@ -36,10 +36,9 @@ def attach(
     adapters in memory; ``names`` are theirs, by default the files' own, or the directory's where a file has none. A
     head in a PEFT directory answers in place of the model's while its adapter is active. The first bottleneck adapter's
     invertible part changes the embeddings, and its inverse what the output projection reads, unless ``invert_head`` is
-    false. All weights, the base's too, are frozen:
-    ``model.adapter_stack.train_only`` opens what should learn. On a model that has a stack, more are added to it; an
-    adapter's name that is there already is refused. The model gains ``adapter_stack`` (an AdapterStack, with ``add``
-    and all else), ``set_stack``, ``using`` and ``detach``.
+    false. All weights, the base's too, are frozen: ``model.adapter_stack.train_only`` opens what should learn. On a
+    model that has a stack, more are added to it; an adapter's name that is there already is refused. The model gains
+    ``adapter_stack`` (an AdapterStack, with ``add`` and all else), ``set_stack``, ``using`` and ``detach``.
 
     Raises: AdapterFileError, IncompatibleAdaptersError, ConfigError, ModelError. Source: METHOD.md §2 (MAD-X).
     """
