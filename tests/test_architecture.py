@@ -21,7 +21,7 @@ LAYERS = [
     ["merging", "metrics"],
     ["inspection"],
     ["models", "data", "adapters"],
-    ["logits"],
+    ["logits", "conversion"],
     ["tasks"],
     ["progress"],
     ["training"],

@@ -6,11 +6,12 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["attach", "divergence", "inspect", "merge", "transfer"]
+__all__ = ["attach", "convert", "divergence", "inspect", "merge", "transfer"]
 
 # Looked up on first use: `import adamergex` costs nothing, and merging never imports torch.
 _HOMES = {
     "attach": ("adamergex.adapters.stack", "attach"),
+    "convert": ("adamergex.conversion", "convert"),
     "merge": ("adamergex.merging", "merge"),
     "divergence": ("adamergex.merging", "divergence"),
     "inspect": ("adamergex.inspection", "inspect"),

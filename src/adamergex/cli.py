@@ -55,6 +55,22 @@ def inspect(arguments: argparse.Namespace) -> None:
     print(describe(arguments.directory))
 
 
+def convert(arguments: argparse.Namespace) -> None:
+    from adamergex.conversion import convert as convert_directory
+
+    _quiet()
+    print(
+        convert_directory(
+            arguments.source,
+            arguments.output,
+            arguments.to,
+            base=arguments.base,
+            safetensors=arguments.safetensors,
+        )
+    )
+    print(f"written: {arguments.output}")
+
+
 def transfer(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
@@ -162,6 +178,13 @@ def _add_merging(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
     verb = _verb(verbs, "inspect", inspect, "structure, rank, modules, norms and lineage of an adapter directory")
     verb.add_argument("directory", metavar="DIR")
+
+    verb = _verb(verbs, "convert", convert, "import AdapterHub and composable-sft directories, or export ours to them")
+    verb.add_argument("source", metavar="SOURCE", help="a directory, a zip archive, or the file of a sparse difference")
+    verb.add_argument("--output", required=True, metavar="DIR")
+    verb.add_argument("--to", choices=["adamergex", "adapterhub", "composable-sft"], default="adamergex")
+    verb.add_argument("--base", help="for adapterhub: the model whose layers name the tensors (its config is enough)")
+    verb.add_argument("--safetensors", action="store_true", help="for adapterhub: safetensors instead of a pickle")
 
 
 def _add_rule(verb: argparse.ArgumentParser, rules: list[str]) -> None:

@@ -104,7 +104,7 @@ def import_adapter(source: str | Path, output: str | Path) -> AdapterFiles:
     Only the known files of an archive are taken, by their own names; one that points outside is refused.
     Raises: AdapterFileError, as ``read_adapter`` and ``write_adapter``.
     """
-    with _opened(Path(source)) as directory:
+    with opened(Path(source)) as directory:
         files = read_adapter(directory)
     write_adapter(output, files)
     return files
@@ -128,6 +128,8 @@ def export_adapter(
         if files.head:
             _write_json(stage / HEAD_CONFIG, files.head.config)
             _save(files.head.tensors, stage / (HEAD_SAFE if safetensors else HEAD_PICKLE))
+        if files.lineage:
+            files.lineage.write(stage)
     return Path(output)
 
 
@@ -286,8 +288,11 @@ def _write_json(path: Path, contents: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _opened(source: Path) -> Iterator[Path]:
-    """The directory itself, or the known files of a zip archive in a directory of their own."""
+def opened(source: Path) -> Iterator[Path]:
+    """The directory itself, or the known files of a zip archive in a directory of their own.
+
+    Raises: AdapterFileError for an archive that cannot be read, or leads outside.
+    """
     if not source.is_file():
         yield source
         return

@@ -22,6 +22,7 @@ from torch import nn
 from adamergex.adapters.adapterhub import read_pickle
 from adamergex.checkpoint import staged_directory
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
+from adamergex.lineage import Lineage
 
 PEER, TENSORS = "pytorch_diff.bin", "sparse_difference.safetensors"
 FORMAT = "adamergex-sparse-difference/1"
@@ -76,7 +77,7 @@ def read_difference(path: str | Path) -> SparseDifference:
     return found
 
 
-def write_difference(directory: str | Path, difference: SparseDifference) -> Path:
+def write_difference(directory: str | Path, difference: SparseDifference, *, lineage: Lineage | None = None) -> Path:
     """Write ``sparse_difference.safetensors``, whole or not at all. Raises: AdapterFileError when it is taken."""
     tensors = {f"whole.{name}": tensor for name, tensor in difference.whole.items()}
     for name, entry in difference.sparse.items():
@@ -85,10 +86,12 @@ def write_difference(directory: str | Path, difference: SparseDifference) -> Pat
     with staged_directory(directory) as stage:
         plain = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
         save_file(plain, stage / TENSORS, metadata={"format": FORMAT, "shapes": json.dumps(shapes)})
+        if lineage:
+            lineage.write(stage)
     return Path(directory)
 
 
-def export_difference(directory: str | Path, difference: SparseDifference) -> Path:
+def export_difference(directory: str | Path, difference: SparseDifference, *, lineage: Lineage | None = None) -> Path:
     """Write composable-sft's ``pytorch_diff.bin``. Raises: AdapterFileError when the place is taken."""
     diffs = {}
     for name, entry in difference.sparse.items():
@@ -98,6 +101,8 @@ def export_difference(directory: str | Path, difference: SparseDifference) -> Pa
     whole = {name: tensor.detach().cpu() for name, tensor in difference.whole.items()}
     with staged_directory(directory) as stage:
         torch.save({"diffs": diffs, "abs": whole}, stage / PEER)
+        if lineage:
+            lineage.write(stage)
     return Path(directory)
 
 

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from adamergex.adapters.adapterhub import AdapterFiles, read_adapter, write_adapter
-from adamergex.adapters.bottleneck import Bottleneck, BottleneckAdapter, BottleneckConfig
+from adamergex.adapters.bottleneck import BottleneckAdapter, BottleneckConfig
 from adamergex.adapters.invertible import Nice
-from adamergex.adapters.places import WHERES, Layer, Place, Where, find_places
-from adamergex.errors import ConfigError, IncompatibleAdaptersError, ModelError
+from adamergex.adapters.places import WHERES, Place, find_places
+from adamergex.adapters.plans import Active, Change, Couple, Hook, Plan, Project, key_of, make_plan
+from adamergex.adapters.projections import PeftAdapter, is_peft, read_peft
+from adamergex.errors import ConfigError, ModelError
 
-Source = str | Path | BottleneckConfig | BottleneckAdapter | AdapterFiles
+Source = str | Path | BottleneckConfig | BottleneckAdapter | AdapterFiles | PeftAdapter
 Stack = tuple[str, ...]
-Key = tuple[str, int, str, bool]
-
-
-class Plan(NamedTuple):
-    """What one stack does: the modules of each place in order, and its first adapter's invertible part."""
-
-    modules: Mapping[Key, tuple[Bottleneck, ...]]
-    invertible: Nice | None
-
-
-_NOTHING = Plan({}, None)
 
 
 def attach(
@@ -41,13 +30,15 @@ def attach(
 
         post-norm layer, s = x + r:  for A_i of the stack: s <- s + A_i(LN(s));  the layer goes on with LN(s)
         pre-norm layer:              the same with LN = identity;  houlsby: x <- x + A_i(x)
+        linear module y = W(x), in the stack's order:  LoRA: y <- y + (α/r)·B·A·x;  (IA)³: y <- y ⊙ l, or x <- x ⊙ l
 
-    ``adapters`` are directories (AdapterHub's or ours), configurations of new adapters, or adapters in memory;
-    ``names`` are theirs, by default the files' own. The first one's invertible adapter changes the embeddings, and its
-    inverse what the output projection reads, unless ``invert_head`` is false. All weights, the base's too, are frozen:
-    ``model.adapter_stack.train_only`` opens what should learn. On a model that has a stack, more are added to it; an
-    adapter's name that is there already is refused. The model gains ``adapter_stack`` (an AdapterStack, with ``add``
-    and all else), ``set_stack``, ``using`` and ``detach``.
+    ``adapters`` are directories (AdapterHub's, ours, or PEFT's LoRA and (IA)³), configurations of new adapters, or
+    adapters in memory; ``names`` are theirs, by default the files' own, or the directory's where a file has none. A
+    head in a PEFT directory answers in place of the model's while its adapter is active. The first bottleneck adapter's
+    invertible part changes the embeddings, and its inverse what the output projection reads, unless ``invert_head`` is
+    false. All weights, the base's too, are frozen: ``model.adapter_stack.train_only`` opens what should learn. On a
+    model that has a stack, more are added to it; an adapter's name that is there already is refused. The model gains
+    ``adapter_stack`` (an AdapterStack, with ``add`` and all else), ``set_stack``, ``using`` and ``detach``.
 
     Raises: AdapterFileError, IncompatibleAdaptersError, ConfigError, ModelError. Source: METHOD.md §2 (MAD-X).
     """
@@ -86,11 +77,9 @@ class AdapterStack(nn.Module):
         self.adapters = nn.ModuleDict()
         self.invert_head = invert_head
         self._active: Stack = ()
-        self._plan = _NOTHING
+        self._running = Active()
         self._plans: dict[Stack, Plan] = {}
         self._rows: tuple[Stack, ...] = ()
-        self._groups: tuple[tuple[Plan, tuple[int, ...]], ...] = ()
-        self._order: tuple[int, ...] = ()
         self._handles: dict[object, Any] = {}
         self._trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         model.requires_grad_(False)
@@ -116,7 +105,9 @@ class AdapterStack(nn.Module):
         Raises: AdapterFileError, IncompatibleAdaptersError, ModelError, as ``attach``; ConfigError for a bad name.
         """
         where: object = adapter if isinstance(adapter, str | Path) else "adapter"
-        if isinstance(adapter, str | Path):
+        if isinstance(adapter, str | Path) and is_peft(adapter):
+            name, adapter = name or Path(adapter).resolve().name, read_peft(adapter, self._model)
+        elif isinstance(adapter, str | Path):
             adapter = read_adapter(adapter)
         if isinstance(adapter, AdapterFiles):
             name, files = name or adapter.name, adapter
@@ -142,8 +133,8 @@ class AdapterStack(nn.Module):
 
         Raises: ConfigError for a name that is not resident; IncompatibleAdaptersError for an order that cannot be.
         """
-        self._plan, self._active = self._planned(names), names
-        self._rows, self._groups, self._order = (), (), ()
+        self._running.use(self._planned(names))
+        self._active, self._rows = names, ()
 
     def set_rows(self, rows: Sequence[Sequence[str]]) -> None:
         """Give each row of the next batches its own stack: ``rows[i]`` for row i, in one forward pass.
@@ -154,10 +145,8 @@ class AdapterStack(nn.Module):
         if not stacks:
             raise ConfigError("a mixed batch needs the stack of each row", found="no rows", fix="use set_stack instead")
         groups = {stack: [row for row, own in enumerate(stacks) if own == stack] for stack in dict.fromkeys(stacks)}
-        planned = tuple((self._planned(stack), tuple(numbers)) for stack, numbers in groups.items())
-        order = [row for numbers in groups.values() for row in numbers]
-        self._plan, self._active, self._rows, self._groups = _NOTHING, (), stacks, planned
-        self._order = tuple(sorted(range(len(order)), key=order.__getitem__))
+        self._running.use_rows([(self._planned(stack), numbers) for stack, numbers in groups.items()])
+        self._active, self._rows = (), stacks
 
     @contextmanager
     def using(self, *names: str, rows: Sequence[Sequence[str]] | None = None) -> Iterator[PreTrainedModel]:
@@ -199,10 +188,11 @@ class AdapterStack(nn.Module):
             part.requires_grad_(True)
 
     def save(self, name: str, directory: str | Path, **metadata: object) -> Path:
-        """Write one adapter as a directory of ours; see ``adapterhub.write_adapter``."""
+        """Write one adapter as a directory of ours (``adapterhub.write_adapter``), or of PEFT's if it came from one."""
         self._known((name,))
-        adapter = self.adapters[name]
-        assert isinstance(adapter, BottleneckAdapter)
+        adapter = self._adapter(name)
+        if isinstance(adapter, PeftAdapter):
+            return adapter.save(directory, **metadata)
         base = {"hidden_size": self.places.layers[0].width, "model_type": self._model.config.model_type}
         base |= {"model_name": self._model.config.name_or_path, "model_class": type(self._model).__name__}
         tensors = {key: tensor.detach().cpu() for key, tensor in adapter.state_dict().items()}
@@ -221,89 +211,39 @@ class AdapterStack(nn.Module):
             parameter.requires_grad_(name in self._trainable)
         return model
 
-    def change(self, key: Key, states: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
-        """s <- s + A_i(LN(s)) for the modules that stand at a place; (batch, length, hidden) -> same."""
-        if self._groups:
-            plans = [plan.modules.get(key, ()) for plan, _ in self._groups]
-            if not any(plans):
-                return states
-            return self._by_rows(states, lambda part, group: _stacked(part, plans[group], norm))
-        return _stacked(states, self._plan.modules.get(key, ()), norm)
-
-    def couple(self, states: torch.Tensor, inverse: bool) -> torch.Tensor:
-        """The invertible part of each row's first adapter, or its inverse; (batch, length, width) -> same."""
-        if self._groups:
-            blocks = [plan.invertible for plan, _ in self._groups]
-            if not any(blocks):
-                return states
-            return self._by_rows(states, lambda part, group: _coupled(part, blocks[group], inverse))
-        return _coupled(states, self._plan.invertible, inverse)
-
-    def _by_rows(self, states: torch.Tensor, change: Callable[[torch.Tensor, int], torch.Tensor]) -> torch.Tensor:
-        times, rest = divmod(states.shape[0], len(self._rows))
-        if rest or states.ndim != 3:
-            raise ModelError(
-                "the batch does not have the rows that set_rows was told of",
-                found=f"states of shape {tuple(states.shape)}",
-                expected=f"(a multiple of {len(self._rows)}, length, width)",
-                fix="give set_rows one stack for each row, and keep rows whole up to the output projection",
-            )
-        parts = states.reshape(len(self._rows), times, *states.shape[1:])
-        changed = [
-            change(parts[list(rows)].flatten(0, 1), group).reshape(len(rows), times, *states.shape[1:])
-            for group, (_, rows) in enumerate(self._groups)
-        ]
-        return torch.cat(changed)[list(self._order)].flatten(0, 1)
-
     def _planned(self, names: Stack) -> Plan:
         plan = self._plans.get(names)
         if plan is None:
             self._known(names)
-            plan = self._plans[names] = self._make_plan([self._adapter(name) for name in names])
+            adapters = [self._adapter(name) for name in names]
+            plan = self._plans[names] = make_plan(adapters, self.places.layers)
         return plan
 
-    def _make_plan(self, adapters: Sequence[BottleneckAdapter]) -> Plan:
-        modules: dict[Key, tuple[Bottleneck, ...]] = {}
-        for layer in self.places.layers:
-            for where in WHERES:
-                found = [(adapter.config.reuse_norm, adapter.at(layer, where)) for adapter in adapters]
-                kinds = [reuse for reuse, module in found if module is not None]
-                if kinds != sorted(kinds):
-                    raise IncompatibleAdaptersError(
-                        "an adapter that reads x (houlsby) cannot stand on one that reads LN(x + r) (pfeiffer)",
-                        where=layer.path,
-                        expected="one kind in a stack, or houlsby below pfeiffer",
-                        fix="train the upper adapter with the pfeiffer configuration",
-                    )
-                for reuse in set(kinds):
-                    chosen = tuple(module for own, module in found if own is reuse and module is not None)
-                    modules[_key(layer, where, reuse)] = chosen
-        return Plan(modules, adapters[0].invertible if adapters else None)
-
-    def _place_hooks(self, adapter: BottleneckAdapter) -> None:
-        wanted: list[tuple[Key, Place]] = []
-        for layer in self.places.layers:
-            for where in WHERES:
-                if adapter.at(layer, where) is not None:
-                    reuse = adapter.config.reuse_norm
-                    wanted.append((_key(layer, where, reuse), layer.place(where, reuse)))
+    def _place_hooks(self, adapter: BottleneckAdapter | PeftAdapter) -> None:
+        if isinstance(adapter, PeftAdapter):
+            for path, part in adapter.at():
+                module = self._model.get_submodule(path)
+                self._hook((path, part.side), Place(module, part.side), Project(self._running, (path, part.side)))
+            return
+        # All places are found before the first hook is placed: a model that lacks one is left as it was.
+        wanted = [
+            (key_of(layer, where, adapter.config.reuse_norm), layer.place(where, adapter.config.reuse_norm))
+            for layer in self.places.layers
+            for where in WHERES
+            if adapter.at(layer, where) is not None
+        ]
         if adapter.invertible is not None:
             self._require_width(adapter.invertible)
         for key, place in wanted:
-            self._hook(key, place, _Change(self, key, place.norm))
+            self._hook(key, place, Change(self._running, key, place.norm))
         if adapter.invertible is not None:
-            self._hook("embedding", self.places.embedding, _Couple(self, inverse=False))
+            self._hook("embedding", self.places.embedding, Couple(self._running, inverse=False))
             if self.invert_head and self.places.head is not None:
-                self._hook("head", Place(self.places.head, "input"), _Couple(self, inverse=True))
+                self._hook("head", Place(self.places.head, "input"), Couple(self._running, inverse=True))
 
-    def _hook(self, key: object, place: Place, hook: _Hook) -> None:
-        if key in self._handles:
-            return
-        # First among the module's hooks, so that recorded hidden states are those that the next layer reads.
-        if place.side == "input":
-            self._handles[key] = place.module.register_forward_pre_hook(hook.before, prepend=True)
-        else:
-            self._handles[key] = place.module.register_forward_hook(hook.after, prepend=True)
+    def _hook(self, key: object, place: Place, hook: Hook) -> None:
+        if key not in self._handles:
+            self._handles[key] = hook.place(place)
 
     def _require_width(self, block: Nice) -> None:
         head, width = self.places.head, sum(block.halves)
@@ -321,9 +261,9 @@ class AdapterStack(nn.Module):
         parts = (self._model.get_input_embeddings(), self.places.head)
         return [part for part in parts if isinstance(part, nn.Module)]
 
-    def _adapter(self, name: str) -> BottleneckAdapter:
+    def _adapter(self, name: str) -> BottleneckAdapter | PeftAdapter:
         adapter = self.adapters[name]
-        assert isinstance(adapter, BottleneckAdapter)
+        assert isinstance(adapter, BottleneckAdapter | PeftAdapter)
         return adapter
 
     def _known(self, names: Sequence[str]) -> None:
@@ -345,56 +285,3 @@ class AdapterStack(nn.Module):
                 fix="give it in names=[...]",
             )
         return name
-
-
-class _Hook(ABC):
-    """A change of a module's input or output, whichever it is hooked to; only the first tensor is changed."""
-
-    def __init__(self, stack: AdapterStack) -> None:
-        self.stack = stack
-
-    @abstractmethod
-    def change(self, states: torch.Tensor) -> torch.Tensor: ...
-
-    def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (self.change(args[0]), *args[1:])
-
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (self.change(output[0]), *output[1:])
-        return self.change(output)
-
-
-class _Change(_Hook):
-    def __init__(self, stack: AdapterStack, key: Key, norm: nn.Module | None) -> None:
-        super().__init__(stack)
-        self.key, self.norm = key, norm
-
-    def change(self, states: torch.Tensor) -> torch.Tensor:
-        return self.stack.change(self.key, states, self.norm)
-
-
-class _Couple(_Hook):
-    def __init__(self, stack: AdapterStack, inverse: bool) -> None:
-        super().__init__(stack)
-        self.inverse = inverse
-
-    def change(self, states: torch.Tensor) -> torch.Tensor:
-        return self.stack.couple(states, self.inverse)
-
-
-def _key(layer: Layer, where: Where, reuse_norm: bool) -> Key:
-    return (layer.group, layer.index, where, reuse_norm)
-
-
-def _stacked(states: torch.Tensor, modules: tuple[Bottleneck, ...], norm: nn.Module | None) -> torch.Tensor:
-    for module in modules:
-        # forward, not the call: the norm's own hook is this one.
-        states = states + module(states if norm is None else norm.forward(states))
-    return states
-
-
-def _coupled(states: torch.Tensor, block: Nice | None, inverse: bool) -> torch.Tensor:
-    if block is None:
-        return states
-    return block.inverse(states) if inverse else block(states)

@@ -120,7 +120,7 @@ def layout(directory: AdapterDirectory) -> Layout:
 
 def _unsupported(directory: AdapterDirectory, what: str, found: object) -> IncompatibleAdaptersError:
     return IncompatibleAdaptersError(
-        f"{what} cannot be merged: not supported.",
+        f"{what} cannot be merged or stacked: not supported.",
         where=directory.path,
         found=found,
         expected="plain LoRA or (IA)³ on linear modules",
