@@ -72,7 +72,7 @@ def inspect(directory: str | Path) -> Inspection:
     """
     opened = AdapterDirectory.open(directory)
     kind = structure_kind(opened)
-    found = layout(opened) if kind in ("lora", "ia3", "prefix") else None
+    found = layout(opened) if kind in ("lora", "ia3") else None
     heads = set(found.heads) if found else set()
     with TensorReader(opened) as reader:
         norms = {name: _norm(reader, info) for name, info in opened.tensors.items()}
