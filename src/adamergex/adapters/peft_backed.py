@@ -206,6 +206,8 @@ def place(
             fix="check that adapter and base belong together",
         ) from error
     try:
+        if virtual_tokens(wrapped):
+            prefix.require_fitting(model, wrapped.peft_config["default"], where)
         _fill(wrapped, contents, where)
     except AdapterFileError:
         detach(wrapped)

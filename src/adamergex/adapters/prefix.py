@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from adamergex.errors import ModelError
+from adamergex.errors import AdapterFileError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +47,24 @@ def shape(model: PreTrainedModel) -> Shape:
     heads = getattr(text, "num_key_value_heads", None) or queries
     head = getattr(text, "d_kv", None) or getattr(text, "head_dim", None) or text.hidden_size // queries
     return Shape(int(layers), int(heads), int(heads * head), 2 if both else 1)
+
+
+def require_fitting(model: PreTrainedModel, config: Any, where: object) -> None:
+    """Raises: AdapterFileError for a prefix of another model's layers or heads, which only the forward pass would show.
+
+    ``config``: PEFT's. With grouped queries PEFT itself sets heads and width to the model's; the tensor then tells."""
+    wanted = shape(model)._asdict()
+    if getattr(model.config.get_text_config(), "num_key_value_heads", None):
+        wanted = {name: wanted[name] for name in ("num_layers", "num_transformer_submodules")}
+    found = {name: getattr(config, name) for name in wanted}
+    if found != wanted:
+        raise AdapterFileError(
+            "the prefix is not one for this model",
+            where=where,
+            found=found,
+            expected=wanted,
+            fix="use the base that the adapter was trained with",
+        )
 
 
 def site(model: PreTrainedModel) -> nn.Module:
