@@ -172,13 +172,14 @@ def require_references(target: Adapter, source: Adapter | None, task: Adapter | 
     Raises:
         IncompatibleAdaptersError: they contradict the method.
     """
-    for adapter in (target, source):
+    for adapter in (target, source, task):
         if adapter and adapter.lineage and adapter.lineage.is_divergence:
+            kind = "task" if adapter is task else "reference"
             raise IncompatibleAdaptersError(
-                "A saved divergence is no reference adapter.",
+                f"A saved divergence is no {kind} adapter.",
                 where=adapter.where,
                 found="a divergence",
-                expected="an adapter trained on the reference task",
+                expected=f"an adapter trained on the {'target' if adapter is task else 'reference'} task",
                 fix="give it as --divergence",
             )
     if not (target.lineage and source and source.lineage):
