@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -264,6 +265,6 @@ def _mean_cosine(first: Adapter, other: Adapter) -> float:
             one = ours.read(info, 0, size)[0]
             two = theirs.read(other.layout.sites[name].tensors[role], 0, size)[0]
             norms = float(np.linalg.norm(one)) * float(np.linalg.norm(two))
-            if norms > 0:
+            if 0 < norms < math.inf:  # what is not finite is named when it is read
                 cosines.append(float(one @ two) / norms)
     return sum(cosines) / len(cosines) if cosines else 0.0
