@@ -128,6 +128,15 @@ def test_gradient_checkpointing_is_refused(checkpoints: dict[str, str]) -> None:
         wrapped(**BATCH)
 
 
+@pytest.mark.parametrize("name", ["xlm-r", "llama"])
+def test_a_prefix_learns_in_float32_on_a_bfloat16_base(checkpoints: dict[str, str], name: str) -> None:
+    wrapped = attached(models.load(checkpoints[name], KINDS[name]).model.to(torch.bfloat16)).train()
+    wrapped(**BATCH).logits.float().square().sum().backward()
+    [prefix] = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
+    assert prefix.dtype == torch.float32 and prefix.grad is not None
+    assert bool(prefix.grad.isfinite().all()) and float(prefix.grad.abs().sum()) > 0
+
+
 def test_an_architecture_without_a_place_for_it_is_refused() -> None:
     model = DistilBertForMaskedLM(DistilBertConfig(vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=24))
     with pytest.raises(ModelError, match="takes no prefix"):
