@@ -147,6 +147,9 @@ _AUTO_CLASS = {
 }
 
 
+_ATTACH = '```python\nfrom adamergex import attach\n\nmodel = attach(model, "path/to/this/folder")\n```'
+
+
 def model_card(lineage: Lineage, report: Iterable[str] = (), *, task_type: str | None = None) -> str:
     """The text of ``README.md``: Hugging Face front matter, how to load the adapter, where it comes from, its report.
 
@@ -159,7 +162,7 @@ def model_card(lineage: Lineage, report: Iterable[str] = (), *, task_type: str |
         _front_matter(lineage, kind, base),
         f"# {_title(lineage, kind)}",
         f"Made by [adamergex](https://arxiv.org/abs/2402.18913) for the base model `{base or 'unknown'}`.",
-        _snippet(base, task_type, len((lineage.task or {}).get("labels", ()))),
+        _snippet(base, task_type, len((lineage.task or {}).get("labels", ()))) if kind != "bottleneck" else _ATTACH,
         _origin(lineage),
     ]
     if report_lines:
@@ -175,7 +178,7 @@ def _title(lineage: Lineage, kind: str) -> str:
 
 
 def _front_matter(lineage: Lineage, kind: str, base: str) -> str:
-    lines = ["---", "library_name: peft"]
+    lines = ["---", f"library_name: {'adamergex' if kind == 'bottleneck' else 'peft'}"]
     # The hub refuses a card whose base model is not a hub id, so a local path stays out of the front matter.
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", base):
         lines.append(f"base_model: {base}")

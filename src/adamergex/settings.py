@@ -17,11 +17,12 @@ class Structure(Settings):
     """The adapter: its kind and shape. ``modules``: "paper" (METHOD: all attention and feed-forward projections for
     LoRA; key, value and feed-forward down-projection for (IA)³), a regular expression, or a list of name endings."""
 
-    kind: Literal["lora", "ia3"] = "lora"
+    kind: Literal["lora", "ia3", "prefix"] = "lora"
     rank: PositiveInt = 8
     alpha: PositiveFloat = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     modules: str | tuple[str, ...] = "paper"
+    virtual_tokens: PositiveInt = Field(default=20, description="prefix: keys and values before those of every layer")
 
 
 class Rows(Settings):

@@ -39,6 +39,12 @@ from adamergex.tasks.language_modeling import segments
 
 LOG_EVERY = 20  # steps
 MANIFEST = "complete.json"
+# What a lineage tells of each structure.
+_SHAPES = {
+    "lora": ("kind", "rank", "alpha", "dropout", "modules"),
+    "ia3": ("kind", "modules"),
+    "prefix": ("kind", "virtual_tokens"),
+}
 
 
 def train(
@@ -109,6 +115,8 @@ def _fitting(job: TrainJob, backbone: Loaded | None) -> Loaded:
 def examples_of(job: TrainJob, loaded: Loaded, rows: Sequence[Mapping[str, Any]]) -> Examples:
     """The training examples that a job makes of its rows. Raises: DataError, ConfigError."""
     longest, where = longest_input(loaded.model, loaded.tokenizer), data.source(job.rows, job.language)
+    if job.structure.kind == "prefix":
+        longest -= job.structure.virtual_tokens  # they stand before the text
     if isinstance(job.task, Classification):
         make = head_examples if loaded.kind == "sequence-classification" else prompt_examples
         return make(rows, loaded.tokenizer, job.task, longest=longest, where=where)
@@ -305,8 +313,7 @@ def _lineage(
     if not isinstance(job.task, Classification):
         task["segments"] = len(examples.lengths)
     shape = job.structure.model_dump(mode="json")
-    if job.structure.kind == "ia3":
-        shape = {name: shape[name] for name in ("kind", "modules")}
+    shape = {name: shape[name] for name in _SHAPES[job.structure.kind]}
     settings = job.optimisation.model_dump(mode="json") | {"seed": job.seed, "training": outcome}
     truncated = getattr(examples, "truncated", None)
     return Lineage(
