@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_serializer,
+    model_validator,
+)
 
 
 class Settings(BaseModel):
@@ -13,15 +23,53 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Structure(Settings):
-    """The adapter: its kind and shape. ``modules``: "paper" (METHOD: all attention and feed-forward projections for
-    LoRA; key, value and feed-forward down-projection for (IA)³), a regular expression, or a list of name endings."""
+Activation = Literal["relu", "gelu", "gelu_new", "silu", "swish", "tanh", "leaky_relu"]
 
-    kind: Literal["lora", "ia3"] = "lora"
+# Which settings each kind of structure has, beside those that it shares with LoRA.
+_OWN = {
+    "bottleneck": ("layout", "reduction", "activation", "leave_out", "invertible", "dropout"),
+}
+_PROJECTIONS = ("rank", "alpha", "dropout", "modules")
+
+
+class Structure(Settings):
+    """The adapter: its kind and shape. A setting of another kind is refused, and kept out of what is stored.
+
+    LoRA and (IA)³: ``modules`` is "paper" (METHOD: all attention and feed-forward projections for LoRA; key, value and
+    feed-forward down-projection for (IA)³), a regular expression, or a list of name endings.
+    Bottleneck: ``leave_out`` numbers layers from 0, a decoder's after its encoder's."""
+
+    kind: Literal["lora", "ia3", "bottleneck"] = "lora"
     rank: PositiveInt = 8
     alpha: PositiveFloat = 16.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    dropout: Annotated[float, Field(ge=0, lt=1, description="default: 0 for bottleneck adapters")] = 0.05
     modules: str | tuple[str, ...] = "paper"
+    layout: Literal["pfeiffer", "houlsby"] = Field(
+        default="pfeiffer", description="after the feed-forward, or after attention as well"
+    )
+    reduction: PositiveFloat = Field(default=16.0, description="hidden width / bottleneck width")
+    activation: Activation | None = Field(default=None, description="default: relu (pfeiffer), swish (houlsby)")
+    leave_out: tuple[NonNegativeInt, ...] = Field(default=(), description="layers without a bottleneck")
+    invertible: bool = Field(default=False, description="with a NICE block at the embeddings; in a lowest adapter")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_kind(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("kind") not in _OWN:
+            return given
+        return {"dropout": 0.0, **given}
+
+    @model_validator(mode="after")
+    def _own_settings_only(self) -> Structure:
+        strange = sorted(self.model_fields_set - {"kind", *_OWN.get(self.kind, _PROJECTIONS)})
+        if strange:
+            raise ValueError(f"{', '.join(strange)}: not a setting of kind '{self.kind}'")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _own_settings(self, write: Callable[[Structure], dict[str, Any]]) -> dict[str, Any]:
+        own = ("kind", *_OWN.get(self.kind, _PROJECTIONS))
+        return {name: value for name, value in write(self).items() if name in own}
 
 
 class Rows(Settings):
@@ -84,7 +132,9 @@ class Optimisation(Settings):
 
 
 class TrainJob(Settings):
-    """Train one adapter on one task in one language."""
+    """Train one adapter on one task in one language.
+
+    ``below``: directories of adapters that stay frozen under it, the lowest first (MAD-X: the language's)."""
 
     base: str
     structure: Structure
@@ -93,6 +143,17 @@ class TrainJob(Settings):
     rows: Rows
     optimisation: Optimisation
     seed: int = 0
+    below: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _stackable(self) -> TrainJob:
+        if self.below and self.structure.kind != "bottleneck":
+            raise ValueError(
+                f"below: only a bottleneck adapter stands on others; structure.kind is {self.structure.kind}"
+            )
+        if self.below and self.structure.invertible:
+            raise ValueError("structure.invertible: only the lowest adapter's acts, and 'below' names a lower one")
+        return self
 
 
 class EvaluateJob(Settings):
