@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -147,13 +147,18 @@ class TrainJob(Settings):
 
     @model_validator(mode="after")
     def _stackable(self) -> TrainJob:
-        if self.below and self.structure.kind != "bottleneck":
-            raise ValueError(
-                f"below: only a bottleneck adapter stands on others; structure.kind is {self.structure.kind}"
-            )
-        if self.below and self.structure.invertible:
-            raise ValueError("structure.invertible: only the lowest adapter's acts, and 'below' names a lower one")
+        if problem := unstackable(self.structure, self.below):
+            raise ValueError(problem)
         return self
+
+
+def unstackable(structure: Structure, below: Sequence[str]) -> str | None:
+    """What is wrong with training a structure on frozen adapters, if anything is."""
+    if below and structure.kind != "bottleneck":
+        return f"below: only a bottleneck adapter stands on others; structure.kind is {structure.kind}"
+    if below and structure.invertible:
+        return "structure.invertible: only the lowest adapter's acts, and 'below' names a lower one"
+    return None
 
 
 class EvaluateJob(Settings):

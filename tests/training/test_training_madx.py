@@ -11,6 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from test_training_runs import StopAfter
 from transformers import TrainerCallback
 
 from adamergex import attach, data, evaluation, lineage, models, training, tuning
@@ -27,7 +28,6 @@ from adamergex.settings import (
     Structure,
     TrainJob,
 )
-from test_training_runs import StopAfter
 
 TASK = Classification(name="topics", labels=("food", "sports", "travel"))
 TEXT = LanguageModeling(segment=24, segments=60)
