@@ -195,7 +195,7 @@ def test_train_a_language_then_a_task_then_evaluate_in_another_language(
     assert main(["train", task]) == 0
     assert "parameters, 24 examples, 3 steps: loss" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "adapters" / "topics")]) == 0
-    assert "bottleneck" in capsys.readouterr().out
+    assert all(text in (out := capsys.readouterr().out) for text in ("bottleneck", base, "below")), out
     given = ["--base", base, "--test", str(small_data / "sw.test.tsv"), "--language", "sw"]
     stack = ["--adapter", str(tmp_path / "adapters" / "sw"), "--adapter", str(tmp_path / "adapters" / "topics")]
     assert main(["evaluate", *given, *stack, "--output", str(tmp_path / "scores")]) == 0
