@@ -157,8 +157,6 @@ def test_settings_say_what_is_wrong() -> None:
     assert "'madx' is none of" in str(caught.value) and "did you mean 'mad_x'" in str(caught.value)
     with pytest.raises(ConfigError, match="structure: rank: not a setting of kind 'bottleneck'"):
         parse(settings(Path("b"), Path("d"), Path("o"), structure={"kind": "bottleneck", "rank": 2}))
-    with pytest.raises(ConfigError, match="adamergex_cross is for lora and ia3"):
-        parse(settings(Path("b"), Path("d"), Path("o"), structure={"kind": "bottleneck"}, methods=["adamergex_cross"]))
     defaults = parse(settings(Path("b"), Path("d"), Path("o"))).mad_x
     assert (defaults.language.reduction, defaults.task.reduction, defaults.language.invertible) == (2, 16, True)
     partial = parse(settings(Path("b"), Path("d"), Path("o"), mad_x={"language": {"optimisation": {"steps": 7}}})).mad_x

@@ -307,8 +307,6 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
         yield f"proxy: '{config.source}' is the source; λ would be tuned where no transfer happens"
     if config.structure.kind != "lora" and config.merge.space == "delta":
         yield f"merge.space: 'delta' is for lora, the structure is {config.structure.kind}"
-    if config.structure.kind not in ("lora", "ia3") and "adamergex_cross" in config.methods:
-        yield f"methods: adamergex_cross is for lora and ia3, the structure is {config.structure.kind}"
     if config.structure.kind != "lora" and "adamergex_delta" in config.methods:
         yield f"methods: adamergex_delta is for lora, the structure is {config.structure.kind}"
     if config.merge.rank is not None and config.merge.space != "delta" and "adamergex_delta" not in config.methods:

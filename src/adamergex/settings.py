@@ -25,7 +25,7 @@ class Settings(BaseModel):
 
 Activation = Literal["relu", "gelu", "gelu_new", "silu", "swish", "tanh", "leaky_relu"]
 
-# Which settings each kind of structure has, beside those that it shares with LoRA.
+# The settings of each kind of structure; those of LoRA and (IA)³ are _PROJECTIONS.
 _OWN = {
     "bottleneck": ("layout", "reduction", "activation", "leave_out", "invertible", "dropout"),
 }
@@ -55,7 +55,7 @@ class Structure(Settings):
     @model_validator(mode="before")
     @classmethod
     def _of_its_kind(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("kind") not in _OWN:
+        if not isinstance(given, dict) or given.get("kind") != "bottleneck":
             return given
         return {"dropout": 0.0, **given}
 
