@@ -16,9 +16,12 @@ from adamergex.cli import main
 from adamergex.config import load, parse, parse_training
 from adamergex.demo import CORPUS
 from adamergex.errors import ConfigError
+from adamergex.evaluation import evaluate
 from adamergex.graph import Store
+from adamergex.merging import merge
 from adamergex.pipeline import summary, transfer
 from adamergex.plan import Plan, absolute, facts
+from adamergex.settings import EvaluateJob
 from test_pipeline import Counting, counted, settings, silent
 
 __all__ = ["counted"]  # a fixture
@@ -240,3 +243,33 @@ def test_train_from_python(tiny_encoder: Path, small_data: Path, tmp_path: Path)
     assert adamergex.train(wanted, output=tmp_path / "tr") == tmp_path / "tr"
     assert read_adapter(tmp_path / "tr").name == "tr" and not (tmp_path / "ignored").exists()
     assert parse_training(wanted).optimisation.schedule == "linear"
+
+
+@pytest.mark.parametrize("family", ["encoder", "decoder"])
+def test_bottlenecks_are_merged_and_their_weight_is_tuned(
+    tiny_encoder: Path, tiny_decoder: Path, small_data: Path, tmp_path: Path, family: str
+) -> None:
+    base = tiny_encoder if family == "encoder" else tiny_decoder
+    shape, quick = {"kind": "bottleneck", "reduction": 4, "layout": "houlsby"}, {**QUICK, "steps": 20}
+    wanted = settings(
+        base, small_data, tmp_path / "run", structure=shape, targets=["sw"],
+        methods=["english_tuning", "average", "adamergex"],
+    )  # fmt: skip
+    for part in ("task", "reference"):
+        wanted[part]["optimisation"] = quick
+    results = transfer(parse(wanted), say=silent)
+    (curve,) = results["tuning"]
+    assert [point["weight"] for point in curve["curve"]] == [0.0, 0.5, 1.0]
+    merged = read_adapter(tmp_path / "run" / "adapters" / "average-sw-seed0")
+    assert merged.lineage is not None and merged.lineage.language == "sw"
+    assert (merged.head is not None) == (family == "encoder")
+    # The search scored what a merge writes: the same weight gives the same accuracy on the proxy's set.
+    config = absolute(parse(wanted))
+    plan, store = Plan(config, facts(config)), Store(tmp_path / "run" / "store")
+    (search,) = plan.tunings.values()
+    inputs = {role: store.path(step) for role, step in search.inputs.items()}
+    job = EvaluateJob.model_validate(search.job["evaluate"])
+    for point in curve["curve"]:
+        output = tmp_path / f"merged-{point['weight']}"
+        merge(**inputs, weight=point["weight"], output=output)
+        assert evaluate(job, output)["accuracy"] == point["accuracy"]

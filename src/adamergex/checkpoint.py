@@ -107,12 +107,15 @@ def _tensors_path(directory: Path) -> Path:
         return path
     others = sorted(item.name for item in directory.iterdir() if item.suffix in (".bin", ".pt", ".pth", ".safetensors"))
     pickled = any(not name.endswith(".safetensors") for name in others)
+    hub = {"pytorch_adapter.bin", "adapter.safetensors"} & set(others)  # AdapterHub's names
     raise AdapterFileError(
         "The adapter has no safetensors file.",
         where=directory,
         found=", ".join(others) or "no tensors",
         expected=TENSORS,
-        fix="save it again with safe_serialization=True (a pickle could run code, so it is never read)"
+        fix="convert it once with adamergex convert"
+        if hub
+        else "save it again with safe_serialization=True (a pickle could run code, so it is never read)"
         if pickled
         else "train or download the adapter again",
     )

@@ -29,6 +29,8 @@ def merge(arguments: argparse.Namespace) -> None:
         rank=arguments.rank,
         rule=arguments.rule,
         allow_different_start=arguments.allow_different_start,
+        span=arguments.span,
+        form=arguments.form,
     )
     print(report)
     print(f"written: {arguments.output}")
@@ -44,6 +46,7 @@ def divergence(arguments: argparse.Namespace) -> None:
         space=arguments.space,
         rule=arguments.rule,
         allow_different_start=arguments.allow_different_start,
+        span=arguments.span,
     )
     print(report)
     print(f"written: {arguments.output}")
@@ -174,6 +177,7 @@ def _add_merging(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     verb.add_argument("--output", required=True, metavar="DIR")
     verb.add_argument("--modules", metavar="attention-qv|all|REGEX")
     verb.add_argument("--rank", type=int, metavar="R", help="truncate a delta merge to this rank")
+    verb.add_argument("--form", choices=["left", "literal"], help="prefix: (I + λ(D − I))·P (default), or λ·D·P")
     _add_rule(verb, ["adaptive", "additive", "multiplicative", "average"])
 
     verb = _verb(verbs, "divergence", divergence, "save a language divergence as an adapter directory of its own")
@@ -189,6 +193,9 @@ def _add_merging(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _add_rule(verb: argparse.ArgumentParser, rules: list[str]) -> None:
     verb.add_argument("--space", choices=["factors", "delta"], default="factors", help="LoRA: merge A and B, or ΔW")
     verb.add_argument("--rule", choices=rules, default="adaptive")
+    verb.add_argument(
+        "--span", choices=["per_layer", "per_kv", "whole"], help="prefix: what shares one D (default: per_layer)"
+    )
     verb.add_argument("--allow-different-start", action="store_true", help="merge factors of separate initialisations")
 
 

@@ -85,12 +85,14 @@ def predict(
     Each holds id, SHA-256 of the text (16 digits), gold and predicted label, and a score (natural logarithm) a label;
     of equal scores the label that the task names first wins.
     """
+    from adamergex.adapters.peft_backed import virtual_tokens
     from adamergex.models import longest_input
     from adamergex.tasks import scoring
     from adamergex.tasks.classification import head_examples, label_indices
 
     model.eval()
-    where, longest = data.source(job.rows, job.language), longest_input(loaded.model, loaded.tokenizer)
+    where = data.source(job.rows, job.language)
+    longest = longest_input(loaded.model, loaded.tokenizer) - virtual_tokens(model)
     gold = label_indices(rows, job.task, where)
     if loaded.kind == "sequence-classification":
         examples = head_examples(rows, loaded.tokenizer, job.task, longest=longest, where=where)

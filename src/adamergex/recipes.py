@@ -64,8 +64,9 @@ def adamergex_delta(x: Experiment) -> Step:
 
 
 def adamergex_cross(x: Experiment) -> Step:
-    """The ablation of Table 10: LoRA merged by the (IA)³ rule, (IA)³ by the LoRA rule."""
-    return adamergex(x, rule="multiplicative" if x.config.structure.kind == "lora" else "additive", space="factors")
+    """The ablation of Table 10: what is added merged by the (IA)³ rule, all else by the LoRA rule."""
+    added = x.config.structure.kind not in ("ia3", "prefix")
+    return adamergex(x, rule="multiplicative" if added else "additive", space="factors")
 
 
 def mad_x(x: Experiment) -> Stack:

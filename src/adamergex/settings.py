@@ -28,6 +28,7 @@ Activation = Literal["relu", "gelu", "gelu_new", "silu", "swish", "tanh", "leaky
 # The settings of each kind of structure; those of LoRA and (IA)³ are _PROJECTIONS.
 _OWN = {
     "bottleneck": ("layout", "reduction", "activation", "leave_out", "invertible", "dropout"),
+    "prefix": ("virtual_tokens",),
 }
 _PROJECTIONS = ("rank", "alpha", "dropout", "modules")
 
@@ -39,11 +40,12 @@ class Structure(Settings):
     feed-forward down-projection for (IA)³), a regular expression, or a list of name endings.
     Bottleneck: ``leave_out`` numbers layers from 0, a decoder's after its encoder's."""
 
-    kind: Literal["lora", "ia3", "bottleneck"] = "lora"
+    kind: Literal["lora", "ia3", "bottleneck", "prefix"] = "lora"
     rank: PositiveInt = 8
     alpha: PositiveFloat = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1, description="default: 0 for bottleneck adapters")] = 0.05
     modules: str | tuple[str, ...] = "paper"
+    virtual_tokens: PositiveInt = Field(default=20, description="prefix: keys and values before those of every layer")
     layout: Literal["pfeiffer", "houlsby"] = Field(
         default="pfeiffer", description="after the feed-forward, or after attention as well"
     )

@@ -114,6 +114,8 @@ def _fitting(job: TrainJob, backbone: Loaded | None) -> Loaded:
 def examples_of(job: TrainJob, loaded: Loaded, rows: Sequence[Mapping[str, Any]]) -> Examples:
     """The training examples that a job makes of its rows. Raises: DataError, ConfigError."""
     longest, where = longest_input(loaded.model, loaded.tokenizer), data.source(job.rows, job.language)
+    if job.structure.kind == "prefix":
+        longest -= job.structure.virtual_tokens  # they stand before the text
     if isinstance(job.task, Classification):
         make = head_examples if loaded.kind == "sequence-classification" else prompt_examples
         return make(rows, loaded.tokenizer, job.task, longest=longest, where=where)

@@ -125,8 +125,10 @@ def _factor_candidates(adapters: list[Adapter], choices: _Choices, weights: list
     own = adapters[0]
     stored = [resident.read_tensors(adapter.layout.directory.path) for adapter in adapters]
     dtypes = {name: tensor.dtype for name, tensor in stored[0].items()}
+    # A prefix is computed in float64, so a wider copy would only be rounded twice.
+    kept = (torch.float64,) if own.layout.kind != "prefix" else tuple(set(dtypes.values()))
     task, target, *rest = (
-        {name: tensor if tensor.dtype == torch.float64 else tensor.float() for name, tensor in tensors.items()}
+        {name: tensor if tensor.dtype in kept else tensor.float() for name, tensor in tensors.items()}
         for tensors in stored
     )
     for weight in weights:
@@ -138,6 +140,7 @@ def _factor_candidates(adapters: list[Adapter], choices: _Choices, weights: list
             kind=own.layout.kind,
             rule=choices.rule_name,
             modules=choices.modules,
+            layers=own.layout.settings.get("num_layers"),
         )
         rounded = {name: tensor.to(dtypes[name]) for name, tensor in merged.items()}
         yield Candidate(weight, own.layout.directory.config, rounded)

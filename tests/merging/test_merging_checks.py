@@ -170,9 +170,8 @@ def test_other_structures(tmp_path: Path) -> None:
         ({"trainable_token_indices": [1]}, "trainable tokens"),
         ({"lora_bias": True}, "LoRA biases"),
         ({"init_lora_weights": "pissa_niter_4"}, "start that changes the base"),
-        ({"peft_type": "PREFIX_TUNING"}, "prefix adapters is not supported yet"),
+        ({"peft_type": "PROMPT_TUNING"}, "prompt_tuning adapters is not supported yet"),
         ({"peft_type": "LOHA"}, "loha adapters is not supported yet"),
-        ({"peft_type": None, "config": {"reduction_factor": 16}}, "bottleneck adapters is not supported yet"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""LoRA and (IA)³ on a model, through PEFT: the only place that imports it.
+"""LoRA, (IA)³ and prefixes on a model, through PEFT: the only place that imports it.
 
 Two laws live here. *Same start*: every adapter of one base and one shape begins from identical tensors, whatever head
 the model carries, so that A[R,g] - A[R,s] is a difference of what was learned (METHOD §1). *Strict files*: a missing or
@@ -14,12 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from adamergex.adapters import prefix
 from adamergex.adapters.sites import targets
 from adamergex.errors import AdapterFileError, ModelError
 from adamergex.lineage import model_card
@@ -27,6 +36,7 @@ from adamergex.lineage import model_card
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
     from adamergex.lineage import Lineage
@@ -35,7 +45,7 @@ if TYPE_CHECKING:
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 Adapted: TypeAlias = PeftModel
 _PREFIX = "base_model.model."
-_KINDS = {"lora": (".lora_A.", ".lora_B."), "ia3": (".ia3_l",)}
+_KINDS = {"lora": (".lora_A.", ".lora_B."), "ia3": (".ia3_l",), "prefix": ("prompt_encoder.",)}
 
 
 def attach(
@@ -50,31 +60,58 @@ def attach(
     """Put a new, trainable adapter on a model; everything else is frozen.
 
     LoRA: A [r, in] ~ U(-1/√in, 1/√in), from a generator seeded by SHA-256(base, kind, r, module name inside the
-    backbone); B [out, r] = 0. (IA)³: l = 1. With ``task_head`` the modules outside the backbone, and the ``fresh``
-    ones inside it, train too; the fresh ones are drawn from ``seed``.
-    Raises: ModelError when the structure's modules are not in the model.
+    backbone); B [out, r] = 0. (IA)³: l = 1. Prefix: P [n, 2·layers·width] ~ N(0, 1), seeded alike. With ``task_head``
+    the modules outside the backbone, and the ``fresh`` ones inside it, train too; the fresh ones are drawn from
+    ``seed``.
+    Raises: ModelError when the structure's modules are not in the model, or it takes no prefix.
     """
-    aims = targets(model, structure)
-    heads = head_modules(model, fresh) if task_head else None
-    config: PeftConfig
-    if structure.kind == "lora":
-        config = LoraConfig(
-            r=structure.rank,
-            lora_alpha=structure.alpha,  # type: ignore[arg-type]  # PEFT only divides by the rank
-            lora_dropout=structure.dropout,
-            target_modules=aims.modules,
-            modules_to_save=heads,
-        )
-    else:
-        config = IA3Config(target_modules=aims.modules, feedforward_modules=aims.feedforward, modules_to_save=heads)
+    config = _config(model, structure, head_modules(model, fresh) if task_head else None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        wrapped = PeftModel(model, config)
+        wrapped = _wrap(model, config)
         for name, wrapper in _head_wrappers(wrapped):
             if name in fresh:
                 redraw(wrapper.modules_to_save["default"], model)
     _same_start(wrapped, structure, base_sha256)
     return wrapped
+
+
+def _config(model: PreTrainedModel, structure: Structure, heads: list[str] | None) -> PeftConfig:
+    if structure.kind == "prefix":
+        tokens = structure.virtual_tokens
+        return PrefixTuningConfig(num_virtual_tokens=tokens, **prefix.shape(model)._asdict(), modules_to_save=heads)
+    aims = targets(model, structure)
+    if structure.kind == "ia3":
+        return IA3Config(target_modules=aims.modules, feedforward_modules=aims.feedforward, modules_to_save=heads)
+    return LoraConfig(
+        r=structure.rank,
+        lora_alpha=structure.alpha,  # type: ignore[arg-type]  # PEFT only divides by the rank
+        lora_dropout=structure.dropout,
+        target_modules=aims.modules,
+        modules_to_save=heads,
+    )
+
+
+class _Prefixed(PeftModel):
+    """PEFT's model, whose prefix enters through our own hook."""
+
+    handle: RemovableHandle
+
+    def __init__(self, model: PreTrainedModel, config: PeftConfig) -> None:
+        prefix.require_no_checkpointing(model)
+        prefix.site(model)
+        super().__init__(model, config)
+        self.handle = prefix.insert(model, virtual_tokens(self), self.get_prompt)
+
+
+def _wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    return _Prefixed(model, config) if config.is_prompt_learning else PeftModel(model, config)
+
+
+def virtual_tokens(model: nn.Module) -> int:
+    """How many positions of its context a prefix takes from the text; 0 without one."""
+    config: Any = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
 
 
 def start_sha256(wrapped: PeftModel) -> str:
@@ -94,6 +131,11 @@ def detach(wrapped: PeftModel) -> PreTrainedModel:
     # Heads first: PEFT's unload would leave the trained copies in the model, and fails on them under (IA)³.
     for name, wrapper in list(_head_wrappers(wrapped)):
         _alone(wrapped).set_submodule(name, wrapper.original_module)
+    if isinstance(wrapped, _Prefixed):
+        wrapped.handle.remove()
+        alone = _alone(wrapped)
+        alone.train(False)
+        return alone
     return wrapped.unload().eval()  # type: ignore[no-any-return]
 
 
@@ -154,7 +196,7 @@ def place(
     settings = dict(config) | {"task_type": None, "inference_mode": not trainable}
     try:
         with torch.random.fork_rng(devices=[]):
-            wrapped = PeftModel(model, PeftConfig.from_peft_type(**settings))  # type: ignore[no-untyped-call]
+            wrapped = _wrap(model, PeftConfig.from_peft_type(**settings))  # type: ignore[no-untyped-call]
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterFileError(
             "PEFT does not accept this adapter for this model",
@@ -164,6 +206,8 @@ def place(
             fix="check that adapter and base belong together",
         ) from error
     try:
+        if virtual_tokens(wrapped):
+            prefix.require_fitting(model, wrapped.peft_config["default"], where)
         _fill(wrapped, contents, where)
     except AdapterFileError:
         detach(wrapped)
@@ -244,7 +288,7 @@ def head_modules(model: PreTrainedModel, fresh: tuple[str, ...]) -> list[str]:
 
 
 def _alone(wrapped: PeftModel) -> PreTrainedModel:
-    return cast("PreTrainedModel", wrapped.base_model.model)
+    return cast("PreTrainedModel", wrapped.get_base_model())
 
 
 def _head_wrappers(wrapped: PeftModel) -> Iterator[tuple[str, ModulesToSaveWrapper]]:
@@ -265,23 +309,26 @@ def redraw(head: nn.Module, model: PreTrainedModel) -> None:
 
 def _adapter_tensors(wrapped: PeftModel) -> dict[str, torch.Tensor]:
     """Adapter parameters by their name inside the backbone: the same under any head."""
-    prefix = f"{_alone(wrapped).base_model_prefix}."
+    backbone = f"{_alone(wrapped).base_model_prefix}."
     result: dict[str, torch.Tensor] = {}
     for name, parameter in wrapped.named_parameters():
         if any(mark in name for marks in _KINDS.values() for mark in marks):
-            result[name.removeprefix(_PREFIX).removeprefix(prefix).replace(".default", "")] = parameter
+            result[name.removeprefix(_PREFIX).removeprefix(backbone).replace(".default", "")] = parameter
     return result
 
 
 @torch.no_grad()
 def _same_start(wrapped: PeftModel, structure: Structure, base_sha256: str) -> None:
+    size = structure.virtual_tokens if structure.kind == "prefix" else structure.rank
     for name, parameter in _adapter_tensors(wrapped).items():
+        key = hashlib.sha256(f"{base_sha256}\n{structure.kind} {size}\n{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
         if ".lora_A." in name:
-            key = hashlib.sha256(f"{base_sha256}\n{structure.kind} {structure.rank}\n{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
             bound = 1 / math.sqrt(parameter.shape[1])
             values = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
             parameter.copy_(values.to(parameter.dtype))
+        elif structure.kind == "prefix":
+            parameter.copy_(torch.empty(parameter.shape).normal_(generator=generator).to(parameter.dtype))
         elif ".lora_B." in name:
             parameter.zero_()
         else:
@@ -295,4 +342,6 @@ def _config_json(wrapped: PeftModel, base: str) -> dict[str, Any]:
     task = "SEQ_CLS" if config.modules_to_save else "CAUSAL_LM" if alone.can_generate() else None
     if getattr(alone.config, "is_encoder_decoder", False) and task:
         task = "SEQ_2_SEQ_LM"
+    if task is None and virtual_tokens(wrapped):
+        task = "FEATURE_EXTRACTION"  # without a task PEFT would load a prefix and never use it
     return values | {"base_model_name_or_path": base, "task_type": task, "inference_mode": True}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
+from adamergex.merging import prefix
 from adamergex.merging.checks import Adapter
 from adamergex.merging.rule import Rule
 
@@ -63,8 +65,26 @@ def require_space(own: Adapter, rule: Rule, space: str) -> None:
         )
 
 
-def require_divergence(saved: Adapter, rule: Rule, space: str) -> None:
-    """A saved divergence of this rule and space. Raises IncompatibleAdaptersError."""
+def prefix_choices(kind: str, rule: Rule, span: str | None, form: str | None) -> tuple[str | None, str | None]:
+    """(span, form) of a prefix merge, the defaults filled in; of other structures none. Raises ConfigError."""
+    for name, found, known in (("span", span, prefix.SPANS), ("form", form, prefix.FORMS)):
+        if found is not None and found not in known:
+            raise ConfigError(f"There is no such {name}.", where=name, found=found, expected=", ".join(known))
+        if found is not None and (kind != "prefix" or (name == "form" and rule.name != "prefix")):
+            raise ConfigError(
+                f"A {name} is for prefixes and their own rule only.",
+                where=name,
+                found=f"{kind}, rule {rule.name}",
+                expected="prefix, rule adaptive",
+                fix=f"leave --{name} out",
+            )
+    if kind != "prefix":
+        return None, None
+    return span or prefix.SPANS[0], (form or prefix.FORMS[0]) if rule.name == "prefix" else None
+
+
+def require_divergence(saved: Adapter, rule: Rule, space: str, span: str | None = None) -> None:
+    """A saved divergence of this rule, space and span. Raises IncompatibleAdaptersError."""
     lineage = saved.lineage
     if lineage is None or not lineage.is_divergence or lineage.merge is None:
         raise IncompatibleAdaptersError(
@@ -74,20 +94,22 @@ def require_divergence(saved: Adapter, rule: Rule, space: str) -> None:
             expected="what adamergex divergence wrote, with its lineage.json",
             fix="make it with adamergex divergence, or give two references",
         )
-    made = (lineage.merge.get("rule"), lineage.merge.get("space"))
-    if made != (rule.name, space):
+    made = (lineage.merge.get("rule"), lineage.merge.get("space"), lineage.merge.get("span"))
+    if made != (rule.name, space, span):
+        option = f"--span {made[2]}" if made[2] else f"--space {made[1]}"
+        named = "adaptive" if made[0] == "prefix" else made[0]
         raise IncompatibleAdaptersError(
             "The divergence was made for another merge.",
             where=saved.where,
-            found=f"rule {made[0]}, space {made[1]}",
-            expected=f"rule {rule.name}, space {space}",
-            fix=f"merge with --space {made[1]} --rule {made[0]}, or make the divergence again",
+            found=f"rule {made[0]}, space {made[1]}" + (f", span {made[2]}" if made[2] else ""),
+            expected=f"rule {rule.name}, space {space}" + (f", span {span}" if span else ""),
+            fix=f"merge with {option} --rule {named}, or make the divergence again",
         )
 
 
-def require_covered(other: Adapter, chosen: frozenset[str]) -> None:
+def require_covered(other: Adapter, chosen: frozenset[str], there: Iterable[str]) -> None:
     """All selected modules are there. Raises IncompatibleAdaptersError."""
-    missing = sorted(chosen - set(other.layout.sites))
+    missing = sorted(chosen - set(there))
     if missing:
         raise IncompatibleAdaptersError(
             "The divergence lacks modules of this merge.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,11 @@ SAME_START = 0.3
 """Least mean cosine of the A factors of adapters that began from one start: separately seeded ones lie within a few
 hundredths of 0, and training turns A far less than this from its start."""
 _SAMPLED = 16
+# The tensors that are random at the start, and what a message calls them.
+_RANDOM = {
+    "lora": (("lora_A",), "the A factors"),
+    "bottleneck": (("down.weight", "0.weight"), "the down-projections"),
+}
 
 
 class Adapter(NamedTuple):
@@ -54,6 +60,7 @@ def require_fitting(adapters: Sequence[Adapter], space: str) -> None:
                 "combine adapters of one structure",
             )
         _require_same_base(first, other)
+        _require_same_settings(first, other)
         _require_same_modules(first, other)
         for name, site in first.layout.sites.items():
             if name in other.layout.sites:
@@ -62,7 +69,7 @@ def require_fitting(adapters: Sequence[Adapter], space: str) -> None:
 
 def _require_same_base(first: Adapter, other: Adapter) -> None:
     hashes = [adapter.lineage.base.get("sha256") if adapter.lineage else None for adapter in (first, other)]
-    names = [adapter.layout.directory.config.get("base_model_name_or_path") for adapter in (first, other)]
+    names = [adapter.layout.base_name for adapter in (first, other)]
     # A base that moved to another path is still the same base: hashes decide where both are known.
     expected, found = hashes if all(hashes) else names
     if expected != found:
@@ -77,6 +84,20 @@ def _require_same_base(first: Adapter, other: Adapter) -> None:
     orientation = [bool(adapter.layout.directory.config.get("fan_in_fan_out")) for adapter in (first, other)]
     if orientation[0] != orientation[1]:
         raise _differ("fan_in_fan_out differs.", first, other, orientation[1], orientation[0], "train them alike")
+
+
+def _require_same_settings(first: Adapter, other: Adapter) -> None:
+    ours, theirs = first.layout.settings, other.layout.settings
+    differing = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+    if differing:
+        raise _differ(
+            f"{differing[0]} of the config differs.",
+            first,
+            other,
+            ", ".join(f"{name} {theirs.get(name)}" for name in differing),
+            ", ".join(f"{name} {ours.get(name)}" for name in differing),
+            "train all of them with one configuration",
+        )
 
 
 def _require_same_modules(first: Adapter, other: Adapter) -> None:
@@ -140,7 +161,8 @@ def _require_same_site(first: Adapter, other: Adapter, name: str, sites: tuple[S
 def _require_same_dtype(first: Adapter, other: Adapter, name: str, dtypes: tuple[str, str]) -> None:
     ours, theirs = dtypes
     if other.role == "divergence":
-        ours = "F64" if ours == "F64" else "F32"  # a divergence is saved in the dtype it was computed in
+        # A divergence is saved in the dtype it was computed in; of prefixes that is always float64.
+        ours = "F64" if ours == "F64" or first.layout.kind == "prefix" else "F32"
     if ours != theirs:
         raise _differ(f"The dtype of {name} differs.", first, other, theirs, ours, "save them in one dtype")
 
@@ -151,13 +173,14 @@ def require_references(target: Adapter, source: Adapter | None, task: Adapter | 
     Raises:
         IncompatibleAdaptersError: they contradict the method.
     """
-    for adapter in (target, source):
+    for adapter in (target, source, task):
         if adapter and adapter.lineage and adapter.lineage.is_divergence:
+            kind = "task" if adapter is task else "reference"
             raise IncompatibleAdaptersError(
-                "A saved divergence is no reference adapter.",
+                f"A saved divergence is no {kind} adapter.",
                 where=adapter.where,
                 found="a divergence",
-                expected="an adapter trained on the reference task",
+                expected=f"an adapter trained on the {'target' if adapter is task else 'reference'} task",
                 fix="give it as --divergence",
             )
     if not (target.lineage and source and source.lineage):
@@ -194,34 +217,40 @@ def require_references(target: Adapter, source: Adapter | None, task: Adapter | 
 
 
 def require_same_start(adapters: Sequence[Adapter], allowed: bool) -> None:
-    """LoRA factors mean something together only when they began from one start (METHOD: A is random).
+    """LoRA factors and bottlenecks mean something together only when they began from one start, which is random.
 
-    Lineages say so; without them the mean cosine of the A factors to the first adapter's does (``SAME_START``).
+    Lineages say so; without them the mean cosine of the tensors that are random at the start (A; down-projections) to
+    the first adapter's does (``SAME_START``). Prefixes are refused only where lineages tell of two starts: D maps one
+    prefix to another whatever they began from, and the starts of those without lineage are not known.
 
     Raises:
         IncompatibleAdaptersError: other starts, or no way to tell.
     """
-    if allowed or adapters[0].layout.kind != "lora":
+    kind = adapters[0].layout.kind
+    if allowed or kind == "ia3":
         return
     first = adapters[0]
     for other in adapters[1:]:
         starts = [adapter.lineage.start if adapter.lineage else None for adapter in (first, other)]
         if all(starts):
             same, found = starts[0] == starts[1], f"start {str(starts[1])[:12]}"
+        elif kind == "prefix":
+            continue
         elif "divergence" in (first.role, other.role):
             same, found = False, "no start in the lineage of " + (other.where if not starts[1] else first.where)
         else:
             cosine = _mean_cosine(first, other)
-            same, found = cosine >= SAME_START, f"mean cosine {cosine:.3f} of the A factors"
+            same, found = cosine >= SAME_START, f"mean cosine {cosine:.3f} of {_RANDOM[kind][1]}"
         if not same:
             expected = f"start {str(starts[0])[:12]}" if all(starts) else f"one start (cosine at least {SAME_START})"
             raise _differ(
-                "The adapters began from different random starts: their factors cannot be combined.",
+                "The adapters began from different random starts: their tensors cannot be combined.",
                 first,
                 other,
                 found,
                 expected,
-                "merge them with --space delta, which needs no common start, or insist with --allow-different-start",
+                ("merge them with --space delta, which needs no common start, or " if kind == "lora" else "")
+                + "insist with --allow-different-start",
             )
 
 
@@ -230,11 +259,12 @@ def _mean_cosine(first: Adapter, other: Adapter) -> float:
     cosines = []
     with TensorReader(first.layout.directory) as ours, TensorReader(other.layout.directory) as theirs:
         for name in names[:: -(-len(names) // _SAMPLED)]:
-            info = first.layout.sites[name].tensors["lora_A"]
+            role = next(role for role in _RANDOM[first.layout.kind][0] if role in first.layout.sites[name].tensors)
+            info = first.layout.sites[name].tensors[role]
             size = min(info.size, CHUNK)
             one = ours.read(info, 0, size)[0]
-            two = theirs.read(other.layout.sites[name].tensors["lora_A"], 0, size)[0]
+            two = theirs.read(other.layout.sites[name].tensors[role], 0, size)[0]
             norms = float(np.linalg.norm(one)) * float(np.linalg.norm(two))
-            if norms > 0:
+            if 0 < norms < math.inf:  # what is not finite is named when it is read
                 cosines.append(float(one @ two) / norms)
     return sum(cosines) / len(cosines) if cosines else 0.0

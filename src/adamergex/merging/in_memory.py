@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
+from adamergex.merging import prefix
+from adamergex.merging.arguments import prefix_choices
 from adamergex.merging.layout import split_key
 from adamergex.merging.rule import Array, Rule
 from adamergex.merging.rules import rule_for
 from adamergex.merging.select import default_selection, select
+from adamergex.merging.stream_prefix import to_odd
 
 Tensors = Mapping[str, Array]
 
@@ -22,18 +27,33 @@ def merged_tensors(
     kind: str = "lora",
     rule: str = "adaptive",
     modules: str | None = None,
+    layers: int | None = None,
+    span: str | None = None,
+    form: str | None = None,
 ) -> dict[str, Array]:
     """The factor-space merge of tensors by name, as PEFT's state dict has them (with or without the adapter's name).
 
     New tensors for the selected modules, the task's own objects for all others; λ = 0 gives the task's own objects
-    throughout. Computed in the tensors' dtype: give float32. References may lack the task's heads.
+    throughout. Computed in the tensors' dtype: give float32; a prefix (materialised, of ``layers`` layers) is computed
+    in float64 and rounded to that dtype. References may lack the task's heads.
 
     Raises:
         ConfigError, IncompatibleAdaptersError, NothingMergedError: as ``merging.merge``.
     """
     chosen_rule, sites = rule_for(rule, kind), _sites(task)
-    chosen = select(sites, modules or default_selection(kind, chosen_rule))
+    span, form = prefix_choices(kind, chosen_rule, span, form)
     merged = dict(task)
+    if span is not None:
+        if form == "literal":
+            chosen_rule = prefix.LITERAL
+        elif weight == 0.0:
+            return merged
+        key, places = _prompt(task, layers, span)
+        chosen = select(places, modules or "all")
+        others = [_same(key, task, target), _source(chosen_rule, key, task, source)]
+        merged[key] = _merged_prefix(task[key], others, weight, chosen_rule, {name: places[name] for name in chosen})
+        return merged
+    chosen = select(sites, modules or default_selection(kind, chosen_rule))
     if weight == 0.0:
         return merged
     for module in sorted(chosen):
@@ -41,6 +61,41 @@ def merged_tensors(
             divergence = chosen_rule.divergence(_same(key, task, target), _source(chosen_rule, key, task, source))
             merged[key] = chosen_rule.shift(task[key], divergence, weight)
     return merged
+
+
+def _prompt(task: Tensors, layers: int | None, span: str) -> tuple[str, dict[str, slice]]:
+    if prefix.PROMPT not in task or layers is None:
+        raise ConfigError(
+            "A prefix is merged whole, and by layers.",
+            where="task",
+            found=f"layers {layers}, tensors {', '.join(task)}",
+            expected=f"{prefix.PROMPT}, and how many layers it has",
+            fix="give materialised prefixes, and num_layers of their config as layers",
+        )
+    return prefix.PROMPT, prefix.spans(layers, task[prefix.PROMPT].shape[1], span)
+
+
+def _merged_prefix(task: Array, others: list[Array], weight: float, rule: Rule, places: Mapping[str, slice]) -> Array:
+    own, target, *rest = (_double(tensor) for tensor in (task, *others) if tensor is not None)
+    merged = own.copy()
+    for columns in places.values():
+        source = rest[0][:, columns] if rest else None
+        values = rule.divergence(target[:, columns], source)
+        if rule.neutral is None or (values != rule.neutral).any():
+            merged[:, columns] = rule.shift(own[:, columns], values, weight)
+    return _like(merged, task)
+
+
+def _double(tensor: Array) -> Array:
+    """float64 numpy values of an array or a torch tensor, on any device."""
+    return np.array(tensor.detach().cpu().double() if hasattr(tensor, "detach") else tensor, np.float64)
+
+
+def _like(values: Array, tensor: Array) -> Array:
+    if not hasattr(tensor, "new_tensor"):
+        return values.astype(tensor.dtype)
+    # torch rounds float64 to 16 bits through float32, that is twice.
+    return tensor.new_tensor(to_odd(values) if tensor.element_size() == 2 else values)
 
 
 def merged_deltas(

@@ -1,22 +1,35 @@
-"""What the tensors of an adapter directory are: factors of modules, and heads; ranks and scalings as in PEFT."""
+"""What the tensors of an adapter directory are: those of adapted modules, and heads; ranks and scalings as in PEFT."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from adamergex.checkpoint import FLOATS, AdapterDirectory, TensorInfo
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
+from adamergex.merging import prefix
 
 KINDS = {"LORA": "lora", "IA3": "ia3", "PREFIX_TUNING": "prefix"}
 PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.(?:(?P<factor>lora_[AB])\.weight|(?P<vector>ia3_l))")
 # In a live model the adapter's name stands between: lora_A.default.weight, ia3_l.default.
 _LIVE = re.compile(r"(?P<module>.+)\.(?:(?P<factor>lora_[AB])(?:\.[^.]+)?\.weight|(?P<vector>ia3_l)(?:\.[^.]+)?)")
+_BOTTLENECK = re.compile(
+    r"(?P<module>(?:decoder_)?layers\.\d+\.(?:attention|output))\.(?P<layer>(?:down|up)\.(?:weight|bias))"
+    r"|(?P<half>invertible\.[FG])\.(?P<coupling>[02]\.(?:weight|bias))"
+)
+_ROLES = {
+    "lora": {"lora_A", "lora_B"},
+    "ia3": {"ia3_l"},
+    "prefix": {prefix.PROMPT},
+    "bottleneck": {f"{part}.{tensor}" for part in ("down", "up", "0", "2") for tensor in ("weight", "bias")},
+}
+# A dropout, or how a start was drawn, says nothing of what an adapter computes.
+_FREE = ("dropout", "init_weights", "init_weights_seed", "stochastic_depth")
 _UNSUPPORTED = {
     "use_dora": "DoRA",
     "use_qalora": "QALoRA",
@@ -35,22 +48,35 @@ _BASE_CHANGING = ("pissa", "olora", "corda", "lora_ga", "loftq", "pmf")
 
 
 class Site(NamedTuple):
-    """One adapted module: its tensors (``lora_A`` (r, in) and ``lora_B`` (out, r), or ``ia3_l``), rank and α."""
+    """One adapted module: its tensors by role, and of LoRA its rank and α.
+
+    ``lora_A`` (r, in) and ``lora_B`` (out, r); ``ia3_l``; ``prompt_embeddings`` (n, columns) as it will be written; or
+    of a bottleneck ``down.weight`` (w, in), ``up.weight`` (in, w) and their biases (of an invertible half: 0 and 2).
+    """
 
     tensors: Mapping[str, TensorInfo]
-    rank: int
-    alpha: float
-    scaling: float
+    rank: int = 0
+    alpha: float = 0.0
+    scaling: float = 1.0
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Kind, adapted modules by name, and all other tensors: heads, which belong to the adapter that has them."""
+    """Kind, adapted modules by name, and all other tensors: heads, which belong to the adapter that has them.
+
+    ``settings``: what the configs of adapters must have alike beside the shapes of their tensors."""
 
     directory: AdapterDirectory
     kind: str
     sites: Mapping[str, Site]
     heads: Mapping[str, TensorInfo]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def base_name(self) -> str | None:
+        """The base that the config names: PEFT's key, or AdapterHub's."""
+        config = self.directory.config
+        return config.get("model_name" if self.kind == "bottleneck" else "base_model_name_or_path")
 
     def owner(self, key: str) -> str | None:
         """The module of an adapter tensor, ``None`` for a head."""
@@ -62,13 +88,14 @@ class Layout:
 
 
 def split_key(key: str, *, live: bool = False) -> tuple[str | None, str]:
-    """Tensor name -> (module, role): role is ``lora_A``, ``lora_B`` or ``ia3_l``; module ``None`` for other tensors.
+    """Tensor name -> (module, role): role as in ``Site``; module ``None`` for other tensors.
 
     ``live``: also names as a model's state dict has them, with the adapter's name inside."""
-    match = (_LIVE if live else _FACTOR).fullmatch(key)
-    if not match:
-        return None, key
-    return match["module"].removeprefix(PREFIX), match["factor"] or match["vector"]
+    if match := (_LIVE if live else _FACTOR).fullmatch(key):
+        return match["module"].removeprefix(PREFIX), match["factor"] or match["vector"]
+    if match := _BOTTLENECK.fullmatch(key):
+        return match["module"] or match["half"], match["layer"] or match["coupling"]
+    return (key, key) if key == prefix.PROMPT else (None, key)
 
 
 def structure_kind(directory: AdapterDirectory) -> str:
@@ -81,27 +108,31 @@ def structure_kind(directory: AdapterDirectory) -> str:
 
 
 def layout(directory: AdapterDirectory) -> Layout:
-    """Sort the tensors of a LoRA or (IA)³ adapter into sites and heads.
+    """Sort the tensors of an adapter into sites and heads.
 
     Raises:
         IncompatibleAdaptersError: a variant that is not supported (DoRA, biases, embeddings, convolutions, …).
         AdapterFileError: tensors that do not fit the config or each other.
     """
     kind = structure_kind(directory)
-    if kind not in ("lora", "ia3"):
+    if kind not in _ROLES:
         raise IncompatibleAdaptersError(
             f"Merging {kind} adapters is not supported yet.",
             where=directory.path,
             found=directory.config.get("peft_type"),
-            expected="LORA or IA3",
-            fix="use LoRA or (IA)³ adapters",
+            expected="LORA, IA3, PREFIX_TUNING or a bottleneck adapter",
+            fix="use LoRA, (IA)³, prefix or bottleneck adapters",
         )
+    if kind == "prefix":
+        return _prefix(directory)
+    if kind == "bottleneck":
+        return _bottleneck(directory)
     _require_supported(directory)
     factors: dict[str, dict[str, TensorInfo]] = {}
     heads = {}
     for name, info in directory.tensors.items():
         module, role = split_key(name)
-        if module is None or (role == "ia3_l") != (kind == "ia3"):
+        if module is None or role not in _ROLES[kind]:
             _require_head(directory, name, kind)
             heads[name] = info
         else:
@@ -156,7 +187,7 @@ def _site(directory: AdapterDirectory, kind: str, module: str, tensors: dict[str
         if len(info.shape) != 2:
             raise _unsupported(directory, "An adapter on a module that is not linear", f"{info.name}: {info.shape}")
     if kind == "ia3":
-        return Site(tensors, 0, 0.0, 1.0)
+        return Site(tensors)
     missing = {"lora_A", "lora_B"} - set(tensors)
     if missing:
         raise AdapterFileError(
@@ -216,3 +247,102 @@ def ranks(config: Mapping[str, Any], module: str) -> tuple[int, float]:
 
 def _pattern_key(keys: Iterable[str], module: str) -> str:
     return next((key for key in keys if re.match(rf"(.*\.)?({key})$", module)), module)
+
+
+def _prefix(directory: AdapterDirectory) -> Layout:
+    """PEFT's materialised prefix, the encoder of a training checkpoint (with its projection or without), or a saved
+    divergence: one site of the shape that the config gives the prefix."""
+    shape = prefix.shape(directory.config, directory.path)
+    own = {prefix.role(name): info for name, info in directory.tensors.items()}
+    saved = [info for name, info in own.items() if name.startswith(prefix.SAVED)]
+    parts, wanted = _prefix_parts(directory, shape, own)
+    expected = (shape.num_virtual_tokens, shape.columns)
+    for role, form in wanted.items():
+        found = parts[role].shape if role in parts else None
+        if found != form or parts[role].dtype not in FLOATS:
+            raise AdapterFileError(
+                "The prefix is not what the config says.",
+                where=f"{directory.tensors_path}: {role}",
+                found=f"{found} {parts[role].dtype}" if found else ", ".join(directory.tensors) or "no tensors",
+                expected=f"{form}, floating point",
+                fix="config and tensors belong to different adapters: save the adapter again",
+            )
+    dtype = "F64" if saved else next(iter(parts.values())).dtype
+    site = Site({prefix.PROMPT: TensorInfo(prefix.PROMPT, dtype, expected)})
+    taken = {info.name for info in (*parts.values(), *saved)}
+    heads = {name: info for name, info in directory.tensors.items() if name not in taken}
+    for name in heads:
+        if name.startswith("prompt_encoder."):
+            raise _unsupported(directory, "A tensor that is no part of a prefix", name)
+    return Layout(directory, "prefix", {prefix.PROMPT: site}, heads, shape._asdict())
+
+
+def _prefix_parts(
+    directory: AdapterDirectory, shape: prefix.Shape, own: Mapping[str, TensorInfo]
+) -> tuple[dict[str, TensorInfo], dict[str, tuple[int, ...]]]:
+    """The tensors that make up P by role, and the shapes that they must have."""
+    columns, tokens = shape.columns, shape.num_virtual_tokens
+    wanted: dict[str, tuple[int, ...]] = {prefix.PROMPT: (tokens, columns)}
+    if any(name.startswith(prefix.SAVED) for name in own):
+        wanted = {}
+    elif "transform.0.weight" in own:
+        middle = directory.config.get("encoder_hidden_size") or own["transform.0.weight"].shape[0]
+        wanted = {
+            "embedding.weight": (tokens, shape.token_dim),
+            "transform.0.weight": (middle, shape.token_dim),
+            "transform.0.bias": (middle,),
+            "transform.2.weight": (columns, middle),
+            "transform.2.bias": (columns,),
+        }
+    elif "embedding.weight" in own:
+        wanted = {"embedding.weight": (tokens, columns)}
+    return {role: own[role] for role in wanted if role in own}, wanted
+
+
+def _bottleneck(directory: AdapterDirectory) -> Layout:
+    found: dict[str, dict[str, TensorInfo]] = {}
+    for name, info in directory.tensors.items():
+        module, role = split_key(name)
+        if module is None or role not in _ROLES["bottleneck"]:
+            raise AdapterFileError(
+                "The file names its tensors otherwise than ours.",
+                where=f"{directory.tensors_path}: {name}",
+                found=name,
+                expected="layers.N.output.down.weight, …, invertible.F.0.weight, …",
+                fix="convert the adapter once with adamergex convert",
+            )
+        found.setdefault(module, {})[role] = info
+    settings = directory.config.get("config")
+    if not found or not isinstance(settings, dict):
+        raise AdapterFileError(
+            "The adapter has no bottlenecks." if not found else "The adapter's config is of another dialect.",
+            where=directory.path,
+            found=type(settings).__name__ if found else "no tensors",
+            expected="tensors, and a config with all settings",
+            fix="convert the adapter once with adamergex convert",
+        )
+    sites = {module: _bottleneck_site(directory, module, tensors) for module, tensors in sorted(found.items())}
+    shaped = {key: value for key, value in settings.items() if key not in _FREE}
+    return Layout(directory, "bottleneck", sites, {}, shaped)
+
+
+def _bottleneck_site(directory: AdapterDirectory, module: str, tensors: dict[str, TensorInfo]) -> Site:
+    first, second = ("0", "2") if module.startswith("invertible.") else ("down", "up")
+    wanted = {f"{part}.{tensor}" for part in (first, second) for tensor in ("weight", "bias")}
+    shapes = {role: info.shape for role, info in tensors.items()}
+    down, up = shapes.get(f"{first}.weight", ()), shapes.get(f"{second}.weight", ())
+    fits = (
+        set(tensors) == wanted
+        and len(down) == len(up) == 2
+        and down[0] == up[1]
+        and (shapes[f"{first}.bias"], shapes[f"{second}.bias"]) == (down[:1], up[:1])
+    )
+    if not fits or any(info.dtype not in FLOATS for info in tensors.values()):
+        raise AdapterFileError(
+            "The tensors of a bottleneck do not belong together.",
+            where=f"{directory.tensors_path}: {module}",
+            found=", ".join(f"{role} {info.shape} {info.dtype}" for role, info in sorted(tensors.items())),
+            expected=f"{', '.join(sorted(wanted))} of one width, floating point",
+            fix="save or convert the adapter again",
+        )
+    return Site(tensors)

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 from adamergex import lineage as lineages
 from adamergex.checkpoint import CONFIG, TENSORS, AdapterDirectory, TensorReader, require_free, staged_directory
 from adamergex.errors import AdapterFileError, ConfigError, NothingMergedError
 from adamergex.hashing import file_sha256
 from adamergex.lineage import Lineage
-from adamergex.merging import delta, report
-from adamergex.merging.arguments import require_arguments, require_covered, require_divergence, require_space
+from adamergex.merging import delta, prefix, report, stream_prefix
+from adamergex.merging.arguments import (
+    prefix_choices,
+    require_arguments,
+    require_covered,
+    require_divergence,
+    require_space,
+)
 from adamergex.merging.checks import Adapter, require_fitting, require_references, require_same_start
 from adamergex.merging.layout import layout, ranks
 from adamergex.merging.report import MergeReport, ModuleChange
@@ -26,6 +34,19 @@ from adamergex.merging.stream import ElementwiseMerge, write_divergence
 from adamergex.merging.stream_delta import DeltaMerge, FactorSource, ReferenceFactors, SavedFactors, write_factors
 
 StrPath = str | Path
+HEADS = ("head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
+"""Where AdapterHub's layout keeps the task's head: beside the adapter."""
+
+
+class Choices(NamedTuple):
+    """How a merge is done, its arguments checked."""
+
+    rule: Rule
+    space: str
+    weight: float
+    rank: int | None
+    span: str | None
+    form: str | None
 
 
 def merge(
@@ -41,10 +62,13 @@ def merge(
     rank: int | None = None,
     rule: str = "adaptive",
     allow_different_start: bool = False,
+    span: str | None = None,
+    form: str | None = None,
 ) -> MergeReport:
     """A[T,g] from A[T,s], A[R,g] and A[R,s] (or a saved divergence D) and λ = ``weight``; written to ``output``.
 
-    LoRA: A[T,s] + λ·(A[R,g] − A[R,s]); (IA)³: A[T,s] ⊙ (λ·(A[R,g] ⊘ A[R,s] − 1) + 1). Source: 2402.18913, Eq 6-9.
+    LoRA, bottleneck: A[T,s] + λ·(A[R,g] − A[R,s]); (IA)³: A[T,s] ⊙ (λ·(A[R,g] ⊘ A[R,s] − 1) + 1); prefix:
+    (I + λ(D − I))·P[T,s], D = P[R,g]·P[R,s]⁺. Source: 2402.18913, Eq 6-10.
 
     Args:
         task: the adapter of the task in the source language; heads are taken from it.
@@ -53,12 +77,14 @@ def merge(
         divergence: instead of the two references, what ``divergence()`` wrote.
         weight: λ; 0 gives the task adapter back.
         output: a directory that does not exist yet.
-        modules: ``attention-qv`` (default for LoRA), ``all`` (default for (IA)³ and ``average``), or a regular
-            expression (PEFT's reading: it must match a whole name or its ending after a dot).
+        modules: ``attention-qv`` (default for LoRA), ``all`` (default for all others and ``average``), or a regular
+            expression (PEFT's reading: it must match a whole name or its ending after a dot; of a prefix, its spans').
         space: ``factors`` (the paper: A and B each; one start needed) or ``delta`` (exact ΔW; LoRA only).
         rank: truncate a delta merge to this rank.
         rule: ``adaptive``, or ``additive``, ``multiplicative``, ``average`` on any structure.
-        allow_different_start: merge factors although they began from different random starts.
+        allow_different_start: merge factors or bottlenecks although they began from different random starts.
+        span: of a prefix, what shares one D: ``per_layer`` (default), ``per_kv`` or ``whole``.
+        form: of a prefix, ``left`` (default), or ``literal``: λ·D·P[T,s] as printed, without the identities.
 
     Raises:
         ConfigError: arguments that do not go together.
@@ -71,19 +97,23 @@ def merge(
     own = _open("task", task)
     chosen_rule = rule_for(rule, own.layout.kind)
     require_space(own, chosen_rule, space)
+    span, form = prefix_choices(own.layout.kind, chosen_rule, span, form)
+    if form == "literal":
+        chosen_rule = prefix.LITERAL
     others = _others(target_reference, source_reference, divergence)
     if divergence is None:
         require_references(others[0], others[1] if len(others) > 1 else None, own)
     else:
-        require_divergence(others[0], chosen_rule, space)
+        require_divergence(others[0], chosen_rule, space, span)
     require_fitting([own, *others], space)
     selection = modules or default_selection(own.layout.kind, chosen_rule)
-    chosen = select(own.layout.sites, selection)
-    require_covered(others[0], chosen)
+    chosen = select(_modules(own, span), selection)
+    require_covered(others[0], chosen, _modules(others[0], span))
     if space == "factors":
         require_same_start([own, *others], allow_different_start)
     with _hashes([own, *others]) as hashes, staged_directory(path) as stage:
-        items, config = _write(stage / TENSORS, own, others, chosen_rule, (space, float(weight), rank), chosen)
+        choices = Choices(chosen_rule, space, float(weight), rank, span, form)
+        items, config = _write(stage / TENSORS, own, others, choices, chosen)
         summary = MergeReport(
             own.layout.kind,
             chosen_rule.name,
@@ -94,11 +124,15 @@ def merge(
             tuple(items),
             tuple(own.layout.heads),
             tuple(name for adapter in others for name in adapter.layout.heads),
+            span,
+            form,
         )
         parents = _parents([own, *others], hashes())
         _require_change(summary, parents)
         _write_beside(stage, summary, config, _merged_lineage(own, others, parents, summary, config))
-    return summary
+        if own.layout.kind == "bottleneck":
+            _copy_head(own.layout.directory.path, stage)
+    return _warned(summary)
 
 
 def divergence(
@@ -110,11 +144,13 @@ def divergence(
     space: str = "factors",
     rule: str = "adaptive",
     allow_different_start: bool = False,
+    span: str | None = None,
 ) -> MergeReport:
     """The language vector D of two references, saved as an adapter directory that ``merge(divergence=...)`` applies.
 
     In float32 (float64 for F64), so that applying it is bit for bit the merge of the three adapters. In factor space
-    its tensors are D of A and of B; in delta space it is a LoRA of rank r_g + r_s. Source: 2402.18913, Eq 6 and 8.
+    its tensors are D of A and of B; in delta space it is a LoRA of rank r_g + r_s; of a prefix it is D − I of every
+    span (n, n), in float64, and a merge may take either form of it. Source: 2402.18913, Eq 6, 8 and 10.
 
     Raises:
         as ``merge``.
@@ -132,14 +168,16 @@ def divergence(
             fix="merge with --rule average --target-reference instead",
         )
     require_space(target, chosen_rule, space)
+    span, _ = prefix_choices(target.layout.kind, chosen_rule, span, None)
     require_references(target, source)
     require_fitting([target, source], space)
     selection = modules or default_selection(target.layout.kind, chosen_rule)
-    chosen = select(target.layout.sites, selection)
+    chosen = select(_modules(target, span), selection)
     if space == "factors":
         require_same_start([target, source], allow_different_start)
     with _hashes([target, source]) as hashes, staged_directory(path) as stage:
-        items, config = _write_divergence(stage / TENSORS, target, source, chosen_rule, space, chosen)
+        choices = Choices(chosen_rule, space, 1.0, None, span, None)
+        items, config = _write_divergence(stage / TENSORS, target, source, choices, chosen)
         summary = MergeReport(
             target.layout.kind,
             chosen_rule.name,
@@ -149,11 +187,12 @@ def divergence(
             None,
             tuple(items),
             ignored_heads=(*target.layout.heads, *source.layout.heads),
+            span=span,
         )
         parents = _parents([target, source], hashes())
         _require_change(summary, parents)
         _write_beside(stage, summary, config, _merged_lineage(target, [target, source], parents, summary, config))
-    return summary
+    return _warned(summary)
 
 
 def _open(role: str, path: StrPath) -> Adapter:
@@ -166,18 +205,25 @@ def _others(target: StrPath | None, source: StrPath | None, divergence: StrPath 
     return [_open(role, path) for role, path in roles if path is not None]
 
 
-Settings = tuple[str, float, int | None]
+def _modules(adapter: Adapter, span: str | None) -> list[str]:
+    """What a selection chooses from: modules; of a prefix, its spans."""
+    return list(adapter.layout.sites) if span is None else stream_prefix.names(adapter.layout, span)
+
+
 Written = tuple[list[ModuleChange], Mapping[str, Any]]
 
 
-def _write(
-    path: Path, own: Adapter, others: list[Adapter], rule: Rule, settings: Settings, chosen: frozenset[str]
-) -> Written:
-    space, weight, rank = settings
+def _write(path: Path, own: Adapter, others: list[Adapter], choices: Choices, chosen: frozenset[str]) -> Written:
+    rule, space, weight, rank, span, _ = choices
     config = own.layout.directory.config
     with ExitStack() as stack:
         task, *readers = (stack.enter_context(TensorReader(adapter.layout.directory)) for adapter in (own, *others))
         saved = others[0].role == "divergence"
+        if span is not None:
+            found = [(reader, adapter.layout) for reader, adapter in zip(readers, others, strict=True)]
+            source = stream_prefix.Divergence(rule, span, found, saved)
+            prefixes = stream_prefix.PrefixMerge(rule, weight, span, own.layout, chosen, task, source)
+            return prefixes.write(path), {**config, "prefix_projection": False}
         if space == "factors":
             merge_of = ElementwiseMerge(rule, weight, own.layout, chosen, task, tuple(readers), saved)
             return merge_of.write(path), config
@@ -205,13 +251,19 @@ def _ranked(config: Mapping[str, Any], shapes: dict[str, tuple[int, float]]) -> 
 
 
 def _write_divergence(
-    path: Path, target: Adapter, source: Adapter, rule: Rule, space: str, chosen: frozenset[str]
+    path: Path, target: Adapter, source: Adapter, choices: Choices, chosen: frozenset[str]
 ) -> Written:
-    config = {**target.layout.directory.config, "modules_to_save": None}
+    rule, space, span = choices.rule, choices.space, choices.span
+    config = dict(target.layout.directory.config)
+    if "modules_to_save" in config:
+        config["modules_to_save"] = None
     with (
         TensorReader(target.layout.directory) as one,
         TensorReader(source.layout.directory) as two,
     ):
+        if span is not None:
+            pairs = [(one, target.layout), (two, source.layout)]
+            return stream_prefix.write_divergence(path, rule, span, chosen, pairs), config
         if space == "factors":
             return write_divergence(path, rule, target.layout, chosen, (one, two)), config
         pair = ReferenceFactors((one, target.layout), (two, source.layout))
@@ -284,9 +336,12 @@ def _merged_lineage(
     config: Mapping[str, Any],
 ) -> Lineage:
     inherited = own.lineage or Lineage()
-    base = inherited.base or {"name": own.layout.directory.config.get("base_model_name_or_path"), "sha256": None}
+    base = inherited.base or {"name": own.layout.base_name, "sha256": None}
     starts = {adapter.lineage.start if adapter.lineage else None for adapter in (own, *others)}
     shape = {"rank": config.get("r"), "alpha": config.get("lora_alpha")} if own.layout.kind == "lora" else {}
+    if own.layout.kind == "prefix":
+        shape = {"virtual_tokens": config["num_virtual_tokens"]}
+    choices = {"span": summary.span, "form": summary.form} if summary.span else {}
     return Lineage(
         base=base,
         structure={**(inherited.structure or {"kind": own.layout.kind}), **shape},
@@ -301,6 +356,7 @@ def _merged_lineage(
             "modules": summary.selection,
             "weight": summary.weight,
             "rank": summary.rank,
+            **choices,
         },
         versions=lineages.package_versions(("adamergex", "numpy")),
     )
@@ -313,3 +369,15 @@ def _write_beside(stage: Path, summary: MergeReport, config: Mapping[str, Any], 
     card = lineages.model_card(lineage, summary.lines(), task_type=config.get("task_type"))
     (stage / "README.md").write_text(card, encoding="utf-8")
     lineage.write(stage)
+
+
+def _copy_head(source: Path, stage: Path) -> None:
+    for name in HEADS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, stage / name)
+
+
+def _warned(summary: MergeReport) -> MergeReport:
+    for text in summary.warnings:
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+    return summary

@@ -24,6 +24,8 @@ class ModuleChange:
         change: norm of merged − task, before rounding.
         guarded: entries of the source reference too near zero to divide by; there the task's entry stayed.
         truncation: ‖ΔW − ΔW_R‖ / ‖ΔW‖ where ``rank`` cut something off.
+        condition: of a prefix, σ_max/σ_min of the part of the source reference that was inverted.
+        deficient: of a prefix, directions of virtual tokens that the source reference lacks; there the task stayed.
     """
 
     module: str
@@ -34,6 +36,8 @@ class ModuleChange:
     change: float = 0.0
     guarded: int = 0
     truncation: float | None = None
+    condition: float | None = None
+    deficient: int = 0
 
     @property
     def relative(self) -> float:
@@ -54,6 +58,8 @@ class MergeReport:
     modules: tuple[ModuleChange, ...]
     heads: tuple[str, ...] = ()
     ignored_heads: tuple[str, ...] = ()
+    span: str | None = None
+    form: str | None = None
 
     @property
     def matched(self) -> int:
@@ -75,6 +81,18 @@ class MergeReport:
         """Entries guarded against division by nearly zero."""
         return sum(item.guarded for item in self.modules)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What is no error but should be known before the result is used."""
+        lacking = [item for item in self.modules if item.deficient]
+        if not lacking:
+            return []
+        most = max(lacking, key=lambda item: item.deficient)
+        return [
+            f"the source reference is rank-deficient in {len(lacking)} spans (at most {most.deficient} directions, in "
+            f"{most.module}): what it lacks stays as it is in the task"
+        ]
+
     def to_json(self) -> str:
         """All of it, with the counts and relative changes."""
         counts = {name: getattr(self, name) for name in ("matched", "changed", "copied", "guarded")}
@@ -87,8 +105,9 @@ class MergeReport:
         """The compact table: one line for each kind of module."""
         weight = "none (a divergence)" if self.weight is None else f"{self.weight:g}"
         rank = f", truncated to rank {self.rank}" if self.rank else ""
+        form = f", span {self.span}, form {self.form}" if self.span else ""
         lines = [
-            f"{self.kind}: rule {self.rule}, space {self.space}, modules {self.selection}, weight {weight}{rank}",
+            f"{self.kind}: rule {self.rule}, space {self.space}, modules {self.selection}, weight {weight}{rank}{form}",
             f"{self.matched} modules merged ({self.changed} changed), {self.copied} copied"
             + (f", {self.guarded} entries guarded" if self.guarded else "")
             + (f", {len(self.heads)} head tensors from the task" if self.heads else "")
@@ -96,7 +115,7 @@ class MergeReport:
             f"{'module':<40} {'n':>4} {'‖task‖':>10} {'‖D‖':>10} {'‖change‖':>10} {'relative':>9}  cut off",
         ]
         lines += [_line(name, items) for name, items in _grouped(self.modules)]
-        return lines
+        return lines + [f"warning: {text}" for text in self.warnings]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -119,6 +138,8 @@ def _line(name: str, items: list[ModuleChange]) -> str:
     relative = f"{change / task:>9.2%}" if task else f"{'-':>9}"
     cut = max((item.truncation for item in items if item.truncation is not None), default=None)
     line = f"{head} {_together(item.divergence for item in items):>10.4g} {change:>10.4g} {relative}"
+    condition = max((item.condition for item in items if item.condition is not None), default=None)
+    line += f"  condition ≤ {condition:.3g}" if condition is not None else ""
     return line + (f"  ≤ {cut:.2%}" if cut is not None else "")
 
 

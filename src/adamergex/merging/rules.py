@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
-from adamergex.merging import additive, average, multiplicative
+from adamergex.merging import additive, average, multiplicative, prefix
 from adamergex.merging.rule import Rule
 
 RULES = {rule.name: rule for rule in (additive.RULE, multiplicative.RULE, average.RULE)}
-ADAPTIVE = {"lora": additive.RULE, "ia3": multiplicative.RULE}
+ADAPTIVE = {"lora": additive.RULE, "ia3": multiplicative.RULE, "prefix": prefix.RULE, "bottleneck": additive.RULE}
 """Structure kind -> the rule that fits how it meets the frozen weights (2402.18913, section 3.2)."""
 
 
@@ -23,7 +23,7 @@ def rule_for(name: str, kind: str) -> Rule:
             f"Merging {kind} adapters is not supported yet.",
             found=kind,
             expected=" or ".join(sorted(ADAPTIVE)),
-            fix="merge LoRA or (IA)³ adapters",
+            fix="merge LoRA, (IA)³, prefix or bottleneck adapters",
         )
     if name == "adaptive":
         return ADAPTIVE[kind]

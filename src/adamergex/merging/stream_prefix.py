@@ -1,0 +1,196 @@
+"""Merging prefixes: the small P of each adapter as a whole, in float64, span by span, rounded once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from adamergex.checkpoint import Array, Encoder, SafetensorsWriter, TensorInfo, TensorReader
+from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
+from adamergex.merging import prefix
+from adamergex.merging.layout import Layout
+from adamergex.merging.lockstep import Chunk, ranges
+from adamergex.merging.prefix import PROMPT, SAVED
+from adamergex.merging.report import ModuleChange
+from adamergex.merging.rule import Rule
+from adamergex.merging.stream import finite_squares, require_fits
+from adamergex.merging.stream_delta import copy
+
+
+def names(layout: Layout, span: str) -> list[str]:
+    """The spans of a prefix, or those that a saved divergence has."""
+    saved = [name.removeprefix(SAVED) for name in layout.directory.tensors if name.startswith(SAVED)]
+    return saved or list(_spans(layout, span))
+
+
+def load(reader: TensorReader, layout: Layout) -> Array:
+    """P (n, columns), float64 and finite; of an encoder that is not materialised, P = W₂·tanh(W₁·E + b₁) + b₂.
+
+    Raises:
+        AdapterFileError: numbers that are not finite.
+        IncompatibleAdaptersError: a saved divergence, which has no P.
+    """
+    tensors = {prefix.role(name): info for name, info in layout.directory.tensors.items()}
+    if PROMPT in tensors:
+        return _finite(reader, tensors[PROMPT])
+    if "embedding.weight" not in tensors:
+        raise IncompatibleAdaptersError(
+            "A saved divergence is no adapter.",
+            where=layout.directory.path,
+            found="a divergence",
+            expected="an adapter with a prefix",
+            fix="give it as --divergence",
+        )
+    embedding = _finite(reader, tensors["embedding.weight"])
+    if "transform.0.weight" not in tensors:
+        return embedding
+    first, bias, second, last = (_finite(reader, tensors[f"transform.{role}"]) for role in _TRANSFORM)
+    result: Array = np.tanh(embedding @ first.T + bias) @ second.T + last
+    return result
+
+
+_TRANSFORM = ("0.weight", "0.bias", "2.weight", "2.bias")
+
+
+def _finite(reader: TensorReader, info: TensorInfo) -> Array:
+    values = reader.load(info)
+    flat = values.reshape(-1)
+    finite_squares(Chunk(reader, info, 0, flat, flat))
+    return values.astype(np.float64)
+
+
+def _spans(layout: Layout, span: str) -> dict[str, slice]:
+    shape = prefix.shape(layout.directory.config, layout.directory.path)
+    return prefix.spans(shape.num_layers, shape.columns, span)
+
+
+class Divergence:
+    """D of every span: of two references, of the target alone for the average, or saved."""
+
+    def __init__(self, rule: Rule, span: str, others: list[tuple[TensorReader, Layout]], saved: bool) -> None:
+        self.rule = rule
+        self._saved = others[0] if saved else None
+        self._prefixes = [] if saved else [load(*other) for other in others]
+        self._spans = _spans(others[0][1], span)
+
+    def load(self, name: str) -> tuple[Array, ModuleChange]:
+        """D of a span, float64; and what its report says of it."""
+        if self._saved is not None:
+            values = _finite(self._saved[0], self._saved[1].directory.tensors[SAVED + name])
+            return values, self._described(name, values)
+        target, source = (P[:, self._spans[name]] for P in (self._prefixes[0], self._prefixes[-1]))
+        with np.errstate(all="ignore"):
+            values = self.rule.divergence(target, source)
+        if not np.isfinite(values).all():
+            raise AdapterFileError(
+                "A divergence is not finite.",
+                where=name,
+                found="an overflow",
+                expected="finite numbers",
+                fix="check that the references belong together",
+            )
+        return values, self._described(name, values, source)
+
+    def _described(self, name: str, values: Array, source: Array | None = None) -> ModuleChange:
+        away = values - (self.rule.neutral or 0.0)
+        item = ModuleChange(name, True, bool(away.any()), 0.0, float(np.linalg.norm(away)))
+        if source is None:
+            return item
+        if self.rule.name == "prefix":
+            inverse = prefix.inverse(source)
+            return replace(item, condition=inverse.condition, deficient=len(source) - inverse.rank)
+        return replace(item, guarded=int(self.rule.guarded(source).sum()) if self.rule.guarded else 0)
+
+
+@dataclass
+class PrefixMerge:
+    """The merge of the chosen spans of a prefix by any rule; what is not chosen, and the heads, are the task's."""
+
+    rule: Rule
+    weight: float
+    span: str
+    layout: Layout
+    chosen: frozenset[str]
+    task: TensorReader
+    divergence: Divergence
+    _items: list[ModuleChange] = field(default_factory=list)
+
+    def write(self, path: Path) -> list[ModuleChange]:
+        """Write the materialised merged prefix and the task's heads."""
+        [site] = self.layout.sites.values()
+        info, own = site.tensors[PROMPT], load(self.task, self.layout)
+        merged = own.copy()
+        for name, columns in _spans(self.layout, self.span).items():
+            if name in self.chosen:
+                merged[:, columns] = self._merged(name, own[:, columns])
+            else:
+                self._items.append(ModuleChange(name, False, False, float(np.linalg.norm(own[:, columns]))))
+        writer = SafetensorsWriter(path, [info, *self.layout.heads.values()], self.layout.directory.metadata)
+        for entry in writer.order:
+            if entry is info:
+                put(writer, self.task, info, merged)
+            else:
+                copy(writer, self.task, entry)
+        writer.close()
+        return [self._seen(item, own, merged, info) for item in self._items]
+
+    def _merged(self, name: str, own: Array) -> Array:
+        values, found = self.divergence.load(name)
+        merged = own
+        # -0 + 0 is +0: a divergence of nothing must leave the very bits of the task.
+        neutral = self.rule.neutral is not None and not (values - self.rule.neutral).any()
+        if not neutral and (self.weight != 0.0 or self.rule.shift is prefix.literal):
+            with np.errstate(all="ignore"):
+                merged = self.rule.shift(own, values, self.weight)
+        size, change = float(np.linalg.norm(own)), float(np.linalg.norm(merged - own))
+        self._items.append(replace(found, task=size, change=change))
+        return merged
+
+    def _seen(self, item: ModuleChange, own: Array, merged: Array, info: TensorInfo) -> ModuleChange:
+        columns = _spans(self.layout, self.span)[item.module]
+        before, after = (rounded(values[:, columns], info.dtype) for values in (own, merged))
+        changed = before.tobytes() != after.tobytes()
+        return replace(item, changed=changed)
+
+
+def rounded(values: Array, dtype: str) -> Array:
+    """float64 values as stored, rounded once to nearest, flat."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    if dtype != "BF16":
+        return Encoder()(flat, dtype)
+    return np.concatenate([Encoder()(to_odd(flat[start:stop]), dtype) for start, stop in ranges(len(flat))])
+
+
+def to_odd(values: Array) -> Array:
+    """float32 rounded to odd, so that a second rounding to bfloat16 gives what one rounding of the float64 would."""
+    near = values.astype(np.float32)
+    bits = near.view(np.uint32)
+    away = np.abs(near.astype(np.float64)) > np.abs(values)
+    cut = bits - away.astype(np.uint32)  # toward zero
+    inexact = cut.view(np.float32).astype(np.float64) != values
+    odd: Array = (cut | inexact.astype(np.uint32)).view(np.float32)
+    return odd
+
+
+def put(writer: SafetensorsWriter, reader: TensorReader, info: TensorInfo, values: Array) -> None:
+    """One tensor of float64 values, rounded once. Raises AdapterFileError where a value overflows its dtype."""
+    with np.errstate(all="ignore"):
+        stored = rounded(values, info.dtype)
+    require_fits(reader, info, stored)
+    writer.write(stored)
+
+
+def write_divergence(
+    path: Path, rule: Rule, span: str, chosen: frozenset[str], readers: list[tuple[TensorReader, Layout]]
+) -> list[ModuleChange]:
+    """Write D of the chosen spans in float64, in which it is computed."""
+    source = Divergence(rule, span, readers, saved=False)
+    found = {name: source.load(name) for name in sorted(chosen)}
+    planned = [TensorInfo(SAVED + name, "F64", values.shape) for name, (values, _) in found.items()]
+    writer = SafetensorsWriter(path, planned)
+    for info in writer.order:
+        writer.write(np.ascontiguousarray(found[info.name.removeprefix(SAVED)][0]).reshape(-1))
+    writer.close()
+    return [item for _, item in found.values()]
