@@ -59,6 +59,7 @@ def test_the_demo_runs_scaled_down(name: str, tmp_path: Path) -> None:
     settings |= {"folder": str(CORPUS), "output": str(tmp_path / "demo"), "targets": ["sw"], "merge": {"grid": [0.5]}}
     for part in ("task", "reference"):
         settings[part]["optimisation"] |= {"steps": 2}
+        settings["mad_x"]["task" if part == "task" else "language"]["optimisation"] |= {"steps": 2}
     settings["task"]["validation"] = {"path": settings["task"]["validation"], "limit": 12}
     settings["task"]["test"] = {"path": settings["task"]["test"], "limit": 12}
     results = transfer(parse(settings), say=lambda line: None)

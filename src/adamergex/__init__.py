@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["attach", "convert", "divergence", "inspect", "merge", "transfer"]
+__all__ = ["attach", "convert", "divergence", "inspect", "merge", "train", "transfer"]
 
 # Looked up on first use: `import adamergex` costs nothing, and merging never imports torch.
 _HOMES = {
@@ -15,6 +15,7 @@ _HOMES = {
     "merge": ("adamergex.merging", "merge"),
     "divergence": ("adamergex.merging", "divergence"),
     "inspect": ("adamergex.inspection", "inspect"),
+    "train": ("adamergex.pipeline", "run_training"),
     "transfer": ("adamergex.pipeline", "run_transfer"),
 }
 

@@ -15,7 +15,8 @@ def train(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
     from adamergex.settings import TrainJob
     from adamergex.training import train as train_adapter
 
-    train_adapter(TrainJob.model_validate(job), output, workdir=workdir, progress=True)
+    below = [str(inputs["below"])] if "below" in inputs else []
+    train_adapter(TrainJob.model_validate({**job, "below": below}), output, workdir=workdir, progress=True)
 
 
 def merge(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
@@ -60,7 +61,8 @@ def evaluate(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
     from adamergex.evaluation import evaluate as evaluate_adapter
     from adamergex.settings import EvaluateJob
 
-    evaluate_adapter(EvaluateJob.model_validate(job), inputs.get("adapter"), output)
+    stack = [inputs[name] for name in ("below", "adapter") if name in inputs]
+    evaluate_adapter(EvaluateJob.model_validate(job), stack or None, output)
 
 
 ACTIONS = {"train": train, "merge": merge, "tune": tune, "evaluate": evaluate}

@@ -87,6 +87,22 @@ def transfer(arguments: argparse.Namespace) -> None:
     print(summary(run(config, command=_command()), config.output))
 
 
+def train(arguments: argparse.Namespace) -> None:
+    import json
+    from pathlib import Path
+
+    from adamergex.config import load_training
+    from adamergex.pipeline import train as run
+
+    config = load_training(Path(arguments.config))
+    _quiet()
+    written = run(config, arguments.output, progress=True)
+    done = json.loads((written / "lineage.json").read_text(encoding="utf-8"))["settings"]["training"]
+    print(f"{done['parameters']:,} parameters, {done['examples']} examples, {done['steps']} steps: ", end="")
+    print(f"loss {done['first_loss']:.3f} at first, {done['loss']:.3f} at last")
+    print(f"written: {written}")
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     from adamergex.evaluation import evaluate_directory
 
@@ -139,9 +155,15 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("config", metavar="CONFIG.yaml")
     verb.add_argument("--output", help="instead of the settings' output folder")
 
-    verb = _verb(verbs, "evaluate", evaluate, "score an adapter on a labelled file")
+    verb = _verb(verbs, "train", train, "train one adapter, for a language or for a task, from a settings file")
+    verb.add_argument("config", metavar="CONFIG.yaml")
+    verb.add_argument("--output", metavar="DIR", help="instead of the settings' output folder")
+
+    verb = _verb(verbs, "evaluate", evaluate, "score an adapter, or a stack of them, on a labelled file")
     verb.add_argument("--base", required=True, help="nano, nano-causal, a folder or a hub id")
-    verb.add_argument("--adapter", required=True, metavar="DIR")
+    verb.add_argument(
+        "--adapter", required=True, action="append", metavar="DIR", help="again for a stack: the first is the lowest"
+    )
     verb.add_argument("--test", required=True, metavar="FILE", help="jsonl, csv, tsv or parquet with text and label")
     verb.add_argument("--language", required=True, help="code of the file's language, for the records")
     verb.add_argument("--output", required=True, metavar="DIR")

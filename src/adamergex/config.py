@@ -1,17 +1,26 @@
-"""``transfer`` settings: YAML -> validated, all problems at once, with the nearest valid name."""
+"""Settings of ``transfer`` and ``train``: YAML -> validated, all problems at once, with the nearest valid name."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from adamergex.errors import ConfigError
-from adamergex.settings import Optimisation, Rows, Settings, Structure
+from adamergex.settings import Activation, Optimisation, Rows, Settings, Structure, unstackable
 
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -26,6 +35,20 @@ def _with_zero(grid: tuple[float, ...]) -> tuple[float, ...]:
 
 Where = Annotated[Rows, BeforeValidator(_rows_from_text)]
 """A path (``{language}`` stands for the language), or the settings of ``Rows``."""
+
+
+_LANGUAGE = Optimisation(
+    steps=50_000, learning_rate=1e-4, batch_size=64, schedule="linear", warmup=0, max_grad_norm=1.0
+)
+
+
+def _like_a_language(value: Any) -> Any:
+    return {**_LANGUAGE.model_dump(), **value} if isinstance(value, dict) else value
+
+
+LanguageOptimisation = Annotated[Optimisation, BeforeValidator(_like_a_language)]
+"""``Optimisation`` with MAD-X's defaults: 50,000 steps (the paper's number for little text; 250,000 for much) of 64
+segments at 1e-4, falling linearly, gradients cut at norm 1."""
 
 
 class TaskConfig(Settings):
@@ -66,7 +89,46 @@ class MergeConfig(Settings):
     grid: Annotated[tuple[float, ...], AfterValidator(_with_zero)] = GRID
 
 
-Method = Literal["vanilla", "english_tuning", "average", "adamergex", "adamergex_delta", "adamergex_cross"]
+class LanguageAdapters(Settings):
+    """MAD-X's language adapters: trained on ``reference.text``, once a language for all tasks and methods."""
+
+    reduction: PositiveFloat = 2.0
+    invertible: bool = Field(default=True, description="with a NICE block at the embeddings")
+    segment: PositiveInt = 256
+    segments: PositiveInt | None = Field(default=None, description="default: all that the language has")
+    optimisation: LanguageOptimisation = _LANGUAGE
+
+
+class TaskAdapters(Settings):
+    """MAD-X's task adapter, which stands on the source's language adapter."""
+
+    reduction: PositiveFloat = 16.0
+    optimisation: Optimisation | None = Field(default=None, description="default: task.optimisation")
+
+
+class MadXConfig(Settings):
+    """The adapters of mad_x and its ablations (2005.00052); ``structure`` is for the other methods."""
+
+    layout: Literal["pfeiffer", "houlsby"] = "pfeiffer"
+    activation: Activation | None = Field(default=None, description="default: relu (pfeiffer), swish (houlsby)")
+    leave_out: tuple[NonNegativeInt, ...] = Field(
+        default=(), description="layers without an adapter, from 0; MAD-X 2.0 leaves out the last one"
+    )
+    language: LanguageAdapters = LanguageAdapters()
+    task: TaskAdapters = TaskAdapters()
+
+
+Method = Literal[
+    "vanilla",
+    "english_tuning",
+    "average",
+    "adamergex",
+    "adamergex_delta",
+    "adamergex_cross",
+    "mad_x",
+    "mad_x_no_invertible",
+    "mad_x_task_only",
+]
 METHODS: tuple[str, ...] = get_args(Method)
 
 
@@ -83,6 +145,7 @@ class TransferConfig(Settings):
     task: TaskConfig
     reference: ReferenceConfig
     merge: MergeConfig = MergeConfig()
+    mad_x: MadXConfig = MadXConfig()
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     output: str = Field(default="runs/transfer", description="folder for adapters, predictions, scores and the report")
     store: str | None = Field(
@@ -95,20 +158,98 @@ class TransferConfig(Settings):
         return any(method.startswith("adamergex") for method in self.methods)
 
 
+def _one(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class _TrainConfig(Settings):
+    """What both kinds of ``train`` file say."""
+
+    base: str = Field(description="nano, nano-causal, a folder or a hub id")
+    language: str = Field(description="code of the text's language")
+    structure: Structure
+    seed: int = 0
+    output: str = Field(description="folder of the adapter; must not be there yet")
+    folder: str = Field(".", description="what relative paths are relative to; set to the config file's folder")
+
+
+def _bottleneck(**defaults: Any) -> BeforeValidator:
+    """The structure of a ``train`` file is a bottleneck adapter unless it says otherwise."""
+
+    def complete(value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("kind", "bottleneck") != "bottleneck":
+            return value
+        return {"kind": "bottleneck", **defaults, **value}
+
+    return BeforeValidator(complete)
+
+
+class LanguageTraining(_TrainConfig):
+    """A ``train`` file of kind language: an adapter that learns to model a language from raw text.
+
+    Masked LM on encoders, causal LM on decoders. The default is MAD-X's language adapter."""
+
+    kind: Literal["language"]
+    text: Where
+    structure: Annotated[Structure, _bottleneck(reduction=2.0, invertible=True)] = Structure(
+        kind="bottleneck", reduction=2.0, invertible=True
+    )
+    segment: PositiveInt = 256
+    segments: PositiveInt | None = Field(default=None, description="default: all that the text has")
+    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    optimisation: LanguageOptimisation = _LANGUAGE
+
+
+class TaskTraining(_TrainConfig):
+    """A ``train`` file of kind task: an adapter that learns a labelled task, alone or on frozen adapters."""
+
+    kind: Literal["task"]
+    train: Where
+    below: Annotated[tuple[str, ...], BeforeValidator(_one)] = Field(
+        default=(), description="folder of the frozen language adapter; of several, the lowest first"
+    )
+    structure: Annotated[Structure, _bottleneck()] = Structure(kind="bottleneck")
+    name: str = "classification"
+    labels: tuple[str, ...] | None = Field(default=None, description="default: those of the training rows, sorted")
+    words: dict[str, str] = Field(
+        default_factory=dict, description="label -> a decoder's word for it; default: the label"
+    )
+    prompt: str = "{text}\nTopic:"
+    max_length: PositiveInt = 256
+    optimisation: Optimisation = Optimisation()
+
+
+TRAININGS: dict[str, type[LanguageTraining | TaskTraining]] = {"language": LanguageTraining, "task": TaskTraining}
+Model = TypeVar("Model", bound=BaseModel)
+
+
 def parse(settings: Any, where: str = "settings") -> TransferConfig:
     """Validated settings.
 
     Raises:
         ConfigError: one error that lists every problem.
     """
-    try:
-        config = TransferConfig.model_validate(settings)
-    except ValidationError as error:
-        problems = [_sentence(problem) for problem in error.errors()]
-        raise _refused(where, problems) from None
+    config = _validated(TransferConfig, settings, where)
     problems = list(_contradictions(config))
     if problems:
         raise _refused(where, problems)
+    return config
+
+
+def parse_training(settings: Any, where: str = "settings") -> LanguageTraining | TaskTraining:
+    """Validated settings of ``train``.
+
+    Raises:
+        ConfigError: one error that lists every problem.
+    """
+    kind = settings.get("kind") if isinstance(settings, dict) else None
+    if kind not in TRAININGS:
+        near = difflib.get_close_matches(str(kind), TRAININGS, 1)
+        found = "kind: missing" if kind is None else f"kind: {kind!r} is none of {', '.join(TRAININGS)}"
+        raise _refused(where, [found + (f"; did you mean '{near[0]}'?" if near else "; language or task")])
+    config = _validated(TRAININGS[kind], settings, where)
+    if isinstance(config, TaskTraining) and (problem := unstackable(config.structure, config.below)):
+        raise _refused(where, [problem])
     return config
 
 
@@ -118,6 +259,22 @@ def load(path: Path) -> TransferConfig:
     Raises:
         ConfigError: the file is missing, is no YAML, or has problems.
     """
+    return parse(_read(path), str(path))
+
+
+def load_training(path: Path) -> LanguageTraining | TaskTraining:
+    """The same for a ``train`` file. Raises: ConfigError."""
+    return parse_training(_read(path), str(path))
+
+
+def _validated(model: type[Model], settings: Any, where: str) -> Model:
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        raise _refused(where, [_sentence(problem, model) for problem in error.errors()]) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -128,7 +285,7 @@ def load(path: Path) -> TransferConfig:
         raise ConfigError(
             "the settings file holds no mapping", where=path, found=type(settings).__name__, expected="name: value"
         )
-    return parse({"folder": str(path.parent), **settings}, str(path))
+    return {"folder": str(path.parent), **settings}
 
 
 def _refused(where: str, problems: list[str]) -> ConfigError:
@@ -159,10 +316,10 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
             yield f"{name}: '{where.path}' has no {{language}} in it, so every language would read the same file"
 
 
-def _sentence(problem: Any) -> str:
+def _sentence(problem: Any, model: type[BaseModel]) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), _names_at(problem["loc"][:-1]), 1)
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _names_at(model, problem["loc"][:-1]), 1)
         return f"{place}: no such setting" + (f"; did you mean '{near[0]}'?" if near else "")
     if problem["type"] == "missing":
         return f"{place}: missing"
@@ -171,12 +328,13 @@ def _sentence(problem: Any) -> str:
         options = [option.strip("' ") for option in expected.replace(" or ", ", ").split(", ")]
         near = difflib.get_close_matches(str(problem["input"]), options, 1)
         return f"{place}: {problem['input']!r} is none of {expected}" + (f"; did you mean '{near[0]}'?" if near else "")
+    if problem["type"] == "value_error":  # a sentence of ours, which names what it found
+        return f"{place}: {problem['ctx']['error']}" if place else str(problem["ctx"]["error"])
     return f"{place}: {problem['msg']} (found {problem['input']!r})"
 
 
-def _names_at(place: tuple[Any, ...]) -> list[str]:
+def _names_at(model: type[BaseModel], place: tuple[Any, ...]) -> list[str]:
     """The settings that exist at a place, by walking the models."""
-    model: type[BaseModel] = TransferConfig
     for part in place:
         if not isinstance(part, str) or part not in model.model_fields:
             return list(model.model_fields)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adamergex import data
+from adamergex import data, lineage
 from adamergex.checkpoint import staged_directory
 from adamergex.errors import DataError, ModelError
 
@@ -26,16 +26,21 @@ _SEED = 20240229  # of every bootstrap: the same predictions always have the sam
 
 
 def evaluate(
-    job: EvaluateJob, adapter: Path | None, output: Path | None = None, *, backbone: Loaded | None = None
+    job: EvaluateJob,
+    adapter: Path | Sequence[Path] | None,
+    output: Path | None = None,
+    *,
+    backbone: Loaded | None = None,
 ) -> dict[str, Any]:
     """Predict and score one labelled set; write predictions.jsonl and scores.json into ``output``.
 
-    With an adapter: its head (encoders) or the label words after the prompt (decoders). Without: the bare base,
-    prompted; an encoder fills the label words into a cloze. Returns ``{"accuracy", "n", "interval", "truncated"}``:
-    percent correct, items, its 95 % bootstrap interval, texts that were cut.
+    ``adapter``: a directory, or those of a stack, the first lowest, whose last one has the task: its head (encoders)
+    or the label words after the prompt (decoders). None: the bare base, prompted; an encoder fills the label words
+    into a cloze. Returns ``{"accuracy", "n", "interval", "truncated"}``: percent correct, items, its 95 % bootstrap
+    interval, texts that were cut.
     Raises: AdapterFileError, DataError, ModelError, ConfigError.
     """
-    from adamergex.adapters import peft_backed
+    from adamergex.adapters import resident
     from adamergex.models import quiet
 
     rows = data.read(job.rows, job.language)
@@ -45,12 +50,14 @@ def evaluate(
         if adapter is None:
             predictions, truncated = predict(job, loaded, loaded.model, rows)
         else:
-            _require_same_base(adapter, loaded)
-            wrapped = peft_backed.load(loaded.model, Path(adapter), fresh=loaded.fresh)
+            stack = [Path(path) for path in ((adapter,) if isinstance(adapter, (str, Path)) else adapter)]
+            for path in stack:
+                lineage.require_base(path, loaded.base, loaded.sha256)
+            placed = resident.load(loaded.model, stack, fresh=loaded.fresh)
             try:
-                predictions, truncated = predict(job, loaded, wrapped, rows)
+                predictions, truncated = predict(job, loaded, placed.model, rows)
             finally:
-                peft_backed.detach(wrapped)
+                placed.detach()
     scores = {**score(predictions), "truncated": truncated}
     if output is not None:
         with staged_directory(output) as stage:
@@ -157,40 +164,41 @@ def mcnemar(won: int, lost: int) -> float:
 def evaluate_directory(
     *,
     base: str | None,
-    adapter: str | Path | None,
+    adapter: str | Path | Sequence[str | Path] | None,
     test: str,
     language: str,
     output: str | Path,
     columns: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate an adapter directory on a file; base, labels and prompt come from its lineage.
+    """Evaluate an adapter directory, or a stack of them, on a file; base, labels and prompt come from the (last) one's
+    lineage.
 
     Without an adapter the bare ``base`` is prompted, and the labels are those of the file.
     Raises: DataError, ModelError; also when the lineage does not tell the task or the base.
     """
-    from adamergex import lineage
     from adamergex.settings import Classification, EvaluateJob, Rows
 
     rows = Rows(path=test, columns=dict(columns or {}))
-    found = None if adapter is None else lineage.read(adapter)
+    stack = [] if adapter is None else [Path(adapter)] if isinstance(adapter, str | Path) else [*map(Path, adapter)]
+    found = lineage.read(stack[-1]) if stack else None
     known = None if found is None else found.base.get("name")
     if base is None and not known:
-        raise ModelError("which base is meant is not known", where=adapter, fix="name it: --base")
+        raise ModelError("which base is meant is not known", where=stack[-1] if stack else None, fix="name it: --base")
     if found is not None and found.task and found.task.get("kind") == "classification":
         task = Classification.model_validate(found.task)
-    elif adapter is None:
+    elif not stack:
         labels = sorted({str(row["label"]) for row in data.read(rows, language) if "label" in row})
         task = Classification(labels=tuple(labels))
     else:
         raise ModelError(
             "the adapter was not trained for a task with labels",
-            where=adapter,
+            where=stack[-1] if stack else None,
             found=None if found is None or not found.task else found.task.get("kind"),
             expected="a lineage.json whose task is a classification",
             fix="evaluate a task adapter, or one merged from it",
         )
     job = EvaluateJob(base=base or str(known), task=task, language=language, rows=rows)
-    return evaluate(job, None if adapter is None else Path(adapter), Path(output))
+    return evaluate(job, stack or None, Path(output))
 
 
 def write_predictions(path: Path, predictions: Sequence[Mapping[str, Any]]) -> None:
@@ -229,20 +237,4 @@ def _require_kind(job: EvaluateJob, loaded: Loaded, *, bare: bool) -> None:
             found=f"{loaded.base}, {loaded.kind}",
             expected=f"{job.base}, {kind}",
             fix="load it with adamergex.evaluation.load_for(job, bare=...)",
-        )
-
-
-def _require_same_base(adapter: Path, loaded: Loaded) -> None:
-    """An adapter on another base of the same shape would load, and predict noise."""
-    from adamergex import lineage
-
-    found = lineage.read(adapter)
-    made_for = None if found is None else found.base.get("sha256")
-    if made_for and made_for != loaded.sha256:
-        raise ModelError(
-            "the adapter was trained on another base",
-            where=adapter,
-            found=f"{loaded.base} with SHA-256 {loaded.sha256[:12]}…",
-            expected=f"{found.base.get('name') if found else None} with SHA-256 {str(made_for)[:12]}…",
-            fix="name that base",
         )

@@ -80,7 +80,7 @@ def inspect(directory: str | Path) -> Inspection:
     return Inspection(
         path=opened.path,
         kind=kind,
-        base=opened.config.get("base_model_name_or_path"),
+        base=opened.config.get("base_model_name_or_path") or opened.config.get("model_name"),
         task_type=opened.config.get("task_type"),
         ranks=_ranks(found) if found and kind == "lora" else {},
         parameters=sum(info.size for info in opened.tensors.values()),

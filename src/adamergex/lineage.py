@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adamergex.backbones import SHIPPED
-from adamergex.errors import AdapterFileError
+from adamergex.errors import AdapterFileError, ModelError
 
 FILE_NAME = "lineage.json"
 FORMAT = "adamergex-lineage/1"
@@ -24,13 +24,14 @@ class Lineage:
 
     Args:
         base: ``{"name": ..., "sha256": ...}`` of the frozen model.
-        structure: ``{"kind": "lora" | "ia3", "rank": ..., "alpha": ..., ...}``.
+        structure: ``{"kind": "lora" | "ia3" | "bottleneck", "rank": ..., "alpha": ..., ...}``.
         start: SHA-256 of the adapter's initial tensors.
         task: kind and the settings that make two tasks the same task; never the language.
         language: ISO code of the language of the data (of a merge: the target).
         data: files or data sets with their SHA-256, and the number of rows.
         settings: how it was trained.
-        parents: role -> ``{"path": ..., "sha256": ..., "language": ...}`` of a merge.
+        parents: role -> ``{"path": ..., "sha256": ..., "language": ...}`` of a merge; of an adapter that was trained on
+            frozen ones, those: ``below``, ``below_2``, …
         merge: ``{"rule", "space", "modules", "weight", "rank"}`` of a merge; ``weight`` is null in a divergence.
         versions: package -> version.
     """
@@ -83,6 +84,24 @@ def read(directory: str | Path) -> Lineage | None:
         ) from error
     _require_format(path, found)
     return Lineage(**{key: value for key, value in found.items() if key != "format"})
+
+
+def require_base(directory: str | Path, name: str, sha256: str) -> Lineage | None:
+    """The lineage of an adapter that is to be used on a base; one without lineage passes.
+
+    Raises: ModelError for an adapter of another base: of the same shape it would load, and predict noise.
+    """
+    found = read(directory)
+    made_for = None if found is None else found.base.get("sha256")
+    if found is not None and made_for and made_for != sha256:
+        raise ModelError(
+            "the adapter was trained on another base",
+            where=directory,
+            found=f"{name} with SHA-256 {sha256[:12]}…",
+            expected=f"{found.base.get('name')} with SHA-256 {str(made_for)[:12]}…",
+            fix="name that base",
+        )
+    return found
 
 
 def _require_format(path: Path, found: object) -> None:
@@ -147,9 +166,6 @@ _AUTO_CLASS = {
 }
 
 
-_ATTACH = '```python\nfrom adamergex import attach\n\nmodel = attach(model, "path/to/this/folder")\n```'
-
-
 def model_card(lineage: Lineage, report: Iterable[str] = (), *, task_type: str | None = None) -> str:
     """The text of ``README.md``: Hugging Face front matter, how to load the adapter, where it comes from, its report.
 
@@ -162,7 +178,9 @@ def model_card(lineage: Lineage, report: Iterable[str] = (), *, task_type: str |
         _front_matter(lineage, kind, base),
         f"# {_title(lineage, kind)}",
         f"Made by [adamergex](https://arxiv.org/abs/2402.18913) for the base model `{base or 'unknown'}`.",
-        _snippet(base, task_type, len((lineage.task or {}).get("labels", ()))) if kind != "bottleneck" else _ATTACH,
+        _attach_snippet(lineage, base, task_type)
+        if kind == "bottleneck"
+        else _snippet(base, task_type, len((lineage.task or {}).get("labels", ()))),
         _origin(lineage),
     ]
     if report_lines:
@@ -209,6 +227,31 @@ def _snippet(base: str, task_type: str | None, labels: int) -> str:
             f'model = PeftModel.from_pretrained({model}.from_pretrained({quoted}), "path/to/this/folder")'
         )
     return f"```python\n{code}\n```"
+
+
+def _attach_snippet(lineage: Lineage, base: str, task_type: str | None) -> str:
+    """How to load an adapter that PEFT does not know."""
+    labels = len((lineage.task or {}).get("labels", ()))
+    kind = (
+        "SequenceClassification" if task_type == "SEQ_CLS" else "CausalLM" if task_type == "CAUSAL_LM" else "MaskedLM"
+    )
+    imports, name = ["from adamergex import attach"], json.dumps(base)
+    if base in SHIPPED:
+        imports, name = [*imports, "from adamergex.backbones import folder"], f"str(folder({name}))"
+    extra = f", num_labels={labels}" if task_type == "SEQ_CLS" else ""
+    lower = '"path/to/the/language/adapter", ' if "below" in lineage.parents else ""
+    lines = [
+        f"model = AutoModelFor{kind}.from_pretrained({name}{extra})",
+        f'model = attach(model, {lower}"path/to/this/folder")',
+    ]
+    if task_type == "SEQ_CLS":
+        imports += [
+            "from adamergex.adapters.adapterhub import read_head",
+            "from adamergex.adapters.heads import load_head",
+        ]
+        lines.append('load_head(model, read_head("path/to/this/folder"))')
+    imports.append(f"from transformers import AutoModelFor{kind}")
+    return "```python\n" + "\n".join([*imports, "", *lines]) + "\n```"
 
 
 def _origin(lineage: Lineage) -> str:

@@ -12,11 +12,11 @@ from statistics import fmean
 from typing import Any
 
 from adamergex.actions import ACTIONS
-from adamergex.config import TransferConfig, load, parse
+from adamergex.config import LanguageTraining, TaskTraining, TransferConfig, load, load_training, parse, parse_training
 from adamergex.engines.local import run
 from adamergex.graph import Step, Store
 from adamergex.lineage import package_versions
-from adamergex.plan import Plan, absolute, facts
+from adamergex.plan import Plan, absolute, facts, train_job
 from adamergex.recipes import RECIPES
 
 
@@ -85,10 +85,12 @@ def _cell(plan: Plan, store: Store, output: Path, cell: tuple[str, str, int]) ->
     scores = _json(directory / "scores.json")
     name = f"{method}-{language}-seed{seed}"
     predictions = _copied(directory / "predictions.jsonl", output / "predictions" / f"{name}.jsonl")
-    adapter, weight = plan.adapters[cell], None
-    if adapter is not None and adapter.kind == "merge":
-        merged = _copied(store.path(adapter), output / "adapters" / name)
+    stack, weight = plan.adapters[cell], None
+    if stack and stack[-1].kind == "merge":
+        merged = _copied(store.path(stack[-1]), output / "adapters" / name)
         weight = _json(merged / "lineage.json")["merge"]["weight"]
+    for place, adapter in zip(("language", "task"), stack if len(stack) > 1 else (), strict=False):
+        _copied(store.path(adapter), output / "adapters" / name / place)
     base = plan.evaluations.get(("english_tuning", language, seed))
     against = None
     if base is not None and method != "english_tuning":
@@ -101,7 +103,7 @@ def _cell(plan: Plan, store: Store, output: Path, cell: tuple[str, str, int]) ->
         **{key: scores[key] for key in ("accuracy", "n", "interval", "truncated")},
         "weight": weight,
         "predictions": predictions.relative_to(output).as_posix(),
-        "adapter": f"adapters/{name}" if weight is not None else None,
+        "adapter": f"adapters/{name}" if weight is not None or len(stack) > 1 else None,
         "against": against,
     }
 
@@ -138,9 +140,9 @@ def _adapter(store: Store, step: Step, output: Path, reused: bool) -> dict[str, 
 
 
 def _merges(plan: Plan, store: Store) -> Iterable[dict[str, Any]]:
-    for (method, language, seed), step in plan.adapters.items():
-        if step is not None and step.kind == "merge":
-            report = _json(store.path(step) / "merge_report.json")
+    for (method, language, seed), stack in plan.adapters.items():
+        if stack and stack[-1].kind == "merge":
+            report = _json(store.path(stack[-1]) / "merge_report.json")
             modules = [
                 {"module": item["module"], **{f"{name}_norm": item[name] for name in ("task", "divergence", "change")}}
                 for item in report["modules"]
@@ -176,6 +178,33 @@ def run_transfer(settings: str | Path | dict[str, Any], output: str | Path | Non
     """
     config = parse(settings) if isinstance(settings, dict) else load(Path(settings))
     return transfer(config.model_copy(update={"output": str(output)}) if output else config)
+
+
+def run_training(settings: str | Path | dict[str, Any], output: str | Path | None = None) -> Path:
+    """Train one adapter from a ``train`` file or a mapping of the same shape; its directory. See ``train``.
+
+    Raises:
+        ConfigError: the settings have problems; all are named at once.
+    """
+    config = parse_training(settings) if isinstance(settings, dict) else load_training(Path(settings))
+    return train(config, output)
+
+
+def train(config: LanguageTraining | TaskTraining, output: str | Path | None = None, progress: bool = False) -> Path:
+    """Train the adapter of a ``train`` file into ``output`` (default: the file's, relative to its folder).
+
+    What a stopped run left beside it is gone on with: the same settings end in the same bytes.
+
+    Raises:
+        AdamergexError: bad data, a model that does not load, adapters that do not fit.
+    """
+    from adamergex.training import train as train_adapter
+
+    target = Path(output) if output else Path(config.folder) / config.output
+    workdir = target.parent / f".{target.name}.unfinished"
+    train_adapter(train_job(config), target, workdir=workdir, progress=progress)
+    shutil.rmtree(workdir, ignore_errors=True)
+    return target
 
 
 def summary(results: dict[str, Any], output: str | Path) -> str:

@@ -4,45 +4,88 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
-from adamergex.config import TransferConfig
+from adamergex.config import LanguageTraining, TaskTraining, TransferConfig
 from adamergex.errors import DataError
 from adamergex.graph import Step
-from adamergex.recipes import RECIPES, Experiment, Facts
-from adamergex.settings import Rows
+from adamergex.recipes import RECIPES, Experiment, Facts, Stack
+from adamergex.settings import Classification, LanguageModeling, Rows, Task, TrainJob
+
+Placed = TypeVar("Placed", Rows, Rows | None)
 
 
 def absolute(config: TransferConfig) -> TransferConfig:
     """The settings with paths that no longer depend on the settings file's folder."""
-    folder = Path(config.folder)
-
-    def placed(rows: Rows | None) -> Rows | None:
-        if rows is None or rows.path is None:
-            return rows
-        return rows.model_copy(update={"path": str((folder / rows.path).absolute())})
-
-    task = config.task
-    rows = {name: placed(getattr(task, name)) for name in ("train", "validation", "test")}
-    reference = config.reference.model_copy(update={"text": placed(config.reference.text)})
-    base = str((folder / config.base).absolute()) if (folder / config.base).is_dir() else config.base
+    folder, task = Path(config.folder), config.task
+    rows = {name: _placed(folder, getattr(task, name)) for name in ("train", "validation", "test")}
+    reference = config.reference.model_copy(update={"text": _placed(folder, config.reference.text)})
+    base = _placed_base(folder, config.base)
     return config.model_copy(update={"task": task.model_copy(update=rows), "reference": reference, "base": base})
+
+
+def train_job(config: LanguageTraining | TaskTraining) -> TrainJob:
+    """What a ``train`` file asks for. Raises: DataError for training rows with fewer than two labels."""
+    folder = Path(config.folder)
+    task: Task
+    below: tuple[str, ...] = ()
+    if isinstance(config, TaskTraining):
+        rows = _placed(folder, config.train)
+        task = Classification(
+            name=config.name,
+            labels=_labels(config.labels, rows, config.language, "train"),
+            words=config.words,
+            prompt=config.prompt,
+            max_length=config.max_length,
+        )
+        below = tuple(str((folder / path).absolute()) for path in config.below)
+    else:
+        rows = _placed(folder, config.text)
+        task = LanguageModeling(segment=config.segment, segments=config.segments, mask_rate=config.mask_rate)
+    return TrainJob(
+        base=_placed_base(folder, config.base),
+        structure=config.structure,
+        task=task,
+        language=config.language,
+        rows=rows,
+        optimisation=config.optimisation,
+        seed=config.seed,
+        below=below,
+    )
+
+
+def _placed(folder: Path, rows: Placed) -> Placed:
+    if rows is None or rows.path is None:
+        return rows
+    return rows.model_copy(update={"path": str((folder / rows.path).absolute())})
+
+
+def _placed_base(folder: Path, base: str) -> str:
+    return str((folder / base).absolute()) if (folder / base).is_dir() else base
+
+
+def _labels(given: tuple[str, ...] | None, rows: Rows, language: str, setting: str) -> tuple[str, ...]:
+    from adamergex.data import read
+
+    if given is not None:
+        return given
+    labels = tuple(sorted({str(row["label"]) for row in read(rows, language) if "label" in row}))
+    if len(labels) < 2:
+        raise DataError(
+            "the training rows have fewer than two labels",
+            where=rows.path or rows.hub,
+            found=list(labels),
+            fix=f"check {setting} and its column mapping",
+        )
+    return labels
 
 
 def facts(config: TransferConfig) -> Facts:
     """What the model and the data say: hash of the base, labels, how much text every language has."""
-    from adamergex.data import data_hash, read
+    from adamergex.data import data_hash
     from adamergex.models import base_sha256
 
-    labels = config.task.labels
-    if labels is None:
-        labels = tuple(sorted({str(row["label"]) for row in read(config.task.train, config.source)}))
-        if len(labels) < 2:
-            raise DataError(
-                "the training rows have fewer than two labels",
-                where=config.task.train.path or config.task.train.hub,
-                found=list(labels),
-                fix="check task.train and its column mapping",
-            )
+    labels = _labels(config.task.labels, config.task.train, config.source, "task.train")
     content = lru_cache(maxsize=None)(lambda text, language: data_hash(Rows.model_validate_json(text), language))
     return Facts(
         base_sha256=base_sha256(config.base),
@@ -76,7 +119,7 @@ def _segments(config: TransferConfig) -> int | None:
 
 
 def _needs_references(config: TransferConfig) -> bool:
-    return any(method not in ("vanilla", "english_tuning") for method in config.methods)
+    return config.merges or "average" in config.methods
 
 
 class Plan:
@@ -84,7 +127,7 @@ class Plan:
 
     def __init__(self, config: TransferConfig, known: Facts) -> None:
         self.config = config
-        self.adapters: dict[tuple[str, str, int], Step | None] = {}
+        self.adapters: dict[tuple[str, str, int], Stack] = {}
         self.evaluations: dict[tuple[str, str, int], Step] = {}
         self.tunings: dict[tuple[str, int], Step] = {}
         for seed in config.seeds:
@@ -94,15 +137,15 @@ class Plan:
 
     def _add(self, method: str, x: Experiment) -> None:
         cell = (method, x.target, x.seed)
-        adapter = x.adapter(RECIPES[method].build)
-        self.adapters[cell] = adapter
-        self.evaluations[cell] = x.evaluate(adapter, x.target)
-        if adapter is not None and "weight" in adapter.inputs:
-            self.tunings[method, x.seed] = adapter.inputs["weight"]
+        stack = x.adapter(RECIPES[method].build)
+        self.adapters[cell] = stack
+        self.evaluations[cell] = x.evaluate(stack, x.target)
+        if stack and "weight" in stack[-1].inputs:
+            self.tunings[method, x.seed] = stack[-1].inputs["weight"]
 
     @property
     def wanted(self) -> list[Step]:
-        merged = [step for step in self.adapters.values() if step is not None]
+        merged = [step for stack in self.adapters.values() for step in stack]
         return [*self.evaluations.values(), *self.tunings.values(), *merged, *self.trainings]
 
     @property
@@ -115,7 +158,7 @@ class Plan:
             for other in step.inputs.values():
                 visit(other)
 
-        for adapter in (*self.adapters.values(), *self.tunings.values()):
-            if adapter is not None:
-                visit(adapter)
+        for stack in (*self.adapters.values(), tuple(self.tunings.values())):
+            for step in stack:
+                visit(step)
         return list(found.values())

@@ -1,6 +1,7 @@
 """The methods: each a few lines that say which adapters are trained and how they are combined.
 
-A recipe returns a step (an adapter) that nothing has run yet, or None for the bare base.
+A recipe returns a step (an adapter) that nothing has run yet, a stack of them, the lowest first, or None for the bare
+base. A stack is no step of its own: nothing is computed for it, so an evaluation takes its adapters as they are.
 """
 
 from __future__ import annotations
@@ -11,7 +12,18 @@ from typing import Any, NamedTuple
 
 from adamergex.config import TransferConfig
 from adamergex.graph import Step
-from adamergex.settings import Classification, EvaluateJob, LanguageModeling, Optimisation, Rows, Task, TrainJob
+from adamergex.settings import (
+    Classification,
+    EvaluateJob,
+    LanguageModeling,
+    Optimisation,
+    Rows,
+    Structure,
+    Task,
+    TrainJob,
+)
+
+Stack = tuple[Step, ...]
 
 
 def vanilla(x: Experiment) -> None:
@@ -57,13 +69,32 @@ def adamergex_cross(x: Experiment) -> Step:
     return adamergex(x, rule="multiplicative" if added else "additive", space="factors")
 
 
+def mad_x(x: Experiment) -> Stack:
+    """A task adapter trained on the source's language adapter, put on the target's (2005.00052, section 4)."""
+    return x.language(x.target), x.task_adapter(below=x.language(x.source))
+
+
+def mad_x_no_invertible(x: Experiment) -> Stack:
+    """The ablation −INV: the same without invertible adapters."""
+    return (
+        x.language(x.target, invertible=False),
+        x.task_adapter(below=x.language(x.source, invertible=False)),
+    )
+
+
+def mad_x_task_only(x: Experiment) -> Step:
+    """The ablation −LAD −INV: the task adapter alone, used in the target language as it is."""
+    return x.task_adapter()
+
+
 class Recipe(NamedTuple):
     """A method as a table shows it."""
 
     label: str
-    build: Callable[[Experiment], Step | None]
+    build: Build
 
 
+Build = Callable[["Experiment"], Step | Stack | None]
 RECIPES: dict[str, Recipe] = {
     "vanilla": Recipe("Vanilla", vanilla),
     "english_tuning": Recipe("Eng-FT", english_tuning),
@@ -71,6 +102,9 @@ RECIPES: dict[str, Recipe] = {
     "adamergex": Recipe("AdaMergeX", adamergex),
     "adamergex_delta": Recipe("AdaMergeX (delta)", adamergex_delta),
     "adamergex_cross": Recipe("AdaMergeX (cross)", adamergex_cross),
+    "mad_x": Recipe("MAD-X", mad_x),
+    "mad_x_no_invertible": Recipe("MAD-X −INV", mad_x_no_invertible),
+    "mad_x_task_only": Recipe("MAD-X −LAD −INV", mad_x_task_only),
 }
 
 
@@ -115,17 +149,57 @@ class Experiment:
     def train(self, task: Task, language: str) -> Step:
         """An adapter of the experiment's structure, trained on a task in a language."""
         rows, optimisation = self._training(task)
+        name = "task" if isinstance(task, Classification) else "reference"
+        return self._train(name, self.config.structure, task, language, rows, optimisation)
+
+    def language(self, language: str, *, invertible: bool = True) -> Step:
+        """MAD-X's language adapter, on all the text of a language: the same step for every task and method."""
+        settings, reference = self.config.mad_x.language, self.config.reference
+        structure = self._bottleneck(settings.reduction, invertible=invertible and settings.invertible)
+        task = LanguageModeling(segment=settings.segment, segments=settings.segments, mask_rate=reference.mask_rate)
+        name = "language" if structure.invertible else "language −INV"
+        return self._train(name, structure, task, language, reference.text, settings.optimisation)
+
+    def task_adapter(self, below: Step | None = None) -> Step:
+        """MAD-X's task adapter in the source language, on a frozen language adapter or alone."""
+        settings, task = self.config.mad_x.task, self.config.task
+        structure, optimisation = self._bottleneck(settings.reduction), settings.optimisation or task.optimisation
+        name = "MAD-X task" + (f" on {below.label.partition(' ·')[0]}" if below else "")
+        return self._train(name, structure, self.task, self.source, task.train, optimisation, below)
+
+    def _bottleneck(self, reduction: float, *, invertible: bool = False) -> Structure:
+        settings = self.config.mad_x
+        return Structure(
+            kind="bottleneck",
+            layout=settings.layout,
+            reduction=reduction,
+            activation=settings.activation,
+            leave_out=settings.leave_out,
+            invertible=invertible,
+        )
+
+    def _train(
+        self,
+        name: str,
+        structure: Structure,
+        task: Task,
+        language: str,
+        rows: Rows,
+        optimisation: Optimisation,
+        below: Step | None = None,
+    ) -> Step:
         job = TrainJob(
             base=self.config.base,
-            structure=self.config.structure,
+            structure=structure,
             task=task,
             language=language,
             rows=rows,
             optimisation=optimisation,
             seed=self.seed,
         ).model_dump(mode="json")
-        name = "task" if isinstance(task, Classification) else "reference"
-        return Step("train", self._identity(job, rows, language), job, label=f"{name} · {language} · seed {self.seed}")
+        inputs = {} if below is None else {"below": below}
+        label = f"{name} · {language} · seed {self.seed}"
+        return Step("train", self._identity(job, rows, language), job, inputs, label=label)
 
     def _training(self, task: Task) -> tuple[Rows, Optimisation]:
         if isinstance(task, Classification):
@@ -161,32 +235,34 @@ class Experiment:
         label = f"{chosen if rule == 'adaptive' else rule} · {self.target} · seed {self.seed}"
         return Step("merge", job, job, inputs, label=label)
 
-    def evaluate(self, adapter: Step | None, language: str) -> Step:
-        """Predictions and scores on the test set of a language."""
-        return self._evaluation(adapter, language, self.config.task.test)
-
-    def _evaluation(self, adapter: Step | None, language: str, rows: Rows) -> Step:
+    def evaluate(self, stack: Stack, language: str) -> Step:
+        """Predictions and scores of an adapter, of a stack, or of the bare base, on the test set of a language."""
+        rows = self.config.task.test
         job = self._evaluate_job(language, rows)
-        inputs = {} if adapter is None else {"adapter": adapter}
-        label = f"{language} · {adapter.kind if adapter else 'base'} · seed {self.seed}"
+        names = ["below", "adapter"][-len(stack) :] if stack else []
+        what = "base" if not stack else "stack" if len(stack) > 1 else stack[-1].kind
+        label = f"{language} · {what} · seed {self.seed}"
+        inputs = dict(zip(names, stack, strict=True))
         return Step("evaluate", self._identity(job, rows, language), job, inputs, label=label)
 
     def _evaluate_job(self, language: str, rows: Rows) -> dict[str, Any]:
         return EvaluateJob(base=self.config.base, task=self.task, language=language, rows=rows).model_dump(mode="json")
 
-    def adapter(self, recipe: Callable[[Experiment], Step | None]) -> Step | None:
-        """The recipe's adapter; an untuned weight becomes an input that tunes it on the proxy language."""
-        step = recipe(self)
-        if step is None or step.kind != "merge" or step.job["weight"] is not None:
-            return step
-        return replace(step, inputs={**step.inputs, "weight": self.tuning(recipe)})
+    def adapter(self, recipe: Build) -> Stack:
+        """The recipe's adapters; an untuned weight becomes an input that tunes it on the proxy language."""
+        found = recipe(self)
+        if found is None or isinstance(found, tuple):
+            return found or ()
+        if found.kind != "merge" or found.job["weight"] is not None:
+            return (found,)
+        return (replace(found, inputs={**found.inputs, "weight": self.tuning(recipe)}),)
 
-    def tuning(self, recipe: Callable[[Experiment], Step | None]) -> Step:
+    def tuning(self, recipe: Build) -> Step:
         """The search of λ for a recipe: its merge in the proxy language, scored on the proxy's validation set."""
         proxy, rows = self.config.proxy, self.config.task.validation
         assert proxy is not None and rows is not None  # the settings were checked for both
         merge = recipe(replace(self, target=proxy))
-        assert merge is not None
+        assert isinstance(merge, Step)
         evaluation = self._evaluate_job(proxy, rows)
         shared = {"merge": merge.job, "grid": list(self.config.merge.grid)}
         identity = {**shared, "evaluate": self._identity(evaluation, rows, proxy)}
@@ -194,6 +270,7 @@ class Experiment:
         return Step("tune", identity, {**shared, "evaluate": evaluation}, merge.inputs, label=label)
 
     def _identity(self, job: Mapping[str, Any], rows: Rows, language: str) -> dict[str, Any]:
-        """The job with contents in the place of names: the same base or text elsewhere is the same step."""
-        named = {key: value for key, value in job.items() if key not in ("base", "rows")}
+        """The job with contents in the place of names: the same base or text elsewhere is the same step; adapters below
+        are inputs."""
+        named = {key: value for key, value in job.items() if key not in ("base", "rows", "below")}
         return {**named, "base": self.facts.base_sha256, "rows": self.facts.content(rows, language)}

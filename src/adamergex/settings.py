@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_serializer,
+    model_validator,
+)
 
 
 class Settings(BaseModel):
@@ -13,16 +23,55 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Structure(Settings):
-    """The adapter: its kind and shape. ``modules``: "paper" (METHOD: all attention and feed-forward projections for
-    LoRA; key, value and feed-forward down-projection for (IA)³), a regular expression, or a list of name endings."""
+Activation = Literal["relu", "gelu", "gelu_new", "silu", "swish", "tanh", "leaky_relu"]
 
-    kind: Literal["lora", "ia3", "prefix"] = "lora"
+# The settings of each kind of structure; those of LoRA and (IA)³ are _PROJECTIONS.
+_OWN = {
+    "bottleneck": ("layout", "reduction", "activation", "leave_out", "invertible", "dropout"),
+    "prefix": ("virtual_tokens",),
+}
+_PROJECTIONS = ("rank", "alpha", "dropout", "modules")
+
+
+class Structure(Settings):
+    """The adapter: its kind and shape. A setting of another kind is refused, and kept out of what is stored.
+
+    LoRA and (IA)³: ``modules`` is "paper" (METHOD: all attention and feed-forward projections for LoRA; key, value and
+    feed-forward down-projection for (IA)³), a regular expression, or a list of name endings.
+    Bottleneck: ``leave_out`` numbers layers from 0, a decoder's after its encoder's."""
+
+    kind: Literal["lora", "ia3", "bottleneck", "prefix"] = "lora"
     rank: PositiveInt = 8
     alpha: PositiveFloat = 16.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    dropout: Annotated[float, Field(ge=0, lt=1, description="default: 0 for bottleneck adapters")] = 0.05
     modules: str | tuple[str, ...] = "paper"
     virtual_tokens: PositiveInt = Field(default=20, description="prefix: keys and values before those of every layer")
+    layout: Literal["pfeiffer", "houlsby"] = Field(
+        default="pfeiffer", description="after the feed-forward, or after attention as well"
+    )
+    reduction: PositiveFloat = Field(default=16.0, description="hidden width / bottleneck width")
+    activation: Activation | None = Field(default=None, description="default: relu (pfeiffer), swish (houlsby)")
+    leave_out: tuple[NonNegativeInt, ...] = Field(default=(), description="layers without a bottleneck")
+    invertible: bool = Field(default=False, description="with a NICE block at the embeddings; in a lowest adapter")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_kind(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("kind") != "bottleneck":
+            return given
+        return {"dropout": 0.0, **given}
+
+    @model_validator(mode="after")
+    def _own_settings_only(self) -> Structure:
+        strange = sorted(self.model_fields_set - {"kind", *_OWN.get(self.kind, _PROJECTIONS)})
+        if strange:
+            raise ValueError(f"{', '.join(strange)}: not a setting of kind '{self.kind}'")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _own_settings(self, write: Callable[[Structure], dict[str, Any]]) -> dict[str, Any]:
+        own = ("kind", *_OWN.get(self.kind, _PROJECTIONS))
+        return {name: value for name, value in write(self).items() if name in own}
 
 
 class Rows(Settings):
@@ -85,7 +134,9 @@ class Optimisation(Settings):
 
 
 class TrainJob(Settings):
-    """Train one adapter on one task in one language."""
+    """Train one adapter on one task in one language.
+
+    ``below``: directories of adapters that stay frozen under it, the lowest first (MAD-X: the language's)."""
 
     base: str
     structure: Structure
@@ -94,6 +145,22 @@ class TrainJob(Settings):
     rows: Rows
     optimisation: Optimisation
     seed: int = 0
+    below: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _stackable(self) -> TrainJob:
+        if problem := unstackable(self.structure, self.below):
+            raise ValueError(problem)
+        return self
+
+
+def unstackable(structure: Structure, below: Sequence[str]) -> str | None:
+    """What is wrong with training a structure on frozen adapters, if anything is."""
+    if below and structure.kind != "bottleneck":
+        return f"below: only a bottleneck adapter stands on others; structure.kind is {structure.kind}"
+    if below and structure.invertible:
+        return "structure.invertible: only the lowest adapter's acts, and 'below' names a lower one"
+    return None
 
 
 class EvaluateJob(Settings):

@@ -14,6 +14,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from adamergex import data
-from adamergex.adapters import peft_backed
+from adamergex.adapters import resident
+from adamergex.adapters.adapterhub import tensors_path
 from adamergex.checkpoint import staged_directory
 from adamergex.errors import ModelError
 from adamergex.hashing import file_sha256
-from adamergex.lineage import Lineage, package_versions
+from adamergex.lineage import Lineage, package_versions, require_base
 from adamergex.models import Loaded, kind_for, load, longest_input, quiet
 from adamergex.progress import Progress
 from adamergex.settings import Classification, TrainJob
@@ -39,12 +41,6 @@ from adamergex.tasks.language_modeling import segments
 
 LOG_EVERY = 20  # steps
 MANIFEST = "complete.json"
-# What a lineage tells of each structure.
-_SHAPES = {
-    "lora": ("kind", "rank", "alpha", "dropout", "modules"),
-    "ia3": ("kind", "modules"),
-    "prefix": ("kind", "virtual_tokens"),
-}
 
 
 def train(
@@ -56,7 +52,8 @@ def train(
     backbone: Loaded | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
-    """Train one adapter and write its directory: PEFT's two files, lineage.json, README.md, logs/ (TensorBoard).
+    """Train one adapter and write its directory: PEFT's two files (of a bottleneck: AdapterHub's layout, a head in
+    files of its own), lineage.json, README.md, logs/ (TensorBoard). The adapters of ``job.below`` stay as they are.
 
     Two runs of one job give the same bytes on one machine's CPU; the logs alone differ. ``workdir`` keeps checkpoints,
     from which a stopped run goes on to bitwise the same weights. ``backbone`` saves loading it (see ``load_for``); it
@@ -68,25 +65,27 @@ def train(
         stack.enter_context(_own_randomness(job.seed))
         stack.enter_context(quiet())
         loaded = _fitting(job, backbone)
+        parents = _parents(job, loaded)
         rows = data.read(job.rows, job.language)
         examples = examples_of(job, loaded, rows)
-        wrapped = peft_backed.attach(
+        adapter = resident.attach(
             loaded.model,
             job.structure,
+            below=job.below,
             task_head=loaded.kind == "sequence-classification",
             base_sha256=loaded.sha256,
             seed=job.seed,
             fresh=loaded.fresh,
         )
-        stack.callback(peft_backed.detach, wrapped)
-        start = peft_backed.start_sha256(wrapped)
+        stack.callback(adapter.detach)
+        start = adapter.start_sha256()
         content = data.content_hash(rows)
         if workdir is None:
             workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        folder = Path(workdir) / _identity(job, loaded, content)
-        outcome = _fit(job, wrapped, examples, folder, progress, callbacks)
+        folder = Path(workdir) / _identity(job, loaded, content, parents)
+        outcome = _fit(job, adapter, examples, folder, progress, callbacks)
         lineage = _lineage(job, loaded, examples, start, {"sha256": content, "rows": len(rows)}, outcome)
-        peft_backed.save(wrapped, stage, lineage)
+        adapter.save(stage, replace(lineage, parents=parents))
         shutil.copytree(folder / "logs", stage / "logs")
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -144,7 +143,7 @@ def batches(lengths: Sequence[int], size: int, steps: int, seed: int) -> list[li
 
 def _fit(
     job: TrainJob,
-    wrapped: peft_backed.Adapted,
+    adapter: resident.Resident,
     examples: Examples,
     folder: Path,
     progress: bool,
@@ -159,9 +158,10 @@ def _fit(
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     resume = _last_complete(folder)
     writer = SummaryWriter(str(folder / "logs"))
-    use_cache = getattr(wrapped.config, "use_cache", None)
+    config: Any = adapter.model.config
+    use_cache = getattr(config, "use_cache", None)
     trainer = _Trainer(
-        wrapped,
+        adapter,
         _Steps(examples, plan),
         args=_arguments(job, folder, steps),
         callbacks=[
@@ -172,13 +172,13 @@ def _fit(
         ],
     )
     trainer.remove_callback(PrinterCallback)
-    wrapped.train()
+    adapter.model.train()
     try:
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     finally:
         writer.close()
         if use_cache is not None:
-            wrapped.config.use_cache = use_cache
+            config.use_cache = use_cache
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
         "steps": steps,
@@ -231,10 +231,10 @@ class _Steps(Dataset[dict[str, Tensor]]):
 class _Trainer(Trainer):
     """Trainer with the task's own loss, batches made beforehand, and strict adapter files as checkpoints."""
 
-    def __init__(self, model: peft_backed.Adapted, steps: _Steps, **settings: Any) -> None:
-        self.adapted, self.steps = model, steps
-        self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        super().__init__(model=model, train_dataset=steps, **settings)
+    def __init__(self, adapter: resident.Resident, steps: _Steps, **settings: Any) -> None:
+        self.adapter, self.steps = adapter, steps
+        self.trainable = [parameter for parameter in adapter.model.parameters() if parameter.requires_grad]
+        super().__init__(model=adapter.model, train_dataset=steps, **settings)
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_alone)
@@ -262,11 +262,10 @@ class _Trainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # PEFT's own saving asks the hub about the base at every checkpoint.
-        peft_backed.write_tensors(self.adapted, Path(output_dir or str(self.args.output_dir)))
+        self.adapter.write_tensors(Path(output_dir or str(self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        contents = peft_backed.read_tensors(Path(resume_from_checkpoint))
-        peft_backed.replace(self.adapted, contents, where=resume_from_checkpoint)
+        self.adapter.replace(resident.read_tensors(Path(resume_from_checkpoint)), where=resume_from_checkpoint)
 
 
 class _Checkpoints(TrainerCallback):
@@ -300,9 +299,24 @@ def _last_complete(folder: Path) -> Path | None:
     return None
 
 
-def _identity(job: TrainJob, loaded: Loaded, content: str) -> str:
-    """A name for the run's folder: another job, base, text or library version never resumes it."""
-    facts = [job.model_dump(mode="json", exclude={"rows"}), loaded.sha256, content, package_versions()]
+def _parents(job: TrainJob, loaded: Loaded) -> dict[str, dict[str, Any]]:
+    """The frozen adapters below. Raises: ModelError for one of another base."""
+    parents = {}
+    for number, path in enumerate(job.below, 1):
+        found = require_base(path, loaded.base, loaded.sha256)
+        parents["below" if number == 1 else f"below_{number}"] = {
+            "path": path,
+            "sha256": file_sha256(tensors_path(Path(path))),
+            "language": found.language if found else None,
+        }
+    return parents
+
+
+def _identity(job: TrainJob, loaded: Loaded, content: str, parents: Mapping[str, Mapping[str, Any]]) -> str:
+    """A name for the run's folder: another job, base, text, stack or library version never resumes it."""
+    below = [parent["sha256"] for parent in parents.values()]
+    own = job.model_dump(mode="json", exclude={"rows", "below"})
+    facts = [own, loaded.sha256, content, *([below] if below else []), package_versions()]
     return "run-" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -313,7 +327,8 @@ def _lineage(
     if not isinstance(job.task, Classification):
         task["segments"] = len(examples.lengths)
     shape = job.structure.model_dump(mode="json")
-    shape = {name: shape[name] for name in _SHAPES[job.structure.kind]}
+    if job.structure.kind == "ia3":
+        shape = {name: shape[name] for name in ("kind", "modules")}
     settings = job.optimisation.model_dump(mode="json") | {"seed": job.seed, "training": outcome}
     truncated = getattr(examples, "truncated", None)
     return Lineage(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from adamergex import data, lineage
-from adamergex.adapters import peft_backed
+from adamergex.adapters import resident
 from adamergex.checkpoint import AdapterDirectory, TensorReader, staged_directory
 from adamergex.errors import ConfigError
 from adamergex.evaluation import load_for, predict, score
@@ -72,25 +72,25 @@ def tune(
         loaded = load_for(job, bare=False) if backbone is None else backbone
         choices = _Choices(rule_for(rule, adapters[0].layout.kind), rule, space or "factors", modules, rank)
         _require_mergeable(adapters, choices, allow_different_start)
-        wrapped, placed = None, None
+        placed, config = None, None
         try:
             for candidate in candidates(adapters, choices, grid):
-                if wrapped is None or candidate.config != placed:
+                if placed is None or candidate.config != config:
                     # Other ranks need other modules; all λ but 0 share theirs.
-                    if wrapped is not None:
-                        peft_backed.detach(wrapped)
-                    wrapped, placed = None, candidate.config
-                    wrapped = _place(loaded, candidate, task)
+                    if placed is not None:
+                        placed.detach()
+                    placed, config = None, candidate.config
+                    placed = _place(loaded, candidate, task)
                 else:
-                    peft_backed.replace(wrapped, candidate.tensors, where=task)
-                predictions, _ = predict(job, loaded, wrapped, rows)
+                    placed.replace(candidate.tensors, where=task)
+                predictions, _ = predict(job, loaded, placed.model, rows)
                 if watch is not None:
                     watch(candidate.weight, predictions)
                 found = score(predictions)
                 curve.append({"weight": candidate.weight, **{k: found[k] for k in ("accuracy", "interval")}})
         finally:
-            if wrapped is not None:
-                peft_backed.detach(wrapped)
+            if placed is not None:
+                placed.detach()
     best = max(curve, key=lambda point: (point["accuracy"], -point["weight"]))
     result = {"chosen": best["weight"], "curve": curve, "language": job.language, "n": len(rows)}
     if output is not None:
@@ -99,8 +99,8 @@ def tune(
     return result
 
 
-def _place(loaded: Loaded, candidate: Candidate, task: Path | str) -> peft_backed.Adapted:
-    return peft_backed.place(loaded.model, candidate.config, candidate.tensors, where=task, fresh=loaded.fresh)
+def _place(loaded: Loaded, candidate: Candidate, task: Path | str) -> resident.Resident:
+    return resident.place(loaded.model, candidate.config, candidate.tensors, where=task, fresh=loaded.fresh)
 
 
 class _Choices(NamedTuple):
@@ -123,7 +123,7 @@ def candidates(adapters: list[Adapter], choices: _Choices, grid: Iterable[float]
 def _factor_candidates(adapters: list[Adapter], choices: _Choices, weights: list[float]) -> Iterator[Candidate]:
     """A(λ) tensor by tensor, in float32, rounded once to the stored dtype: the bytes that a merge would write."""
     own = adapters[0]
-    stored = [peft_backed.read_tensors(adapter.layout.directory.path) for adapter in adapters]
+    stored = [resident.read_tensors(adapter.layout.directory.path) for adapter in adapters]
     dtypes = {name: tensor.dtype for name, tensor in stored[0].items()}
     # A prefix is computed in float64, so a wider copy would only be rounded twice.
     kept = (torch.float64,) if own.layout.kind != "prefix" else tuple(set(dtypes.values()))
@@ -151,7 +151,7 @@ def _delta_candidates(adapters: list[Adapter], choices: _Choices, weights: list[
     own, *others = adapters
     averaging = not choices.rule.needs_source
     chosen = select(own.layout.sites, choices.modules or default_selection("lora", choices.rule))
-    tensors = peft_backed.read_tensors(own.layout.directory.path)
+    tensors = resident.read_tensors(own.layout.directory.path)
     factors = {module: [_factors(adapter, module) for adapter in adapters] for module in sorted(chosen)}
     differences = {
         module: delta.difference(target, rest[0] if rest and len(others) > 1 else None)

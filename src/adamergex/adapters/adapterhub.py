@@ -86,16 +86,21 @@ def write_adapter(directory: str | Path, files: AdapterFiles) -> Path:
 
     Raises: AdapterFileError when something is there already, or a tensor is not finite.
     """
-    _require_finite(files.tensors, directory)
     with staged_directory(directory) as stage:
-        _write_json(stage / CONFIG, _config_json(files))
-        save_file(_plain(files.tensors), stage / TENSORS, metadata={"format": "pt"})
-        if files.head:
-            _write_json(stage / HEAD_CONFIG, files.head.config)
-            save_file(_plain(files.head.tensors), stage / HEAD_SAFE, metadata={"format": "pt"})
-        if files.lineage:
-            files.lineage.write(stage)
+        write_files(stage, files)
     return Path(directory)
+
+
+def write_files(directory: Path, files: AdapterFiles) -> None:
+    """The same into a directory that is there. Raises: AdapterFileError when a tensor is not finite."""
+    _require_finite(files.tensors, directory)
+    _write_json(directory / CONFIG, _config_json(files))
+    save_file(_plain(files.tensors), directory / TENSORS, metadata={"format": "pt"})
+    if files.head:
+        _write_json(directory / HEAD_CONFIG, files.head.config)
+        save_file(_plain(files.head.tensors), directory / HEAD_SAFE, metadata={"format": "pt"})
+    if files.lineage:
+        files.lineage.write(directory)
 
 
 def import_adapter(source: str | Path, output: str | Path) -> AdapterFiles:
@@ -188,16 +193,23 @@ def read_pickle(path: Path, allowed: tuple[Any, ...] = ()) -> Any:
         ) from error
 
 
-def _tensors(directory: Path, names: tuple[str, ...]) -> tuple[Path, dict[str, torch.Tensor]]:
+def tensors_path(directory: Path, names: tuple[str, ...] = (TENSORS, SAFE, PICKLE)) -> Path:
+    """The file of an adapter's tensors. Raises: AdapterFileError when there is none."""
     path = next((directory / name for name in names if (directory / name).is_file()), None)
     if path is None:
+        there = sorted(item.name for item in directory.iterdir())[:8] if directory.is_dir() else ["no such directory"]
         raise AdapterFileError(
             "the adapter has no tensors",
             where=directory,
-            found=", ".join(sorted(item.name for item in directory.iterdir())[:8]),
+            found=", ".join(there),
             expected=" or ".join(names),
             fix="name an adapter directory: AdapterHub's, or one that adamergex wrote",
         )
+    return path
+
+
+def _tensors(directory: Path, names: tuple[str, ...]) -> tuple[Path, dict[str, torch.Tensor]]:
+    path = tensors_path(directory, names)
     try:
         found = load_file(path) if path.suffix == ".safetensors" else read_pickle(path)
     except (SafetensorError, OSError) as error:

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 _FLEXIBLE = re.compile(r"heads\.(?P<name>.+)\.(?P<number>\d+)\.(?P<tensor>weight|bias)")
 
 
-def head_of(model: PreTrainedModel, name: str) -> HeadFiles:
-    """The model's head as AdapterHub stores it for transformers' own classes.
+def head_of(model: PreTrainedModel, name: str, fresh: tuple[str, ...] = ()) -> HeadFiles:
+    """The model's head as AdapterHub stores it for transformers' own classes; and ``fresh``, new modules inside the
+    backbone (BERT's pooler), which AdapterHub does not store.
 
     Raises: ModelError when the model has none.
     """
-    tensors = {key: tensor.detach().cpu() for key, tensor in _parameters(model).items()}
+    tensors = {key: tensor.detach().cpu() for key, tensor in head_parameters(model, fresh).items()}
     if not tensors:
         raise ModelError("the model has no head", where=type(model).__name__, fix="load it with a head")
     config = {
@@ -38,12 +39,12 @@ def head_of(model: PreTrainedModel, name: str) -> HeadFiles:
     return HeadFiles(config, tensors)
 
 
-def load_head(model: PreTrainedModel, head: HeadFiles, where: object = "head") -> None:
+def load_head(model: PreTrainedModel, head: HeadFiles, where: object = "head", fresh: tuple[str, ...] = ()) -> None:
     """Copy a stored head and its labels into the model's own; a flexible head's layers go by their order.
 
     Raises: IncompatibleAdaptersError when the two heads do not have the same tensors.
     """
-    own = _parameters(model)
+    own = head_parameters(model, fresh)
     found = _renamed(head.tensors, own)
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     if shapes != {name: tuple(parameter.shape) for name, parameter in own.items()}:
@@ -60,9 +61,11 @@ def load_head(model: PreTrainedModel, head: HeadFiles, where: object = "head") -
     _label(model, head.config)
 
 
-def _parameters(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
-    """Parameters outside the backbone and the adapters; those tied to the embeddings are the backbone's."""
+def head_parameters(model: PreTrainedModel, fresh: tuple[str, ...] = ()) -> dict[str, torch.nn.Parameter]:
+    """Parameters outside the backbone and the adapters, and of the ``fresh`` modules inside it; those tied to the
+    embeddings are the backbone's."""
     inside = {id(parameter) for parameter in model.base_model.parameters()} if model.base_model is not model else set()
+    inside -= {id(parameter) for module in fresh for parameter in model.get_submodule(module).parameters()}
     return {
         name: parameter
         for name, parameter in model.named_parameters()

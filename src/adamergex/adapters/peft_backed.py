@@ -65,13 +65,13 @@ def attach(
     ``seed``.
     Raises: ModelError when the structure's modules are not in the model, or it takes no prefix.
     """
-    config = _config(model, structure, _heads(model, fresh) if task_head else None)
+    config = _config(model, structure, head_modules(model, fresh) if task_head else None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         wrapped = _wrap(model, config)
         for name, wrapper in _head_wrappers(wrapped):
             if name in fresh:
-                _redraw(wrapper.modules_to_save["default"], model)
+                redraw(wrapper.modules_to_save["default"], model)
     _same_start(wrapped, structure, base_sha256)
     return wrapped
 
@@ -269,7 +269,7 @@ def _some(names: list[str]) -> str:
     return "none" if not names else names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def _heads(model: PreTrainedModel, fresh: tuple[str, ...]) -> list[str]:
+def head_modules(model: PreTrainedModel, fresh: tuple[str, ...]) -> list[str]:
     """What stands outside the backbone and has weights (classifier, score, …), and new modules inside it."""
     outside = {
         name
@@ -297,7 +297,8 @@ def _head_wrappers(wrapped: PeftModel) -> Iterator[tuple[str, ModulesToSaveWrapp
             yield name, module
 
 
-def _redraw(head: nn.Module, model: PreTrainedModel) -> None:
+def redraw(head: nn.Module, model: PreTrainedModel) -> None:
+    """Draw a new head from the global generator, as wide as the model draws its own weights."""
     deviation = getattr(model.config, "initializer_range", 0.02)
     for module in head.modules():
         if isinstance(module, nn.Linear):

@@ -121,7 +121,8 @@ def _family(results: Results, cell: Cell) -> Family | None:
 
 def _find(results: Results, seed: int, language: str, *, task: bool) -> Adapter | None:
     """The task or the reference adapter of a language: the one that names the seed, else the only one there is."""
-    found = [item for item in results.adapters if item.language == language and item.name.startswith("task") == task]
+    kind = "task" if task else "reference"
+    found = [item for item in results.adapters if item.language == language and item.name.startswith(kind)]
     named = [item for item in found if re.search(rf"\bseed {seed}\b", item.name)] or found
     return named[0] if len(named) == 1 else None
 

@@ -95,7 +95,8 @@ class Tuning(_Record):
 class Adapter(_Record):
     """One trained adapter and what it cost. ``reused``: the store already held it.
 
-    ``name`` starts with "task" or "reference"; with several seeds it also holds "seed N", for the lineage picture."""
+    ``name`` starts with "task" or "reference" where the adapter is merged; with several seeds it also holds "seed N",
+    for the lineage picture."""
 
     name: str
     language: str

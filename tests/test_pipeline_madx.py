@@ -1,0 +1,276 @@
+"""MAD-X through the whole way: settings -> language and task adapters -> stacks -> scores -> report; and `train`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import adamergex
+from adamergex.adapters.adapterhub import read_adapter
+from adamergex.cli import main
+from adamergex.config import load, parse, parse_training
+from adamergex.demo import CORPUS
+from adamergex.errors import ConfigError
+from adamergex.evaluation import evaluate
+from adamergex.graph import Store
+from adamergex.merging import merge
+from adamergex.pipeline import summary, transfer
+from adamergex.plan import Plan, absolute, facts
+from adamergex.settings import EvaluateJob
+from test_pipeline import Counting, counted, settings, silent
+
+__all__ = ["counted"]  # a fixture
+
+QUICK = {"steps": 3, "batch_size": 8, "learning_rate": 1e-2}
+MAD_X = {"language": {"reduction": 4, "segment": 16, "optimisation": QUICK}, "task": {"reduction": 8}}
+METHODS = ["mad_x", "mad_x_no_invertible", "mad_x_task_only"]
+
+
+@pytest.fixture(scope="module")
+def tiny_decoder(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two layers with the tiny encoder's tokenizer."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-decoder")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=48, max_position_embeddings=96, tie_word_embeddings=True, bos_token_id=0, eos_token_id=2,
+        pad_token_id=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def stacked(base: Path, data: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    return settings(base, data, output, **{"methods": METHODS, "mad_x": MAD_X, "proxy": None, **changes})
+
+
+@pytest.mark.parametrize("family", ["encoder", "decoder"])
+def test_the_whole_way(
+    tiny_encoder: Path, tiny_decoder: Path, small_data: Path, tmp_path: Path, counted: Counting, family: str
+) -> None:
+    base = tiny_encoder if family == "encoder" else tiny_decoder
+    config = parse(stacked(base, small_data, tmp_path / "run", methods=["english_tuning", *METHODS]))
+    results = transfer(config, say=silent)
+    # Language adapters of en, sw, tr, with and without their invertible part; four task adapters: LoRA, one on each
+    # kind of source language adapter, and one alone.
+    assert counted.runs["train"] == 6 + 4 and counted.runs["merge"] == counted.runs["tune"] == 0
+    assert {(cell["method"], cell["language"]) for cell in results["cells"]} == {
+        (method, language) for method in config.methods for language in config.targets
+    }
+    for cell in results["cells"]:
+        lines = (tmp_path / "run" / cell["predictions"]).read_text(encoding="utf-8").splitlines()
+        assert cell["n"] == len(lines) == 24
+        assert (cell["adapter"] is None) == (cell["method"] in ("english_tuning", "mad_x_task_only"))
+    folder = tmp_path / "run" / "adapters" / "mad_x-sw-seed0"
+    language, task = read_adapter(folder / "language"), read_adapter(folder / "task")
+    assert (language.name, language.config.invertible) == ("sw", True)
+    assert (task.name, task.config.invertible) == ("classification-en", False)
+    assert task.lineage is not None and task.lineage.parents["below"]["language"] == "en"
+    without = tmp_path / "run" / "adapters" / "mad_x_no_invertible-sw-seed0"
+    assert not read_adapter(without / "language").config.invertible
+    table = summary(results, tmp_path / "run")
+    assert "MAD-X −INV" in table and "MAD-X −LAD −INV" in table
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "MAD-X task on language" in page
+    names = {adapter["name"] for adapter in results["adapters"]}
+    assert {"language · sw · seed 0", "language −INV · en · seed 0", "MAD-X task · en · seed 0"} <= names
+
+    counted.runs.clear()
+    assert transfer(config, say=silent)["cells"] == results["cells"]
+    assert sum(counted.runs.values()) == 0
+
+
+def test_a_language_adapter_serves_every_task_and_target(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, counted: Counting
+) -> None:
+    shared = {"store": str(tmp_path / "store"), "methods": ["mad_x"], "targets": ["sw"]}
+    transfer(parse(stacked(tiny_encoder, small_data, tmp_path / "a", **shared)), say=silent)
+    assert counted.runs["train"] == 3
+    counted.runs.clear()
+    transfer(
+        parse(stacked(tiny_encoder, small_data, tmp_path / "b", **{**shared, "targets": ["sw", "tr"]})), say=silent
+    )
+    assert counted.runs["train"] == 1  # the language tr
+    counted.runs.clear()
+    other = stacked(tiny_encoder, small_data, tmp_path / "c", **shared)
+    other["task"]["max_length"] = 20
+    transfer(parse(other), say=silent)
+    assert counted.runs["train"] == 1  # the task, on the language adapters that are there
+    counted.runs.clear()
+    other["structure"] = {"kind": "ia3"}  # is for the other methods
+    other["output"] = str(tmp_path / "d")
+    transfer(parse(other), say=silent)
+    assert counted.runs["train"] == 0
+
+
+def test_the_stack_is_part_of_the_key_and_its_place_is_not(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    def steps(**changes: Any) -> dict[str, str]:
+        config = absolute(parse(stacked(tiny_encoder, small_data, tmp_path, **changes)))
+        return {step.label: step.key for step in Plan(config, facts(config)).trainings}
+
+    first = steps()
+    longer = {**MAD_X, "language": {**MAD_X["language"], "optimisation": {**QUICK, "steps": 4}}}
+    second = steps(mad_x=longer)
+    changed = {label for label in first if first[label] != second[label]}
+    assert changed == set(first) - {"MAD-X task · en · seed 0"}  # the task adapter on another language is another one
+    assert steps(store=str(tmp_path / "store")) == first
+
+
+def test_english_tuning_and_plain_structures_keep_their_keys(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    """Stores of before there were stacks stay good: an identity holds what it held."""
+    config = absolute(parse(settings(tiny_encoder, small_data, tmp_path, methods=["english_tuning"])))
+    plan = Plan(config, facts(config))
+    (step,) = plan.trainings
+    assert set(step.identity) == {"base", "structure", "task", "language", "rows", "optimisation", "seed"}
+    assert set(step.identity["structure"]) == {"kind", "rank", "alpha", "dropout", "modules"}
+    assert {tuple(step.inputs) for step in plan.evaluations.values()} == {("adapter",)}
+
+
+def test_a_bottleneck_is_a_structure_like_any_other(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, counted: Counting
+) -> None:
+    shape = {"kind": "bottleneck", "reduction": 4, "leave_out": [1]}
+    wanted = settings(tiny_encoder, small_data, tmp_path / "run", structure=shape, methods=["english_tuning"])
+    results = transfer(parse(wanted), say=silent)
+    assert counted.runs["train"] == 1 and len(results["cells"]) == 2 and results["structure"] == "bottleneck"
+    config = absolute(parse(wanted))
+    (step,) = Plan(config, facts(config)).trainings
+    found = read_adapter(Store(tmp_path / "run" / "store").path(step))
+    assert found.config.leave_out == (1,) and found.head is not None
+
+
+def test_settings_say_what_is_wrong() -> None:
+    given = settings(Path("b"), Path("d"), Path("o"), methods=["mad_x", "madx"], mad_x={"language": {"reducton": 2}})
+    with pytest.raises(ConfigError) as caught:
+        parse(given)
+    assert "mad_x.language.reducton: no such setting; did you mean 'reduction'?" in str(caught.value)
+    assert "'madx' is none of" in str(caught.value) and "did you mean 'mad_x'" in str(caught.value)
+    with pytest.raises(ConfigError, match="structure: rank: not a setting of kind 'bottleneck'"):
+        parse(settings(Path("b"), Path("d"), Path("o"), structure={"kind": "bottleneck", "rank": 2}))
+    defaults = parse(settings(Path("b"), Path("d"), Path("o"))).mad_x
+    assert (defaults.language.reduction, defaults.task.reduction, defaults.language.invertible) == (2, 16, True)
+    partial = parse(settings(Path("b"), Path("d"), Path("o"), mad_x={"language": {"optimisation": {"steps": 7}}})).mad_x
+    assert (partial.language.optimisation.steps, partial.language.optimisation.learning_rate) == (7, 1e-4)
+
+
+@pytest.mark.parametrize("base", ["nano", "nano-causal"])
+def test_the_demo_has_a_row_for_mad_x(base: str) -> None:
+    assert "mad_x" in load(CORPUS / f"{base}.yaml").methods
+
+
+def written(folder: Path, name: str, /, **contents: Any) -> str:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(contents), encoding="utf-8")
+    return str(path)
+
+
+def test_train_a_language_then_a_task_then_evaluate_in_another_language(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = str(tiny_encoder)
+    for code in ("en", "sw"):
+        file = written(
+            tmp_path, code, kind="language", base=base, language=code, text=str(small_data / "{language}.txt"),
+            segment=16, optimisation=QUICK, output=f"adapters/{code}",
+        )  # fmt: skip
+        assert main(["train", file]) == 0
+    assert f"written: {tmp_path / 'adapters' / 'sw'}" in capsys.readouterr().out
+    found = read_adapter(tmp_path / "adapters" / "sw")
+    assert (found.config.reduction, found.config.invertible, found.name) == (2, True, "sw")
+    train = {"path": str(small_data / "en.train.tsv")}
+    shared = {"kind": "task", "base": base, "language": "en", "train": train, "optimisation": QUICK, "name": "topics"}
+    task = written(tmp_path, "task", **shared, below="adapters/en", output="adapters/topics")
+    assert main(["train", task]) == 0
+    assert "parameters, 24 examples, 3 steps: loss" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "adapters" / "topics")]) == 0
+    text = capsys.readouterr().out
+    assert "bottleneck" in text and base in text and "below" in text
+    given = ["--base", base, "--test", str(small_data / "sw.test.tsv"), "--language", "sw"]
+    stack = ["--adapter", str(tmp_path / "adapters" / "sw"), "--adapter", str(tmp_path / "adapters" / "topics")]
+    assert main(["evaluate", *given, *stack, "--output", str(tmp_path / "scores")]) == 0
+    assert "on 24 items" in capsys.readouterr().out
+    # A LoRA task adapter, alone.
+    lora = written(tmp_path, "lora", **shared, structure={"kind": "lora", "rank": 2}, output="lora")
+    assert main(["train", lora, "--output", str(tmp_path / "elsewhere")]) == 0
+    assert json.loads((tmp_path / "elsewhere" / "adapter_config.json").read_text())["r"] == 2
+    assert not list(tmp_path.glob(".*")) and not list((tmp_path / "adapters").glob(".*"))
+
+
+def test_what_is_wrong_with_a_training_is_said_at_the_command_line(
+    tiny_encoder: Path, tiny_decoder: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def message(**contents: Any) -> str:
+        assert main(["train", written(tmp_path, "wrong", **contents)]) == 2
+        return capsys.readouterr().err
+
+    assert "kind: 'langauge' is none of language, task; did you mean 'language'?" in message(kind="langauge")
+    several = message(kind="language", base="nano", language="sw", text="sw.txt", segmnt=3, optimisation={"steps": 0})
+    assert "segmnt: no such setting; did you mean 'segment'?" in several and "output: missing" in several
+    assert "optimisation.steps" in several and "3 problems" in several
+    text = str(small_data / "sw.txt")
+    language = {"kind": "language", "base": str(tiny_encoder), "language": "sw", "text": text, "segment": 16}
+    assert main(["train", written(tmp_path, "sw", **language, optimisation=QUICK, output="sw")]) == 0
+    capsys.readouterr()
+    assert "in use" in message(**language, optimisation=QUICK, output="sw")
+    task = {
+        "kind": "task", "language": "en", "train": str(small_data / "en.train.tsv"), "below": "sw", "output": "task",
+        "optimisation": QUICK,
+    }  # fmt: skip
+    assert "trained on another base" in message(**task, base=str(tiny_decoder))
+    assert "no such directory" in message(**{**task, "below": "nowhere"}, base=str(tiny_encoder))
+    assert "only a bottleneck adapter stands on others" in message(**task, base="nano", structure={"kind": "lora"})
+    assert "fewer than two labels" in message(**{**task, "train": text}, base=str(tiny_encoder))
+    assert not (tmp_path / "task").exists()
+
+
+def test_train_from_python(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    wanted = {
+        "kind": "language", "base": str(tiny_encoder), "language": "tr", "text": str(small_data / "tr.txt"),
+        "segment": 16, "optimisation": QUICK, "output": str(tmp_path / "ignored"),
+    }  # fmt: skip
+    assert adamergex.train(wanted, output=tmp_path / "tr") == tmp_path / "tr"
+    assert read_adapter(tmp_path / "tr").name == "tr" and not (tmp_path / "ignored").exists()
+    assert parse_training(wanted).optimisation.schedule == "linear"
+
+
+@pytest.mark.parametrize("family", ["encoder", "decoder"])
+def test_bottlenecks_are_merged_and_their_weight_is_tuned(
+    tiny_encoder: Path, tiny_decoder: Path, small_data: Path, tmp_path: Path, family: str
+) -> None:
+    base = tiny_encoder if family == "encoder" else tiny_decoder
+    shape, quick = {"kind": "bottleneck", "reduction": 4, "layout": "houlsby"}, {**QUICK, "steps": 20}
+    wanted = settings(
+        base, small_data, tmp_path / "run", structure=shape, targets=["sw"],
+        methods=["english_tuning", "average", "adamergex"],
+    )  # fmt: skip
+    for part in ("task", "reference"):
+        wanted[part]["optimisation"] = quick
+    results = transfer(parse(wanted), say=silent)
+    (curve,) = results["tuning"]
+    assert [point["weight"] for point in curve["curve"]] == [0.0, 0.5, 1.0]
+    merged = read_adapter(tmp_path / "run" / "adapters" / "average-sw-seed0")
+    assert merged.lineage is not None and merged.lineage.language == "sw"
+    assert (merged.head is not None) == (family == "encoder")
+    # The search scored what a merge writes: the same weight gives the same accuracy on the proxy's set.
+    config = absolute(parse(wanted))
+    plan, store = Plan(config, facts(config)), Store(tmp_path / "run" / "store")
+    (search,) = plan.tunings.values()
+    inputs = {role: store.path(step) for role, step in search.inputs.items()}
+    job = EvaluateJob.model_validate(search.job["evaluate"])
+    for point in curve["curve"]:
+        output = tmp_path / f"merged-{point['weight']}"
+        merge(**inputs, weight=point["weight"], output=output)
+        assert evaluate(job, output)["accuracy"] == point["accuracy"]
