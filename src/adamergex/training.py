@@ -35,6 +35,7 @@ from adamergex.progress import Progress
 from adamergex.settings import Classification, TrainJob
 from adamergex.tasks import Examples
 from adamergex.tasks.classification import head_examples, prompt_examples
+from adamergex.tasks.denoising import pairs
 from adamergex.tasks.language_modeling import segments
 
 LOG_EVERY = 20  # steps
@@ -110,9 +111,12 @@ def examples_of(job: TrainJob, loaded: Loaded, rows: Sequence[Mapping[str, Any]]
     """The training examples that a job makes of its rows. Raises: DataError, ConfigError."""
     longest, where = longest_input(loaded.model, loaded.tokenizer), data.source(job.rows, job.language)
     if isinstance(job.task, Classification):
-        make = head_examples if loaded.kind == "sequence-classification" else prompt_examples
-        return make(rows, loaded.tokenizer, job.task, longest=longest, where=where)
+        if loaded.kind == "sequence-classification":
+            return head_examples(rows, loaded.tokenizer, job.task, longest=longest, where=where)
+        return prompt_examples(rows, loaded.tokenizer, job.task, longest=longest, where=where, family=loaded.family)
     texts, masked = [str(row["text"]) for row in rows], loaded.kind == "masked-lm"
+    if loaded.kind == "sequence-to-sequence":
+        return pairs(texts, loaded.tokenizer, job.task, seed=job.seed, longest=longest, where=where)
     return segments(texts, loaded.tokenizer, job.task, masked=masked, seed=job.seed, longest=longest, where=where)
 
 
