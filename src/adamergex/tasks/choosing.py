@@ -24,6 +24,8 @@ from adamergex.tasks.reading import Reading, by_length, read
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+CALL = 48  # what a forward pass of a small model costs beside its pieces, in pieces
+
 
 def choice_scores(
     model: nn.Module,
@@ -73,8 +75,9 @@ def piece_scores(
 ) -> list[NDArray[np.float64]]:
     """Sums of log-probabilities of each row's choices after its prompt, both in pieces, special ones included."""
     result: list[NDArray[np.float64]] = [np.zeros(0)] * len(prompts)
-    lengths = [len(prompt) + sum(map(len, row)) for prompt, row in zip(prompts, choices, strict=True)]
-    for indices in by_length(lengths, batch_tokens):
+    # Batches are sorted by the prompts, which are most of the work.
+    most = max((sum(map(len, row)) for row in choices), default=0)
+    for indices in by_length([len(prompt) + most for prompt in prompts], batch_tokens):
         reading = read(model, [prompts[index] for index in indices], tokenizer)
         found = _after(reading, [choices[index] for index in indices]).double().cpu().numpy()
         ends = np.cumsum([len(choices[index]) for index in indices])[:-1]
@@ -90,9 +93,8 @@ def _after(reading: Reading, choices: Sequence[Sequence[Pieces]]) -> Tensor:
     device = reading.logits.device
     first = torch.tensor([pieces[0] for pieces in flat], device=device)
     scores: Tensor = reading.logits.float().log_softmax(-1)[torch.tensor(rows, device=device), first]
-    long = [place for place, pieces in enumerate(flat) if len(pieces) > 1]
-    if long:
-        scores[long] += _rest(reading.select([rows[place] for place in long]), [flat[place] for place in long])
+    for places in _groups([len(pieces) - 1 for pieces in flat]):
+        scores[places] += _rest(reading.select([rows[place] for place in places]), [flat[place] for place in places])
     return scores
 
 
@@ -106,6 +108,17 @@ def _rest(reading: Reading, choices: Sequence[Pieces]) -> Tensor:
     sums = torch.zeros(ids.shape, device=ids.device)
     sums[wanted] = found
     return sums.sum(1)
+
+
+def _groups(lengths: Sequence[int]) -> list[list[int]]:
+    """Places of similar lengths above 0, longest first: a new group where it saves more padding than a call costs."""
+    order = sorted((place for place, length in enumerate(lengths) if length), key=lambda place: -lengths[place])
+    groups: list[list[int]] = []
+    for done, place in enumerate(order):
+        if not groups or (lengths[groups[-1][0]] - lengths[place]) * (len(order) - done) > CALL:
+            groups.append([])
+        groups[-1].append(place)
+    return groups
 
 
 def _require_choices(contexts: Sequence[str | Prompt], choices: Sequence[Sequence[str]]) -> None:
