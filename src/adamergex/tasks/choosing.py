@@ -6,7 +6,7 @@ With n choices of c pieces after a context of P, reading one by one costs n(P + 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adamergex.errors import ConfigError, DataError
-from adamergex.logits import without_adapter
+from adamergex.logits import logits_at, without_adapter
 from adamergex.models import frame
 from adamergex.tasks import pieces_of
 from adamergex.tasks.classification import padded
@@ -24,6 +24,7 @@ from adamergex.tasks.reading import Reading, by_length, read
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_BESIDE = ("llama", "mistral", "qwen2", "qwen3", "gemma")  # rotary positions as given, full attention
 CALL = 48  # what a forward pass of a small model costs beside its pieces, in pieces
 
 
@@ -75,15 +76,58 @@ def piece_scores(
 ) -> list[NDArray[np.float64]]:
     """Sums of log-probabilities of each row's choices after its prompt, both in pieces, special ones included."""
     result: list[NDArray[np.float64]] = [np.zeros(0)] * len(prompts)
-    # Batches are sorted by the prompts, which are most of the work.
-    most = max((sum(map(len, row)) for row in choices), default=0)
-    for indices in by_length([len(prompt) + most for prompt in prompts], batch_tokens):
-        reading = read(model, [prompts[index] for index in indices], tokenizer)
-        found = _after(reading, [choices[index] for index in indices]).double().cpu().numpy()
+    lengths = [len(prompt) + sum(map(len, row)) for prompt, row in zip(prompts, choices, strict=True)]
+    beside = _reads_beside(model)
+    for indices in by_length(lengths, batch_tokens):
+        chosen, group = [prompts[index] for index in indices], [choices[index] for index in indices]
+        scores = _beside(model, chosen, group) if beside else _after(read(model, chosen, tokenizer), group)
+        found = scores.double().cpu().numpy()
         ends = np.cumsum([len(choices[index]) for index in indices])[:-1]
         for index, scores in zip(indices, np.split(found, ends), strict=True):
             result[index] = scores
     return result
+
+
+def _reads_beside(model: Any) -> bool:
+    """Whether the model is known to follow a mask and positions of any shape: one pass then, and no copied cache."""
+    config, prefix = without_adapter(model).config, getattr(model, "active_peft_config", None)
+    return (
+        config.model_type in _BESIDE
+        and config._attn_implementation in ("sdpa", "eager")
+        and getattr(config, "sliding_window", None) is None
+        and not (prefix is not None and prefix.is_prompt_learning)
+    )
+
+
+def _beside(model: nn.Module, prompts: Sequence[Pieces], choices: Sequence[Sequence[Pieces]]) -> Tensor:
+    """Sums of log-probabilities as of ``_after``: each row's choices stand one behind the other after its prompt, every
+    one at the positions that follow the prompt, and sees the prompt and itself alone."""
+    flat = [pieces for group in choices for pieces in group]
+    rows = [p + [x for c in group for x in c[:-1]] for p, group in zip(prompts, choices, strict=True)]
+    parts = torch.full((len(rows), max(map(len, rows))), -1)  # 0 in the prompt, 1 in the first choice, …
+    positions = torch.zeros_like(parts)
+    wanted = torch.zeros_like(positions, dtype=torch.bool)
+    sources: list[int] = []  # of every piece of every choice: the number of the wanted place that predicts it
+    seen = 0
+    for row, (prompt, group) in enumerate(zip(prompts, choices, strict=True)):
+        at, first = len(prompt), seen
+        parts[row, :at], positions[row, :at], wanted[row, at - 1] = 0, torch.arange(at), True
+        seen += 1
+        for number, pieces in enumerate(group, 1):
+            end = at + len(pieces) - 1
+            parts[row, at:end], wanted[row, at:end] = number, True
+            positions[row, at:end] = torch.arange(len(prompt), len(prompt) + end - at)
+            sources += [first, *range(seen, seen + end - at)]
+            seen, at = seen + end - at, end
+    sees = (parts[:, None, :] == 0) | (parts[:, None, :] == parts[:, :, None])
+    parameter = next(model.parameters())
+    mask = torch.zeros(sees.shape, dtype=parameter.dtype).masked_fill(~sees.tril(), torch.finfo(parameter.dtype).min)
+    given = {"input_ids": padded(rows, 0)["input_ids"], "attention_mask": mask[:, None], "position_ids": positions}
+    given, device = {name: tensor.to(parameter.device) for name, tensor in given.items()}, parameter.device
+    found = logits_at(without_adapter(model), given, wanted.to(device)).float().log_softmax(-1)
+    labels = torch.tensor([piece for pieces in flat for piece in pieces], device=device)
+    said = found[torch.tensor(sources, device=device), labels]
+    return torch.stack([one.sum() for one in said.split([len(pieces) for pieces in flat])])
 
 
 def _after(reading: Reading, choices: Sequence[Sequence[Pieces]]) -> Tensor:
