@@ -1,6 +1,7 @@
 """Choices of each row scored by log-likelihood after its context, which is read once for all of them.
 
-With n choices of c pieces after a context of P, reading one by one costs n(P + c) pieces, this P + nc.
+With n choices of c pieces after a context of P, reading one by one costs n(P + c) pieces, this P + nc: with the choices
+side by side in one pass where the model is known to follow any mask, else over the context's keys and values.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def piece_scores(
     beside = _reads_beside(model)
     for indices in by_length(lengths, batch_tokens):
         chosen, group = [prompts[index] for index in indices], [choices[index] for index in indices]
-        scores = _beside(model, chosen, group) if beside else _after(read(model, chosen, tokenizer), group)
-        found = scores.double().cpu().numpy()
+        sums = _beside(model, chosen, group) if beside else _after(read(model, chosen, tokenizer), group)
+        found = sums.double().cpu().numpy()
         ends = np.cumsum([len(choices[index]) for index in indices])[:-1]
         for index, scores in zip(indices, np.split(found, ends), strict=True):
             result[index] = scores
@@ -127,7 +128,8 @@ def _beside(model: nn.Module, prompts: Sequence[Pieces], choices: Sequence[Seque
     found = logits_at(without_adapter(model), given, wanted.to(device)).float().log_softmax(-1)
     labels = torch.tensor([piece for pieces in flat for piece in pieces], device=device)
     said = found[torch.tensor(sources, device=device), labels]
-    return torch.stack([one.sum() for one in said.split([len(pieces) for pieces in flat])])
+    owners = torch.tensor([place for place, pieces in enumerate(flat) for _ in pieces], device=device)
+    return torch.zeros(len(flat), device=device).index_add(0, owners, said)
 
 
 def _after(reading: Reading, choices: Sequence[Sequence[Pieces]]) -> Tensor:
