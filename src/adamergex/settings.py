@@ -95,7 +95,8 @@ class Rows(Settings):
 
 
 class Classification(Settings):
-    """One label a text. Encoders: a head. Decoders: the prompt, and the label words scored by log-likelihood."""
+    """One label a text. Encoders: a head. Decoders and encoder-decoders: the prompt, and the label words scored by
+    log-likelihood."""
 
     kind: Literal["classification"] = "classification"
     name: str = "classification"
@@ -106,7 +107,8 @@ class Classification(Settings):
 
 
 class LanguageModeling(Settings):
-    """The reference task on unlabelled text: masked LM on encoders, causal LM on decoders.
+    """The reference task on unlabelled text: masked LM on encoders, causal LM on decoders; on encoder-decoders
+    ``objective``, which by default is span corruption where the tokenizer has sentinels (T5), else continuation.
 
     The text is cut into ``segments`` segments of ``segment`` pieces of the model's tokenizer."""
 
@@ -114,6 +116,7 @@ class LanguageModeling(Settings):
     segment: PositiveInt = 512
     segments: PositiveInt | None = None
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    objective: Literal["auto", "span-corruption", "continuation"] = "auto"
 
 
 Task = Annotated[Classification | LanguageModeling, Field(discriminator="kind")]

@@ -37,6 +37,7 @@ from adamergex.progress import Progress
 from adamergex.settings import Classification, TrainJob
 from adamergex.tasks import Examples
 from adamergex.tasks.classification import head_examples, prompt_examples
+from adamergex.tasks.denoising import pairs
 from adamergex.tasks.language_modeling import segments
 
 LOG_EVERY = 20  # steps
@@ -117,9 +118,12 @@ def examples_of(job: TrainJob, loaded: Loaded, rows: Sequence[Mapping[str, Any]]
     if job.structure.kind == "prefix":
         longest -= job.structure.virtual_tokens  # they stand before the text
     if isinstance(job.task, Classification):
-        make = head_examples if loaded.kind == "sequence-classification" else prompt_examples
-        return make(rows, loaded.tokenizer, job.task, longest=longest, where=where)
+        if loaded.kind == "sequence-classification":
+            return head_examples(rows, loaded.tokenizer, job.task, longest=longest, where=where)
+        return prompt_examples(rows, loaded.tokenizer, job.task, longest=longest, where=where, family=loaded.family)
     texts, masked = [str(row["text"]) for row in rows], loaded.kind == "masked-lm"
+    if loaded.kind == "sequence-to-sequence":
+        return pairs(texts, loaded.tokenizer, job.task, seed=job.seed, longest=longest, where=where)
     return segments(texts, loaded.tokenizer, job.task, masked=masked, seed=job.seed, longest=longest, where=where)
 
 
