@@ -101,15 +101,19 @@ def parse(settings: Any, where: str = "settings") -> TransferConfig:
     Raises:
         ConfigError: one error that lists every problem.
     """
+    found = validated(settings)
+    if isinstance(found, list):
+        raise refused(where, found)
+    return found
+
+
+def validated(settings: Any) -> TransferConfig | list[str]:
+    """Validated settings, or a sentence for each of their problems."""
     try:
         config = TransferConfig.model_validate(settings)
     except ValidationError as error:
-        problems = [_sentence(problem) for problem in error.errors()]
-        raise _refused(where, problems) from None
-    problems = list(_contradictions(config))
-    if problems:
-        raise _refused(where, problems)
-    return config
+        return [_sentence(problem) for problem in error.errors()]
+    return list(_contradictions(config)) or config
 
 
 def load(path: Path) -> TransferConfig:
@@ -117,6 +121,15 @@ def load(path: Path) -> TransferConfig:
 
     Raises:
         ConfigError: the file is missing, is no YAML, or has problems.
+    """
+    return parse(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A settings file as it stands, with the folder that its relative paths start from.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML, or holds no mapping.
     """
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -128,10 +141,11 @@ def load(path: Path) -> TransferConfig:
         raise ConfigError(
             "the settings file holds no mapping", where=path, found=type(settings).__name__, expected="name: value"
         )
-    return parse({"folder": str(path.parent), **settings}, str(path))
+    return {"folder": str(path.parent), **settings}
 
 
-def _refused(where: str, problems: list[str]) -> ConfigError:
+def refused(where: str, problems: list[str]) -> ConfigError:
+    """One error for all problems of a settings file."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     return ConfigError(f"{count} in the settings:\n" + "\n".join(f"  - {line}" for line in problems), where=where)
 
