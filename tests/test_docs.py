@@ -15,6 +15,7 @@ import yaml
 
 from adamergex.cli import parser
 from adamergex.config import parse
+from adamergex.studies.settings import parse_study
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,7 +43,8 @@ def test_commands_parse(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_settings_validate(page: Path) -> None:
     for block in blocks(page, "yaml"):
-        assert parse(yaml.safe_load(block)).targets
+        settings = yaml.safe_load(block)
+        assert parse_study(settings).tables if "tasks" in settings else parse(settings).targets
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -61,9 +61,9 @@ def _connected(address: str | None) -> Any:
     except ImportError:
         raise AdamergexError("Ray is not installed", fix="pip install 'adamergex[ray]'") from None
     if not ray.is_initialized():
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        alone = address is None and "RAY_ADDRESS" not in os.environ
         try:
-            ray.init(address=address, include_dashboard=None if address else False, log_to_driver=True)
+            ray.init(address=address, include_dashboard=False if alone else None)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise AdamergexError(
                 "there is no Ray cluster to connect to",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
 
 from adamergex.config import TransferConfig
@@ -45,10 +46,18 @@ class StudyPlan:
     def wanted(self) -> list[Step]:
         return [step for plan in self.tables.values() for step in plan.wanted]
 
-    @property
+    @cached_property
     def steps(self) -> list[Step]:
         """Every step of the study once, inputs first."""
         return in_order(self.wanted)
+
+    def users(self, step: Step) -> list[str]:
+        """The tables that need a step."""
+        return [name for name, keys in self._keys.items() if step.key in keys]
+
+    @cached_property
+    def _keys(self) -> dict[str, set[str]]:
+        return {name: {step.key for step in in_order(plan.wanted)} for name, plan in self.tables.items()}
 
     def matching(self, pattern: str) -> list[Step]:
         """The steps whose kind is, or whose label matches or holds, the pattern (``*`` is all), and all that need them.

@@ -77,6 +77,7 @@ def run_study(
     output.mkdir(parents=True, exist_ok=True)
     (output / "study.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if failure is not None:
+        say("\n".join(["\nnot done:", *(f"  {line}" for line in result["missing"])]))
         raise failure
     return result
 
@@ -133,7 +134,7 @@ def _record_of(
             for name, table in plan.tables.items()
         },
         "steps": {"all": len(plan.steps), "reused": len(reused), "missing": len(missing)},
-        "missing": [f"{step.kind} {step.label}" for step in missing],
+        "missing": [f"{step.kind} {step.label} (for {', '.join(plan.users(step))})" for step in missing],
         "seconds": round(seconds, 1),
         "environment": environment(),
         "commands": [command] if command else [],
