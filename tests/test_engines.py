@@ -38,10 +38,17 @@ def finished(root: Path, steps: list[Step]) -> set[str]:
     return {item.label for item in steps if store.has(item)}
 
 
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 @pytest.mark.parametrize(("processes", "kills"), [(1, 20), (2, 4)])
 def test_killed_at_random_points_nothing_finished_runs_twice(tmp_path: Path, processes: int, kills: int) -> None:
     root, log, chance = tmp_path / "store", tmp_path / "log", random.Random(7)
-    width, seconds = (20, 0.004) if processes == 1 else (12, 0.01)
+    width, seconds = (40, 0.004) if processes == 1 else (20, 0.01)
     steps = grid(log, width, seconds)
     command = [sys.executable, str(SCRIPT), str(root), str(log), str(width), str(seconds), str(processes)]
     for _ in range(kills):
@@ -54,7 +61,10 @@ def test_killed_at_random_points_nothing_finished_runs_twice(tmp_path: Path, pro
         time.sleep(chance.uniform(0, 0.012))  # inside the action, at its end, in the commit, between two steps
         process.kill()
         assert process.wait() == -9, "it ended before it was killed"
-        time.sleep(0 if processes == 1 else 0.2)  # workers notice that their parent is gone
+        pids = {int(line.split()[2]) for line in log.read_text().splitlines()}
+        while any(map(alive, pids)):  # workers notice that their parent is gone
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         assert not set(started(log)[before:]) & done
     before, done = len(started(log)), finished(root, steps)
     main(str(root), str(log), str(width), str(seconds), str(processes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import signal
@@ -18,14 +19,16 @@ import pytest
 import yaml
 
 from adamergex.cli import main
+from adamergex.config import parse
 from adamergex.engines.local import StepsFailedError, run
 from adamergex.errors import ConfigError
 from adamergex.graph import Step, Store, held, short
-from adamergex.inventory import collect, entries, forget_study, garbage, record, studies
+from adamergex.inventory import Garbage, collect, entries, forget_study, garbage, record, studies
+from adamergex.pipeline import transfer
 from adamergex.studies.devices import DEVICES
 from adamergex.studies.estimate import estimate, flops_factor, parameters
 from adamergex.studies.plan import StudyPlan
-from adamergex.studies.run import dry_run, run_study
+from adamergex.studies.run import Engine, dry_run, run_study
 from adamergex.studies.settings import Assumed, inherited, parse_study
 from conftest import LANGUAGES, TOPICS
 
@@ -276,6 +279,12 @@ def test_what_failed_leaves_other_tables_whole(finished: tuple[dict[str, Any], P
     assert "not done:\n  evaluate sw · base · seed 0 (for odd)" in lines[-1]
 
 
+def stamps(store: Store) -> dict[str, tuple[int, int]]:
+    """What tells a result from the same result made again: its manifest's inode and time of writing."""
+    found = {entry.key: (entry.path / "manifest.json").stat() for entry in entries(store)}
+    return {key: (stat.st_ino, stat.st_mtime_ns) for key, stat in found.items()}
+
+
 def test_a_real_study_killed_while_it_trains_goes_on(finished: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     wanted, whole = finished
     wanted = {**wanted, "output": str(tmp_path / "run")}
@@ -285,7 +294,7 @@ def test_a_real_study_killed_while_it_trains_goes_on(finished: tuple[dict[str, A
     store, plan = Store(tmp_path / "run" / "store"), StudyPlan(parse_study(wanted))
     redone = 0
     for _ in range(2):
-        before = {entry.key: entry.finished for entry in entries(store)} if store.root.exists() else {}
+        before = stamps(store) if store.root.exists() else {}
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         target, deadline = len(before) + chance.randint(1, 5), time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
@@ -295,19 +304,39 @@ def test_a_real_study_killed_while_it_trains_goes_on(finished: tuple[dict[str, A
         time.sleep(chance.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -9
-        after = {entry.key: entry.finished for entry in entries(Store(store.root))}
-        redone += sum(after[key] != date for key, date in before.items())
-    done = {entry.key: entry.finished for entry in entries(store)}
+        after = stamps(store)
+        redone += sum(after[key] != stamp for key, stamp in before.items())
+    done = stamps(store)
     ran: list[str] = []
     run_study(parse_study(wanted), say=ran.append)
     assert len([line for line in ran if line.startswith("[")]) == len(plan.steps) - len(done)
-    last = {entry.key: entry.finished for entry in entries(Store(store.root))}
-    assert redone == 0 and all(last[key] == date for key, date in done.items())
+    last = stamps(store)
+    assert redone == 0 and all(last[key] == stamp for key, stamp in done.items())
     assert last.keys() == {step.key for step in plan.steps}
     for step in plan.steps:  # the same bytes as the study that nobody stopped
         name = "predictions.jsonl" if step.kind == "evaluate" else "adapter_model.safetensors"
         if step.kind != "tune":
             assert (store.path(step) / name).read_bytes() == (Store(whole / "store").path(step) / name).read_bytes()
+
+
+def test_processes_give_the_same_bytes(finished: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    wanted, whole = finished
+    study = parse_study({**wanted, "output": str(tmp_path), "variants": {}, "targets": ["sw"]})
+    found = run_study(study, engine=Engine(workers=2), say=silent)
+    assert found["steps"]["missing"] == 0
+    written = sorted((tmp_path / "store").glob("*/*/adapter_model.safetensors"))
+    assert len(written) == 7  # references of en, fr, sw; two tasks; a merge of each
+    for path in written:
+        assert path.read_bytes() == (whole / path.relative_to(tmp_path)).read_bytes()
+
+
+def test_a_transfer_notes_what_it_needs(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    wanted = settings(tiny_encoder, small_data, tmp_path, ["topics"], methods=["english_tuning"])
+    tasks = wanted.pop("tasks")
+    transfer(parse(wanted | {"task": {**wanted["task"], **tasks["topics"]["task"]}}), say=silent)
+    store = Store(tmp_path / "store")
+    assert {entry.studies for entry in entries(store)} == {("A tiny study",)}
+    assert garbage(store) == Garbage((), ())
 
 
 # --- what it will cost
@@ -431,7 +460,7 @@ def test_what_is_in_progress_is_never_removed(tmp_path: Path) -> None:
     with store.lock(running), store.producing(running) as output:
         output.mkdir()
         assert store.workdir(running).exists()
-        assert garbage(store) == type(garbage(store))((), ())
+        assert garbage(store) == Garbage((), ())
     stage = store.root / "write" / f".stage-{short(running.key)}-abc"
     stage.mkdir()
     agreed = garbage(store)
@@ -465,8 +494,8 @@ def test_the_verbs(
     file.write_text(yaml.safe_dump({**small, "title": "Small", "seeds": [1]}), encoding="utf-8")
     assert main(["study", str(file)]) == 0
     capsys.readouterr()
-    monkeypatch.setattr("builtins.input", lambda question: "n")
-    assert main(["gc", str(store)]) == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))  # then nobody answers
+    assert main(["gc", str(store)]) == main(["gc", str(store)]) == 0
     assert "nothing removed" in capsys.readouterr().out and len(entries(Store(store))) == 4
     assert main(["gc", str(store), "--yes"]) == 0
     assert "removed: 2 results" in capsys.readouterr().out
@@ -479,6 +508,9 @@ def test_the_verbs(
     assert "everything would go" in capsys.readouterr().err
     assert main(["runs", str(tmp_path / "none")]) == 2
     assert "there is no store" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["study", str(file), "--workers", "0"])
+    assert "'0' is no number of workers" in capsys.readouterr().err
     file.write_text("tasks: {}\nbase: nano\n", encoding="utf-8")
     assert main(["study", str(file)]) == 2
     assert "adamergex: " in capsys.readouterr().err

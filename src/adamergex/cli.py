@@ -119,11 +119,18 @@ def gc(arguments: argparse.Namespace) -> None:
         return
     print(listing(found.entries))
     print(f"{len(found.leftovers)} leftovers of stopped runs; {megabytes(found.bytes)} together")
-    if not arguments.yes and input("remove these? [y/N] ").strip().lower() not in ("y", "yes"):
+    if not arguments.yes and not _agreed("remove these? [y/N] "):
         print("nothing removed")
         return
     gone = collect(store, found)
     print(f"removed: {len(gone.entries)} results, {len(gone.leftovers)} leftovers, {megabytes(found.bytes)}")
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:  # nobody is there to answer
+        return False
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -231,7 +238,9 @@ def _add_studies(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     verb.add_argument("--device", choices=list(DEVICES), default="h200", help="of the estimate")
     verb.add_argument("--tokens-per-second", type=float, metavar="X", help="of training, measured; for the estimate")
     verb.add_argument("--engine", choices=["local", "ray"], default="local")
-    verb.add_argument("--workers", type=int, metavar="N", help="processes or Ray workers; default: one a GPU, else one")
+    verb.add_argument(
+        "--workers", type=_count, metavar="N", help="processes or Ray workers; default: one a GPU, else one"
+    )
     verb.add_argument("--address", help="of the Ray cluster: auto, HOST:PORT or ray://…; default: this machine")
     verb.add_argument("--gpus", type=float, metavar="X", help="that a Ray worker holds; default: one if there are any")
     verb.add_argument(
@@ -245,6 +254,12 @@ def _add_studies(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     verb.add_argument("store", metavar="STORE")
     verb.add_argument("--forget", metavar="STUDY", help="first forget this study: its title or output folder")
     verb.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of workers: 1 or more")
+    return int(text)
 
 
 def _add_rule(verb: argparse.ArgumentParser, rules: list[str]) -> None:

@@ -12,6 +12,7 @@ from multiprocessing import connection, get_context, parent_process
 from adamergex.engines.walk import StepsFailedError, alike, needed, walk
 from adamergex.engines.worker import Action, WorkerLostError, attempt, perform
 from adamergex.graph import Step, Store
+from adamergex.residency import drop
 
 __all__ = ["Action", "StepsFailedError", "needed", "run"]
 
@@ -59,7 +60,7 @@ class _Here:
         return done
 
     def close(self) -> None:
-        """Nothing is held."""
+        drop()  # what follows may need the memory
 
 
 class _Processes:

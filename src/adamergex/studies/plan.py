@@ -21,12 +21,12 @@ class StudyPlan:
     """The plans of a study's tables, and the steps of all of them.
 
     References are cut to the same number of segments in all tables of one base and one text, so that each is trained
-    once. With ``assume`` what this machine lacks is assumed, and ``notes`` say so: such a plan can be counted, not run.
+    once. With ``assume`` what this machine lacks is assumed, and ``notes`` says so: such a plan is for counting alone.
     """
 
     def __init__(self, study: Study, *, assume: bool = False) -> None:
         self.study = study
-        self.notes: list[str] = []
+        self.absent: dict[str, list[str]] = {}  # what is not on this machine -> where it was asked for
         tables = {name: absolute(config) for name, config in study.tables.items()}
         content: Callable[[Rows, str], str] | None = None
         segments: dict[str, int | None] = {}
@@ -41,6 +41,11 @@ class StudyPlan:
             if needs_references(config):
                 segments.setdefault(group, known.segments)
             self.tables[name] = Plan(config, known._replace(content=content))
+
+    @property
+    def notes(self) -> list[str]:
+        """What is not on this machine, and which tables or languages asked for it."""
+        return [f"{what} ({_some(names)})" for what, names in self.absent.items()]
 
     @property
     def wanted(self) -> list[Step]:
@@ -79,7 +84,7 @@ class StudyPlan:
         try:
             return facts(config, languages)
         except AdamergexError as error:
-            self.notes.append(f"{name}: {str(error).splitlines()[0]}; assumed")
+            self.absent.setdefault(_what(error), []).append(name)
             return assumed_facts(config, self.study.assumed)
 
     def _lenient(self, content: Callable[[Rows, str], str]) -> Callable[[Rows, str], str]:
@@ -90,8 +95,8 @@ class StudyPlan:
             if place not in absent:
                 try:
                     return content(rows, language)
-                except AdamergexError as error:
-                    self.notes.append(f"{rows.path or rows.hub} {language}: {str(error).splitlines()[0]}; assumed")
+                except AdamergexError:
+                    self.absent.setdefault(f"rows of {rows.path or rows.hub}", []).append(language)
                     absent[place] = _named(place)
             return absent[place]
 
@@ -107,6 +112,16 @@ def assumed_facts(config: TransferConfig, assumed: Assumed) -> Facts:
         segments=segments,
         content=lambda rows, language: _named((rows.model_dump_json(), language)),
     )
+
+
+def _what(error: AdamergexError) -> str:
+    lines = str(error).splitlines()
+    return lines[0] + "".join(f": {line[9:]}" for line in lines if line.startswith("  where: "))
+
+
+def _some(names: list[str], shown: int = 4) -> str:
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + rest
 
 
 def _named(value: object) -> str:
