@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/adamergex demo --output runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .

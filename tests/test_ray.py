@@ -21,7 +21,6 @@ from counted_actions import ACTIONS, grid, started, step
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.xdist_group("ray"),  # one cluster, in one worker of pytest, in the order of this file
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="pip install 'adamergex[ray]'"),
 ]
 TESTS = str(Path(__file__).parent)
