@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from adamergex import config, settings
+from adamergex.studies import settings as studies
 
 DOCS = Path(__file__).parents[1] / "docs"
 PUBLIC = {
@@ -36,6 +37,13 @@ PUBLIC = {
     "adamergex.data": ["read", "data_hash"],
     "adamergex.graph": ["Step", "Store"],
     "adamergex.engines.local": ["run"],
+    "adamergex.engines.ray": ["run"],
+    "adamergex.engines.walk": ["walk"],
+    "adamergex.inventory": ["record", "entries", "garbage", "collect", "forget_study"],
+    "adamergex.studies.settings": ["load_study", "parse_study", "inherited"],
+    "adamergex.studies.run": ["run_study", "dry_run", "Engine"],
+    "adamergex.studies.estimate": ["estimate", "parameters"],
+    "adamergex.studies.devices": ["Device"],
     "adamergex.errors": [
         "AdamergexError",
         "AdapterFileError",
@@ -48,6 +56,7 @@ PUBLIC = {
 }
 SETTINGS = [
     (config, ["TransferConfig", "TaskConfig", "ReferenceConfig", "MergeConfig"]),
+    (studies, ["StudyConfig", "Assumed"]),
     (settings, ["Structure", "Rows", "Optimisation"]),
 ]
 

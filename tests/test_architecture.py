@@ -14,8 +14,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "adamergex"
 
 # Lowest first. A module may import from its own layer's package and from lower layers only.
 LAYERS = [
-    ["errors", "hashing", "settings", "backbones"],
+    ["errors", "hashing", "settings", "backbones", "residency"],
     ["graph"],
+    ["inventory"],
     ["lineage"],
     ["checkpoint"],
     ["merging", "metrics"],
@@ -31,6 +32,7 @@ LAYERS = [
     ["recipes", "engines", "report"],
     ["plan"],
     ["pipeline"],
+    ["studies"],
     ["demo"],
     ["cli"],
     ["__init__", "__main__"],

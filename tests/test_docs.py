@@ -15,6 +15,7 @@ import yaml
 
 from adamergex.cli import parser
 from adamergex.config import parse, parse_training
+from adamergex.studies.settings import parse_study
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,7 +44,10 @@ def test_commands_parse(page: Path) -> None:
 def test_settings_validate(page: Path) -> None:
     for block in blocks(page, "yaml"):
         settings = yaml.safe_load(block)
-        assert parse_training(settings).output if "kind" in settings else parse(settings).targets
+        if "kind" in settings:
+            assert parse_training(settings).output
+        else:
+            assert parse_study(settings).tables if "tasks" in settings else parse(settings).targets
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

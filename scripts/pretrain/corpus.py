@@ -62,7 +62,7 @@ def parallel_rows(data: Path) -> dict[str, dict[str, str]]:
 
 
 def _split(key: str, texts: dict[str, str], rows: dict[str, dict[str, str]]) -> None:
-    """Rows of a paragraph's sentences for the languages with as many of them as English; of the whole for the others."""
+    """Rows of a paragraph's sentences where a language has as many of them as English, of the whole elsewhere."""
     count = len(_sentences(texts["en"], "en"))
     for language, text in texts.items():
         parts = _sentences(text, language)

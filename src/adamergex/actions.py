@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
+
+from adamergex.graph import Step
 
 Job = Mapping[str, Any]
 Inputs = Mapping[str, Path]
@@ -66,3 +68,11 @@ def evaluate(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
 
 
 ACTIONS = {"train": train, "merge": merge, "tune": tune, "evaluate": evaluate}
+
+
+def backbone_group(step: Step) -> Hashable:
+    """Steps of one group can use one loaded backbone: the same base under the same head."""
+    job = step.job.get("evaluate", step.job)
+    task = job.get("task", {})
+    bare = "base" in job and "structure" not in job and not step.inputs
+    return job.get("base"), task.get("kind"), tuple(task.get("labels") or ()), bare

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from adamergex.errors import AdamergexError
+from adamergex.studies.devices import DEVICES
 
 Verb = Callable[[argparse.Namespace], None]
 
@@ -103,6 +104,70 @@ def train(arguments: argparse.Namespace) -> None:
     print(f"written: {written}")
 
 
+def study(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    if arguments.dry_run:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a plan downloads nothing; read when the libraries load
+    from adamergex.studies.run import Engine, dry_run, run_study
+    from adamergex.studies.settings import load_study
+
+    wanted = load_study(Path(arguments.config))
+    _quiet()
+    if arguments.dry_run:
+        speed = arguments.tokens_per_second
+        print(dry_run(wanted, device=arguments.device, workers=arguments.workers or 1, tokens_per_second=speed))
+        return
+    engine = Engine(arguments.engine, arguments.workers, arguments.address, arguments.gpus)
+    result = run_study(wanted, engine=engine, force=arguments.force, command=_command())
+    print(f"{len(result['tables'])} tables, {result['steps']['all']} steps, {result['steps']['reused']} of them reused")
+    print(f"written: {Path(wanted.output) / 'study.json'}")
+
+
+def runs(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from adamergex.graph import Store
+    from adamergex.inventory import entries, listing
+
+    print(listing(entries(Store(Path(arguments.store)))))
+
+
+def gc(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from adamergex.graph import Store
+    from adamergex.inventory import collect, forget_study, garbage, listing, megabytes, studies
+
+    store = Store(Path(arguments.store))
+    if arguments.forget:
+        forget_study(store, arguments.forget)
+    elif not studies(store):
+        raise AdamergexError(
+            "no study has noted what it needs, so everything would go",
+            where=store.root,
+            fix="run the study or transfer once more (nothing is done again), or delete the folder yourself",
+        )
+    found = garbage(store)
+    if not found.entries and not found.leftovers:
+        print("nothing to remove: a study needs every result")
+        return
+    print(listing(found.entries))
+    print(f"{len(found.leftovers)} leftovers of stopped runs; {megabytes(found.bytes)} together")
+    if not arguments.yes and not _agreed("remove these? [y/N] "):
+        print("nothing removed")
+        return
+    gone = collect(store, found)
+    print(f"removed: {len(gone.entries)} results, {len(gone.leftovers)} leftovers, {megabytes(found.bytes)}")
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:  # nobody is there to answer
+        return False
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     from adamergex.evaluation import evaluate_directory
 
@@ -159,6 +224,8 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("config", metavar="CONFIG.yaml")
     verb.add_argument("--output", metavar="DIR", help="instead of the settings' output folder")
 
+    _add_studies(verbs)
+
     verb = _verb(verbs, "evaluate", evaluate, "score an adapter, or a stack of them, on a labelled file")
     verb.add_argument("--base", required=True, help="nano, nano-causal, a folder or a hub id")
     verb.add_argument(
@@ -211,6 +278,37 @@ def _add_merging(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     verb.add_argument("--to", choices=["adamergex", "adapterhub", "composable-sft"], default="adamergex")
     verb.add_argument("--base", help="for adapterhub: the model whose layers name the tensors (its config is enough)")
     verb.add_argument("--safetensors", action="store_true", help="for adapterhub: safetensors instead of a pickle")
+
+
+def _add_studies(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = _verb(verbs, "study", study, "many tables over one store: each adapter is trained once for all of them")
+    verb.add_argument("config", metavar="CONFIG.yaml")
+    verb.add_argument("--dry-run", action="store_true", help="print steps, tokens, FLOPs and hours; do nothing")
+    verb.add_argument("--device", choices=list(DEVICES), default="h200", help="of the estimate")
+    verb.add_argument("--tokens-per-second", type=float, metavar="X", help="of training, measured; for the estimate")
+    verb.add_argument("--engine", choices=["local", "ray"], default="local")
+    verb.add_argument(
+        "--workers", type=_count, metavar="N", help="processes or Ray workers; default: one a GPU, else one"
+    )
+    verb.add_argument("--address", help="of the Ray cluster: auto, HOST:PORT or ray://…; default: this machine")
+    verb.add_argument("--gpus", type=float, metavar="X", help="that a Ray worker holds; default: one if there are any")
+    verb.add_argument(
+        "--force", nargs="?", const="*", metavar="STEPS", help="do all steps again, or those of a kind or label"
+    )
+
+    verb = _verb(verbs, "runs", runs, "list a store: kind, label, size, date, and the studies that need it")
+    verb.add_argument("store", metavar="STORE")
+
+    verb = _verb(verbs, "gc", gc, "remove from a store what no study needs, asking first")
+    verb.add_argument("store", metavar="STORE")
+    verb.add_argument("--forget", metavar="STUDY", help="first forget this study: its title or output folder")
+    verb.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of workers: 1 or more")
+    return int(text)
 
 
 def _add_rule(verb: argparse.ArgumentParser, rules: list[str]) -> None:

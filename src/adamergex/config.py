@@ -232,11 +232,23 @@ def parse(settings: Any, where: str = "settings") -> TransferConfig:
     Raises:
         ConfigError: one error that lists every problem.
     """
-    config = _validated(TransferConfig, settings, where)
-    problems = list(_contradictions(config))
-    if problems:
-        raise _refused(where, problems)
-    return config
+    found = validated(settings)
+    if isinstance(found, list):
+        raise refused(where, found)
+    return found
+
+
+def validated(settings: Any) -> TransferConfig | list[str]:
+    """Validated settings, or a sentence for each of their problems."""
+    found = _typed(TransferConfig, settings)
+    return found if isinstance(found, list) else list(_contradictions(found)) or found
+
+
+def _typed(model: type[Model], settings: Any) -> Model | list[str]:
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        return [_sentence(problem, model) for problem in error.errors()]
 
 
 def parse_training(settings: Any, where: str = "settings") -> LanguageTraining | TaskTraining:
@@ -249,10 +261,12 @@ def parse_training(settings: Any, where: str = "settings") -> LanguageTraining |
     if kind not in TRAININGS:
         near = difflib.get_close_matches(str(kind), TRAININGS, 1)
         found = "kind: missing" if kind is None else f"kind: {kind!r} is none of {', '.join(TRAININGS)}"
-        raise _refused(where, [found + (f"; did you mean '{near[0]}'?" if near else "; language or task")])
-    config = _validated(TRAININGS[kind], settings, where)
+        raise refused(where, [found + (f"; did you mean '{near[0]}'?" if near else "; language or task")])
+    config = _typed(TRAININGS[kind], settings)
+    if isinstance(config, list):
+        raise refused(where, config)
     if isinstance(config, TaskTraining) and (problem := unstackable(config.structure, config.below)):
-        raise _refused(where, [problem])
+        raise refused(where, [problem])
     return config
 
 
@@ -262,22 +276,20 @@ def load(path: Path) -> TransferConfig:
     Raises:
         ConfigError: the file is missing, is no YAML, or has problems.
     """
-    return parse(_read(path), str(path))
+    return parse(read_yaml(path), str(path))
 
 
 def load_training(path: Path) -> LanguageTraining | TaskTraining:
     """The same for a ``train`` file. Raises: ConfigError."""
-    return parse_training(_read(path), str(path))
+    return parse_training(read_yaml(path), str(path))
 
 
-def _validated(model: type[Model], settings: Any, where: str) -> Model:
-    try:
-        return model.model_validate(settings)
-    except ValidationError as error:
-        raise _refused(where, [_sentence(problem, model) for problem in error.errors()]) from None
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A settings file as it stands, with the folder that its relative paths start from.
 
-
-def _read(path: Path) -> dict[str, Any]:
+    Raises:
+        ConfigError: the file is missing, is no YAML, or holds no mapping.
+    """
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -291,7 +303,8 @@ def _read(path: Path) -> dict[str, Any]:
     return {"folder": str(path.parent), **settings}
 
 
-def _refused(where: str, problems: list[str]) -> ConfigError:
+def refused(where: str, problems: list[str]) -> ConfigError:
+    """One error for all problems of a settings file."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     return ConfigError(f"{count} in the settings:\n" + "\n".join(f"  - {line}" for line in problems), where=where)
 

@@ -6,6 +6,7 @@ methods which need the same adapter share it, and a changed setting re-runs only
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from typing import Any
 from adamergex.hashing import file_sha256
 
 MANIFEST = "manifest.json"
+PARTIAL = "partial"
+STAGE = ".stage-"
 
 
 def canonical(value: Any) -> str:
@@ -75,6 +79,40 @@ def in_order(wanted: Iterable[Step]) -> list[Step]:
     return list(ordered.values())
 
 
+def short(key: str) -> str:
+    """The part of a key that names directories."""
+    return key[:20]
+
+
+@contextmanager
+def held(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """An exclusive lock on a file that the kernel releases with the process; the file goes when the lock does.
+
+    Yields whether the lock is ours: without ``wait`` it may be another's.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(handle)
+            yield False
+            return
+        try:  # the holder before us may have removed the file that we waited for
+            same = os.fstat(handle).st_ino == path.stat().st_ino
+        except FileNotFoundError:
+            same = False
+        if same:
+            break
+        os.close(handle)
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
 class Store:
     """Results of steps: ``root/<kind>/<key>/``, committed by one rename with the manifest written last."""
 
@@ -83,13 +121,27 @@ class Store:
         self._verified: set[str] = set()
 
     def path(self, step: Step) -> Path:
-        return self.root / step.kind / step.key[:20]
+        return self.root / step.kind / short(step.key)
 
     def workdir(self, step: Step) -> Path:
         """Where a running step keeps what lets it resume; removed when it is committed."""
-        path = self.root / "partial" / step.key[:20]
+        path = self.root / PARTIAL / short(step.key)
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    @contextmanager
+    def lock(self, step: Step) -> Iterator[None]:
+        """Waits until no other process makes this step, then keeps them off it; a killed process lets go."""
+        with held(self.root / PARTIAL / f"{short(step.key)}.lock"):
+            yield
+
+    def forget(self, step: Step) -> None:
+        """Remove a result and what would let it resume: the step is to be done again."""
+        with self.lock(step):
+            self._verified.discard(step.key)
+            (self.path(step) / MANIFEST).unlink(missing_ok=True)  # first: without it nothing here counts as a result
+            shutil.rmtree(self.path(step), ignore_errors=True)
+            shutil.rmtree(self.root / PARTIAL / short(step.key), ignore_errors=True)
 
     def manifest(self, step: Step) -> dict[str, Any] | None:
         try:
@@ -116,7 +168,7 @@ class Store:
         """A path (not yet there) for the action to make; committed when the block ends without an error."""
         target = self.path(step)
         target.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".stage-", dir=target.parent))
+        stage = Path(tempfile.mkdtemp(prefix=f"{STAGE}{short(step.key)}-", dir=target.parent))
         began = time.monotonic()
         try:
             output = stage / "result"
@@ -126,7 +178,7 @@ class Store:
                 shutil.rmtree(target)
             os.replace(output, target)
             self._verified.add(step.key)
-            shutil.rmtree(self.root / "partial" / step.key[:20], ignore_errors=True)
+            shutil.rmtree(self.root / PARTIAL / short(step.key), ignore_errors=True)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
 
@@ -139,7 +191,9 @@ class Store:
             "identity": step.identity,
             "inputs": {name: other.key for name, other in step.inputs.items()},
             "files": {path.relative_to(output).as_posix(): file_sha256(path) for path in files},
+            "bytes": sum(path.stat().st_size for path in files),
             "seconds": round(seconds, 3),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         with (output / MANIFEST).open("w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=1, sort_keys=True, ensure_ascii=False)

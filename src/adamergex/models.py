@@ -28,6 +28,7 @@ from transformers.utils.hub import cached_file
 from adamergex.backbones import SHIPPED
 from adamergex.backbones import folder as shipped_folder
 from adamergex.errors import ModelError
+from adamergex.residency import resident
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -135,6 +136,11 @@ def load(base: str, kind: Kind, labels: Sequence[str] | None = None) -> Loaded:
     sequence-classification head. Raises: ModelError for an unreadable checkpoint, one without the language-model
     head that ``kind`` needs, or a tokenizer without a usable padding piece.
     """
+    classes = None if labels is None else tuple(labels)
+    return resident(lambda: (base_sha256(base), base, kind, classes), lambda: _load(base, kind, labels))
+
+
+def _load(base: str, kind: Kind, labels: Sequence[str] | None) -> Loaded:
     config = load_config(base)
     if labels is not None:
         config.id2label = dict(enumerate(labels))

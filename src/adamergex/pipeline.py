@@ -11,10 +11,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from adamergex.actions import ACTIONS
+from adamergex.actions import ACTIONS, backbone_group
 from adamergex.config import LanguageTraining, TaskTraining, TransferConfig, load, load_training, parse, parse_training
 from adamergex.engines.local import run
 from adamergex.graph import Step, Store
+from adamergex.inventory import record
 from adamergex.lineage import package_versions
 from adamergex.plan import Plan, absolute, facts, train_job
 from adamergex.recipes import RECIPES
@@ -34,11 +35,17 @@ def transfer(config: TransferConfig, say: Callable[[str], None] = print, command
     store = Store(Path(config.store) if config.store else output / "store")
     plan = Plan(config, facts(config))
     reused = {step.key for step in plan.trainings if store.has(step)}
-    run(plan.wanted, store, ACTIONS, say)
-    results = collect(plan, store, output, reused)
-    results["commands"] = [command] if command else []
+    record(store, config.title, output, plan.wanted)
+    run(plan.wanted, store, ACTIONS, say, group=backbone_group)
+    return write_table(plan, store, output, reused, command)
+
+
+def write_table(plan: Plan, store: Store, output: Path, reused: set[str], command: str | None = None) -> dict[str, Any]:
+    """Results and report of a plan whose steps are all in the store, written to ``output``; returns the results."""
     from adamergex.report import write_report
 
+    results = collect(plan, store, output, reused)
+    results["commands"] = [command] if command else []
     output.mkdir(parents=True, exist_ok=True)
     (output / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_report(results, output)

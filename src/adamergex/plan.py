@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -80,8 +81,11 @@ def _labels(given: tuple[str, ...] | None, rows: Rows, language: str, setting: s
     return labels
 
 
-def facts(config: TransferConfig) -> Facts:
-    """What the model and the data say: hash of the base, labels, how much text every language has."""
+def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Facts:
+    """What the model and the data say: hash of the base, labels, how much text every language has.
+
+    ``languages``: those whose references are compared; default: the table's own.
+    """
     from adamergex.data import data_hash
     from adamergex.models import base_sha256
 
@@ -90,22 +94,27 @@ def facts(config: TransferConfig) -> Facts:
     return Facts(
         base_sha256=base_sha256(config.base),
         labels=labels,
-        segments=_segments(config),
+        segments=_segments(config, languages),
         content=lambda rows, language: content(rows.model_dump_json(), language),
     )
 
 
-def _segments(config: TransferConfig) -> int | None:
+def languages_of(config: TransferConfig) -> tuple[str, ...]:
+    """The languages whose references a table may need: source, targets, proxy."""
+    return tuple(dict.fromkeys((config.source, *config.targets, *([config.proxy] if config.proxy else []))))
+
+
+def _segments(config: TransferConfig, languages: Iterable[str] | None) -> int | None:
     """As many segments as the language with the least text has: the reference task must be the same everywhere."""
-    if config.reference.segments is not None or not _needs_references(config):
+    if config.reference.segments is not None or not needs_references(config):
         return config.reference.segments
     from adamergex.data import read
     from adamergex.models import family, load_config, tokenizer
     from adamergex.tasks.language_modeling import count_segments
 
     pieces, masked = tokenizer(config.base), family(load_config(config.base)) != "decoder"
-    languages = dict.fromkeys((config.source, *config.targets, *([config.proxy] if config.proxy else [])))
-    texts = {language: [row["text"] for row in read(config.reference.text, language)] for language in languages}
+    chosen = dict.fromkeys(languages or languages_of(config))
+    texts = {language: [row["text"] for row in read(config.reference.text, language)] for language in chosen}
     segment = config.reference.segment
     counts = {name: count_segments(text, pieces, segment, masked=masked) for name, text in texts.items()}
     if min(counts.values()) < 1:
@@ -118,7 +127,8 @@ def _segments(config: TransferConfig) -> int | None:
     return min(counts.values())
 
 
-def _needs_references(config: TransferConfig) -> bool:
+def needs_references(config: TransferConfig) -> bool:
+    """Whether a method of the table trains adapters on the reference task."""
     return config.merges or "average" in config.methods
 
 

@@ -1,0 +1,186 @@
+"""What ``adamergex study`` does: plan, engine, and results and report of every table."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from adamergex.actions import ACTIONS, backbone_group
+from adamergex.engines.worker import Action
+from adamergex.errors import AdamergexError, ConfigError
+from adamergex.graph import Store
+from adamergex.inventory import record
+from adamergex.pipeline import environment, summary, write_table
+from adamergex.plan import Plan
+from adamergex.studies.devices import DEVICES
+from adamergex.studies.estimate import estimate
+from adamergex.studies.plan import StudyPlan
+from adamergex.studies.settings import Study
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where the steps run. ``workers``: processes, or Ray workers; default: one a GPU, else one (Ray: what fits)."""
+
+    name: Literal["local", "ray"] = "local"
+    workers: int | None = None
+    address: str | None = None
+    gpus: float | None = None
+
+
+def run_study(
+    study: Study,
+    *,
+    engine: Engine = Engine(),
+    force: str | None = None,
+    say: Say = print,
+    command: str | None = None,
+    actions: Mapping[str, Action] | None = None,
+) -> dict[str, Any]:
+    """Do what the store lacks of all tables; write results and report of each to ``OUTPUT/<table>/``, and study.json.
+
+    ``force``: a kind or (a part of) a label; these steps, and what needs them, are done again. Tables whose steps are
+    all there are written even when others failed.
+
+    Returns:
+        What stands in study.json: title, tables, failures, environment.
+
+    Raises:
+        StepsFailedError: some steps failed; what did not depend on them is done and written.
+    """
+    plan, store, output = StudyPlan(study), Store(Path(study.store)), Path(study.output)
+    reused = {step.key for step in plan.steps if store.has(step)}
+    record(store, study.title, output, plan.steps)
+    if force is not None:
+        for step in plan.matching(force):
+            store.forget(step)
+            reused.discard(step.key)
+    began, failure = time.monotonic(), None
+    try:
+        _walk(plan, store, engine, ACTIONS if actions is None else actions, say)
+    except AdamergexError as error:
+        failure = error
+    written = {}
+    for name, table in plan.tables.items():
+        if all(store.has(step) for step in table.wanted):
+            written[name] = write_table(table, store, Path(table.config.output), reused, command)
+            say(summary(written[name], table.config.output))
+        else:
+            say(f"\n{table.config.title}: not complete, see the failed steps")
+    result = _record_of(plan, store, written, reused, time.monotonic() - began, command)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "study.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if failure is not None:
+        say("\n".join(["\nnot done:", *(f"  {line}" for line in result["missing"])]))
+        raise failure
+    return result
+
+
+def _walk(plan: StudyPlan, store: Store, engine: Engine, actions: Mapping[str, Action], say: Say) -> None:
+    if engine.name == "ray":
+        from adamergex.engines import ray
+
+        ray.run(
+            plan.steps,
+            store,
+            actions,
+            say,
+            address=engine.address,
+            workers=engine.workers,
+            gpus=engine.gpus,
+            group=backbone_group,
+        )
+        return
+    from adamergex.engines import local
+
+    gpus = _gpus()
+    processes = engine.workers or max(gpus, 1)
+    if 0 < gpus < processes:
+        raise ConfigError(
+            "more workers than GPUs",
+            where="--workers",
+            found=processes,
+            expected=f"at most {gpus}",
+            fix="ask for fewer",
+        )
+    local.run(plan.steps, store, actions, say, processes=processes, gpus=gpus > 0, group=backbone_group)
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _record_of(
+    plan: StudyPlan, store: Store, written: Mapping[str, Any], reused: set[str], seconds: float, command: str | None
+) -> dict[str, Any]:
+    missing = [step for step in plan.steps if not store.has(step)]
+    return {
+        "title": plan.study.title,
+        "tables": {
+            name: {
+                "output": table.config.output,
+                "methods": list(table.config.methods),
+                "targets": list(table.config.targets),
+                "complete": name in written,
+            }
+            for name, table in plan.tables.items()
+        },
+        "steps": {"all": len(plan.steps), "reused": len(reused), "missing": len(missing)},
+        "missing": [f"{step.kind} {step.label} (for {', '.join(plan.users(step))})" for step in missing],
+        "seconds": round(seconds, 1),
+        "environment": environment(),
+        "commands": [command] if command else [],
+    }
+
+
+def dry_run(study: Study, *, device: str = "h200", workers: int = 1, tokens_per_second: float | None = None) -> str:
+    """The plan as text: steps by kind, how many are in the store, tokens, FLOPs and hours on ``workers`` devices.
+
+    Nothing is downloaded or run; what is not on this machine is assumed, and named. Raises: ConfigError.
+    """
+    plan, store = StudyPlan(study, assume=True), Store(Path(study.store))
+    found = estimate(plan.steps, store, study.assumed)
+    speed = found.speed(device, tokens_per_second) * workers
+    lines = [
+        f"{study.title}: {len(plan.tables)} tables, {sum(map(_cells, plan.tables.values()))} cells",
+        f"{'steps':10s}{'all':>8s}{'in store':>10s}{'to do':>8s}{'tokens':>10s}{'FLOPs':>10s}{'hours':>10s}",
+    ]
+    for kind, cost in sorted(found.kinds.items()):
+        counts = f"{cost.steps:8d}{cost.present:10d}{cost.steps - cost.present:8d}"
+        lines.append(f"{kind:10s}{counts}{_works(cost.tokens, cost.flops, cost.flops / speed / 3600)}")
+    costs = found.kinds.values()
+    steps, present = sum(cost.steps for cost in costs), sum(cost.present for cost in costs)
+    total = f"{steps:8d}{present:10d}{steps - present:8d}"
+    lines.append(f"{'together':10s}{total}{_works(found.tokens, found.flops, found.hours(speed))}")
+    lines.append(f"on {workers} × {_speed(device, found.speed(device, tokens_per_second), tokens_per_second)}")
+    lines += _notes("assumed, because it is not on this machine: ", plan.notes)
+    lines += _notes("assumed: ", found.notes)
+    return "\n".join(lines)
+
+
+def _cells(plan: Plan) -> int:
+    return len(plan.evaluations)
+
+
+def _works(tokens: float, flops: float, hours: float) -> str:
+    return f"{tokens:10.2g}{flops:10.2g}{hours:10.3g}"
+
+
+def _speed(device: str, flops: float, tokens_per_second: float | None) -> str:
+    if tokens_per_second is not None:
+        return f"{tokens_per_second:g} trained tokens a second, as given ({flops:.2g} FLOP/s)"
+    chosen = DEVICES[device]
+    return f"{chosen.about}: {chosen.peak:.3g} FLOP/s at the most, {chosen.share:.0%} of it reached (assumed)"
+
+
+def _notes(title: str, notes: Sequence[str], shown: int = 8) -> list[str]:
+    rest = [f"  and {len(notes) - shown} more"] if len(notes) > shown else []
+    return [title.rstrip(), *(f"  {note}" for note in notes[:shown]), *rest] if notes else []

@@ -1,0 +1,150 @@
+"""The YAML of a study: common settings of all tables, then what each task and each variant changes of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+
+from adamergex.config import TransferConfig, read_yaml, refused, validated
+from adamergex.settings import Settings
+
+Raw = dict[str, Any]
+
+
+class Assumed(Settings):
+    """What ``--dry-run`` takes for granted where the base or the data are not on this machine."""
+
+    parameters: PositiveFloat | None = Field(
+        default=None, description="of the base without its embeddings; default: from its configuration"
+    )
+    rows: PositiveInt = Field(default=10_000, description="labelled rows to train on")
+    test_rows: PositiveInt = Field(default=1_000, description="rows of a test or validation set")
+    tokens: PositiveInt = Field(default=128, description="pieces of a labelled row, with its answer")
+    segments: PositiveInt = Field(default=10_000, description="segments of reference text a language")
+
+
+class StudyConfig(Settings):
+    """Tables over one store. Every other name at the top is a setting of all tables (see ``TransferConfig``)."""
+
+    title: str = "Study"
+    output: str = Field(default="runs/study", description="a folder a table, and study.json")
+    store: str | None = Field(default=None, description="where all adapters are kept; default: OUTPUT/store")
+    tasks: dict[str, dict[str, Any]] = Field(
+        min_length=1, description="name -> what this task sets: 'task', and perhaps proxy, targets, methods, …"
+    )
+    variants: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="name -> what an ablation changes; 'only' names the tasks that it is for"
+    )
+    assumed: Assumed = Field(default=Assumed(), description="for --dry-run")
+    folder: str = "."
+
+
+class Study(Settings):
+    """A validated study: ``tables`` by name (the task, or task and variant)."""
+
+    title: str
+    output: str
+    store: str
+    tables: dict[str, TransferConfig]
+    assumed: Assumed
+
+
+def load_study(path: Path) -> Study:
+    """The study of a YAML file; relative paths of data and base start at the file's folder.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML, or has problems; all are named at once.
+    """
+    return parse_study(read_yaml(path), str(path))
+
+
+def parse_study(settings: Mapping[str, Any], where: str = "settings") -> Study:
+    """A validated study.
+
+    Raises:
+        ConfigError: one error that lists every problem of every table once.
+    """
+    own = {name: value for name, value in settings.items() if name in StudyConfig.model_fields}
+    problems = list(_unknown_names(settings))
+    try:
+        config = StudyConfig.model_validate(own)
+    except ValidationError as error:
+        problems += [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise refused(where, problems) from None
+    problems += list(_unknown_tasks(config))
+    common = {name: value for name, value in settings.items() if name in TransferConfig.model_fields}
+    store = config.store or str(Path(config.output) / "store")
+    tables: dict[str, TransferConfig] = {}
+    found: dict[str, list[str]] = {}
+    for name, changes in _tables(config):
+        table = common
+        for change in changes:
+            table = inherited(table, change)
+        place = {"title": f"{config.title}: {name}", "output": str(Path(config.output) / name), "store": store}
+        checked = validated(table | place | {"folder": config.folder})
+        if isinstance(checked, list):
+            for sentence in checked:
+                found.setdefault(sentence, []).append(name)
+        else:
+            tables[name] = checked
+    every = sum(1 for _ in _tables(config))
+    # A problem of the common settings stands in every table: it is said once.
+    problems += [text if len(names) == every else f"{', '.join(names)}: {text}" for text, names in found.items()]
+    if problems:
+        raise refused(where, problems)
+    return Study(title=config.title, output=config.output, store=store, tables=tables, assumed=config.assumed)
+
+
+def inherited(common: Mapping[str, Any], changes: Mapping[str, Any]) -> Raw:
+    """``common`` with ``changes``: mappings are merged name by name, anything else is replaced.
+
+    A mapping of another ``kind`` replaces the whole mapping; null takes an inherited setting away.
+    """
+    result = dict(common)
+    for name, value in changes.items():
+        before = result.get(name)
+        if value is None:
+            result.pop(name, None)
+        elif isinstance(value, Mapping) and isinstance(before, Mapping) and _same_kind(before, value):
+            result[name] = inherited(before, value)
+        else:
+            result[name] = value
+    return result
+
+
+def _same_kind(before: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+    return "kind" not in value or before.get("kind", value["kind"]) == value["kind"]
+
+
+def _tables(config: StudyConfig) -> Iterator[tuple[str, list[Raw]]]:
+    """Name and changes of every table: each task alone, then under each variant that is for it."""
+    for task, changes in config.tasks.items():
+        settings = changes.get("task")
+        named = {"task": {"name": task, **settings}} if isinstance(settings, Mapping) else {}
+        yield task, [{**changes, **named}]
+        for variant, change in config.variants.items():
+            if task in change.get("only", config.tasks):
+                rest = {name: value for name, value in change.items() if name != "only"}
+                yield f"{task}-{variant}", [{**changes, **named}, rest]
+
+
+def _unknown_names(settings: Mapping[str, Any]) -> Iterator[str]:
+    known = [*StudyConfig.model_fields, *TransferConfig.model_fields]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            yield f"{name}: no such setting" + (f"; did you mean '{near[0]}'?" if near else "")
+
+
+def _unknown_tasks(config: StudyConfig) -> Iterator[str]:
+    for variant, change in config.variants.items():
+        only = change.get("only", [])
+        for task in only if isinstance(only, list) else [only]:
+            if task not in config.tasks:
+                near = difflib.get_close_matches(str(task), config.tasks, 1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                yield f"variants.{variant}.only: there is no task '{task}'{hint}"
