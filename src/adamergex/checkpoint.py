@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -287,12 +286,6 @@ class Encoder:
         return half
 
 
-def first_not_finite(values: Array) -> int | None:
-    """Index of the first NaN or infinity of a flat array, or ``None``."""
-    wrong = np.flatnonzero(~np.isfinite(values))
-    return int(wrong[0]) if len(wrong) else None
-
-
 class SafetensorsWriter:
     """Writes a safetensors file front to back: the header from known shapes, then the tensors in ``order``.
 
@@ -387,7 +380,9 @@ def staged_directory(output: str | Path) -> Iterator[Path]:
             raise _in_use(path) from error
         _sync(path.parent)
     except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
+        from shutil import rmtree  # 3 ms to import, and hardly ever needed
+
+        rmtree(stage, ignore_errors=True)
         raise
 
 

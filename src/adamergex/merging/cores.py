@@ -21,9 +21,7 @@ def cores() -> int:
     return min(len(allowed(0)) if allowed else os.cpu_count() or 1, MOST)
 
 
-def shared(
-    work: Callable[[Desk, Piece], Result], desks: Sequence[Desk], pieces: Sequence[Piece]
-) -> list[Result]:
+def shared(work: Callable[[Desk, Piece], Result], desks: Sequence[Desk], pieces: Sequence[Piece]) -> list[Result]:
     """``work`` on every piece, one thread a desk (the first is the caller's), taken in order.
 
     Results lie in the order of the pieces, whichever thread made them.

@@ -19,7 +19,6 @@ from adamergex.checkpoint import (
     TensorInfo,
     TensorReader,
     compute_dtype,
-    first_not_finite,
 )
 from adamergex.errors import AdapterFileError
 from adamergex.merging.cores import cores, shared
@@ -52,9 +51,10 @@ def finite_squares(chunk: Chunk) -> float:
     total = squares(chunk.values)
     if math.isfinite(total):
         return total
-    index = first_not_finite(chunk.values)
-    if index is None:
+    wrong = np.flatnonzero(~np.isfinite(chunk.values))
+    if not len(wrong):
         return float(np.sum(np.square(chunk.values, dtype=np.float64)))  # only the float32 sum overflowed
+    index = int(wrong[0])
     name, place = located(chunk, index)
     raise AdapterFileError(
         "An adapter holds a number that is not finite.",
