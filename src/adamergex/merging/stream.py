@@ -114,9 +114,10 @@ class Desk:
         return self._room.view(chunk.values.dtype)[: len(chunk.values)]
 
 
-def desks(readers: Sequence[TensorReader]) -> list[Desk]:
-    """A desk a thread; all of them read through the files of ``readers``."""
-    others = [[TensorReader(reader.directory, reader) for reader in readers] for _ in range(cores() - 1)]
+def desks(readers: Sequence[TensorReader], pieces: int) -> list[Desk]:
+    """A desk a thread, at most one a piece; all of them read through the files of ``readers``."""
+    threads = min(cores(), pieces)
+    others = [[TensorReader(reader.directory, reader) for reader in readers] for _ in range(threads - 1)]
     return [Desk(readers), *map(Desk, others)]
 
 
@@ -161,7 +162,7 @@ class ElementwiseMerge:
         writer = SafetensorsWriter(path, list(directory.tensors.values()), directory.metadata)
         readers = (self.task, *self.others)
         plan = list(spans(self.layout, writer.order, readers))
-        found = shared(partial(self._written, writer), desks(readers), plan)
+        found = shared(partial(self._written, writer), desks(readers, len(plan)), plan)
         writer.close()
         return [tally.closed(name, name in self.chosen) for name, tally in summed(self.layout.sites, plan, found)]
 
@@ -223,7 +224,7 @@ def write_divergence(
                 position += divergence.nbytes
         return tally
 
-    found = shared(written, desks(readers), plan)
+    found = shared(written, desks(readers, len(plan)), plan)
     writer.close()
     return [tally.closed(module, merged=True) for module, tally in summed(sorted(chosen), plan, found)]
 
