@@ -16,23 +16,29 @@ Verb = Callable[[argparse.Namespace], None]
 
 
 def merge(arguments: argparse.Namespace) -> None:
-    from adamergex.merging import merge as merge_adapters
+    from pathlib import Path
 
-    report = merge_adapters(
-        task=arguments.task,
-        target_reference=arguments.target_reference,
-        source_reference=arguments.source_reference,
-        divergence=arguments.divergence,
-        weight=arguments.weight,
-        output=arguments.output,
-        modules=arguments.modules,
-        space=arguments.space,
-        rank=arguments.rank,
-        rule=arguments.rule,
-        allow_different_start=arguments.allow_different_start,
-        span=arguments.span,
-        form=arguments.form,
-    )
+    from adamergex import hashing
+
+    roles = (arguments.task, arguments.target_reference, arguments.source_reference, arguments.divergence)
+    with hashing.ahead([Path(role) / "adapter_model.safetensors" for role in roles if role is not None]):
+        from adamergex.merging import merge as merge_adapters
+
+        report = merge_adapters(
+            task=arguments.task,
+            target_reference=arguments.target_reference,
+            source_reference=arguments.source_reference,
+            divergence=arguments.divergence,
+            weight=arguments.weight,
+            output=arguments.output,
+            modules=arguments.modules,
+            space=arguments.space,
+            rank=arguments.rank,
+            rule=arguments.rule,
+            allow_different_start=arguments.allow_different_start,
+            span=arguments.span,
+            form=arguments.form,
+        )
     print(report)
     print(f"written: {arguments.output}")
 

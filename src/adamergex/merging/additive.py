@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from adamergex.merging.rule import Array, Rule
+from adamergex.merging.rule import Array, Rule, difference, scaled
 
 
-def divergence(target_reference: Array, source_reference: Array) -> Array:
+def divergence(target_reference: Array, source_reference: Array, out: Array = None) -> Array:
     """D = A[R,g] − A[R,s], element by element, any shape. Source: 2402.18913, Eq 6."""
-    return target_reference - source_reference
+    return difference(target_reference, source_reference, out)
 
 
-def shift(task: Array, divergence: Array, weight: float) -> Array:
+def shift(task: Array, divergence: Array, weight: float, out: Array = None) -> Array:
     """A[T,g] = A[T,s] + λ·D, element by element, any shape. Source: 2402.18913, Eq 7."""
-    merged = weight * divergence
+    merged = scaled(weight, divergence, out)
     merged += task
     return merged
 

@@ -1,12 +1,12 @@
 """Reading several adapters in lockstep, a chunk at a time.
 
-One thread: at these chunk sizes handing chunks from a reading thread to a merging one cost more than it hid (measured).
+A thread reads what it merges: handing chunks from a reading thread to a merging one cost more than it hid (measured).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -26,10 +26,13 @@ class Chunk(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Neighbouring tensors of one module (``None``: one head), as one flat tensor of each adapter that has them."""
+    """Neighbouring tensors of one module (``None``: one head), as one flat tensor of each adapter that has them.
+
+    ``sources``: which of the adapters, and the tensor; ``position``: its first byte among the tensors written."""
 
     module: str | None
-    sources: list[tuple[TensorReader, TensorInfo]]
+    sources: list[tuple[int, TensorInfo]]
+    position: int
 
 
 Chunks = list[Chunk]
@@ -43,23 +46,27 @@ def ranges(size: int) -> Iterator[tuple[int, int]]:
 
 def spans(layout: Layout, order: Iterable[TensorInfo], readers: Sequence[TensorReader]) -> Iterator[Span]:
     """What is read together, in the order of writing; heads from the first adapter only."""
+    # Adapters with the same header share its parsed tensors: looked up and joined once.
+    same = {id(reader.directory.tensors): reader.directory.tensors for reader in readers}
+    position = 0
     for module, group in groupby(order, key=lambda info: layout.owner(info.name)):
-        names = [info.name for info in group]
+        written = list(group)
+        starts = list(accumulate((info.size * info.item_size for info in written), initial=position))
+        position = starts[-1]
         if module is None:
-            yield from (Span(None, [(readers[0], readers[0].directory.tensors[name])]) for name in names)
+            own = readers[0].directory.tensors
+            yield from (Span(None, [(0, own[info.name])], start) for info, start in zip(written, starts, strict=False))
             continue
-        # Adapters with the same header share its parsed tensors: looked up and joined once.
-        same = {id(reader.directory.tensors): reader.directory.tensors for reader in readers}
-        looked = {key: [tensors.get(name) for name in names] for key, tensors in same.items()}
+        looked = {key: [tensors.get(info.name) for info in written] for key, tensors in same.items()}
         wholes = {key: _joined(module, infos) for key, infos in looked.items() if any(infos)}
-        found = [(reader, looked[id(reader.directory.tensors)]) for reader in readers]
-        joined = [(reader, wholes[id(reader.directory.tensors)]) for reader, infos in found if any(infos)]
+        found = [(number, id(reader.directory.tensors)) for number, reader in enumerate(readers)]
+        joined = [(number, wholes[key]) for number, key in found if key in wholes]
         if all(whole is not None for _, whole in joined):
-            yield Span(module, [(reader, whole) for reader, whole in joined if whole is not None])
+            yield Span(module, [(number, whole) for number, whole in joined if whole is not None], starts[0])
             continue
-        for index in range(len(names)):
-            sources = [(reader, infos[index]) for reader, infos in found]
-            yield Span(module, [(reader, info) for reader, info in sources if info is not None])
+        for index, start in enumerate(starts[:-1]):
+            sources = [(number, looked[key][index]) for number, key in found]
+            yield Span(module, [(number, info) for number, info in sources if info is not None], start)
 
 
 def _joined(module: str, infos: Sequence[TensorInfo | None]) -> TensorInfo | None:
@@ -74,11 +81,11 @@ def _joined(module: str, infos: Sequence[TensorInfo | None]) -> TensorInfo | Non
     return TensorInfo(module, first.dtype, (size,), first.offset) if len(known) == len(infos) else None
 
 
-def lockstep(plan: Iterable[Span]) -> Iterator[tuple[str | None, Chunks]]:
-    """Every range of every span: its module, and the chunk of each adapter. The next step overwrites the chunks."""
-    for module, sources in plan:
-        for start, stop in ranges(sources[0][1].size):
-            yield module, [Chunk(reader, info, start, *reader.read(info, start, stop)) for reader, info in sources]
+def lockstep(span: Span, readers: Sequence[TensorReader]) -> Iterator[Chunks]:
+    """Every range of a span, as the chunk of each adapter. The next step overwrites the chunks."""
+    sources = [(readers[number], info) for number, info in span.sources]
+    for start, stop in ranges(sources[0][1].size):
+        yield [Chunk(reader, info, start, *reader.read(info, start, stop)) for reader, info in sources]
 
 
 def located(chunk: Chunk, index: int) -> tuple[str, list[int]]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from threading import Thread
 from typing import Any, NamedTuple
 
+from adamergex import hashing
 from adamergex import lineage as lineages
 from adamergex.checkpoint import CONFIG, TENSORS, AdapterDirectory, TensorReader, require_free, staged_directory
 from adamergex.errors import AdapterFileError, ConfigError, NothingMergedError
-from adamergex.hashing import file_sha256
 from adamergex.lineage import Lineage
 from adamergex.merging import delta, prefix, report, stream_prefix
 from adamergex.merging.arguments import (
@@ -273,32 +271,21 @@ def _write_divergence(
 
 @contextmanager
 def _hashes(adapters: list[Adapter]) -> Iterator[Any]:
-    """SHA-256 of every input, computed beside the merge: hashing releases the interpreter lock."""
-    found: dict[Path, str] = {}
-
-    def work(path: Path) -> None:
-        try:
-            found[path] = file_sha256(path)
-        except OSError:
-            return  # the merge itself reads the same file and says what is wrong
-
-    threads = [Thread(target=work, args=(adapter.layout.directory.tensors_path,)) for adapter in adapters]
-    for thread in threads:
-        thread.start()
+    """SHA-256 of every input, computed beside the merge."""
+    paths = [adapter.layout.directory.tensors_path for adapter in adapters]
+    digests = hashing.beside(paths)
 
     def collect() -> list[str]:
-        for thread in threads:
-            thread.join()
-        missing = [adapter for adapter in adapters if adapter.layout.directory.tensors_path not in found]
+        found = digests.result()
+        missing = [adapter for adapter, path in zip(adapters, paths, strict=True) if path not in found]
         if missing:
             raise AdapterFileError("The adapter changed while it was read.", where=missing[0].where, fix="try again")
-        return [found[adapter.layout.directory.tensors_path] for adapter in adapters]
+        return [found[path] for path in paths]
 
     try:
         yield collect
     finally:
-        for thread in threads:
-            thread.join()
+        digests.stop()
 
 
 def _parents(adapters: list[Adapter], hashes: list[str]) -> dict[str, dict[str, Any]]:
@@ -374,7 +361,7 @@ def _write_beside(stage: Path, summary: MergeReport, config: Mapping[str, Any], 
 def _copy_head(source: Path, stage: Path) -> None:
     for name in HEADS:
         if (source / name).is_file():
-            shutil.copyfile(source / name, stage / name)
+            (stage / name).write_bytes((source / name).read_bytes())
 
 
 def _warned(summary: MergeReport) -> MergeReport:

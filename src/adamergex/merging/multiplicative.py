@@ -13,14 +13,14 @@ def guarded(source_reference: Array) -> Array:
     return abs(source_reference) < EPSILON
 
 
-def divergence(target_reference: Array, source_reference: Array) -> Array:
+def divergence(target_reference: Array, source_reference: Array, out: Array = None) -> Array:
     """D = A[R,g] ⊘ A[R,s], and 1 where the source is guarded, any shape. Source: 2402.18913, Eq 8."""
     near = guarded(source_reference)
     far = ~near
     return (target_reference * far + near) / (source_reference * far + near)
 
 
-def shift(task: Array, divergence: Array, weight: float) -> Array:
+def shift(task: Array, divergence: Array, weight: float, out: Array = None) -> Array:
     """A[T,g] = A[T,s] ⊙ (λ·(D − 1) + 1), element by element, any shape. Source: 2402.18913, Eq 9."""
     return task * (weight * (divergence - 1.0) + 1.0)
 

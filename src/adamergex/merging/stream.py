@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from adamergex.checkpoint import (
+    CHUNK,
     FLOATS,
     Array,
     Encoder,
@@ -16,11 +19,11 @@ from adamergex.checkpoint import (
     TensorInfo,
     TensorReader,
     compute_dtype,
-    first_not_finite,
 )
 from adamergex.errors import AdapterFileError
+from adamergex.merging.cores import cores, shared
 from adamergex.merging.layout import Layout
-from adamergex.merging.lockstep import Chunk, Chunks, located, lockstep, spans
+from adamergex.merging.lockstep import Chunk, Chunks, Span, located, lockstep, spans
 from adamergex.merging.report import ModuleChange
 from adamergex.merging.rule import Rule
 
@@ -48,9 +51,10 @@ def finite_squares(chunk: Chunk) -> float:
     total = squares(chunk.values)
     if math.isfinite(total):
         return total
-    index = first_not_finite(chunk.values)
-    if index is None:
+    wrong = np.flatnonzero(~np.isfinite(chunk.values))
+    if not len(wrong):
         return float(np.sum(np.square(chunk.values, dtype=np.float64)))  # only the float32 sum overflowed
+    index = int(wrong[0])
     name, place = located(chunk, index)
     raise AdapterFileError(
         "An adapter holds a number that is not finite.",
@@ -85,19 +89,47 @@ class Tally:
     guarded: int = 0
     changed: bool = False
 
+    def add(self, other: Tally) -> None:
+        """Another part of the same module."""
+        self.task += other.task
+        self.divergence += other.divergence
+        self.change += other.change
+        self.guarded += other.guarded
+        self.changed = self.changed or other.changed
+
     def closed(self, module: str, merged: bool) -> ModuleChange:
         task, divergence, change = (math.sqrt(value) for value in (self.task, self.divergence, self.change))
         return ModuleChange(module, merged, self.changed, task, divergence, change, self.guarded)
 
 
-def reference_divergence(rule: Rule, references: Chunks, tally: Tally) -> tuple[Array, float]:
-    """D of one chunk and Σ D², from the target and the source reference (of the average, the target alone).
+class Desk:
+    """What one thread works with: readers of its own of the adapters, and room for a divergence and what is stored."""
+
+    def __init__(self, readers: Sequence[TensorReader]) -> None:
+        self.readers, self.encode = readers, Encoder()
+        self._room = np.empty(CHUNK, np.float64)
+
+    def room(self, chunk: Chunk) -> Array:
+        """Room for as many values as a chunk has, of their dtype."""
+        return self._room.view(chunk.values.dtype)[: len(chunk.values)]
+
+
+def desks(readers: Sequence[TensorReader], pieces: int) -> list[Desk]:
+    """A desk a thread, at most one a piece; all of them read through the files of ``readers``."""
+    threads = min(cores(), pieces)
+    others = [[TensorReader(reader.directory, reader) for reader in readers] for _ in range(threads - 1)]
+    return [Desk(readers), *map(Desk, others)]
+
+
+def reference_divergence(rule: Rule, references: Chunks, tally: Tally, room: Array) -> tuple[Array, float]:
+    """D of one chunk, in ``room`` or not, and Σ D²; from the target and the source reference (of the average, the
+    target alone).
 
     Raises:
         AdapterFileError: an input that is not finite, or a divergence that overflows.
     """
     target, source = references[0], references[-1]
-    divergence = rule.divergence(target.values, source.values)
+    divergence = rule.divergence(target.values, source.values, out=room)
     total = squares(divergence)
     # Only a linear rule shows every value that is not finite in D; a ratio may hide an infinite denominator.
     if not (rule.linear and math.isfinite(total)):
@@ -128,36 +160,44 @@ class ElementwiseMerge:
         """Write the merged tensors file."""
         directory = self.layout.directory
         writer = SafetensorsWriter(path, list(directory.tensors.values()), directory.metadata)
-        tallies, encode = {module: Tally() for module in self.layout.sites}, Encoder()
+        readers = (self.task, *self.others)
+        plan = list(spans(self.layout, writer.order, readers))
+        found = shared(partial(self._written, writer), desks(readers, len(plan)), plan)
+        writer.close()
+        return [tally.closed(name, name in self.chosen) for name, tally in summed(self.layout.sites, plan, found)]
+
+    def _written(self, writer: SafetensorsWriter, desk: Desk, span: Span) -> Tally:
+        """The merge of one span."""
+        tally, position = Tally(), span.position
         with np.errstate(all="ignore"):  # what is not finite is found and named
-            for module, (task, *others) in lockstep(spans(self.layout, writer.order, (self.task, *self.others))):
-                tally = tallies.get(module or "", Tally())
-                if module in self.chosen:
-                    writer.write(self._merged(task, others, tally, encode))
+            for task, *others in lockstep(span, desk.readers):
+                if span.module in self.chosen:
+                    stored = self._merged(task, others, tally, desk)
                 else:
                     tally.task += finite_squares(task) if task.info.dtype in FLOATS else 0.0
                     for chunk in others:
                         finite_squares(chunk)
-                    writer.write(task.stored)
-        writer.close()
-        return [tally.closed(module, module in self.chosen) for module, tally in tallies.items()]
+                    stored = task.stored
+                writer.write_at(position, stored)
+                position += stored.nbytes
+        return tally
 
-    def _merged(self, task: Chunk, others: Chunks, tally: Tally, encode: Encoder) -> Array:
+    def _merged(self, task: Chunk, others: Chunks, tally: Tally, desk: Desk) -> Array:
         """One chunk of the result as stored, its sums added to the tally."""
-        rule, weight = self.rule, self.weight
+        rule, weight, room = self.rule, self.weight, desk.room(task)
         if self.saved:
             divergence, d_squares = others[0].values, finite_squares(others[0])
         else:
-            divergence, d_squares = reference_divergence(rule, others, tally)
+            divergence, d_squares = reference_divergence(rule, others, tally, room)
         task_squares = finite_squares(task)
         tally.task += task_squares
         tally.divergence += squares(divergence - rule.neutral) if rule.neutral else d_squares
         # -0 + 0 is +0: a divergence of nothing must leave the very bits of the task.
         if weight == 0.0 or (rule.linear and d_squares == 0.0 and not divergence.any()):
             return task.stored
-        merged = rule.shift(task.values, divergence, weight)
+        merged = rule.shift(task.values, divergence, weight, out=room)
         tally.change += weight * weight * d_squares if rule.linear else squares(merged - task.values)
-        encoded = encode(merged, task.info.dtype)
+        encoded = desk.encode(merged, task.info.dtype)
         bound = math.sqrt(task_squares) + abs(weight) * math.sqrt(d_squares)
         if not rule.linear or bound > _SAFE or task.info.dtype == "F16":
             require_fits(task.reader, task.info, encoded)
@@ -171,16 +211,31 @@ def write_divergence(
     """Write D of the chosen modules in the dtype it is computed in; ``changed``: whether D is other than neutral."""
     kept = [info for module in sorted(chosen) for info in layout.sites[module].tensors.values()]
     writer = SafetensorsWriter(path, [_computed(info) for info in kept])
-    tallies, neutral = {module: Tally() for module in sorted(chosen)}, rule.neutral or 0.0
-    with np.errstate(all="ignore"):
-        for module, references in lockstep(spans(layout, writer.order, readers)):
-            tally = tallies[module or ""]
-            divergence, total = reference_divergence(rule, references, tally)
-            tally.divergence += squares(divergence - neutral) if neutral else total
-            tally.changed = tally.changed or bool((divergence != neutral).any())
-            writer.write(divergence)
+    neutral, plan = rule.neutral or 0.0, list(spans(layout, writer.order, readers))
+
+    def written(desk: Desk, span: Span) -> Tally:
+        tally, position = Tally(), span.position
+        with np.errstate(all="ignore"):
+            for references in lockstep(span, desk.readers):
+                divergence, total = reference_divergence(rule, references, tally, desk.room(references[0]))
+                tally.divergence += squares(divergence - neutral) if neutral else total
+                tally.changed = tally.changed or bool((divergence != neutral).any())
+                writer.write_at(position, divergence)
+                position += divergence.nbytes
+        return tally
+
+    found = shared(written, desks(readers, len(plan)), plan)
     writer.close()
-    return [tally.closed(module, merged=True) for module, tally in tallies.items()]
+    return [tally.closed(module, merged=True) for module, tally in summed(sorted(chosen), plan, found)]
+
+
+def summed(modules: Iterable[str], plan: Iterable[Span], found: Iterable[Tally]) -> Iterable[tuple[str, Tally]]:
+    """Module -> its tally, added up in the order of the plan: the same sums, however many threads made them."""
+    tallies = {module: Tally() for module in modules}
+    for span, tally in zip(plan, found, strict=True):
+        if span.module is not None:
+            tallies[span.module].add(tally)
+    return tallies.items()
 
 
 def _computed(info: TensorInfo) -> TensorInfo:
@@ -189,5 +244,4 @@ def _computed(info: TensorInfo) -> TensorInfo:
 
 def _differs(encoded: Array, stored: Array) -> bool:
     """Whether any bit differs; the first elements nearly always tell."""
-    one, two = encoded.view(np.uint8), stored.view(np.uint8)
-    return not np.array_equal(one[:2048], two[:2048]) or not np.array_equal(one, two)
+    return encoded[:1024].tobytes() != stored[:1024].tobytes() or encoded.tobytes() != stored.tobytes()
