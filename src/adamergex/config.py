@@ -53,6 +53,9 @@ class ReferenceConfig(Settings):
     segment: PositiveInt = 512
     segments: PositiveInt | None = Field(default=None, description="default: what the shortest text has")
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    objective: Literal["auto", "span-corruption", "continuation"] = Field(
+        default="auto", description="encoder-decoders only; auto: span corruption where the tokenizer has sentinels"
+    )
     optimisation: Optimisation = Optimisation()
 
 

@@ -128,18 +128,10 @@ def load_config(base: str) -> PreTrainedConfig:
 
 
 def kind_for(base: str, *, labelled: bool, head: Head = "sequence-classification") -> Kind:
-    """The kind of head that training needs: for labels ``head`` on encoders, else the language model's.
-
-    Raises: ModelError for an encoder-decoder.
-    """
+    """The kind of head that training needs: for labels ``head`` on encoders, else the language model's."""
     side = family(load_config(base))
     if side == "encoder-decoder":
-        raise ModelError(
-            "encoder-decoders cannot be trained or evaluated yet",
-            where=base,
-            expected="an encoder (XLM-R, BERT, …) or a decoder (Llama, Qwen, …)",
-            fix="choose another base",
-        )
+        return "sequence-to-sequence"
     if side == "decoder":
         return "causal-lm"
     return head if labelled else "masked-lm"
@@ -237,6 +229,32 @@ def frame(pieces: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
         if outer[start : start + len(inner)] == inner:
             return outer[:start], outer[start + len(inner) :]
     return [], []
+
+
+def decoder_opening(model: nn.Module, pieces: PreTrainedTokenizerBase) -> list[int]:
+    """What an encoder-decoder's decoder reads before the first piece of an answer.
+
+    The decoder start piece of T5 (its padding), BART's end piece and the ``<s>`` of its texts, mBART's language: all
+    follow from shifting a text of one piece as the model itself shifts labels.
+    """
+    before, after = frame(pieces)
+    text = next(piece for piece in range(len(pieces)) if piece not in pieces.all_special_ids)
+    shifted = decoder_inputs(model, torch.tensor([before + [text] + after]))
+    return [int(piece) for piece in shifted[0, : 1 + len(before)]]
+
+
+def decoder_inputs(model: Any, labels: torch.Tensor) -> torch.Tensor:
+    try:
+        shifted: torch.Tensor = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            "the decoder's first piece is not known",
+            where=type(model).__name__,
+            found=str(error),
+            expected="decoder_start_token_id and pad_token_id in config.json",
+            fix="set them in the checkpoint's config.json (T5: both the padding's id)",
+        ) from error
+    return shifted
 
 
 def _fresh_modules(base: str, kind: Kind, prefix: str, missing: Iterable[str]) -> tuple[str, ...]:

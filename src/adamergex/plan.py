@@ -60,7 +60,7 @@ def _segments(config: TransferConfig) -> int | None:
     from adamergex.models import family, load_config, tokenizer
     from adamergex.tasks.language_modeling import count_segments
 
-    pieces, masked = tokenizer(config.base), family(load_config(config.base)) == "encoder"
+    pieces, masked = tokenizer(config.base), family(load_config(config.base)) != "decoder"
     languages = dict.fromkeys((config.source, *config.targets, *([config.proxy] if config.proxy else [])))
     texts = {language: [row["text"] for row in read(config.reference.text, language)] for language in languages}
     segment = config.reference.segment

@@ -109,7 +109,12 @@ class Experiment:
     @property
     def reference(self) -> LanguageModeling:
         reference = self.config.reference
-        return LanguageModeling(segment=reference.segment, segments=self.facts.segments, mask_rate=reference.mask_rate)
+        return LanguageModeling(
+            segment=reference.segment,
+            segments=self.facts.segments,
+            mask_rate=reference.mask_rate,
+            objective=reference.objective,
+        )
 
     def train(self, task: Task, language: str) -> Step:
         """An adapter of the experiment's structure, trained on a task in a language."""

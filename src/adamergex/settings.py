@@ -71,7 +71,8 @@ AnswerBy = Literal["likelihood", "generate"]
 
 
 class Classification(LabelledTask):
-    """One label a text. Encoders: a head. Decoders: the prompt, and the label words scored by log-likelihood."""
+    """One label a text. Encoders: a head. Decoders and encoder-decoders: the prompt, and the label words scored by
+    log-likelihood."""
 
     kind: Literal["classification"] = "classification"
     name: str = "classification"
@@ -160,7 +161,8 @@ class Generation(LabelledTask):
 
 
 class LanguageModeling(Settings):
-    """The reference task on unlabelled text: masked LM on encoders, causal LM on decoders.
+    """The reference task on unlabelled text: masked LM on encoders, causal LM on decoders; on encoder-decoders
+    ``objective``, which by default is span corruption where the tokenizer has sentinels (T5), else continuation.
 
     The text is cut into ``segments`` segments of ``segment`` pieces of the model's tokenizer."""
 
@@ -168,6 +170,7 @@ class LanguageModeling(Settings):
     segment: PositiveInt = 512
     segments: PositiveInt | None = None
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    objective: Literal["auto", "span-corruption", "continuation"] = "auto"
 
 
 Target = Classification | PairClassification | MultipleChoice | SpanAnswering | Tagging | Generation

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from adamergex.settings import MultipleChoice, PairClassification
 from adamergex.tasks.classification import label_indices
-from adamergex.tasks.scoring import Scores, by_length
+from adamergex.tasks.reading import by_length
+from adamergex.tasks.scoring import Scores
 from adamergex.tasks.sequences import Sequences, on_device, pairs
 from adamergex.tasks.templates import filled
 

@@ -16,10 +16,10 @@ from adamergex.errors import ConfigError
 from adamergex.models import Head, Kind, Loaded, kind_for, load, longest_input
 from adamergex.settings import Target, Task
 from adamergex.tasks import Examples, scoring
-from adamergex.tasks.asking import ASKED, words_of
+from adamergex.tasks.asking import ASKED
 from adamergex.tasks.choice_heads import choice_examples, choice_head_scores, pair_examples
 from adamergex.tasks.choosing import choice_scores
-from adamergex.tasks.classification import head_examples, label_indices, prompt_examples
+from adamergex.tasks.classification import answer_pieces, head_examples, label_indices, prompt_examples
 from adamergex.tasks.denoising import pairs as denoising_pairs
 from adamergex.tasks.generating import answer_examples, generate
 from adamergex.tasks.language_modeling import segments
@@ -190,8 +190,9 @@ def _pair_say(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
 
 def _pair_cloze(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
     prompts = [ASKED[ask.task.kind].prompt(ask.task, row) for row in ask.rows]
+    words = answer_pieces(ask.loaded.tokenizer, ask.task)
     scores, truncated = scoring.cloze_of(
-        model, prompts, words_of(ask.task), ask.loaded.tokenizer, limit=ask.limit, batch_tokens=batch_tokens
+        model, prompts, words, ask.loaded.tokenizer, limit=ask.limit, batch_tokens=batch_tokens
     )
     return _classified(ask, list(scores), truncated)
 

@@ -19,7 +19,7 @@ from adamergex.metrics.entities import repaired
 from adamergex.models import frame
 from adamergex.settings import Tagging
 from adamergex.tasks.classification import Pieces, padded
-from adamergex.tasks.scoring import by_length
+from adamergex.tasks.reading import by_length
 from adamergex.tasks.sequences import Sequences, on_device, require_fast
 
 if TYPE_CHECKING:
