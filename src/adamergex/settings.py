@@ -103,11 +103,11 @@ class MultipleChoice(LabelledTask):
     name: str = "multiple-choice"
     choices: Annotated[tuple[str, ...], Field(min_length=2)] = ("choice1", "choice2")
     context: str = "{premise}"
-    cut: str = Field("premise", description="the column that is cut where context or prompt are too long")
+    cut: str = Field(default="premise", description="the column that is cut where context or prompt are too long")
     prompt: str = "{premise}"
     metric: str = "accuracy"
     answer_by: AnswerBy = "likelihood"
-    normalised: bool = Field(False, description="log-likelihood a character of the choice, not its sum")
+    normalised: bool = Field(default=False, description="log-likelihood a character of the choice, not its sum")
 
 
 class SpanAnswering(LabelledTask):
@@ -134,7 +134,7 @@ class Tagging(LabelledTask):
     name: str = "tagging"
     types: tuple[str, ...]
     other_types: Literal["reject", "ignore"] = "reject"
-    broken: Literal["reject", "repair"] = Field("reject", description="what happens to tags that are not IOB2")
+    broken: Literal["reject", "repair"] = Field(default="reject", description="what happens to tags that are not IOB2")
     max_new_tokens: PositiveInt = 96
     prompt: str = "Sentence: {text}\nEntities:"
     metric: str = "f1"
@@ -148,13 +148,13 @@ class Generation(LabelledTask):
 
     kind: Literal["generation"] = "generation"
     name: str = "generation"
-    cut: str = Field("text", description="the column that is cut where the prompt is too long")
+    cut: str = Field(default="text", description="the column that is cut where the prompt is too long")
     reference: str = "target"
     target: str | None = None
     max_length: PositiveInt = 512
     max_new_tokens: PositiveInt = 64
     stop: tuple[str, ...] = ("\n",)
-    chat: bool = Field(False, description="put the prompt into the tokenizer's chat template")
+    chat: bool = Field(default=False, description="put the prompt into the tokenizer's chat template")
     prompt: str = "{text}"
     metric: str = "rougeL"
     measured_as: str | None = "xlsum"

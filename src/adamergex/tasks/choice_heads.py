@@ -60,8 +60,8 @@ def pair_examples(
 ) -> ChoiceExamples:
     """Premise and hypothesis as a pair; the premise is cut. Raises: DataError for a label that is not the task's."""
     labels = label_indices(rows, task, where)
-    texts = ([str(row[name]) for row in rows] for name in ("premise", "hypothesis"))
-    sequences, truncated = pairs(*texts, tokenizer, min(task.max_length, longest))
+    premises, hypotheses = ([str(row[name]) for row in rows] for name in ("premise", "hypothesis"))
+    sequences, truncated = pairs(premises, hypotheses, tokenizer, min(task.max_length, longest))
     return ChoiceExamples(sequences, labels, 1, truncated)
 
 

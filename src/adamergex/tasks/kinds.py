@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -104,9 +105,7 @@ def load_for(task: Task, base: str, *, bare: bool = False) -> Loaded:
     return load(base, kind, found.classes(task) if kind == found.head else None)
 
 
-def examples(
-    task: Task, rows: Sequence[Row], loaded: Loaded, *, where: object = None, seed: int = 0
-) -> Examples:
+def examples(task: Task, rows: Sequence[Row], loaded: Loaded, *, where: object = None, seed: int = 0) -> Examples:
     """The training examples of rows. Raises: DataError, ConfigError, ModelError."""
     learn = kind_of(task).ways[loaded.kind].learn
     assert learn is not None  # model_kind chose a kind that learns
@@ -294,10 +293,16 @@ def _gold(task: Any, row: Row) -> Any:
 
 def _segments(ask: Ask) -> Examples:
     texts = [str(row["text"]) for row in ask.rows]
-    settings = {"seed": ask.seed, "longest": ask.longest, "where": ask.where}
-    if ask.loaded.kind == "sequence-to-sequence":
-        return denoising_pairs(texts, ask.loaded.tokenizer, ask.task, **settings)
-    return segments(texts, ask.loaded.tokenizer, ask.task, masked=ask.loaded.kind == "masked-lm", **settings)
+    return _SEGMENTS[ask.loaded.kind](
+        texts, ask.loaded.tokenizer, ask.task, seed=ask.seed, longest=ask.longest, where=ask.where
+    )
+
+
+_SEGMENTS: dict[Kind, Callable[..., Examples]] = {
+    "masked-lm": partial(segments, masked=True),
+    "causal-lm": partial(segments, masked=False),
+    "sequence-to-sequence": denoising_pairs,
+}
 
 
 _WORDS, _WRITING = Way(_word_learn, _word_say), Way(_answer_learn, _answer_say)

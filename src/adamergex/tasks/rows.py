@@ -10,11 +10,8 @@ from adamergex.errors import DataError
 from adamergex.metrics.entities import check_iob2, repaired
 from adamergex.settings import (
     AnyRows,
-    Classification,
     Generation,
-    LanguageModeling,
     MultipleChoice,
-    PairClassification,
     SpanAnswering,
     Tagging,
     Task,

@@ -73,7 +73,7 @@ def cloze_scores(
     longest: int,
     batch_tokens: int,
 ) -> tuple[Scores, int]:
-    """Label words filled into a masked model's prompt [texts, labels], and how many texts were cut; see ``cloze_of``."""
+    """Label words filled into a masked model's prompt [texts, labels], and how many were cut; see ``cloze_of``."""
     prompts, limit = text_prompts(texts, task.prompt), min(task.max_length, longest)
     return cloze_of(model, prompts, answer_pieces(tokenizer, task), tokenizer, limit=limit, batch_tokens=batch_tokens)
 

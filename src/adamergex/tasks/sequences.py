@@ -11,7 +11,8 @@ from torch import Tensor
 
 from adamergex.errors import ConfigError, ModelError
 from adamergex.tasks import pieces_of
-from adamergex.tasks.classification import Pieces, padded
+from adamergex.tasks.classification import padded
+from adamergex.tasks.prompts import Pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,7 +18,7 @@ from torch.nn import functional
 from adamergex.errors import ConfigError
 from adamergex.settings import SpanAnswering
 from adamergex.tasks import pieces_of
-from adamergex.tasks.classification import Pieces
+from adamergex.tasks.prompts import Pieces
 from adamergex.tasks.reading import by_length
 from adamergex.tasks.sequences import Sequences, on_device, pair_frame, require_fast
 

@@ -18,7 +18,8 @@ from adamergex.logits import IGNORE
 from adamergex.metrics.entities import repaired
 from adamergex.models import frame
 from adamergex.settings import Tagging
-from adamergex.tasks.classification import Pieces, padded
+from adamergex.tasks.classification import padded
+from adamergex.tasks.prompts import Pieces
 from adamergex.tasks.reading import by_length
 from adamergex.tasks.sequences import Sequences, on_device, require_fast
 
@@ -68,9 +69,7 @@ def tag_names(task: Tagging) -> tuple[str, ...]:
     return ("O", *(f"{prefix}-{kind}" for kind in task.types for prefix in "BI"))
 
 
-def tag_examples(
-    task: Tagging, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, longest: int
-) -> TagExamples:
+def tag_examples(task: Tagging, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, longest: int) -> TagExamples:
     """Sentences with the labels of their tokens' first pieces. Raises: ModelError: the tokenizer cannot align them."""
     require_fast(tokenizer, "tagging")
     number_of = {tag: number for number, tag in enumerate(tag_names(task))}
