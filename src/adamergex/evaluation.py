@@ -29,9 +29,9 @@ def evaluate(
     """Predict and score one labelled set; write predictions.jsonl and scores.json into ``output``.
 
     With an adapter: its head (encoders) or the answer after the prompt (decoders). Without: the bare base, prompted;
-    an encoder fills the label words into a cloze. Returns ``{metric: percent, …, "metric", "n", "interval",
-    "truncated", "unparsable"}``: all scores of the task (``metric`` names its own, "accuracy" for labels), items, the
-    95 % bootstrap interval of that one, inputs that were cut, answers that could not be read.
+    an encoder fills the label words into a cloze. Returns ``{metric: percent, "metric", "n", "interval",
+    "scores", "truncated", "unparsable"}``: the task's metric ("accuracy" for labels) and its name, items, its 95 %
+    bootstrap interval, all scores of the task, inputs that were cut, answers that could not be read.
     Raises: AdapterFileError, DataError, ModelError, ConfigError.
     """
     from adamergex.adapters import peft_backed
@@ -54,7 +54,7 @@ def evaluate(
                 peft_backed.detach(wrapped)
     every = measuring.scores(job.task, found.items, job.language)
     ignored = sum(row.get("ignored", 0) for row in rows)
-    scores = {**every, **score(found.items, job.task.metric), "truncated": found.truncated}
+    scores = {**score(found.items, job.task.metric), "scores": every, "truncated": found.truncated}
     scores |= {"unparsable": found.unparsable} | ({"ignored_entities": ignored} if ignored else {})
     if output is not None:
         with staged_directory(output) as stage:

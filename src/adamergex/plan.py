@@ -95,6 +95,7 @@ class Plan:
 
     def __init__(self, config: TransferConfig, known: Facts) -> None:
         self.config = config
+        self.metric = known.task.metric
         self.adapters: dict[tuple[str, str, int], Step | None] = {}
         self.evaluations: dict[tuple[str, str, int], Step] = {}
         self.tunings: dict[tuple[str, int], Step] = {}
