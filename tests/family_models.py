@@ -25,7 +25,9 @@ TOPICS = {
     "travel": ("The train to the coast leaves at seven", "A ferry carried tourists to the quiet island"),
 }
 TAILS = ("", " today", " again", " and nobody was surprised", " as it did every year", " on a cold morning")
-SENTENCES = [f"{text}{tail}{more}" for texts in TOPICS.values() for text in texts for tail in TAILS for more in TAILS[:2]]
+SENTENCES = [
+    f"{text}{tail}{more}" for texts in TOPICS.values() for text in texts for tail in TAILS for more in TAILS[:2]
+]
 LABELS = [topic for topic, texts in TOPICS.items() for _ in texts for _ in TAILS for _ in TAILS[:2]]
 SENTINELS = 12
 FAMILIES = ("llama", "t5", "bart", "mbart")
@@ -45,8 +47,8 @@ def save_family(name: str, folder: Path) -> str:
     return str(folder)
 
 
-def _model(name: str, pieces: int) -> PreTrainedModel:
-    if name == "llama":
+def _model(kind: str, pieces: int) -> PreTrainedModel:
+    if kind == "llama":
         return LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=pieces, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
@@ -54,16 +56,20 @@ def _model(name: str, pieces: int) -> PreTrainedModel:
                 pad_token_id=1, eos_token_id=2,
             )
         )  # fmt: skip
-    if name == "t5":  # the first T5: tied embeddings, no gate
+    if kind == "t5":  # the first T5: tied embeddings, no gate
         model = T5ForConditionalGeneration(
             T5Config(
                 vocab_size=pieces, d_model=32, d_kv=12, d_ff=48, num_layers=2, num_heads=2, pad_token_id=0,
                 eos_token_id=1, decoder_start_token_id=0,
             )
         )  # fmt: skip
-        torch.nn.init.normal_(model.shared.weight, std=0.5)
+        # Tied embeddings repeat the last piece unless the layers have much to say.
+        torch.nn.init.normal_(model.shared.weight, std=0.3)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.mul_(4 if "DenseReluDense" in name or name.endswith((".o.weight", ".v.weight")) else 1)
         return model
-    if name == "bart":
+    if kind == "bart":
         return BartForConditionalGeneration(
             BartConfig(
                 vocab_size=pieces, **_BART, init_std=_DEVIATION, bos_token_id=0, pad_token_id=1, eos_token_id=2,

@@ -109,7 +109,9 @@ def test_only_the_named_part_is_cut(families: dict[str, str], name: str) -> None
 
     def fits(premise: str) -> bool:
         whole = template.format(premise=premise, hypothesis=fields["hypothesis"])
-        longest = "" if name != "llama" else f" {max(choices[0], key=lambda text: len(found.tokenizer(text).input_ids))}"
+        longest = (
+            "" if name != "llama" else f" {max(choices[0], key=lambda text: len(found.tokenizer(text).input_ids))}"
+        )
         return len(found.tokenizer(whole + longest).input_ids) <= 60
 
     kept = max((size for size in range(len(fields["premise"])) if fits(fields["premise"][:size])), default=0)
@@ -124,9 +126,7 @@ def test_a_plain_context_keeps_its_end(families: dict[str, str]) -> None:
     found = loaded(families["llama"])
     long = f"{'bread and butter ' * 20}\n{CONTEXTS[0]}"
     scores, cut = choice_scores(found.model, [long], [["food"]], found.tokenizer, longest=50, batch_tokens=99)
-    kept = next(
-        long[at:] for at in range(len(long)) if len(found.tokenizer(f"{long[at:]} food").input_ids) <= 50
-    )
+    kept = next(long[at:] for at in range(len(long)) if len(found.tokenizer(f"{long[at:]} food").input_ids) <= 50)
     assert cut == 1 and kept.endswith(CONTEXTS[0])
     with torch.inference_mode():
         assert scores[0][0] == pytest.approx(oracle(found.model, found.tokenizer, kept, "food"), abs=1e-4)
@@ -150,7 +150,9 @@ def test_a_space_at_the_end_of_a_context_is_the_choices(families: dict[str, str]
         ([Prompt.of("{a} " + "word " * 40, {"a": "text"}, cut="a")], [["x"]], 40, ConfigError, "leaves no room"),
     ],
 )
-def test_what_cannot_be_scored_is_explained(families: dict[str, str], contexts, choices, longest, error, message) -> None:
+def test_what_cannot_be_scored_is_explained(
+    families: dict[str, str], contexts, choices, longest, error, message
+) -> None:
     found = loaded(families["llama"])
     with pytest.raises(error, match=message):
         choice_scores(found.model, contexts, choices, found.tokenizer, longest=longest, batch_tokens=99)
