@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,13 @@ def small(path: Path, output: Path, data: str) -> dict[str, Any]:
     reference = {**settings["reference"], "segments": 4, "segment": 32, "optimisation": quick}
     reference["text"] = {"path": settings["reference"]["text"], "limit": 40}
     merge = {**settings["merge"], **({"grid": [0.5]} if settings["merge"]["weight"] == "tuned" else {})}
-    return {**settings, "targets": settings["targets"][:2], "reference": reference, "merge": merge, "output": str(output)}
+    return {
+        **settings,
+        "targets": settings["targets"][:2],
+        "reference": reference,
+        "merge": merge,
+        "output": str(output),
+    }
 
 
 @pytest.mark.skipif(REAL is None, reason="ADAMERGEX_DATA names no data folder")
@@ -119,7 +126,10 @@ def settings_with(task: dict[str, Any], **changes: Any) -> dict[str, Any]:
         ),
         ({"kind": "tagging", "train": "a"}, ["task.test: missing"]),
         ({"kind": "taging", "train": "a", "test": "b"}, ["task.kind: 'taging' is none of", "did you mean 'tagging'?"]),
-        ({"kind": "span", "train": "a", "test": "b", "strid": 1}, ["task.strid: no such setting; did you mean 'stride'?"]),
+        (
+            {"kind": "span", "train": "a", "test": "b", "strid": 1},
+            ["task.strid: no such setting; did you mean 'stride'?"],
+        ),
         ({"name": "./none.py", "data": "x"}, ["there is no such task file"]),
     ],
 )
@@ -166,3 +176,35 @@ def test_keys_hold_the_rows_and_the_metric(tmp_path: Path, tiny_encoder: Path) -
     assert not keys(max_length=100) & first and not keys(types=["LOC", "ORG", "PER"]) & first
     assert not keys(train={"path": "en.jsonl", "limit": 3}) & first
     assert not keys(measured_as="xquad") & first
+
+
+def test_the_task_that_the_documentation_adds_runs(tmp_path: Path, tiny_encoder: Path) -> None:
+    page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(block.splitlines()) <= 30
+    (tmp_path / "plausible.py").write_text(block, encoding="utf-8")
+    lines = ["story,first,second,label", *(f"The ice was thin {n}.,It broke.,It sang.,{n % 2}" for n in range(6))]
+    for language in ("en", "fr", "sw"):
+        for split in ("train", "validation", "test"):
+            (tmp_path / f"{language}.{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (tmp_path / f"{language}.txt").write_text("The ice was thin. It broke.\n" * 40, encoding="utf-8")
+    quick = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3}
+    config = settings_with(
+        {"name": "./plausible.py", "data": ".", "optimisation": quick, "test": {"limit": 5}},
+        base=str(tiny_encoder), proxy="fr", methods=["english_tuning", "adamergex"], folder=str(tmp_path),
+        reference={"text": "{language}.txt", "segment": 16, "segments": 4, "optimisation": quick},
+        merge={"grid": [0.5]}, output=str(tmp_path / "run"),
+    )  # fmt: skip
+    results = transfer(parse(config), say=silent)
+    assert results["metric"] == "accuracy" and {cell["n"] for cell in results["cells"]} == {5}
+    (moved := tmp_path / "moved").mkdir()
+    for path in [*tmp_path.glob("*.csv"), *tmp_path.glob("*.txt"), tmp_path / "plausible.py"]:
+        (moved / path.name).write_bytes(path.read_bytes())
+
+    def keys(folder: Path) -> set[str]:
+        made = absolute(parse({**config, "folder": str(folder)}))
+        return {step.key for step in Plan(made, facts(made)).evaluations.values()}
+
+    assert keys(moved) == keys(tmp_path)  # the same file elsewhere is the same task
+    (moved / "plausible.py").write_text(block.replace("Share of", "The share of"), encoding="utf-8")
+    assert not keys(moved) & keys(tmp_path)

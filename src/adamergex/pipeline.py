@@ -201,7 +201,8 @@ def summary(results: dict[str, Any], output: str | Path) -> str:
     many = f", mean of {seeds} seeds" if seeds > 1 else ""
     return "\n".join(
         [
-            f"\n{results['title']}: {results['metric']} in percent [95 % interval]{many}, no labels seen in these languages\n",
+            f"\n{results['title']}: {results['metric']} in percent [95 % interval]{many}, "
+            "no labels seen in these languages\n",
             *lines,
             f"\n{tuned}report: {Path(output) / 'report.html'}",
         ]

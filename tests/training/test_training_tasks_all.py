@@ -1,4 +1,4 @@
-"""Every kind of task on every family that can do it: trains, answers, is measured; and what each promises on the way."""
+"""Every kind of task on every family that can do it: trains, answers, is measured; and what each promises."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TASKS: dict[str, Target] = {
     "tagging": Tagging(types=("PER", "LOC"), max_new_tokens=24, prompt="{text} Topic:"),
     "generation": Generation(prompt="{text} Topic:", max_length=72, max_new_tokens=6),
 }
-FAMILIES = {kind: ("xlm-r", "bert", "llama", "t5") for kind in TASKS} | {"generation": ("llama", "t5")}
+FAMILIES = dict.fromkeys(TASKS, ("xlm-r", "bert", "llama", "t5")) | {"generation": ("llama", "t5")}
 NAMES = {"cook": "B-PER", "team": "B-PER", "runner": "B-PER", "coast": "B-LOC", "island": "B-LOC", "quiet": "O"}
 
 
@@ -126,7 +126,9 @@ def test_every_task_trains_and_is_measured(
     assert scores["scores"] == pytest.approx(measuring.scores(TASKS[kind], items, "en"))
     assert scores[metric] == pytest.approx(scores["scores"][metric])
     assert scores["interval"][0] <= scores[metric] <= scores["interval"][1]
-    again = evaluation.evaluate(job.model_copy(update={"batch_tokens": 400 if family == "t5" else 1}), adapter, tmp_path / "alone")
+    again = evaluation.evaluate(
+        job.model_copy(update={"batch_tokens": 400 if family == "t5" else 1}), adapter, tmp_path / "alone"
+    )
     assert again == scores
     same = evaluation.paired_difference(tmp_path / "out" / "predictions.jsonl", items)
     assert (same["difference"], same["interval"], same["p"]) == (0, [0, 0], 1)
@@ -174,9 +176,7 @@ def test_the_search_of_lambda_takes_the_tasks_metric(
         task=trained("tagging", "xlm-r"), target_reference=tmp_path / "fr", source_reference=tmp_path / "en",
         job=job_of(checkpoints, "tagging", "xlm-r", files("tagging")), grid=(0.5, 8.0),
     )  # fmt: skip
-    scores = evaluation.evaluate(
-        job_of(checkpoints, "tagging", "xlm-r", files("tagging")), trained("tagging", "xlm-r")
-    )
+    scores = evaluation.evaluate(job_of(checkpoints, "tagging", "xlm-r", files("tagging")), trained("tagging", "xlm-r"))
     assert found["metric"] == "f1" and found["curve"][0]["score"] == scores["f1"]
     assert found["curve"][0]["interval"] == scores["interval"]
 
@@ -284,8 +284,12 @@ def test_an_oracle_of_spans_finds_every_answer_through_windows(checkpoints: dict
     context = " ".join(sentences())
     answers = ["The cook baked", "beans and onions", "quiet island today", "every year"]
     rows = [
-        {"context": context, "question": " ".join(["Topic:"] * number), "answers": [answer],
-         "starts": [context.index(answer)]}
+        {
+            "context": context,
+            "question": " ".join(["Topic:"] * number),
+            "answers": [answer],
+            "starts": [context.index(answer)],
+        }
         for number, answer in enumerate(answers, 1)
     ]
     task = SpanAnswering(max_length=64, stride=12)
@@ -375,9 +379,7 @@ def test_other_forms_of_entities(text: str, expected: Any) -> None:
 def test_tallies_add_up_to_entity_f1(pairs: list[tuple[list[str], list[str]]]) -> None:
     from adamergex.metrics.entities import repaired
 
-    items = [
-        {"gold": repaired(gold), "predicted": repaired((found * 9)[: len(gold)])} for gold, found in pairs
-    ]
+    items = [{"gold": repaired(gold), "predicted": repaired((found * 9)[: len(gold)])} for gold, found in pairs]
     made = measuring.tallied(TASKS["tagging"], items, "en")
     found = evaluation.score(made, "f1")
     assert found["f1"] == pytest.approx(measuring.scores(TASKS["tagging"], items, "en")["f1"])
@@ -394,9 +396,7 @@ def test_resampled_scores_are_those_of_a_plain_bootstrap() -> None:
     plain = []
     for _ in range(4000):
         chosen = generator.integers(60, size=60)
-        plain.append(
-            100 * a[chosen, 0].sum() / a[chosen, 1].sum() - 100 * b[chosen, 0].sum() / b[chosen, 1].sum()
-        )
+        plain.append(100 * a[chosen, 0].sum() / a[chosen, 1].sum() - 100 * b[chosen, 0].sum() / b[chosen, 1].sum())
     low, high = np.percentile(plain, [2.5, 97.5])
     assert found["difference"] == pytest.approx(100 * (a[:, 0].sum() - b[:, 0].sum()) / a[:, 1].sum())
     assert found["interval"] == pytest.approx([low, high], abs=0.4)
@@ -408,7 +408,11 @@ def test_resampled_scores_are_those_of_a_plain_bootstrap() -> None:
 @pytest.mark.parametrize(
     ("task", "row", "message"),
     [
-        (TASKS["multiple-choice"], {"premise": "a", "choice1": "b", "choice2": "c", "label": 2}, "position of a choice"),
+        (
+            TASKS["multiple-choice"],
+            {"premise": "a", "choice1": "b", "choice2": "c", "label": 2},
+            "position of a choice",
+        ),
         (TASKS["multiple-choice"], {"premise": "a", "choice1": "b", "label": 0}, "no column 'choice2'"),
         (TASKS["span"], {"context": "a b", "question": "c", "answers": ["b"], "starts": [0]}, "not where its start"),
         (TASKS["span"], {"context": "a b", "question": "c", "answers": ["x"]}, "not where its start"),

@@ -87,9 +87,7 @@ def _mean_score(row: Row) -> Score | None:
     return Score(row.mean.mean, ends, sd, 1, ends)
 
 
-def _bars(
-    key: str, heading: tuple[str, str], bars: Sequence[_Bar], marks: Sequence[float], measure: str
-) -> str:
+def _bars(key: str, heading: tuple[str, str], bars: Sequence[_Bar], marks: Sequence[float], measure: str) -> str:
     name, beside = heading
     scale = _Scale(marks[0], marks[-1], max(len(bar.name) for bar in bars) * CHARACTER + 10, WIDTH - 44)
     bottom = 30 + ROW * len(bars)
@@ -251,9 +249,7 @@ def _landmarks(x: _Scale, y: _Scale, mean: Sequence[tuple[float, float]], runs: 
             if len(runs) == 1:
                 anchor = "start" if x(run.chosen) < 90 else "end" if x(run.chosen) > WIDTH - 70 else "middle"
                 words = f"chosen λ = {run.chosen:g}"
-                parts.append(
-                    label(x(run.chosen), y(point.score) - 12, words, class_="strong halo", text_anchor=anchor)
-                )
+                parts.append(label(x(run.chosen), y(point.score) - 12, words, class_="strong halo", text_anchor=anchor))
     return "".join(parts)
 
 
