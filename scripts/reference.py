@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from adamergex import config, settings
+from adamergex import config, settings, task_config, train_config
 from adamergex.studies import settings as studies
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -55,7 +55,9 @@ PUBLIC = {
     ],
 }
 SETTINGS = [
-    (config, ["TransferConfig", "TaskConfig", "ReferenceConfig", "MergeConfig"]),
+    (config, ["TransferConfig", "ReferenceConfig", "MergeConfig", "MadXConfig", "LanguageAdapters", "TaskAdapters"]),
+    (task_config, ["BuiltIn", "Part", *(model.__name__ for model in task_config.OWN.values())]),
+    (train_config, ["LanguageTraining", "TaskTraining"]),
     (studies, ["StudyConfig", "Assumed"]),
     (settings, ["Structure", "Rows", "Optimisation"]),
 ]

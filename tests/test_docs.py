@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from adamergex.cli import parser
-from adamergex.config import parse, parse_training
+from adamergex.config import parse
 from adamergex.studies.settings import parse_study
+from adamergex.train_config import parse_training
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -13,7 +13,7 @@ import yaml
 import adamergex
 from adamergex.adapters.adapterhub import read_adapter
 from adamergex.cli import main
-from adamergex.config import load, parse, parse_training
+from adamergex.config import load, parse
 from adamergex.demo import CORPUS
 from adamergex.errors import ConfigError
 from adamergex.evaluation import evaluate
@@ -22,6 +22,7 @@ from adamergex.merging import merge
 from adamergex.pipeline import summary, transfer
 from adamergex.plan import Plan, absolute, facts
 from adamergex.settings import EvaluateJob
+from adamergex.train_config import parse_training
 from test_pipeline import Counting, counted, settings, silent
 
 __all__ = ["counted"]  # a fixture

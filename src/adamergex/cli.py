@@ -98,8 +98,8 @@ def train(arguments: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
-    from adamergex.config import load_training
     from adamergex.pipeline import train as run
+    from adamergex.train_config import load_training
 
     config = load_training(Path(arguments.config))
     _quiet()
@@ -187,7 +187,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         columns=dict(pair.split("=", 1) for pair in arguments.column),
     )
     low, high = scores["interval"]
-    print(f"accuracy {scores['accuracy']:.1f} % [{low:.1f}, {high:.1f}] on {scores['n']} items")
+    print(f"{scores['metric']} {scores[scores['metric']]:.1f} % [{low:.1f}, {high:.1f}] on {scores['n']} items")
     print(f"written: {arguments.output}")
 
 

@@ -20,52 +20,26 @@ from pydantic import (
 )
 
 from adamergex.errors import ConfigError
-from adamergex.settings import Activation, Optimisation, Rows, Settings, Structure, unstackable
+from adamergex.settings import Activation, Optimisation, Rows, Settings, Structure
+from adamergex.task_config import BuiltIn, Own, TaskConfig, Where, known_fields
 
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-
-
-def _rows_from_text(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
 
 
 def _with_zero(grid: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(sorted({0.0, *grid}))
 
 
-Where = Annotated[Rows, BeforeValidator(_rows_from_text)]
-"""A path (``{language}`` stands for the language), or the settings of ``Rows``."""
-
-
-_LANGUAGE = Optimisation(
-    steps=50_000, learning_rate=1e-4, batch_size=64, schedule="linear", warmup=0, max_grad_norm=1.0
-)
+LANGUAGE = Optimisation(steps=50_000, learning_rate=1e-4, batch_size=64, schedule="linear", warmup=0, max_grad_norm=1.0)
 
 
 def _like_a_language(value: Any) -> Any:
-    return {**_LANGUAGE.model_dump(), **value} if isinstance(value, dict) else value
+    return {**LANGUAGE.model_dump(), **value} if isinstance(value, dict) else value
 
 
 LanguageOptimisation = Annotated[Optimisation, BeforeValidator(_like_a_language)]
 """``Optimisation`` with MAD-X's defaults: 50,000 steps (the paper's number for little text; 250,000 for much) of 64
 segments at 1e-4, falling linearly, gradients cut at norm 1."""
-
-
-class TaskConfig(Settings):
-    """The target task, labelled in the source language only."""
-
-    kind: Literal["classification"] = "classification"
-    name: str = "classification"
-    train: Where
-    validation: Where | None = Field(default=None, description="labelled set of the proxy language; tunes λ")
-    test: Where
-    labels: tuple[str, ...] | None = Field(default=None, description="default: those of the training rows, sorted")
-    words: dict[str, str] = Field(
-        default_factory=dict, description="label -> a decoder's word for it; default: the label"
-    )
-    prompt: str = "{text}\nTopic:"
-    max_length: PositiveInt = 256
-    optimisation: Optimisation = Optimisation()
 
 
 class ReferenceConfig(Settings):
@@ -99,7 +73,7 @@ class LanguageAdapters(Settings):
     invertible: bool = Field(default=True, description="with a NICE block at the embeddings")
     segment: PositiveInt = 256
     segments: PositiveInt | None = Field(default=None, description="default: all that the language has")
-    optimisation: LanguageOptimisation = _LANGUAGE
+    optimisation: LanguageOptimisation = LANGUAGE
 
 
 class TaskAdapters(Settings):
@@ -145,7 +119,7 @@ class TransferConfig(Settings):
     proxy: str | None = Field(default=None, description="the language whose labelled validation set tunes λ")
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("vanilla", "english_tuning", "average", "adamergex")
-    task: TaskConfig
+    task: TaskConfig = Field(description="the target task, labelled in the source language")
     reference: ReferenceConfig
     merge: MergeConfig = MergeConfig()
     mad_x: MadXConfig = MadXConfig()
@@ -161,68 +135,6 @@ class TransferConfig(Settings):
         return any(method.startswith("adamergex") for method in self.methods)
 
 
-def _one(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-class _TrainConfig(Settings):
-    """What both kinds of ``train`` file say."""
-
-    base: str = Field(description="nano, nano-causal, a folder or a hub id")
-    language: str = Field(description="code of the text's language")
-    structure: Structure
-    seed: int = 0
-    output: str = Field(description="folder of the adapter; must not be there yet")
-    folder: str = Field(".", description="what relative paths are relative to; set to the config file's folder")
-
-
-def _bottleneck(**defaults: Any) -> BeforeValidator:
-    """The structure of a ``train`` file is a bottleneck adapter unless it says otherwise."""
-
-    def complete(value: Any) -> Any:
-        if not isinstance(value, dict) or value.get("kind", "bottleneck") != "bottleneck":
-            return value
-        return {"kind": "bottleneck", **defaults, **value}
-
-    return BeforeValidator(complete)
-
-
-class LanguageTraining(_TrainConfig):
-    """A ``train`` file of kind language: an adapter that learns to model a language from raw text.
-
-    Masked LM on encoders, causal LM on decoders. The default is MAD-X's language adapter."""
-
-    kind: Literal["language"]
-    text: Where
-    structure: Annotated[Structure, _bottleneck(reduction=2.0, invertible=True)] = Structure(
-        kind="bottleneck", reduction=2.0, invertible=True
-    )
-    segment: PositiveInt = 256
-    segments: PositiveInt | None = Field(default=None, description="default: all that the text has")
-    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    optimisation: LanguageOptimisation = _LANGUAGE
-
-
-class TaskTraining(_TrainConfig):
-    """A ``train`` file of kind task: an adapter that learns a labelled task, alone or on frozen adapters."""
-
-    kind: Literal["task"]
-    train: Where
-    below: Annotated[tuple[str, ...], BeforeValidator(_one)] = Field(
-        default=(), description="folder of the frozen language adapter; of several, the lowest first"
-    )
-    structure: Annotated[Structure, _bottleneck()] = Structure(kind="bottleneck")
-    name: str = "classification"
-    labels: tuple[str, ...] | None = Field(default=None, description="default: those of the training rows, sorted")
-    words: dict[str, str] = Field(
-        default_factory=dict, description="label -> a decoder's word for it; default: the label"
-    )
-    prompt: str = "{text}\nTopic:"
-    max_length: PositiveInt = 256
-    optimisation: Optimisation = Optimisation()
-
-
-TRAININGS: dict[str, type[LanguageTraining | TaskTraining]] = {"language": LanguageTraining, "task": TaskTraining}
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -240,34 +152,15 @@ def parse(settings: Any, where: str = "settings") -> TransferConfig:
 
 def validated(settings: Any) -> TransferConfig | list[str]:
     """Validated settings, or a sentence for each of their problems."""
-    found = _typed(TransferConfig, settings)
+    found = typed(TransferConfig, settings)
     return found if isinstance(found, list) else list(_contradictions(found)) or found
 
 
-def _typed(model: type[Model], settings: Any) -> Model | list[str]:
+def typed(model: type[Model], settings: Any) -> Model | list[str]:
     try:
         return model.model_validate(settings)
     except ValidationError as error:
         return [_sentence(problem, model) for problem in error.errors()]
-
-
-def parse_training(settings: Any, where: str = "settings") -> LanguageTraining | TaskTraining:
-    """Validated settings of ``train``.
-
-    Raises:
-        ConfigError: one error that lists every problem.
-    """
-    kind = settings.get("kind") if isinstance(settings, dict) else None
-    if kind not in TRAININGS:
-        near = difflib.get_close_matches(str(kind), TRAININGS, 1)
-        found = "kind: missing" if kind is None else f"kind: {kind!r} is none of {', '.join(TRAININGS)}"
-        raise refused(where, [found + (f"; did you mean '{near[0]}'?" if near else "; language or task")])
-    config = _typed(TRAININGS[kind], settings)
-    if isinstance(config, list):
-        raise refused(where, config)
-    if isinstance(config, TaskTraining) and (problem := unstackable(config.structure, config.below)):
-        raise refused(where, [problem])
-    return config
 
 
 def load(path: Path) -> TransferConfig:
@@ -277,11 +170,6 @@ def load(path: Path) -> TransferConfig:
         ConfigError: the file is missing, is no YAML, or has problems.
     """
     return parse(read_yaml(path), str(path))
-
-
-def load_training(path: Path) -> LanguageTraining | TaskTraining:
-    """The same for a ``train`` file. Raises: ConfigError."""
-    return parse_training(read_yaml(path), str(path))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -310,6 +198,10 @@ def refused(where: str, problems: list[str]) -> ConfigError:
 
 
 def _contradictions(config: TransferConfig) -> Iterator[str]:
+    task: Own | BuiltIn | None = config.task.placed(Path(config.folder))
+    if isinstance(task, BuiltIn) and (problems := list(task.problems())):
+        yield from problems
+        task = None  # nothing more can be said of it
     if config.source in config.targets:
         yield f"targets: '{config.source}' is the source; it needs no transfer"
     if len(set(config.targets)) < len(config.targets):
@@ -317,7 +209,7 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     if config.merge.weight == "tuned" and config.merges:
         if config.proxy is None:
             yield "proxy: missing; it is the language whose validation set tunes λ (or set merge.weight to a number)"
-        elif config.task.validation is None:
+        elif task is not None and task.rows("validation") is None:
             yield "task.validation: missing; λ is tuned on it in the proxy language (or set merge.weight to a number)"
     if config.proxy == config.source:
         yield f"proxy: '{config.source}' is the source; λ would be tuned where no transfer happens"
@@ -327,13 +219,20 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
         yield f"methods: adamergex_delta is for lora, the structure is {config.structure.kind}"
     if config.merge.rank is not None and config.merge.space != "delta" and "adamergex_delta" not in config.methods:
         yield "merge.rank: truncates delta merges only; set merge.space to delta"
-    for name, where in (("task.test", config.task.test), ("reference.text", config.reference.text)):
-        if where.path is not None and "{language}" not in where.path:
+    found = [] if task is None else [("task.test", task.rows("test"))]
+    for name, where in (*found, ("reference.text", config.reference.text)):
+        if isinstance(where, Rows) and where.path is not None and "{language}" not in where.path:
             yield f"{name}: '{where.path}' has no {{language}} in it, so every language would read the same file"
 
 
 def _sentence(problem: Any, model: type[BaseModel]) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
+    # Inside the task, pydantic puts the form of it (see task_config.tag_of) into the place.
+    inside = problem["loc"][:1] == ("task",) and len(problem["loc"]) > 1
+    place = ".".join(str(part) for index, part in enumerate(problem["loc"]) if not (inside and index == 1))
+    if problem["type"] == "union_tag_invalid":
+        kinds, tag = problem["ctx"]["expected_tags"], problem["ctx"]["tag"]
+        near = difflib.get_close_matches(tag, kinds.replace("'", "").split(", "), 1)
+        return f"{place}.kind: '{tag}' is none of {kinds}" + (f"; did you mean '{near[0]}'?" if near else "")
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(problem["loc"][-1]), _names_at(model, problem["loc"][:-1]), 1)
         return f"{place}: no such setting" + (f"; did you mean '{near[0]}'?" if near else "")
@@ -351,6 +250,8 @@ def _sentence(problem: Any, model: type[BaseModel]) -> str:
 
 def _names_at(model: type[BaseModel], place: tuple[Any, ...]) -> list[str]:
     """The settings that exist at a place, by walking the models."""
+    if place[:1] == ("task",) and len(place) > 1:
+        model, place = known_fields(str(place[1])), place[2:]
     for part in place:
         if not isinstance(part, str) or part not in model.model_fields:
             return list(model.model_fields)

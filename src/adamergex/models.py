@@ -8,7 +8,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -16,8 +16,11 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
 )
@@ -36,14 +39,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Family = Literal["encoder", "decoder", "encoder-decoder"]
-Kind = Literal["masked-lm", "causal-lm", "sequence-classification", "sequence-to-sequence"]
+Head = Literal["sequence-classification", "multiple-choice", "question-answering", "token-classification"]
+Kind = Literal["masked-lm", "causal-lm", "sequence-to-sequence"] | Head
 
-_CLASSES = {
+_CLASSES: dict[Kind, Any] = {
     "masked-lm": AutoModelForMaskedLM,
     "causal-lm": AutoModelForCausalLM,
     "sequence-classification": AutoModelForSequenceClassification,
+    "multiple-choice": AutoModelForMultipleChoice,
+    "question-answering": AutoModelForQuestionAnswering,
+    "token-classification": AutoModelForTokenClassification,
     "sequence-to-sequence": AutoModelForSeq2SeqLM,
 }
+HEADS: tuple[Head, ...] = get_args(Head)
+"""Kinds whose head a masked-LM checkpoint lacks, so that it is new and trained with the adapter."""
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -119,21 +128,21 @@ def load_config(base: str) -> PreTrainedConfig:
     return config
 
 
-def kind_for(base: str, *, labelled: bool) -> Kind:
-    """The kind of head that training needs: for labels a head on encoders, else the language model's."""
+def kind_for(base: str, *, labelled: bool, head: Head = "sequence-classification") -> Kind:
+    """The kind of head that training needs: for labels ``head`` on encoders, else the language model's."""
     side = family(load_config(base))
     if side == "encoder-decoder":
         return "sequence-to-sequence"
     if side == "decoder":
         return "causal-lm"
-    return "sequence-classification" if labelled else "masked-lm"
+    return head if labelled else "masked-lm"
 
 
 def load(base: str, kind: Kind, labels: Sequence[str] | None = None) -> Loaded:
     """Load a backbone and its tokenizer: float32 on CPU, bfloat16 on CUDA whatever the checkpoint's dtype.
 
-    No code of the checkpoint is run (``trust_remote_code`` stays off). ``labels`` are the classes of a
-    sequence-classification head. Raises: ModelError for an unreadable checkpoint, one without the language-model
+    No code of the checkpoint is run (``trust_remote_code`` stays off). ``labels`` are the classes of a sequence- or
+    token-classification head. Raises: ModelError for an unreadable checkpoint, one without the language-model
     head that ``kind`` needs, or a tokenizer without a usable padding piece.
     """
     classes = None if labels is None else tuple(labels)
@@ -154,7 +163,7 @@ def _load(base: str, kind: Kind, labels: Sequence[str] | None) -> Loaded:
                 config=config,
                 dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
                 trust_remote_code=False,
-                ignore_mismatched_sizes=kind == "sequence-classification",
+                ignore_mismatched_sizes=kind in HEADS,
                 output_loading_info=True,
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -259,9 +268,9 @@ def _fresh_modules(base: str, kind: Kind, prefix: str, missing: Iterable[str]) -
     names = set()
     for key in missing:
         path = key.split(".")[:-1]
-        if kind == "sequence-classification" and path[0] != prefix:
+        if kind in HEADS and path[0] != prefix:
             names.add(path[0])
-        elif kind == "sequence-classification" and "pooler" in path:
+        elif kind in HEADS and "pooler" in path:
             names.add(".".join(path[: path.index("pooler") + 1]))
         else:
             raise ModelError(

@@ -3,45 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
 
-from adamergex.config import LanguageTraining, TaskTraining, TransferConfig
+from adamergex.config import TransferConfig
 from adamergex.errors import DataError
 from adamergex.graph import Step
 from adamergex.recipes import RECIPES, Experiment, Facts, Stack
-from adamergex.settings import Classification, LanguageModeling, Rows, Task, TrainJob
-
-Placed = TypeVar("Placed", Rows, Rows | None)
+from adamergex.settings import AnyRows, LanguageModeling, Rows, Target, Task, TrainJob
+from adamergex.task_config import BuiltIn, Own
+from adamergex.train_config import LanguageTraining, TaskTraining
 
 
 def absolute(config: TransferConfig) -> TransferConfig:
     """The settings with paths that no longer depend on the settings file's folder."""
-    folder, task = Path(config.folder), config.task
-    rows = {name: _placed(folder, getattr(task, name)) for name in ("train", "validation", "test")}
+    folder = Path(config.folder)
     reference = config.reference.model_copy(update={"text": _placed(folder, config.reference.text)})
     base = _placed_base(folder, config.base)
-    return config.model_copy(update={"task": task.model_copy(update=rows), "reference": reference, "base": base})
+    return config.model_copy(update={"task": config.task.placed(folder), "reference": reference, "base": base})
 
 
 def train_job(config: LanguageTraining | TaskTraining) -> TrainJob:
     """What a ``train`` file asks for. Raises: DataError for training rows with fewer than two labels."""
     folder = Path(config.folder)
     task: Task
+    rows: AnyRows
     below: tuple[str, ...] = ()
     if isinstance(config, TaskTraining):
-        rows = _placed(folder, config.train)
-        task = Classification(
-            name=config.name,
-            labels=_labels(config.labels, rows, config.language, "train"),
-            words=config.words,
-            prompt=config.prompt,
-            max_length=config.max_length,
-        )
+        placed = config.task.placed(folder)
+        found = placed.rows("train")
+        assert found is not None  # every task is trained on something
+        rows, task = found, _task(placed, config.language)
+        optimisation = placed.optimisation
         below = tuple(str((folder / path).absolute()) for path in config.below)
     else:
-        rows = _placed(folder, config.text)
+        rows, optimisation = _placed(folder, config.text), config.optimisation
         task = LanguageModeling(segment=config.segment, segments=config.segments, mask_rate=config.mask_rate)
     return TrainJob(
         base=_placed_base(folder, config.base),
@@ -49,36 +44,37 @@ def train_job(config: LanguageTraining | TaskTraining) -> TrainJob:
         task=task,
         language=config.language,
         rows=rows,
-        optimisation=config.optimisation,
+        optimisation=optimisation,
         seed=config.seed,
         below=below,
     )
 
 
-def _placed(folder: Path, rows: Placed) -> Placed:
-    if rows is None or rows.path is None:
-        return rows
-    return rows.model_copy(update={"path": str((folder / rows.path).absolute())})
+def _placed(folder: Path, rows: Rows) -> Rows:
+    return rows if rows.path is None else rows.model_copy(update={"path": str((folder / rows.path).absolute())})
 
 
 def _placed_base(folder: Path, base: str) -> str:
     return str((folder / base).absolute()) if (folder / base).is_dir() else base
 
 
-def _labels(given: tuple[str, ...] | None, rows: Rows, language: str, setting: str) -> tuple[str, ...]:
-    from adamergex.data import read
+def _task(config: Own | BuiltIn, language: str) -> Target:
+    """The task with its labels, or entity types, which may be those of the training rows in a language."""
+    from adamergex.tasks.rows import labels_of, read, source
 
-    if given is not None:
-        return given
-    labels = tuple(sorted({str(row["label"]) for row in read(rows, language) if "label" in row}))
-    if len(labels) < 2:
+    if not config.open_labels:
+        return config.task(())
+    rows, open_task = config.rows("train"), config.task(())
+    assert rows is not None  # every task is trained on something
+    labels = labels_of(open_task, read(open_task, rows, language))
+    if len(labels) < (1 if open_task.kind == "tagging" else 2):
         raise DataError(
             "the training rows have fewer than two labels",
-            where=rows.path or rows.hub,
+            where=source(rows, language),
             found=list(labels),
-            fix=f"check {setting} and its column mapping",
+            fix="check the training rows and their column mapping",
         )
-    return labels
+    return config.task(labels)
 
 
 def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Facts:
@@ -86,17 +82,24 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
 
     ``languages``: those whose references are compared; default: the table's own.
     """
-    from adamergex.data import data_hash
+    from adamergex.data import content_hash
     from adamergex.models import base_sha256
+    from adamergex.tasks import kinds
+    from adamergex.tasks.rows import read
 
-    labels = _labels(config.task.labels, config.task.train, config.source, "task.train")
-    content = lru_cache(maxsize=None)(lambda text, language: data_hash(Rows.model_validate_json(text), language))
-    return Facts(
-        base_sha256=base_sha256(config.base),
-        labels=labels,
-        segments=_segments(config, languages),
-        content=lambda rows, language: content(rows.model_dump_json(), language),
-    )
+    task = _task(config.task, config.source)
+    for bare in {method == "vanilla" for method in config.methods}:
+        kinds.model_kind(task, config.base, bare=bare)  # before anything is trained
+    known: dict[str, str] = {}
+
+    def content(task: Task, rows: AnyRows, language: str) -> str:
+        place = f"{task.kind} {language} {rows.model_dump_json()}"
+        if place not in known:
+            known[place] = content_hash(read(task, rows, language))
+        return known[place]
+
+    segments = _segments(config, languages)
+    return Facts(base_sha256=base_sha256(config.base), task=task, segments=segments, content=content)
 
 
 def languages_of(config: TransferConfig) -> tuple[str, ...]:
@@ -137,6 +140,7 @@ class Plan:
 
     def __init__(self, config: TransferConfig, known: Facts) -> None:
         self.config = config
+        self.metric = known.task.metric
         self.adapters: dict[tuple[str, str, int], Stack] = {}
         self.evaluations: dict[tuple[str, str, int], Step] = {}
         self.tunings: dict[tuple[str, int], Step] = {}

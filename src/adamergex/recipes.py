@@ -13,15 +13,16 @@ from typing import Any, NamedTuple
 from adamergex.config import TransferConfig
 from adamergex.graph import Step
 from adamergex.settings import (
-    Classification,
+    AnyRows,
     EvaluateJob,
     LanguageModeling,
     Optimisation,
-    Rows,
     Structure,
+    Target,
     Task,
     TrainJob,
 )
+from adamergex.tasks.catalogue import identity
 
 Stack = tuple[Step, ...]
 
@@ -108,13 +109,17 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+Content = Callable[[Task, AnyRows, str], str]
+"""SHA-256 of the rows of a language, as a task reads them."""
+
+
 class Facts(NamedTuple):
-    """What the settings leave to be found in the model and the data: hashes, labels, the amount of text."""
+    """What the settings leave to be found in the model and the data: hashes, the task's labels, the amount of text."""
 
     base_sha256: str
-    labels: tuple[str, ...]
+    task: Target
     segments: int | None
-    content: Callable[[Rows, str], str]  # SHA-256 of the rows of a language
+    content: Content
 
 
 @dataclass(frozen=True)
@@ -131,15 +136,8 @@ class Experiment:
         return self.config.source
 
     @property
-    def task(self) -> Classification:
-        task = self.config.task
-        return Classification(
-            name=task.name,
-            labels=self.facts.labels,
-            words=task.words,
-            prompt=task.prompt,
-            max_length=task.max_length,
-        )
+    def task(self) -> Target:
+        return self.facts.task
 
     @property
     def reference(self) -> LanguageModeling:
@@ -154,7 +152,7 @@ class Experiment:
     def train(self, task: Task, language: str) -> Step:
         """An adapter of the experiment's structure, trained on a task in a language."""
         rows, optimisation = self._training(task)
-        name = "task" if isinstance(task, Classification) else "reference"
+        name = "reference" if isinstance(task, LanguageModeling) else "task"
         return self._train(name, self.config.structure, task, language, rows, optimisation)
 
     def language(self, language: str, *, invertible: bool = True) -> Step:
@@ -189,7 +187,7 @@ class Experiment:
         structure: Structure,
         task: Task,
         language: str,
-        rows: Rows,
+        rows: AnyRows,
         optimisation: Optimisation,
         below: Step | None = None,
     ) -> Step:
@@ -204,12 +202,14 @@ class Experiment:
         ).model_dump(mode="json")
         inputs = {} if below is None else {"below": below}
         label = f"{name} · {language} · seed {self.seed}"
-        return Step("train", self._identity(job, rows, language), job, inputs, label=label)
+        return Step("train", self._identity(job, task, rows, language), job, inputs, label=label)
 
-    def _training(self, task: Task) -> tuple[Rows, Optimisation]:
-        if isinstance(task, Classification):
-            return self.config.task.train, self.config.task.optimisation
-        return self.config.reference.text, self.config.reference.optimisation
+    def _training(self, task: Task) -> tuple[AnyRows, Optimisation]:
+        if isinstance(task, LanguageModeling):
+            return self.config.reference.text, self.config.reference.optimisation
+        rows = self.config.task.rows("train")
+        assert rows is not None  # every task is trained on something
+        return rows, self.config.task.optimisation
 
     def merge(
         self,
@@ -242,15 +242,16 @@ class Experiment:
 
     def evaluate(self, stack: Stack, language: str) -> Step:
         """Predictions and scores of an adapter, of a stack, or of the bare base, on the test set of a language."""
-        rows = self.config.task.test
+        rows = self.config.task.rows("test")
+        assert rows is not None  # every task is tested on something
         job = self._evaluate_job(language, rows)
         names = ["below", "adapter"][-len(stack) :] if stack else []
         what = "base" if not stack else "stack" if len(stack) > 1 else stack[-1].kind
         label = f"{language} · {what} · seed {self.seed}"
         inputs = dict(zip(names, stack, strict=True))
-        return Step("evaluate", self._identity(job, rows, language), job, inputs, label=label)
+        return Step("evaluate", self._identity(job, self.task, rows, language), job, inputs, label=label)
 
-    def _evaluate_job(self, language: str, rows: Rows) -> dict[str, Any]:
+    def _evaluate_job(self, language: str, rows: AnyRows) -> dict[str, Any]:
         return EvaluateJob(base=self.config.base, task=self.task, language=language, rows=rows).model_dump(mode="json")
 
     def adapter(self, recipe: Build) -> Stack:
@@ -264,18 +265,20 @@ class Experiment:
 
     def tuning(self, recipe: Build) -> Step:
         """The search of λ for a recipe: its merge in the proxy language, scored on the proxy's validation set."""
-        proxy, rows = self.config.proxy, self.config.task.validation
+        proxy, rows = self.config.proxy, self.config.task.rows("validation")
         assert proxy is not None and rows is not None  # the settings were checked for both
         merge = recipe(replace(self, target=proxy))
         assert isinstance(merge, Step)
         evaluation = self._evaluate_job(proxy, rows)
         shared = {"merge": merge.job, "grid": list(self.config.merge.grid)}
-        identity = {**shared, "evaluate": self._identity(evaluation, rows, proxy)}
+        identity = {**shared, "evaluate": self._identity(evaluation, self.task, rows, proxy)}
         label = f"{merge.label} (proxy)"
         return Step("tune", identity, {**shared, "evaluate": evaluation}, merge.inputs, label=label)
 
-    def _identity(self, job: Mapping[str, Any], rows: Rows, language: str) -> dict[str, Any]:
-        """The job with contents in the place of names: the same base or text elsewhere is the same step; adapters below
-        are inputs."""
+    def _identity(self, job: Mapping[str, Any], task: Task, rows: AnyRows, language: str) -> dict[str, Any]:
+        """The job with contents in the place of names: the same base, text or task file elsewhere is the same step;
+        adapters below are inputs."""
         named = {key: value for key, value in job.items() if key not in ("base", "rows", "below")}
-        return {**named, "base": self.facts.base_sha256, "rows": self.facts.content(rows, language)}
+        if not isinstance(task, LanguageModeling):
+            named["task"] = {**job["task"], "measured_as": identity(task.measured_as)}
+        return {**named, "base": self.facts.base_sha256, "rows": self.facts.content(task, rows, language)}

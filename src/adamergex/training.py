@@ -32,13 +32,11 @@ from adamergex.checkpoint import staged_directory
 from adamergex.errors import ModelError
 from adamergex.hashing import file_sha256
 from adamergex.lineage import Lineage, package_versions, require_base
-from adamergex.models import Loaded, kind_for, load, longest_input, quiet
+from adamergex.models import HEADS, Loaded, quiet
 from adamergex.progress import Progress
-from adamergex.settings import Classification, TrainJob
-from adamergex.tasks import Examples
-from adamergex.tasks.classification import head_examples, prompt_examples
-from adamergex.tasks.denoising import pairs
-from adamergex.tasks.language_modeling import segments
+from adamergex.settings import TrainJob
+from adamergex.tasks import Examples, kinds
+from adamergex.tasks.rows import read, source
 
 LOG_EVERY = 20  # steps
 MANIFEST = "complete.json"
@@ -67,13 +65,13 @@ def train(
         stack.enter_context(quiet())
         loaded = _fitting(job, backbone)
         parents = _parents(job, loaded)
-        rows = data.read(job.rows, job.language)
+        rows = read(job.task, job.rows, job.language)
         examples = examples_of(job, loaded, rows)
         adapter = resident.attach(
             loaded.model,
             job.structure,
             below=job.below,
-            task_head=loaded.kind == "sequence-classification",
+            task_head=loaded.kind in HEADS,
             base_sha256=loaded.sha256,
             seed=job.seed,
             fresh=loaded.fresh,
@@ -93,15 +91,13 @@ def train(
 
 def load_for(job: TrainJob) -> Loaded:
     """The backbone that a job needs; jobs of one base, task and number of labels can share it."""
-    labels = job.task.labels if isinstance(job.task, Classification) else None
-    kind = kind_for(job.base, labelled=isinstance(job.task, Classification))
-    return load(job.base, kind, labels if kind == "sequence-classification" else None)
+    return kinds.load_for(job.task, job.base)
 
 
 def _fitting(job: TrainJob, backbone: Loaded | None) -> Loaded:
     if backbone is None:
         return load_for(job)
-    kind = kind_for(job.base, labelled=isinstance(job.task, Classification))
+    kind = kinds.model_kind(job.task, job.base)
     if (backbone.base, backbone.kind) != (job.base, kind):
         raise ModelError(
             "the given backbone is not the one that the job needs",
@@ -114,17 +110,9 @@ def _fitting(job: TrainJob, backbone: Loaded | None) -> Loaded:
 
 def examples_of(job: TrainJob, loaded: Loaded, rows: Sequence[Mapping[str, Any]]) -> Examples:
     """The training examples that a job makes of its rows. Raises: DataError, ConfigError."""
-    longest, where = longest_input(loaded.model, loaded.tokenizer), data.source(job.rows, job.language)
-    if job.structure.kind == "prefix":
-        longest -= job.structure.virtual_tokens  # they stand before the text
-    if isinstance(job.task, Classification):
-        if loaded.kind == "sequence-classification":
-            return head_examples(rows, loaded.tokenizer, job.task, longest=longest, where=where)
-        return prompt_examples(rows, loaded.tokenizer, job.task, longest=longest, where=where, family=loaded.family)
-    texts, masked = [str(row["text"]) for row in rows], loaded.kind == "masked-lm"
-    if loaded.kind == "sequence-to-sequence":
-        return pairs(texts, loaded.tokenizer, job.task, seed=job.seed, longest=longest, where=where)
-    return segments(texts, loaded.tokenizer, job.task, masked=masked, seed=job.seed, longest=longest, where=where)
+    taken = job.structure.virtual_tokens if job.structure.kind == "prefix" else 0  # they stand before the text
+    where = source(job.rows, job.language)
+    return kinds.examples(job.task, rows, loaded, where=where, seed=job.seed, taken=taken)
 
 
 def batches(lengths: Sequence[int], size: int, steps: int, seed: int) -> list[list[int]]:
@@ -328,7 +316,7 @@ def _lineage(
     job: TrainJob, loaded: Loaded, examples: Examples, start: str, found: dict[str, Any], outcome: dict[str, Any]
 ) -> Lineage:
     task = job.task.model_dump(mode="json")
-    if not isinstance(job.task, Classification):
+    if job.task.kind == "language-modeling":
         task["segments"] = len(examples.lengths)
     shape = job.structure.model_dump(mode="json")
     if job.structure.kind == "ia3":
@@ -341,7 +329,7 @@ def _lineage(
         start=start,
         task=task,
         language=job.language,
-        data=found | {"source": data.source(job.rows, job.language)} | ({"truncated": truncated} if truncated else {}),
+        data=found | {"source": source(job.rows, job.language)} | ({"truncated": truncated} if truncated else {}),
         settings=settings,
         versions=package_versions(),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from adamergex.config import TransferConfig
 from adamergex.errors import AdamergexError, ConfigError
 from adamergex.graph import Step, canonical, in_order
 from adamergex.plan import Plan, absolute, facts, languages_of, needs_references
-from adamergex.recipes import Facts
-from adamergex.settings import Rows
+from adamergex.recipes import Content, Facts
+from adamergex.settings import AnyRows, Task
 from adamergex.studies.settings import Assumed, Study
+from adamergex.tasks.rows import source
 
 
 class StudyPlan:
@@ -28,7 +29,7 @@ class StudyPlan:
         self.study = study
         self.absent: dict[str, list[str]] = {}  # what is not on this machine -> where it was asked for
         tables = {name: absolute(config) for name, config in study.tables.items()}
-        content: Callable[[Rows, str], str] | None = None
+        content: Content | None = None
         segments: dict[str, int | None] = {}
         self.tables: dict[str, Plan] = {}
         for name, config in tables.items():
@@ -87,16 +88,17 @@ class StudyPlan:
             self.absent.setdefault(_what(error), []).append(name)
             return assumed_facts(config, self.study.assumed)
 
-    def _lenient(self, content: Callable[[Rows, str], str]) -> Callable[[Rows, str], str]:
+    def _lenient(self, content: Content) -> Content:
         absent: dict[tuple[str, str], str] = {}
 
-        def hashed(rows: Rows, language: str) -> str:
+        def hashed(task: Task, rows: AnyRows, language: str) -> str:
             place = rows.model_dump_json(), language
             if place not in absent:
                 try:
-                    return content(rows, language)
+                    return content(task, rows, language)
                 except AdamergexError:
-                    self.absent.setdefault(f"rows of {rows.path or rows.hub}", []).append(language)
+                    where = source(rows, language)
+                    self.absent.setdefault(f"rows of {where}", []).append(language)
                     absent[place] = _named(place)
             return absent[place]
 
@@ -108,9 +110,9 @@ def assumed_facts(config: TransferConfig, assumed: Assumed) -> Facts:
     segments = config.reference.segments or (assumed.segments if needs_references(config) else None)
     return Facts(
         base_sha256=_named(config.base),
-        labels=config.task.labels or ("assumed 1", "assumed 2"),
+        task=config.task.task(("assumed 1", "assumed 2") if config.task.open_labels else ()),
         segments=segments,
-        content=lambda rows, language: _named((rows.model_dump_json(), language)),
+        content=lambda task, rows, language: _named((rows.model_dump_json(), language)),
     )
 
 

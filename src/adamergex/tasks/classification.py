@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from adamergex.models import Family
-    from adamergex.settings import Classification
+    from adamergex.settings import Classification, PairClassification
 
 
 @dataclass(frozen=True)
@@ -165,15 +165,20 @@ def prompt_pieces(
 
     Only ``{text}`` is ever cut, at its end: what the prompt says after it stays. ``special``: pieces to leave free.
     """
+    filled = text_prompts(texts, prompt)
+    before, _ = frame(tokenizer)
+    found, truncated = fitted(filled, tokenizer, [room - len(before) - special] * len(texts))
+    return [before + pieces for pieces in found], truncated
+
+
+def text_prompts(texts: Sequence[str], prompt: str) -> list[Prompt]:
+    """The prompt around each text. Raises: ConfigError: it has no place for one."""
     if "{text}" not in prompt:
         raise ConfigError(
             "the prompt has no place for the text", where="prompt", found=repr(prompt), expected="'{text}' in it",
             fix="write {text} where the text belongs",
         )  # fmt: skip
-    before, _ = frame(tokenizer)
-    filled = [prompt_of(Prompt(text, lambda part: prompt.replace("{text}", part))) for text in texts]
-    found, truncated = fitted(filled, tokenizer, [room - len(before) - special] * len(texts))
-    return [before + pieces for pieces in found], truncated
+    return [prompt_of(Prompt(text, lambda part: prompt.replace("{text}", part))) for text in texts]
 
 
 def answer_pieces(tokenizer: PreTrainedTokenizerBase, task: Classification, family: Family = "decoder") -> list[Pieces]:
@@ -200,7 +205,9 @@ def answer_pieces(tokenizer: PreTrainedTokenizerBase, task: Classification, fami
     return result
 
 
-def label_indices(rows: Sequence[Mapping[str, Any]], task: Classification, where: object) -> list[int]:
+def label_indices(
+    rows: Sequence[Mapping[str, Any]], task: Classification | PairClassification, where: object
+) -> list[int]:
     """The place of each row's label among the task's. Raises: DataError for one that is not there."""
     places = {label: index for index, label in enumerate(task.labels)}
     result = []

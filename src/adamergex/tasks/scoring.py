@@ -14,8 +14,8 @@ from adamergex.errors import ConfigError
 from adamergex.logits import logits_at, without_adapter
 from adamergex.models import frame
 from adamergex.tasks.choosing import piece_scores
-from adamergex.tasks.classification import HeadExamples, answer_pieces, padded, prompt_pieces
-from adamergex.tasks.prompts import Pieces
+from adamergex.tasks.classification import HeadExamples, answer_pieces, padded, prompt_pieces, text_prompts
+from adamergex.tasks.prompts import Pieces, Prompt, fitted
 from adamergex.tasks.reading import by_length
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ def word_scores(
     return np.stack(piece_scores(model, whole, [answers] * len(whole), tokenizer, batch_tokens)), truncated
 
 
-@torch.inference_mode()
 def cloze_scores(
     model: nn.Module,
     texts: Sequence[str],
@@ -74,20 +73,34 @@ def cloze_scores(
     longest: int,
     batch_tokens: int,
 ) -> tuple[Scores, int]:
-    """Label words filled into a masked model's prompt [texts, labels], and how many texts were cut.
+    """Label words filled into a masked model's prompt [texts, labels], and how many were cut; see ``cloze_of``."""
+    prompts, limit = text_prompts(texts, task.prompt), min(task.max_length, longest)
+    return cloze_of(model, prompts, answer_pieces(tokenizer, task), tokenizer, limit=limit, batch_tokens=batch_tokens)
+
+
+@torch.inference_mode()
+def cloze_of(
+    model: nn.Module,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Pieces],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    limit: int,
+    batch_tokens: int,
+) -> tuple[Scores, int]:
+    """Words (in pieces) filled into the end of a masked model's prompts [prompts, words], and how many were cut.
 
     The prompt is followed by as many masks as the word has pieces; the score is the *mean* log-probability a piece,
     since masked pieces are predicted independently. Words of one length share their forward pass.
     """
     if tokenizer.mask_token_id is None:
         raise ConfigError("the tokenizer has no mask piece", where=tokenizer.name_or_path, fix="choose an encoder")
-    answers = answer_pieces(tokenizer, task)
-    _, after = frame(tokenizer)
-    scores, truncated = np.zeros((len(texts), len(answers))), 0
+    before, after = frame(tokenizer)
+    scores, truncated = np.zeros((len(prompts), len(answers))), 0
     for count in sorted(set(map(len, answers))):
-        special = count + len(after)
-        prompts, cut = prompt_pieces(texts, tokenizer, task.prompt, min(task.max_length, longest), special=special)
-        filled = [prompt + [int(tokenizer.mask_token_id)] * count + after for prompt in prompts]
+        room = limit - len(before) - count - len(after)
+        found, cut = fitted(prompts, tokenizer, [room] * len(prompts))
+        filled = [before + pieces + [int(tokenizer.mask_token_id)] * count + after for pieces in found]
         same = [label for label, answer in enumerate(answers) if len(answer) == count]
         words = torch.tensor([answers[label] for label in same])
         scores[:, same] = _fill(model, filled, words, tokenizer, batch_tokens)

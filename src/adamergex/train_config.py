@@ -1,0 +1,101 @@
+"""The YAML of ``train``: one adapter, for a language or for a task, settings to validated settings."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+
+from adamergex.config import LANGUAGE, LanguageOptimisation, read_yaml, refused, typed
+from adamergex.settings import Settings, Structure, unstackable
+from adamergex.task_config import TaskConfig, Where
+
+
+def _one(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class _TrainConfig(Settings):
+    """What both kinds of ``train`` file say."""
+
+    base: str = Field(description="nano, nano-causal, a folder or a hub id")
+    language: str = Field(description="code of the text's language")
+    structure: Structure
+    seed: int = 0
+    output: str = Field(description="folder of the adapter; must not be there yet")
+    folder: str = Field(".", description="what relative paths are relative to; set to the config file's folder")
+
+
+def _bottleneck(**defaults: Any) -> BeforeValidator:
+    """The structure of a ``train`` file is a bottleneck adapter unless it says otherwise."""
+
+    def complete(value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("kind", "bottleneck") != "bottleneck":
+            return value
+        return {"kind": "bottleneck", **defaults, **value}
+
+    return BeforeValidator(complete)
+
+
+class LanguageTraining(_TrainConfig):
+    """A ``train`` file of kind language: an adapter that learns to model a language from raw text.
+
+    Masked LM on encoders, causal LM on decoders. The default is MAD-X's language adapter."""
+
+    kind: Literal["language"]
+    text: Where
+    structure: Annotated[Structure, _bottleneck(reduction=2.0, invertible=True)] = Structure(
+        kind="bottleneck", reduction=2.0, invertible=True
+    )
+    segment: PositiveInt = 256
+    segments: PositiveInt | None = Field(default=None, description="default: all that the text has")
+    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    optimisation: LanguageOptimisation = LANGUAGE
+
+
+class TaskTraining(_TrainConfig):
+    """A ``train`` file of kind task: an adapter that learns a labelled task, alone or on frozen adapters."""
+
+    kind: Literal["task"]
+    task: TaskConfig = Field(description="as in ``transfer``; rows of one's own need only ``train``")
+    below: Annotated[tuple[str, ...], BeforeValidator(_one)] = Field(
+        default=(), description="folder of the frozen language adapter; of several, the lowest first"
+    )
+    structure: Annotated[Structure, _bottleneck()] = Structure(kind="bottleneck")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trained_only(cls, values: Any) -> Any:
+        task = values.get("task") if isinstance(values, dict) else None
+        if isinstance(task, dict) and "train" in task:
+            return {**values, "task": {"test": task["train"], **task}}
+        return values
+
+
+TRAININGS: dict[str, type[LanguageTraining | TaskTraining]] = {"language": LanguageTraining, "task": TaskTraining}
+
+
+def parse_training(settings: Any, where: str = "settings") -> LanguageTraining | TaskTraining:
+    """Validated settings of ``train``.
+
+    Raises:
+        ConfigError: one error that lists every problem.
+    """
+    kind = settings.get("kind") if isinstance(settings, dict) else None
+    if kind not in TRAININGS:
+        near = difflib.get_close_matches(str(kind), TRAININGS, 1)
+        found = "kind: missing" if kind is None else f"kind: {kind!r} is none of {', '.join(TRAININGS)}"
+        raise refused(where, [found + (f"; did you mean '{near[0]}'?" if near else "; language or task")])
+    config = typed(TRAININGS[kind], settings)
+    if isinstance(config, list):
+        raise refused(where, config)
+    if isinstance(config, TaskTraining) and (problem := unstackable(config.structure, config.below)):
+        raise refused(where, [problem])
+    return config
+
+
+def load_training(path: Path) -> LanguageTraining | TaskTraining:
+    """The settings of a ``train`` file; relative paths in it are relative to its folder. Raises: ConfigError."""
+    return parse_training(read_yaml(path), str(path))
