@@ -165,10 +165,10 @@ class Experiment:
 
     def task_adapter(self, below: Step | None = None) -> Step:
         """MAD-X's task adapter in the source language, on a frozen language adapter or alone."""
-        settings, task = self.config.mad_x.task, self.config.task
-        structure, optimisation = self._bottleneck(settings.reduction), settings.optimisation or task.optimisation
+        settings, (rows, optimisation) = self.config.mad_x.task, self._training(self.task)
+        structure = self._bottleneck(settings.reduction)
         name = "MAD-X task" + (f" on {below.label.partition(' ·')[0]}" if below else "")
-        return self._train(name, structure, self.task, self.source, task.train, optimisation, below)
+        return self._train(name, structure, self.task, self.source, rows, settings.optimisation or optimisation, below)
 
     def _bottleneck(self, reduction: float, *, invertible: bool = False) -> Structure:
         settings = self.config.mad_x
