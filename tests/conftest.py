@@ -72,3 +72,12 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines = [f"{text} {number}" for number in range(12) for text in texts]
         (folder / f"{language}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Name -> folder of a tiny decoder ("llama") or encoder-decoder ("t5" with sentinels, "bart", "mbart")."""
+    from family_models import FAMILIES, save_family
+
+    root = tmp_path_factory.mktemp("families")
+    return {name: save_family(name, root / name) for name in FAMILIES}

@@ -27,6 +27,7 @@ LAYERS = [
     ["training"],
     ["evaluation"],
     ["tuning"],
+    ["task_config"],
     ["config", "actions"],
     ["recipes", "engines", "report"],
     ["plan"],

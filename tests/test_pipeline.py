@@ -80,7 +80,7 @@ def test_the_whole_way(tiny_encoder: Path, small_data: Path, tmp_path: Path, cou
         found = [json.loads(line) for line in lines]
         right = sum(item["gold"] == item["predicted"] for item in found)
         assert cell["n"] == len(found) == 24
-        assert cell["accuracy"] == pytest.approx(100 * right / 24)
+        assert cell["score"] == pytest.approx(100 * right / 24)
     for curve in results["tuning"]:
         assert [point["weight"] for point in curve["curve"]] == [0.0, 0.5, 1.0]
     merged = tmp_path / "run" / "adapters" / "average-sw-seed0"

@@ -81,7 +81,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         columns=dict(pair.split("=", 1) for pair in arguments.column),
     )
     low, high = scores["interval"]
-    print(f"accuracy {scores['accuracy']:.1f} % [{low:.1f}, {high:.1f}] on {scores['n']} items")
+    print(f"{scores['metric']} {scores[scores['metric']]:.1f} % [{low:.1f}, {high:.1f}] on {scores['n']} items")
     print(f"written: {arguments.output}")
 
 

@@ -8,41 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, PositiveInt, ValidationError
 
 from adamergex.errors import ConfigError
 from adamergex.settings import Optimisation, Rows, Settings, Structure
+from adamergex.task_config import BuiltIn, TaskConfig, Where, known_fields
 
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
-def _rows_from_text(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
-
-
 def _with_zero(grid: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(sorted({0.0, *grid}))
-
-
-Where = Annotated[Rows, BeforeValidator(_rows_from_text)]
-"""A path (``{language}`` stands for the language), or the settings of ``Rows``."""
-
-
-class TaskConfig(Settings):
-    """The target task, labelled in the source language only."""
-
-    kind: Literal["classification"] = "classification"
-    name: str = "classification"
-    train: Where
-    validation: Where | None = Field(default=None, description="labelled set of the proxy language; tunes λ")
-    test: Where
-    labels: tuple[str, ...] | None = Field(default=None, description="default: those of the training rows, sorted")
-    words: dict[str, str] = Field(
-        default_factory=dict, description="label -> a decoder's word for it; default: the label"
-    )
-    prompt: str = "{text}\nTopic:"
-    max_length: PositiveInt = 256
-    optimisation: Optimisation = Optimisation()
 
 
 class ReferenceConfig(Settings):
@@ -53,6 +29,9 @@ class ReferenceConfig(Settings):
     segment: PositiveInt = 512
     segments: PositiveInt | None = Field(default=None, description="default: what the shortest text has")
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    objective: Literal["auto", "span-corruption", "continuation"] = Field(
+        default="auto", description="encoder-decoders only; auto: span corruption where the tokenizer has sentinels"
+    )
     optimisation: Optimisation = Optimisation()
 
 
@@ -80,7 +59,7 @@ class TransferConfig(Settings):
     proxy: str | None = Field(default=None, description="the language whose labelled validation set tunes λ")
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("vanilla", "english_tuning", "average", "adamergex")
-    task: TaskConfig
+    task: TaskConfig = Field(description="the target task, labelled in the source language")
     reference: ReferenceConfig
     merge: MergeConfig = MergeConfig()
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
@@ -144,7 +123,7 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     if config.merge.weight == "tuned" and config.merges:
         if config.proxy is None:
             yield "proxy: missing; it is the language whose validation set tunes λ (or set merge.weight to a number)"
-        elif config.task.validation is None:
+        elif config.task.rows("validation") is None:
             yield "task.validation: missing; λ is tuned on it in the proxy language (or set merge.weight to a number)"
     if config.proxy == config.source:
         yield f"proxy: '{config.source}' is the source; λ would be tuned where no transfer happens"
@@ -154,13 +133,21 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
         yield f"methods: adamergex_delta is for lora, the structure is {config.structure.kind}"
     if config.merge.rank is not None and config.merge.space != "delta" and "adamergex_delta" not in config.methods:
         yield "merge.rank: truncates delta merges only; set merge.space to delta"
-    for name, where in (("task.test", config.task.test), ("reference.text", config.reference.text)):
-        if where.path is not None and "{language}" not in where.path:
+    if isinstance(config.task, BuiltIn):
+        yield from config.task.problems(config.folder)
+    for name, where in (("task.test", config.task.rows("test")), ("reference.text", config.reference.text)):
+        if isinstance(where, Rows) and where.path is not None and "{language}" not in where.path:
             yield f"{name}: '{where.path}' has no {{language}} in it, so every language would read the same file"
 
 
 def _sentence(problem: Any) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
+    # Inside the task, pydantic puts the form of it (see task_config.tag_of) into the place.
+    inside = problem["loc"][:1] == ("task",) and len(problem["loc"]) > 1
+    place = ".".join(str(part) for index, part in enumerate(problem["loc"]) if not (inside and index == 1))
+    if problem["type"] == "union_tag_invalid":
+        kinds, tag = problem["ctx"]["expected_tags"], problem["ctx"]["tag"]
+        near = difflib.get_close_matches(tag, kinds.replace("'", "").split(", "), 1)
+        return f"{place}.kind: '{tag}' is none of {kinds}" + (f"; did you mean '{near[0]}'?" if near else "")
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(problem["loc"][-1]), _names_at(problem["loc"][:-1]), 1)
         return f"{place}: no such setting" + (f"; did you mean '{near[0]}'?" if near else "")
@@ -177,6 +164,8 @@ def _sentence(problem: Any) -> str:
 def _names_at(place: tuple[Any, ...]) -> list[str]:
     """The settings that exist at a place, by walking the models."""
     model: type[BaseModel] = TransferConfig
+    if place[:1] == ("task",) and len(place) > 1:
+        model, place = known_fields(str(place[1])), place[2:]
     for part in place:
         if not isinstance(part, str) or part not in model.model_fields:
             return list(model.model_fields)

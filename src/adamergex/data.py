@@ -12,7 +12,7 @@ import gzip
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -21,12 +21,14 @@ from adamergex.errors import DataError
 if TYPE_CHECKING:
     from adamergex.settings import Rows
 
-OURS = ("text", "label", "id")
+OURS = ("label", "id")
 Numbered = Iterator[tuple[int, Mapping[str, Any]]]
 
 
-def read(rows: Rows, language: str) -> list[dict[str, Any]]:
+def read(rows: Rows, language: str, names: Sequence[str] = ("text",)) -> list[dict[str, Any]]:
     """The rows of one language: ``{language}`` in path, config and split is replaced by its code.
+
+    ``names``: the columns that must be there; of the others, label and id come along, and what ``columns`` maps.
 
     The format follows the ending: jsonl, json (a list), csv, tsv, parquet, txt (one text a line, blank lines skipped),
     each also with ``.gz``. ``columns`` maps our names to the file's; names that are all digits are positions, from 0,
@@ -35,9 +37,9 @@ def read(rows: Rows, language: str) -> list[dict[str, Any]]:
     """
     where = source(rows, language)
     numbered = _hub(rows, language) if rows.path is None else _local(Path(where), rows)
-    columns = {name: rows.columns.get(name, name) for name in (*OURS, *rows.columns)}
-    # Without a mapping only the text must be there: unlabelled text has no label, most files no id.
-    needed = {"text", *rows.columns}
+    columns = {name: rows.columns.get(name, name) for name in (*names, *OURS, *rows.columns)}
+    # Without a mapping only these must be there: unlabelled text has no label, most files no id.
+    needed = {*names, *rows.columns}
     kept = itertools.islice(numbered, rows.limit)
     result = [_row(where, number, found, columns, needed) for number, found in kept]
     if not result:
@@ -83,14 +85,15 @@ def _row(
                 expected=f"perhaps {near[0]!r}" if near else repr(column),
                 fix=f"map it: columns: {{{name}: {near[0] if near else '<name in the file>'}}}",
             )
-    if not isinstance(result["text"], str) or not result["text"].strip():
-        raise DataError(
-            "a text is empty",
-            where=f"{where}, row {number}, column {columns['text']!r}",
-            found=repr(result["text"]),
-            expected="some text",
-            fix="fill it in or remove the row",
-        )
+    for name in ("text", "premise", "hypothesis", "context", "question"):
+        if name in needed and (not isinstance(result[name], str) or not result[name].strip()):
+            raise DataError(
+                f"a {name} is empty",
+                where=f"{where}, row {number}, column {columns[name]!r}",
+                found=repr(result[name]),
+                expected="some text",
+                fix="fill it in or remove the row",
+            )
     if "label" in result and result["label"] in ("", None):
         raise DataError(
             "a label is empty",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,15 +13,14 @@ import numpy as np
 from adamergex import data
 from adamergex.checkpoint import staged_directory
 from adamergex.errors import DataError, ModelError
+from adamergex.tasks import resampling
 
 if TYPE_CHECKING:
     from torch import nn
 
     from adamergex.models import Loaded
     from adamergex.settings import EvaluateJob
-
-RESAMPLES = 10_000
-_SEED = 20240229  # of every bootstrap: the same predictions always have the same interval
+    from adamergex.tasks.kinds import Answers
 
 
 def evaluate(
@@ -30,31 +28,37 @@ def evaluate(
 ) -> dict[str, Any]:
     """Predict and score one labelled set; write predictions.jsonl and scores.json into ``output``.
 
-    With an adapter: its head (encoders) or the label words after the prompt (decoders). Without: the bare base,
-    prompted; an encoder fills the label words into a cloze. Returns ``{"accuracy", "n", "interval", "truncated"}``:
-    percent correct, items, its 95 % bootstrap interval, texts that were cut.
+    With an adapter: its head (encoders) or the answer after the prompt (decoders). Without: the bare base, prompted;
+    an encoder fills the label words into a cloze. Returns ``{metric: percent, "metric", "n", "interval",
+    "scores", "truncated", "unparsable"}``: the task's metric ("accuracy" for labels) and its name, items, its 95 %
+    bootstrap interval, all scores of the task, inputs that were cut, answers that could not be read.
     Raises: AdapterFileError, DataError, ModelError, ConfigError.
     """
     from adamergex.adapters import peft_backed
     from adamergex.models import quiet
+    from adamergex.tasks import measuring
+    from adamergex.tasks import rows as task_rows
 
-    rows = data.read(job.rows, job.language)
+    rows = task_rows.read(job.task, job.rows, job.language)
     with quiet():
         loaded = load_for(job, bare=adapter is None) if backbone is None else backbone
         _require_kind(job, loaded, bare=adapter is None)
         if adapter is None:
-            predictions, truncated = predict(job, loaded, loaded.model, rows)
+            found = predict(job, loaded, loaded.model, rows)
         else:
             _require_same_base(adapter, loaded)
             wrapped = peft_backed.load(loaded.model, Path(adapter), fresh=loaded.fresh)
             try:
-                predictions, truncated = predict(job, loaded, wrapped, rows)
+                found = predict(job, loaded, wrapped, rows)
             finally:
                 peft_backed.detach(wrapped)
-    scores = {**score(predictions), "truncated": truncated}
+    every = measuring.scores(job.task, found.items, job.language)
+    ignored = sum(row.get("ignored", 0) for row in rows)
+    scores = {**score(found.items, job.task.metric), "scores": every, "truncated": found.truncated}
+    scores |= {"unparsable": found.unparsable} | ({"ignored_entities": ignored} if ignored else {})
     if output is not None:
         with staged_directory(output) as stage:
-            write_predictions(stage / "predictions.jsonl", predictions)
+            write_predictions(stage / "predictions.jsonl", found.items)
             text = json.dumps(scores | {"language": job.language}, indent=2) + "\n"
             (stage / "scores.json").write_text(text, encoding="utf-8")
     return scores
@@ -62,70 +66,48 @@ def evaluate(
 
 def load_for(job: EvaluateJob, *, bare: bool) -> Loaded:
     """The backbone that an evaluation needs: ``bare`` without an adapter."""
-    from adamergex.models import kind_for, load
+    from adamergex.tasks import kinds
 
-    kind = kind_for(job.base, labelled=True)
-    if kind == "sequence-classification" and bare:
-        kind = "masked-lm"
-    return load(job.base, kind, job.task.labels if kind == "sequence-classification" else None)
+    return kinds.load_for(job.task, job.base, bare=bare)
 
 
-def predict(
-    job: EvaluateJob, loaded: Loaded, model: nn.Module, rows: Sequence[Mapping[str, Any]]
-) -> tuple[list[dict[str, Any]], int]:
-    """A prediction for every row, in order, and how many texts were cut.
+def predict(job: EvaluateJob, loaded: Loaded, model: nn.Module, rows: Sequence[Mapping[str, Any]]) -> Answers:
+    """A prediction for every row, in order, how many inputs were cut, and how many answers could not be read.
 
-    Each holds id, SHA-256 of the text (16 digits), gold and predicted label, and a score (natural logarithm) a label;
-    of equal scores the label that the task names first wins.
+    Each holds id, SHA-256 of the item (16 digits), gold and predicted answer; a score (natural logarithm) a label or
+    choice where there are some; and its ``tally`` in metrics that are not right or wrong (see ``tasks.measuring``).
     """
-    from adamergex.models import longest_input
-    from adamergex.tasks import scoring
-    from adamergex.tasks.classification import head_examples, label_indices
+    from adamergex.tasks import kinds
+    from adamergex.tasks.rows import source
 
     model.eval()
-    where, longest = data.source(job.rows, job.language), longest_input(loaded.model, loaded.tokenizer)
-    gold = label_indices(rows, job.task, where)
-    if loaded.kind == "sequence-classification":
-        examples = head_examples(rows, loaded.tokenizer, job.task, longest=longest, where=where)
-        scores, truncated = scoring.head_scores(model, examples, job.batch_tokens), examples.truncated
-    else:
-        choose = scoring.cloze_scores if loaded.kind == "masked-lm" else scoring.word_scores
-        texts = [str(row["text"]) for row in rows]
-        scores, truncated = choose(
-            model, texts, loaded.tokenizer, job.task, longest=longest, batch_tokens=job.batch_tokens
-        )
-    labels = job.task.labels
-    predictions = [
-        {
-            "id": row.get("id", index),
-            "text_sha256": hashlib.sha256(str(row["text"]).encode()).hexdigest()[:16],
-            "gold": labels[gold[index]],
-            "predicted": labels[int(scores[index].argmax())],
-            "scores": {label: float(value) for label, value in zip(labels, scores[index], strict=True)},
-        }
-        for index, row in enumerate(rows)
-    ]
-    return predictions, truncated
+    where = source(job.rows, job.language)
+    return kinds.answers(job.task, rows, loaded, model, job.language, job.batch_tokens, where)
 
 
-def score(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Accuracy in percent, number of items, and the 95 % bootstrap interval (10,000 resamples, fixed seed).
+def score(predictions: Sequence[Mapping[str, Any]], metric: str = "accuracy") -> dict[str, Any]:
+    """The metric in percent, number of items, and the 95 % bootstrap interval (10,000 resamples, fixed seed).
 
-    The share of correct items in a resample of n is exactly Binomial(n, accuracy) / n, so that is what is drawn.
+    Items without a tally are right or wrong: the share of right ones in a resample of n is exactly
+    Binomial(n, accuracy) / n, so that is what is drawn.
     """
-    n, correct = len(predictions), sum(item["gold"] == item["predicted"] for item in predictions)
-    drawn = np.random.default_rng(_SEED).binomial(n, correct / n, RESAMPLES) / n
-    return {"accuracy": 100 * correct / n, "n": n, "interval": _interval(drawn)}
+    n, counted = len(predictions), _tallies(predictions)
+    if counted is not None:
+        return {metric: resampling.percent(counted), "metric": metric, "n": n, "interval": resampling.interval(counted)}
+    correct = sum(item["gold"] == item["predicted"] for item in predictions)
+    drawn = np.random.default_rng(resampling.SEED).binomial(n, correct / n, resampling.RESAMPLES) / n
+    return {metric: 100 * correct / n, "metric": metric, "n": n, "interval": resampling.ends(100 * drawn)}
 
 
 Predictions = Sequence[Mapping[str, Any]] | Path | str
 
 
 def paired_difference(predictions_a: Predictions, predictions_b: Predictions) -> dict[str, Any]:
-    """Accuracy of a minus accuracy of b on the same items: percentage points, 95 % interval, McNemar's exact p.
+    """Score of a minus score of b on the same items: percentage points, 95 % interval, p.
 
-    Items are resampled in pairs. p is two-sided: of the items that one alone has right, is one side's share beyond
-    chance? Raises: DataError when the two are not predictions for the same items.
+    Items are resampled in pairs. p is two-sided. Right or wrong: McNemar's exact test (of the items that one alone has
+    right, is one side's share beyond chance?). Other metrics: how often the resampled difference has the other sign.
+    Raises: DataError when the two are not predictions for the same items.
     """
     a, b = _predictions(predictions_a), _predictions(predictions_b)
     if [_item(row) for row in a] != [_item(row) for row in b]:
@@ -135,12 +117,16 @@ def paired_difference(predictions_a: Predictions, predictions_b: Predictions) ->
             expected="the same texts with the same gold labels in the same order",
             fix="evaluate both on the same rows",
         )
+    counted = _tallies(a), _tallies(b)
+    if counted[0] is not None and counted[1] is not None:
+        return resampling.paired(counted[0], counted[1])
     right = [(x["gold"] == x["predicted"], y["gold"] == y["predicted"]) for x, y in zip(a, b, strict=True)]
     n, won, lost = len(right), right.count((True, False)), right.count((False, True))
-    drawn = np.random.default_rng(_SEED).multinomial(n, [won / n, lost / n, (n - won - lost) / n], RESAMPLES)
+    shares = [won / n, lost / n, (n - won - lost) / n]
+    drawn = np.random.default_rng(resampling.SEED).multinomial(n, shares, resampling.RESAMPLES)
     return {
         "difference": 100 * (won - lost) / n,
-        "interval": _interval((drawn[:, 0] - drawn[:, 1]) / n),
+        "interval": resampling.ends(100 * (drawn[:, 0] - drawn[:, 1]) / n),
         "p": mcnemar(won, lost),
     }
 
@@ -161,21 +147,24 @@ def evaluate_directory(
     output: str | Path,
     columns: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate an adapter directory on a file; base, labels and prompt come from its lineage.
+    """Evaluate an adapter directory on a file; base, task, labels and prompt come from its lineage.
 
     Without an adapter the bare ``base`` is prompted, and the labels are those of the file.
     Raises: DataError, ModelError; also when the lineage does not tell the task or the base.
     """
+    from pydantic import TypeAdapter
+
     from adamergex import lineage
-    from adamergex.settings import Classification, EvaluateJob, Rows
+    from adamergex.settings import Classification, EvaluateJob, Rows, Target
 
     rows = Rows(path=test, columns=dict(columns or {}))
     found = None if adapter is None else lineage.read(adapter)
     known = None if found is None else found.base.get("name")
     if base is None and not known:
         raise ModelError("which base is meant is not known", where=adapter, fix="name it: --base")
-    if found is not None and found.task and found.task.get("kind") == "classification":
-        task = Classification.model_validate(found.task)
+    task: Target
+    if found is not None and found.task and found.task.get("kind") != "language-modeling":
+        task = TypeAdapter(Target).validate_python(found.task)
     elif adapter is None:
         labels = sorted({str(row["label"]) for row in data.read(rows, language) if "label" in row})
         task = Classification(labels=tuple(labels))
@@ -184,7 +173,7 @@ def evaluate_directory(
             "the adapter was not trained for a task with labels",
             where=adapter,
             found=None if found is None or not found.task else found.task.get("kind"),
-            expected="a lineage.json whose task is a classification",
+            expected="a lineage.json whose task is not language modelling",
             fix="evaluate a task adapter, or one merged from it",
         )
     job = EvaluateJob(base=base or str(known), task=task, language=language, rows=rows)
@@ -211,16 +200,15 @@ def _item(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["id"], row.get("text_sha256"), row["gold"]
 
 
-def _interval(drawn: Any) -> list[float]:
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return [100 * float(low), 100 * float(high)]
+def _tallies(predictions: Sequence[Mapping[str, Any]]) -> Any:
+    """[items, 2], or None where items are right or wrong."""
+    return np.asarray([item["tally"] for item in predictions]) if "tally" in predictions[0] else None
 
 
 def _require_kind(job: EvaluateJob, loaded: Loaded, *, bare: bool) -> None:
-    from adamergex.models import kind_for
+    from adamergex.tasks import kinds
 
-    kind = kind_for(job.base, labelled=True)
-    kind = "masked-lm" if kind == "sequence-classification" and bare else kind
+    kind = kinds.model_kind(job.task, job.base, bare=bare)
     if (loaded.base, loaded.kind) != (job.base, kind):
         raise ModelError(
             "the given backbone is not the one that the job needs",

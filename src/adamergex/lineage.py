@@ -159,7 +159,7 @@ def model_card(lineage: Lineage, report: Iterable[str] = (), *, task_type: str |
         _front_matter(lineage, kind, base),
         f"# {_title(lineage, kind)}",
         f"Made by [adamergex](https://arxiv.org/abs/2402.18913) for the base model `{base or 'unknown'}`.",
-        _snippet(base, task_type, len((lineage.task or {}).get("labels", ()))),
+        _snippet(base, task_type, _classes(lineage.task or {})),
         _origin(lineage),
     ]
     if report_lines:
@@ -185,15 +185,21 @@ def _front_matter(lineage: Lineage, kind: str, base: str) -> str:
     return "\n".join([*lines, "---"])
 
 
+def _classes(task: Mapping[str, Any]) -> int:
+    """The classes of the head: the labels, or O with B and I of every entity type."""
+    return 1 + 2 * len(task["types"]) if task.get("types") else len(task.get("labels", ()))
+
+
 def _snippet(base: str, task_type: str | None, labels: int) -> str:
     name = _AUTO_CLASS.get(task_type or "")
     quoted, shipped = json.dumps(base), ""
     if base in SHIPPED:
         quoted, shipped = f"str(folder({quoted}))", "from adamergex.backbones import folder\n"
-    if labels and task_type == "SEQ_CLS":  # PEFT's own class would build a head of two labels
+    if labels and task_type in ("SEQ_CLS", "TOKEN_CLS"):  # PEFT's own class would build a head of two labels
+        own = str(name).removeprefix("AutoPeft")
         code = (
-            f"{shipped}from peft import PeftModel\nfrom transformers import AutoModelForSequenceClassification\n\n"
-            f"model = AutoModelForSequenceClassification.from_pretrained({quoted}, num_labels={labels})\n"
+            f"{shipped}from peft import PeftModel\nfrom transformers import Auto{own}\n\n"
+            f"model = Auto{own}.from_pretrained({quoted}, num_labels={labels})\n"
             'model = PeftModel.from_pretrained(model, "path/to/this/folder")'
         )
     elif name and not shipped:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adamergex.errors import ModelError
+from adamergex.models import decoder_inputs
 
 IGNORE = -100
 
@@ -22,7 +23,7 @@ def head(model: nn.Module) -> nn.Module:
 
     Looks through PEFT's wrapping. Raises: ModelError when the model has no such child.
     """
-    alone = _without_adapter(model)
+    alone = without_adapter(model)
     output = alone.get_output_embeddings() if hasattr(alone, "get_output_embeddings") else None
     children: list[nn.Module] = list(alone.children())
     for child in children:
@@ -64,14 +65,19 @@ def only_at(model: nn.Module, wanted: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def labelled_loss(model: nn.Module, inputs: Mapping[str, Tensor], labels: Tensor, *, shift: bool) -> Tensor:
+def labelled_loss(
+    model: nn.Module, inputs: Mapping[str, Tensor], labels: Tensor, *, shift: bool, learned: Tensor | None = None
+) -> Tensor:
     """Mean cross-entropy (nats a piece) over the labelled positions; equal to transformers' own loss.
 
     ``labels`` [batch, length]: piece ids, -100 where there is none. ``shift``: position t predicts the label at t + 1
     (causal models); otherwise the label at t (masked and sequence-to-sequence models, whose decoder inputs are made
-    here from the labels). A batch without labels has loss 0.
+    here from the labels). ``learned`` [batch, length]: the labels that count, of those that the decoder reads; by
+    default all. A batch without labels has loss 0.
     """
     targets = functional.pad(labels[:, 1:], (0, 1), value=IGNORE) if shift else labels
+    if learned is not None:
+        targets = targets.masked_fill(~learned, IGNORE)
     wanted = targets != IGNORE
     logits = logits_at(model, inputs, wanted, labels)
     return functional.cross_entropy(logits.float(), targets[wanted], reduction="sum") / wanted.sum().clamp(min=1)
@@ -79,12 +85,12 @@ def labelled_loss(model: nn.Module, inputs: Mapping[str, Tensor], labels: Tensor
 
 def logits_at(model: nn.Module, inputs: Mapping[str, Tensor], wanted: Tensor, labels: Tensor | None = None) -> Tensor:
     """Logits [n, V] at the n ``wanted`` positions (bool [batch, length]), in row-major order."""
-    alone = _without_adapter(model)
+    alone = without_adapter(model)
     extra: dict[str, Any] = {}
     if alone.config.is_encoder_decoder:
         if labels is None:
             raise ValueError("an encoder-decoder needs labels: its decoder inputs are made from them")
-        extra["decoder_input_ids"] = alone.prepare_decoder_input_ids_from_labels(labels=labels)
+        extra["decoder_input_ids"] = decoder_inputs(alone, labels)
     if alone.config.is_encoder_decoder or alone.can_generate():
         extra["use_cache"] = False  # nothing is decoded step by step: keys and values need not be kept
     with only_at(model, wanted):
@@ -92,5 +98,6 @@ def logits_at(model: nn.Module, inputs: Mapping[str, Tensor], wanted: Tensor, la
     return logits[0]
 
 
-def _without_adapter(model: Any) -> Any:
+def without_adapter(model: Any) -> Any:
+    """The transformers model itself, in which the adapter's modules still sit."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -8,7 +8,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -16,8 +16,11 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
 )
@@ -35,14 +38,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Family = Literal["encoder", "decoder", "encoder-decoder"]
-Kind = Literal["masked-lm", "causal-lm", "sequence-classification", "sequence-to-sequence"]
+Head = Literal["sequence-classification", "multiple-choice", "question-answering", "token-classification"]
+Kind = Literal["masked-lm", "causal-lm", "sequence-to-sequence"] | Head
 
-_CLASSES = {
+_CLASSES: dict[Kind, Any] = {
     "masked-lm": AutoModelForMaskedLM,
     "causal-lm": AutoModelForCausalLM,
     "sequence-classification": AutoModelForSequenceClassification,
+    "multiple-choice": AutoModelForMultipleChoice,
+    "question-answering": AutoModelForQuestionAnswering,
+    "token-classification": AutoModelForTokenClassification,
     "sequence-to-sequence": AutoModelForSeq2SeqLM,
 }
+HEADS: tuple[Head, ...] = get_args(Head)
+"""Kinds whose head a masked-LM checkpoint lacks, so that it is new and trained with the adapter."""
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -118,29 +127,21 @@ def load_config(base: str) -> PreTrainedConfig:
     return config
 
 
-def kind_for(base: str, *, labelled: bool) -> Kind:
-    """The kind of head that training needs: for labels a head on encoders, else the language model's.
-
-    Raises: ModelError for an encoder-decoder.
-    """
+def kind_for(base: str, *, labelled: bool, head: Head = "sequence-classification") -> Kind:
+    """The kind of head that training needs: for labels ``head`` on encoders, else the language model's."""
     side = family(load_config(base))
     if side == "encoder-decoder":
-        raise ModelError(
-            "encoder-decoders cannot be trained or evaluated yet",
-            where=base,
-            expected="an encoder (XLM-R, BERT, …) or a decoder (Llama, Qwen, …)",
-            fix="choose another base",
-        )
+        return "sequence-to-sequence"
     if side == "decoder":
         return "causal-lm"
-    return "sequence-classification" if labelled else "masked-lm"
+    return head if labelled else "masked-lm"
 
 
 def load(base: str, kind: Kind, labels: Sequence[str] | None = None) -> Loaded:
     """Load a backbone and its tokenizer: float32 on CPU, bfloat16 on CUDA whatever the checkpoint's dtype.
 
-    No code of the checkpoint is run (``trust_remote_code`` stays off). ``labels`` are the classes of a
-    sequence-classification head. Raises: ModelError for an unreadable checkpoint, one without the language-model
+    No code of the checkpoint is run (``trust_remote_code`` stays off). ``labels`` are the classes of a sequence- or
+    token-classification head. Raises: ModelError for an unreadable checkpoint, one without the language-model
     head that ``kind`` needs, or a tokenizer without a usable padding piece.
     """
     config = load_config(base)
@@ -156,7 +157,7 @@ def load(base: str, kind: Kind, labels: Sequence[str] | None = None) -> Loaded:
                 config=config,
                 dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
                 trust_remote_code=False,
-                ignore_mismatched_sizes=kind == "sequence-classification",
+                ignore_mismatched_sizes=kind in HEADS,
                 output_loading_info=True,
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -230,14 +231,40 @@ def frame(pieces: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     return [], []
 
 
+def decoder_opening(model: nn.Module, pieces: PreTrainedTokenizerBase) -> list[int]:
+    """What an encoder-decoder's decoder reads before the first piece of an answer.
+
+    The decoder start piece of T5 (its padding), BART's end piece and the ``<s>`` of its texts, mBART's language: all
+    follow from shifting a text of one piece as the model itself shifts labels.
+    """
+    before, after = frame(pieces)
+    text = next(piece for piece in range(len(pieces)) if piece not in pieces.all_special_ids)
+    shifted = decoder_inputs(model, torch.tensor([before + [text] + after]))
+    return [int(piece) for piece in shifted[0, : 1 + len(before)]]
+
+
+def decoder_inputs(model: Any, labels: torch.Tensor) -> torch.Tensor:
+    try:
+        shifted: torch.Tensor = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            "the decoder's first piece is not known",
+            where=type(model).__name__,
+            found=str(error),
+            expected="decoder_start_token_id and pad_token_id in config.json",
+            fix="set them in the checkpoint's config.json (T5: both the padding's id)",
+        ) from error
+    return shifted
+
+
 def _fresh_modules(base: str, kind: Kind, prefix: str, missing: Iterable[str]) -> tuple[str, ...]:
     """The outermost new module of each missing weight: the head, or a pooler that masked-LM checkpoints lack."""
     names = set()
     for key in missing:
         path = key.split(".")[:-1]
-        if kind == "sequence-classification" and path[0] != prefix:
+        if kind in HEADS and path[0] != prefix:
             names.add(path[0])
-        elif kind == "sequence-classification" and "pooler" in path:
+        elif kind in HEADS and "pooler" in path:
             names.add(".".join(path[: path.index("pooler") + 1]))
         else:
             raise ModelError(

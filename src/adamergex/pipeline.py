@@ -53,6 +53,7 @@ def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[st
         "title": config.title,
         "base": Path(config.base).name,
         "task": config.task.name,
+        "metric": plan.metric,
         "structure": config.structure.kind,
         "source": config.source,
         "proxy": config.proxy,
@@ -98,7 +99,9 @@ def _cell(plan: Plan, store: Store, output: Path, cell: tuple[str, str, int]) ->
         "method": method,
         "language": language,
         "seed": seed,
-        **{key: scores[key] for key in ("accuracy", "n", "interval", "truncated")},
+        "score": scores[scores["metric"]],
+        "scores": scores["scores"],
+        **{key: scores[key] for key in ("n", "interval", "truncated", "unparsable")},
         "weight": weight,
         "predictions": predictions.relative_to(output).as_posix(),
         "adapter": f"adapters/{name}" if weight is not None else None,
@@ -179,7 +182,7 @@ def run_transfer(settings: str | Path | dict[str, Any], output: str | Path | Non
 
 
 def summary(results: dict[str, Any], output: str | Path) -> str:
-    """The table as plain text (accuracy in percent, 95 % intervals; means over seeds) and the path of the report."""
+    """The table as plain text (the metric in percent, 95 % intervals; means over seeds) and the path of the report."""
     languages, seeds = results["targets"], len(results["seeds"])
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cell in results["cells"]:
@@ -189,7 +192,7 @@ def summary(results: dict[str, Any], output: str | Path) -> str:
         texts, means = [], []
         for language in languages:
             cells = found[method["name"], language]
-            means.append(fmean(cell["accuracy"] for cell in cells))
+            means.append(fmean(cell["score"] for cell in cells))
             low, high = (fmean(cell["interval"][end] for cell in cells) for end in (0, 1))
             texts.append(f"{means[-1]:.1f} [{low:.1f}, {high:.1f}]")
         lines.append(f"{method['label']:18s}" + "".join(f"{text:>20s}" for text in texts) + f"{fmean(means):8.1f}")
@@ -198,7 +201,7 @@ def summary(results: dict[str, Any], output: str | Path) -> str:
     many = f", mean of {seeds} seeds" if seeds > 1 else ""
     return "\n".join(
         [
-            f"\n{results['title']}: accuracy in percent [95 % interval]{many}, no labels seen in these languages\n",
+            f"\n{results['title']}: {results['metric']} in percent [95 % interval]{many}, no labels seen in these languages\n",
             *lines,
             f"\n{tuned}report: {Path(output) / 'report.html'}",
         ]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 from adamergex.config import TransferConfig
 from adamergex.errors import DataError
 from adamergex.graph import Step
 from adamergex.recipes import RECIPES, Experiment, Facts
-from adamergex.settings import Rows
+from adamergex.settings import AnyRows, Rows, Task
 
 
 def absolute(config: TransferConfig) -> TransferConfig:
@@ -21,35 +20,47 @@ def absolute(config: TransferConfig) -> TransferConfig:
             return rows
         return rows.model_copy(update={"path": str((folder / rows.path).absolute())})
 
-    task = config.task
-    rows = {name: placed(getattr(task, name)) for name in ("train", "validation", "test")}
     reference = config.reference.model_copy(update={"text": placed(config.reference.text)})
     base = str((folder / config.base).absolute()) if (folder / config.base).is_dir() else config.base
-    return config.model_copy(update={"task": task.model_copy(update=rows), "reference": reference, "base": base})
+    return config.model_copy(update={"task": config.task.placed(folder), "reference": reference, "base": base})
 
 
 def facts(config: TransferConfig) -> Facts:
     """What the model and the data say: hash of the base, labels, how much text every language has."""
-    from adamergex.data import data_hash, read
+    from adamergex.data import content_hash
     from adamergex.models import base_sha256
+    from adamergex.tasks import kinds
+    from adamergex.tasks.rows import read
 
-    labels = config.task.labels
-    if labels is None:
-        labels = tuple(sorted({str(row["label"]) for row in read(config.task.train, config.source)}))
-        if len(labels) < 2:
-            raise DataError(
-                "the training rows have fewer than two labels",
-                where=config.task.train.path or config.task.train.hub,
-                found=list(labels),
-                fix="check task.train and its column mapping",
-            )
-    content = lru_cache(maxsize=None)(lambda text, language: data_hash(Rows.model_validate_json(text), language))
-    return Facts(
-        base_sha256=base_sha256(config.base),
-        labels=labels,
-        segments=_segments(config),
-        content=lambda rows, language: content(rows.model_dump_json(), language),
-    )
+    task = config.task.task(_labels(config) if config.task.open_labels else ())
+    for bare in {method == "vanilla" for method in config.methods}:
+        kinds.model_kind(task, config.base, bare=bare)  # before anything is trained
+    known: dict[str, str] = {}
+
+    def content(task: Task, rows: AnyRows, language: str) -> str:
+        place = f"{task.kind} {language} {rows.model_dump_json()}"
+        if place not in known:
+            known[place] = content_hash(read(task, rows, language))
+        return known[place]
+
+    return Facts(base_sha256=base_sha256(config.base), task=task, segments=_segments(config), content=content)
+
+
+def _labels(config: TransferConfig) -> tuple[str, ...]:
+    """The labels, or entity types, of the training rows."""
+    from adamergex.tasks.rows import labels_of, read, source
+
+    rows, open_task = config.task.rows("train"), config.task.task(())
+    assert rows is not None  # every task is trained on something
+    labels = labels_of(open_task, read(open_task, rows, config.source))
+    if len(labels) < (1 if open_task.kind == "tagging" else 2):
+        raise DataError(
+            "the training rows have fewer than two labels",
+            where=source(rows, config.source),
+            found=list(labels),
+            fix="check task.train and its column mapping",
+        )
+    return labels
 
 
 def _segments(config: TransferConfig) -> int | None:
@@ -60,7 +71,7 @@ def _segments(config: TransferConfig) -> int | None:
     from adamergex.models import family, load_config, tokenizer
     from adamergex.tasks.language_modeling import count_segments
 
-    pieces, masked = tokenizer(config.base), family(load_config(config.base)) == "encoder"
+    pieces, masked = tokenizer(config.base), family(load_config(config.base)) != "decoder"
     languages = dict.fromkeys((config.source, *config.targets, *([config.proxy] if config.proxy else [])))
     texts = {language: [row["text"] for row in read(config.reference.text, language)] for language in languages}
     segment = config.reference.segment
@@ -84,6 +95,7 @@ class Plan:
 
     def __init__(self, config: TransferConfig, known: Facts) -> None:
         self.config = config
+        self.metric = known.task.metric
         self.adapters: dict[tuple[str, str, int], Step | None] = {}
         self.evaluations: dict[tuple[str, str, int], Step] = {}
         self.tunings: dict[tuple[str, int], Step] = {}

@@ -17,7 +17,7 @@ class Progress(TrainerCallback):
     """``classification en: 120/600, loss 0.412, 0:48 left``: one moving line, or a line every 15 s in a log file."""
 
     def __init__(self, job: TrainJob) -> None:
-        name = job.task.name if job.task.kind == "classification" else "reference"
+        name = "reference" if job.task.kind == "language-modeling" else job.task.name
         self.title = f"{name} {job.language}"
         self.began = self.said = time.monotonic()
         self.first = 0

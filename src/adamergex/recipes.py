@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from adamergex.config import TransferConfig
 from adamergex.graph import Step
-from adamergex.settings import Classification, EvaluateJob, LanguageModeling, Optimisation, Rows, Task, TrainJob
+from adamergex.settings import AnyRows, EvaluateJob, LanguageModeling, Optimisation, Target, Task, TrainJob
+from adamergex.tasks.catalogue import identity
 
 
 def vanilla(x: Experiment) -> None:
@@ -74,12 +75,12 @@ RECIPES: dict[str, Recipe] = {
 
 
 class Facts(NamedTuple):
-    """What the settings leave to be found in the model and the data: hashes, labels, the amount of text."""
+    """What the settings leave to be found in the model and the data: hashes, the task's labels, the amount of text."""
 
     base_sha256: str
-    labels: tuple[str, ...]
+    task: Target
     segments: int | None
-    content: Callable[[Rows, str], str]  # SHA-256 of the rows of a language
+    content: Callable[[Task, AnyRows, str], str]  # SHA-256 of the rows of a language, as a task reads them
 
 
 @dataclass(frozen=True)
@@ -96,20 +97,18 @@ class Experiment:
         return self.config.source
 
     @property
-    def task(self) -> Classification:
-        task = self.config.task
-        return Classification(
-            name=task.name,
-            labels=self.facts.labels,
-            words=task.words,
-            prompt=task.prompt,
-            max_length=task.max_length,
-        )
+    def task(self) -> Target:
+        return self.facts.task
 
     @property
     def reference(self) -> LanguageModeling:
         reference = self.config.reference
-        return LanguageModeling(segment=reference.segment, segments=self.facts.segments, mask_rate=reference.mask_rate)
+        return LanguageModeling(
+            segment=reference.segment,
+            segments=self.facts.segments,
+            mask_rate=reference.mask_rate,
+            objective=reference.objective,
+        )
 
     def train(self, task: Task, language: str) -> Step:
         """An adapter of the experiment's structure, trained on a task in a language."""
@@ -123,13 +122,17 @@ class Experiment:
             optimisation=optimisation,
             seed=self.seed,
         ).model_dump(mode="json")
-        name = "task" if isinstance(task, Classification) else "reference"
-        return Step("train", self._identity(job, rows, language), job, label=f"{name} · {language} · seed {self.seed}")
+        name = "reference" if isinstance(task, LanguageModeling) else "task"
+        return Step(
+            "train", self._identity(job, task, rows, language), job, label=f"{name} · {language} · seed {self.seed}"
+        )
 
-    def _training(self, task: Task) -> tuple[Rows, Optimisation]:
-        if isinstance(task, Classification):
-            return self.config.task.train, self.config.task.optimisation
-        return self.config.reference.text, self.config.reference.optimisation
+    def _training(self, task: Task) -> tuple[AnyRows, Optimisation]:
+        if isinstance(task, LanguageModeling):
+            return self.config.reference.text, self.config.reference.optimisation
+        rows = self.config.task.rows("train")
+        assert rows is not None  # every task is trained on something
+        return rows, self.config.task.optimisation
 
     def merge(
         self,
@@ -162,15 +165,17 @@ class Experiment:
 
     def evaluate(self, adapter: Step | None, language: str) -> Step:
         """Predictions and scores on the test set of a language."""
-        return self._evaluation(adapter, language, self.config.task.test)
+        rows = self.config.task.rows("test")
+        assert rows is not None  # every task is tested on something
+        return self._evaluation(adapter, language, rows)
 
-    def _evaluation(self, adapter: Step | None, language: str, rows: Rows) -> Step:
+    def _evaluation(self, adapter: Step | None, language: str, rows: AnyRows) -> Step:
         job = self._evaluate_job(language, rows)
         inputs = {} if adapter is None else {"adapter": adapter}
         label = f"{language} · {adapter.kind if adapter else 'base'} · seed {self.seed}"
-        return Step("evaluate", self._identity(job, rows, language), job, inputs, label=label)
+        return Step("evaluate", self._identity(job, self.task, rows, language), job, inputs, label=label)
 
-    def _evaluate_job(self, language: str, rows: Rows) -> dict[str, Any]:
+    def _evaluate_job(self, language: str, rows: AnyRows) -> dict[str, Any]:
         return EvaluateJob(base=self.config.base, task=self.task, language=language, rows=rows).model_dump(mode="json")
 
     def adapter(self, recipe: Callable[[Experiment], Step | None]) -> Step | None:
@@ -182,17 +187,19 @@ class Experiment:
 
     def tuning(self, recipe: Callable[[Experiment], Step | None]) -> Step:
         """The search of λ for a recipe: its merge in the proxy language, scored on the proxy's validation set."""
-        proxy, rows = self.config.proxy, self.config.task.validation
+        proxy, rows = self.config.proxy, self.config.task.rows("validation")
         assert proxy is not None and rows is not None  # the settings were checked for both
         merge = recipe(replace(self, target=proxy))
         assert merge is not None
         evaluation = self._evaluate_job(proxy, rows)
         shared = {"merge": merge.job, "grid": list(self.config.merge.grid)}
-        identity = {**shared, "evaluate": self._identity(evaluation, rows, proxy)}
+        identity = {**shared, "evaluate": self._identity(evaluation, self.task, rows, proxy)}
         label = f"{merge.label} (proxy)"
         return Step("tune", identity, {**shared, "evaluate": evaluation}, merge.inputs, label=label)
 
-    def _identity(self, job: Mapping[str, Any], rows: Rows, language: str) -> dict[str, Any]:
-        """The job with contents in the place of names: the same base or text elsewhere is the same step."""
+    def _identity(self, job: Mapping[str, Any], task: Task, rows: AnyRows, language: str) -> dict[str, Any]:
+        """The job with contents in the place of names: the same base, text or task file elsewhere is the same step."""
         named = {key: value for key, value in job.items() if key not in ("base", "rows")}
-        return {**named, "base": self.facts.base_sha256, "rows": self.facts.content(rows, language)}
+        if not isinstance(task, LanguageModeling):
+            named["task"] = {**job["task"], "measured_as": identity(task.measured_as)}
+        return {**named, "base": self.facts.base_sha256, "rows": self.facts.content(task, rows, language)}

@@ -44,19 +44,125 @@ class Rows(Settings):
         return self
 
 
-class Classification(Settings):
-    """One label a text. Encoders: a head. Decoders: the prompt, and the label words scored by log-likelihood."""
+class TaskRows(Settings):
+    """Rows of a task that brings its own data (``tasks.catalogue``): ``data`` is a folder, or "hub".
+
+    ``options`` are further arguments of its ``rows`` function. ``limit`` keeps the first rows."""
+
+    task: str
+    data: str
+    split: str = "test"
+    options: dict[str, str] = Field(default_factory=dict)
+    limit: PositiveInt | None = None
+
+
+class LabelledTask(Settings):
+    """What the target tasks share. ``measured_as`` names the task (or .py file) whose ``score`` measures the answers,
+    ``metric`` the one of its scores that is the task's own; ``prompt`` is for models that write, any column in it."""
+
+    name: str
+    prompt: str
+    max_length: PositiveInt = 256
+    metric: str
+    measured_as: str | None = None
+
+
+AnswerBy = Literal["likelihood", "generate"]
+
+
+class Classification(LabelledTask):
+    """One label a text. Encoders: a head. Decoders and encoder-decoders: the prompt, and the label words scored by
+    log-likelihood."""
 
     kind: Literal["classification"] = "classification"
     name: str = "classification"
     labels: tuple[str, ...]
     words: dict[str, str] = Field(default_factory=dict, description="label -> what a decoder says for it")
     prompt: str = "{text}\nTopic:"
-    max_length: PositiveInt = 256
+    metric: str = "accuracy"
+
+
+class PairClassification(LabelledTask):
+    """One label for a premise and a hypothesis; what is too long is cut from the premise."""
+
+    kind: Literal["pair-classification"] = "pair-classification"
+    name: str = "pair-classification"
+    labels: tuple[str, ...]
+    words: dict[str, str] = Field(default_factory=dict, description="label -> what a decoder says for it")
+    prompt: str = "Premise: {premise}\nHypothesis: {hypothesis}\nRelationship:"
+    metric: str = "accuracy"
+    answer_by: AnswerBy = "likelihood"
+
+
+class MultipleChoice(LabelledTask):
+    """One of several continuations. Encoders read ``context`` and each choice; decoders the prompt, then a choice.
+
+    ``label`` is the position of the right one among ``choices`` (names of columns), from 0."""
+
+    kind: Literal["multiple-choice"] = "multiple-choice"
+    name: str = "multiple-choice"
+    choices: Annotated[tuple[str, ...], Field(min_length=2)] = ("choice1", "choice2")
+    context: str = "{premise}"
+    cut: str = Field(default="premise", description="the column that is cut where context or prompt are too long")
+    prompt: str = "{premise}"
+    metric: str = "accuracy"
+    answer_by: AnswerBy = "likelihood"
+    normalised: bool = Field(default=False, description="log-likelihood a character of the choice, not its sum")
+
+
+class SpanAnswering(LabelledTask):
+    """A span of a context that answers a question. Encoders read long contexts in windows that share ``stride`` pieces;
+    an answer has at most ``longest_answer`` pieces. Decoders write it, at most ``max_new_tokens`` pieces."""
+
+    kind: Literal["span"] = "span"
+    name: str = "span"
+    max_length: PositiveInt = 384
+    stride: PositiveInt = 128
+    longest_answer: PositiveInt = 30
+    max_new_tokens: PositiveInt = 32
+    prompt: str = "{context} Question: {question}"
+    metric: str = "f1"
+    measured_as: str | None = "xquad"
+
+
+class Tagging(LabelledTask):
+    """Entities (IOB2) in a tokenised sentence. Encoders label first sub-words; decoders write ``TYPE: words; …``.
+
+    ``other_types``: what happens to tags of types that are not among ``types``; "ignore" makes them O, and counts."""
+
+    kind: Literal["tagging"] = "tagging"
+    name: str = "tagging"
+    types: tuple[str, ...]
+    other_types: Literal["reject", "ignore"] = "reject"
+    broken: Literal["reject", "repair"] = Field(default="reject", description="what happens to tags that are not IOB2")
+    max_new_tokens: PositiveInt = 96
+    prompt: str = "Sentence: {text}\nEntities:"
+    metric: str = "f1"
+    measured_as: str | None = "ner"
+
+
+class Generation(LabelledTask):
+    """A free answer, written by greedy decoding and measured against ``reference`` (a column: a text, or several).
+
+    Learned is ``target`` (a template; default: every reference is an example of its own)."""
+
+    kind: Literal["generation"] = "generation"
+    name: str = "generation"
+    cut: str = Field(default="text", description="the column that is cut where the prompt is too long")
+    reference: str = "target"
+    target: str | None = None
+    max_length: PositiveInt = 512
+    max_new_tokens: PositiveInt = 64
+    stop: tuple[str, ...] = ("\n",)
+    chat: bool = Field(default=False, description="put the prompt into the tokenizer's chat template")
+    prompt: str = "{text}"
+    metric: str = "rougeL"
+    measured_as: str | None = "xlsum"
 
 
 class LanguageModeling(Settings):
-    """The reference task on unlabelled text: masked LM on encoders, causal LM on decoders.
+    """The reference task on unlabelled text: masked LM on encoders, causal LM on decoders; on encoder-decoders
+    ``objective``, which by default is span corruption where the tokenizer has sentinels (T5), else continuation.
 
     The text is cut into ``segments`` segments of ``segment`` pieces of the model's tokenizer."""
 
@@ -64,9 +170,12 @@ class LanguageModeling(Settings):
     segment: PositiveInt = 512
     segments: PositiveInt | None = None
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    objective: Literal["auto", "span-corruption", "continuation"] = "auto"
 
 
-Task = Annotated[Classification | LanguageModeling, Field(discriminator="kind")]
+Target = Classification | PairClassification | MultipleChoice | SpanAnswering | Tagging | Generation
+Task = Annotated[Target | LanguageModeling, Field(discriminator="kind")]
+AnyRows = Rows | TaskRows
 
 
 class Optimisation(Settings):
@@ -90,7 +199,7 @@ class TrainJob(Settings):
     structure: Structure
     task: Task
     language: str
-    rows: Rows
+    rows: AnyRows
     optimisation: Optimisation
     seed: int = 0
 
@@ -99,7 +208,7 @@ class EvaluateJob(Settings):
     """Predict and score one labelled set in one language. ``vanilla`` prompts the bare base."""
 
     base: str
-    task: Classification
+    task: Annotated[Target, Field(discriminator="kind")]
     language: str
-    rows: Rows
+    rows: AnyRows
     batch_tokens: PositiveInt = 8192

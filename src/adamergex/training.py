@@ -30,12 +30,11 @@ from adamergex.checkpoint import staged_directory
 from adamergex.errors import ModelError
 from adamergex.hashing import file_sha256
 from adamergex.lineage import Lineage, package_versions
-from adamergex.models import Loaded, kind_for, load, longest_input, quiet
+from adamergex.models import HEADS, Loaded, quiet
 from adamergex.progress import Progress
-from adamergex.settings import Classification, TrainJob
-from adamergex.tasks import Examples
-from adamergex.tasks.classification import head_examples, prompt_examples
-from adamergex.tasks.language_modeling import segments
+from adamergex.settings import TrainJob
+from adamergex.tasks import Examples, kinds
+from adamergex.tasks.rows import read, source
 
 LOG_EVERY = 20  # steps
 MANIFEST = "complete.json"
@@ -62,12 +61,12 @@ def train(
         stack.enter_context(_own_randomness(job.seed))
         stack.enter_context(quiet())
         loaded = _fitting(job, backbone)
-        rows = data.read(job.rows, job.language)
+        rows = read(job.task, job.rows, job.language)
         examples = examples_of(job, loaded, rows)
         wrapped = peft_backed.attach(
             loaded.model,
             job.structure,
-            task_head=loaded.kind == "sequence-classification",
+            task_head=loaded.kind in HEADS,
             base_sha256=loaded.sha256,
             seed=job.seed,
             fresh=loaded.fresh,
@@ -87,15 +86,13 @@ def train(
 
 def load_for(job: TrainJob) -> Loaded:
     """The backbone that a job needs; jobs of one base, task and number of labels can share it."""
-    labels = job.task.labels if isinstance(job.task, Classification) else None
-    kind = kind_for(job.base, labelled=isinstance(job.task, Classification))
-    return load(job.base, kind, labels if kind == "sequence-classification" else None)
+    return kinds.load_for(job.task, job.base)
 
 
 def _fitting(job: TrainJob, backbone: Loaded | None) -> Loaded:
     if backbone is None:
         return load_for(job)
-    kind = kind_for(job.base, labelled=isinstance(job.task, Classification))
+    kind = kinds.model_kind(job.task, job.base)
     if (backbone.base, backbone.kind) != (job.base, kind):
         raise ModelError(
             "the given backbone is not the one that the job needs",
@@ -108,12 +105,7 @@ def _fitting(job: TrainJob, backbone: Loaded | None) -> Loaded:
 
 def examples_of(job: TrainJob, loaded: Loaded, rows: Sequence[Mapping[str, Any]]) -> Examples:
     """The training examples that a job makes of its rows. Raises: DataError, ConfigError."""
-    longest, where = longest_input(loaded.model, loaded.tokenizer), data.source(job.rows, job.language)
-    if isinstance(job.task, Classification):
-        make = head_examples if loaded.kind == "sequence-classification" else prompt_examples
-        return make(rows, loaded.tokenizer, job.task, longest=longest, where=where)
-    texts, masked = [str(row["text"]) for row in rows], loaded.kind == "masked-lm"
-    return segments(texts, loaded.tokenizer, job.task, masked=masked, seed=job.seed, longest=longest, where=where)
+    return kinds.examples(job.task, rows, loaded, where=source(job.rows, job.language), seed=job.seed)
 
 
 def batches(lengths: Sequence[int], size: int, steps: int, seed: int) -> list[list[int]]:
@@ -302,7 +294,7 @@ def _lineage(
     job: TrainJob, loaded: Loaded, examples: Examples, start: str, found: dict[str, Any], outcome: dict[str, Any]
 ) -> Lineage:
     task = job.task.model_dump(mode="json")
-    if not isinstance(job.task, Classification):
+    if job.task.kind == "language-modeling":
         task["segments"] = len(examples.lengths)
     shape = job.structure.model_dump(mode="json")
     if job.structure.kind == "ia3":
@@ -315,7 +307,7 @@ def _lineage(
         start=start,
         task=task,
         language=job.language,
-        data=found | {"source": data.source(job.rows, job.language)} | ({"truncated": truncated} if truncated else {}),
+        data=found | {"source": source(job.rows, job.language)} | ({"truncated": truncated} if truncated else {}),
         settings=settings,
         versions=package_versions(),
     )

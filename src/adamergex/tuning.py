@@ -1,6 +1,6 @@
 """The search for λ: the three adapters stay in memory and A(λ) is made on the loaded model; only the table is written.
 
-λ = 0 is Eng-FT and always in the grid; of equal accuracies the smallest λ wins.
+λ = 0 is Eng-FT and always in the grid; of equal scores the smallest λ wins.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from adamergex import data, lineage
+from adamergex import lineage
 from adamergex.adapters import peft_backed
 from adamergex.checkpoint import AdapterDirectory, TensorReader, staged_directory
 from adamergex.errors import ConfigError
@@ -25,6 +25,7 @@ from adamergex.merging.layout import layout
 from adamergex.merging.select import default_selection
 from adamergex.merging.stream_delta import load as load_factors
 from adamergex.models import quiet
+from adamergex.tasks.rows import read
 
 if TYPE_CHECKING:
     from adamergex.models import Loaded
@@ -60,13 +61,14 @@ def tune(
 ) -> dict[str, Any]:
     """Score A(λ) on ``job``'s rows for every λ of the grid, and choose.
 
-    Returns, and writes to ``output``/tuning.json, ``{"chosen": λ, "curve": [{"weight", "accuracy", "interval"}, …]}``:
-    accuracy in percent with its 95 % bootstrap interval, by growing λ. A(λ) is what ``merging.merge`` would write.
+    Returns, and writes to ``output``/tuning.json, ``{"chosen": λ, "curve": [{"weight", "score", "interval"}, …]}``:
+    the task's metric in percent with its 95 % bootstrap interval, by growing λ. A(λ) is what ``merging.merge`` would
+    write.
     ``watch`` is called with each λ and its predictions (see ``evaluation.predict``).
     Raises: as ``merging.merge`` and ``evaluation.evaluate``.
     """
     adapters = _open(task, target_reference, source_reference)
-    rows = data.read(job.rows, job.language)
+    rows = read(job.task, job.rows, job.language)
     curve = []
     with quiet():
         loaded = load_for(job, bare=False) if backbone is None else backbone
@@ -83,16 +85,17 @@ def tune(
                     wrapped = _place(loaded, candidate, task)
                 else:
                     peft_backed.replace(wrapped, candidate.tensors, where=task)
-                predictions, _ = predict(job, loaded, wrapped, rows)
+                predictions = predict(job, loaded, wrapped, rows).items
                 if watch is not None:
                     watch(candidate.weight, predictions)
-                found = score(predictions)
-                curve.append({"weight": candidate.weight, **{k: found[k] for k in ("accuracy", "interval")}})
+                found, metric = score(predictions, job.task.metric), job.task.metric
+                curve.append({"weight": candidate.weight, "score": found[metric], "interval": found["interval"]})
         finally:
             if wrapped is not None:
                 peft_backed.detach(wrapped)
-    best = max(curve, key=lambda point: (point["accuracy"], -point["weight"]))
-    result = {"chosen": best["weight"], "curve": curve, "language": job.language, "n": len(rows)}
+    best = max(curve, key=lambda point: (point["score"], -point["weight"]))
+    result = {"chosen": best["weight"], "curve": curve, "metric": job.task.metric, "language": job.language}
+    result["n"] = len(rows)
     if output is not None:
         with staged_directory(output) as stage:
             (stage / FILE_NAME).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -29,6 +29,7 @@ def sample(
         "title": f"Topics from English, nano{text}",
         "base": "nano",
         "task": "topics" + text,
+        "metric": "accuracy",
         "structure": "LoRA, rank 8, alpha 16",
         "source": "en",
         "proxy": "fr",
@@ -60,10 +61,12 @@ def _cell(method: str, language: str, seed: int, gap: float, reach: float) -> di
         "method": method,
         "language": language,
         "seed": seed,
-        "accuracy": accuracy,
+        "score": accuracy,
+        "scores": {"accuracy": accuracy},
         "n": 120 if language != "vi" else 118,
         "interval": [accuracy - 8.2, accuracy + 8.0],
         "truncated": 2 if language == "de" else 0,
+        "unparsable": 0,
         "weight": 0.4 if method == "adamergex" else None,
         "predictions": f"predictions/{method}-{language}-{seed}.jsonl",
         "adapter": f"adapters/{method}-{language}-{seed}" if method in ("adamergex", "average") else None,
@@ -75,7 +78,7 @@ def _tuning(seed: int, chosen: float) -> dict[str, Any]:
     heights = [70.0, 70.8, 72.1, 72.5, 73.3, 72.4, 71.0, 69.2, 66.0, 62.5, 60.0]
     moved = [height + random.Random(f"{seed}{index}").uniform(-1, 1) for index, height in enumerate(heights)]
     curve = [
-        {"weight": index / 10, "accuracy": height, "interval": [height - 7.5, height + 7.0]}
+        {"weight": index / 10, "score": height, "interval": [height - 7.5, height + 7.0]}
         for index, height in enumerate(moved)
     ]
     return {"method": "adamergex", "proxy": "fr", "seed": seed, "chosen": chosen, "curve": curve}

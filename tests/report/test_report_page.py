@@ -72,7 +72,7 @@ class Reader(HTMLParser):
 def expected(data: dict[str, Any], method: str, language: str) -> tuple[float, str]:
     """The mean and the small print of a cell, computed from the definition alone."""
     cells = [c for c in data["cells"] if (c["method"], c["language"]) == (method, language)]
-    values = [c["accuracy"] for c in cells]
+    values = [c["score"] for c in cells]
     middle = sum(values) / len(values)
     if len(values) == 1:
         return middle, "[{:.1f}, {:.1f}]".format(*cells[0]["interval"])
@@ -131,7 +131,7 @@ def test_csv_has_every_cell_with_all_digits(sample: Sample, tmp_path: Path) -> N
     assert len(rows) == len(data["cells"]) == 40
     for row, cell in zip(rows, data["cells"], strict=True):
         assert (row["method"], row["language"], int(row["seed"])) == (cell["method"], cell["language"], cell["seed"])
-        assert float(row["accuracy"]) == cell["accuracy"] and int(row["n"]) == cell["n"]
+        assert float(row["score"]) == cell["score"] and int(row["n"]) == cell["n"]
         assert [float(row["low"]), float(row["high"])] == cell["interval"]
         against = cell["against"]
         assert row["difference"] == ("" if against is None else repr(against["difference"]))
@@ -197,7 +197,7 @@ def test_one_language_one_point_flat_curve(sample: Sample) -> None:
     data = sample()
     data["targets"] = ["es"]
     data["cells"] = [c for c in data["cells"] if c["language"] == "es"]
-    data["tuning"][0]["curve"] = [{"weight": 0.0, "accuracy": 70.0, "interval": [70.0, 70.0]}]
+    data["tuning"][0]["curve"] = [{"weight": 0.0, "score": 70.0, "interval": [70.0, 70.0]}]
     data["tuning"][0]["chosen"] = 0.0
     text = page(parse(data))
     assert "bars-mean" not in text and "which is Eng-FT itself" in text and "in es (" in text

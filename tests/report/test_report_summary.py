@@ -69,7 +69,7 @@ def test_the_headline_is_about_adamergex_even_when_a_rival_is_better(sample: Sam
     data = sample()
     for cell in data["cells"]:
         if cell["method"] == "average":
-            cell["accuracy"] = 99.0
+            cell["score"] = 99.0
     assert "AdaMergeX (factors) scores 59.6 %" in headline(parse(data))
 
 
@@ -96,7 +96,7 @@ def test_means_of_incomplete_methods_are_not_compared(sample: Sample) -> None:
 def test_languages_beyond_the_targets_are_shown_and_kept_out_of_the_mean(sample: Sample) -> None:
     data = sample()
     before = score_table(parse(data)).rows[1].mean
-    data["cells"].append({**data["cells"][5], "language": "en", "accuracy": 99.0, "interval": [97.0, 100.0]})
+    data["cells"].append({**data["cells"][5], "language": "en", "score": 99.0, "interval": [97.0, 100.0]})
     table = score_table(parse(data))
     assert table.languages[-1] == "en" and table.rows[1].mean == before
 

@@ -105,7 +105,7 @@ def test_an_adapter_of_another_base_is_refused(checkpoints: dict[str, str], labe
 
 def test_a_reference_adapter_has_no_head(checkpoints: dict[str, str], labelled: Path, trained: Any) -> None:
     adapter = trained("xlm-r", "lora")["source_reference"]
-    with pytest.raises(AdapterFileError, match="the adapter has no classification head"):
+    with pytest.raises(AdapterFileError, match="the adapter has no head"):
         evaluation.evaluate(evaluation_of(checkpoints["xlm-r"], labelled), adapter)
 
 
@@ -168,8 +168,8 @@ def test_adapters_in_memory_predict_what_written_merges_predict(
     found = tuning.tune(**adapters, **choices, job=job, grid=(0.5, 1.5), output=tmp_path / "tuning", watch=watch)
     assert [point["weight"] for point in found["curve"]] == [0.0, 0.5, 1.5]
     assert json.loads((tmp_path / "tuning" / "tuning.json").read_text()) == found
-    best = max(point["accuracy"] for point in found["curve"])
-    assert found["chosen"] == next(point["weight"] for point in found["curve"] if point["accuracy"] == best)
+    best = max(point["score"] for point in found["curve"])
+    assert found["chosen"] == next(point["weight"] for point in found["curve"] if point["score"] == best)
     for weight, predictions in seen.items():
         merge(**adapters, **choices, weight=weight, output=tmp_path / str(weight))
         evaluation.evaluate(job, tmp_path / str(weight), tmp_path / f"evaluated-{weight}")

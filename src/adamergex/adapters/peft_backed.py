@@ -145,7 +145,7 @@ def place(
     absent = [head for head in fresh if not any(f".{head}." in name for name in contents)]
     if absent:
         raise AdapterFileError(
-            "the adapter has no classification head, and the base has none either",
+            "the adapter has no head, and the base has none either",
             where=where,
             found=f"nothing for {', '.join(absent)}",
             expected="an adapter trained on a task with labels, or merged from one",
@@ -237,8 +237,8 @@ def _heads(model: PreTrainedModel, fresh: tuple[str, ...]) -> list[str]:
             "the model has no head to train",
             where=type(model).__name__,
             found=[name for name, _ in model.named_children()],
-            expected="a sequence-classification model",
-            fix="load it with kind='sequence-classification'",
+            expected="a model with a head, such as a sequence-classification model",
+            fix="load it with the kind of head that the task needs",
         )
     return sorted(outside | set(fresh))
 
@@ -287,11 +287,18 @@ def _same_start(wrapped: PeftModel, structure: Structure, base_sha256: str) -> N
             parameter.fill_(1)
 
 
+def _head_type(model: PreTrainedModel) -> str | None:
+    """PEFT's name of a head's kind; it has none for multiple choice."""
+    ends = {"TokenClassification": "TOKEN_CLS", "QuestionAnswering": "QUESTION_ANS", "MultipleChoice": None}
+    name = type(model).__name__
+    return next((kind for end, kind in ends.items() if name.endswith(end)), "SEQ_CLS")
+
+
 def _config_json(wrapped: PeftModel, base: str) -> dict[str, Any]:
     config: Any = wrapped.peft_config["default"]
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     alone = _alone(wrapped)
-    task = "SEQ_CLS" if config.modules_to_save else "CAUSAL_LM" if alone.can_generate() else None
+    task = _head_type(alone) if config.modules_to_save else "CAUSAL_LM" if alone.can_generate() else None
     if getattr(alone.config, "is_encoder_decoder", False) and task:
         task = "SEQ_2_SEQ_LM"
     return values | {"base_model_name_or_path": base, "task_type": task, "inference_mode": True}

@@ -80,7 +80,9 @@ def targets(model: nn.Module, structure: Structure) -> Targets:
     """The modules that an adapter of this structure touches.
 
     "paper" is METHOD's choice: LoRA on {q, k, v, o} and the feed-forward projections, (IA)³ on {k, v} and the
-    feed-forward down-projection. A string is a regular expression for whole module names, a tuple holds name endings.
+    feed-forward down-projection; "all-linear" every nn.Linear of the backbone. Another string is a regular expression
+    for whole module names, a tuple holds name endings. Heads and poolers are never touched: they train as they are,
+    and adapters of one base have the same modules under any head.
     Raises: ModelError when nothing matches, or something that is not nn.Linear.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -112,6 +114,9 @@ def targets(model: nn.Module, structure: Structure) -> Targets:
 
 def _custom(model: nn.Module, modules: str | tuple[str, ...], linear: list[str]) -> str:
     pattern = modules if isinstance(modules, str) else _anywhere(tuple(re.escape(ending) for ending in modules))
+    if modules == "all-linear":
+        pattern = "|".join(sorted({re.sub(r"\d+", r"\\d+", name).replace(".", r"\.") for name in linear}))
+    pattern = _backbone_only(model, pattern)
     try:
         matched = [(name, module) for name, module in model.named_modules() if name and re.fullmatch(pattern, name)]
     except re.error as error:
@@ -138,6 +143,17 @@ def _custom(model: nn.Module, modules: str | tuple[str, ...], linear: list[str])
                 fix="make the pattern narrower",
             )
     return pattern
+
+
+def _backbone_only(model: nn.Module, pattern: str) -> str:
+    """The pattern without what stands outside the backbone (a head), and without poolers, which only some heads have.
+
+    PEFT would wrap such a module twice: as an adapter's site, and as a part that trains itself.
+    """
+    backbone = getattr(model, "base_model_prefix", "")
+    outside = [name for name, _ in model.named_children() if name != backbone] if hasattr(model, backbone) else []
+    heads = "|".join([*map(re.escape, outside), r"(?:.*\.)?pooler"])
+    return rf"(?!(?:{heads})(?:\.|$))(?:{pattern})"
 
 
 def _anywhere(patterns: tuple[str, ...]) -> str:

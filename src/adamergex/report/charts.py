@@ -47,12 +47,13 @@ def bar_panels(table: ScoreTable) -> list[str]:
             (language, f"n = {count}"),
             _bars_of(names, [row.scores[index] for row in table.rows]),
             marks,
+            table.measure,
         )
         for index, (language, count) in enumerate(zip(table.languages, table.counts, strict=True))
     ]
     if len(table.languages) > 1:
         means = _bars_of(names, [_mean_score(row) for row in table.rows], missing="not in every language")
-        panels.append(_bars("bars-mean", (MEAN, "of the target languages"), means, marks))
+        panels.append(_bars("bars-mean", (MEAN, "of the target languages"), means, marks, table.measure))
     return panels
 
 
@@ -86,7 +87,9 @@ def _mean_score(row: Row) -> Score | None:
     return Score(row.mean.mean, ends, sd, 1, ends)
 
 
-def _bars(key: str, heading: tuple[str, str], bars: Sequence[_Bar], marks: Sequence[float]) -> str:
+def _bars(
+    key: str, heading: tuple[str, str], bars: Sequence[_Bar], marks: Sequence[float], measure: str
+) -> str:
     name, beside = heading
     scale = _Scale(marks[0], marks[-1], max(len(bar.name) for bar in bars) * CHARACTER + 10, WIDTH - 44)
     bottom = 30 + ROW * len(bars)
@@ -99,7 +102,7 @@ def _bars(key: str, heading: tuple[str, str], bars: Sequence[_Bar], marks: Seque
     if reference is not None:
         parts.append(line(scale(reference.mean), 26, scale(reference.mean), bottom, "reference"))
     said = "; ".join(f"{bar.method.title} {_said(bar.score)}" for bar in bars)
-    title = "Mean accuracy" if key == "bars-mean" else f"Accuracy in {name}"
+    title = f"{measure}, mean" if key == "bars-mean" else f"{measure} in {name}"
     return picture(key, (WIDTH, bottom + 20), title, said, "".join(parts))
 
 
@@ -164,10 +167,10 @@ def curve_caption(runs: Sequence[Tuning]) -> str:
     opening = f"Chosen on {runs[0].proxy}: λ = {chosen}" + (f" ({len(runs)} seeds)" if len(runs) > 1 else "")
     if len(known) < len(runs):
         return opening + "."
-    there, zero = (number(fmean(pair[side].accuracy for pair in known)) for side in (0, 1))
+    there, zero = (number(fmean(pair[side].score for pair in known)) for side in (0, 1))
     if all(run.chosen == 0 for run in runs):
         return f"{opening}, which is Eng-FT itself ({zero} %)."
-    inside = sum(point.interval[0] <= zero.accuracy <= point.interval[1] for point, zero in known)
+    inside = sum(point.interval[0] <= zero.score <= point.interval[1] for point, zero in known)
     noise = "; Eng-FT lies inside the interval at the chosen λ" if inside == len(known) else ""
     return f"{opening}, {there} %; λ = 0 (Eng-FT) {zero} %{noise}."
 
@@ -176,17 +179,17 @@ def _at(run: Tuning, weight: float) -> CurvePoint | None:
     return next((point for point in run.curve if point.weight == weight), None)
 
 
-def curve(key: str, method: Method, runs: Sequence[Tuning]) -> str:
-    """Accuracy on the proxy language over λ: the interval as a band for one seed, a thin line a seed for several with
+def curve(key: str, method: Method, runs: Sequence[Tuning], measure: str = "Accuracy") -> str:
+    """The metric on the proxy language over λ: the interval as a band for one seed, a thin line a seed for several with
     their mean on top; a ring at each chosen λ; a dashed line at λ = 0, Eng-FT."""
     points = [point for run in runs for point in run.curve]
-    lows = [point.interval[0] if len(runs) == 1 else point.accuracy for point in points]
-    highs = [point.interval[1] if len(runs) == 1 else point.accuracy for point in points]
+    lows = [point.interval[0] if len(runs) == 1 else point.score for point in points]
+    highs = [point.interval[1] if len(runs) == 1 else point.score for point in points]
     marks = ticks(min(lows), max(highs))
     across = ticks(min(point.weight for point in points), max(point.weight for point in points), 5)
     x, y = _Scale(across[0], across[-1], 38, WIDTH - 14), _Scale(marks[0], marks[-1], 196, 30)
     parts = [label(0, 14, method.title, class_="heading")]
-    parts.append(label(WIDTH, 14, f"{runs[0].proxy}, accuracy in %", class_="quiet", text_anchor="end"))
+    parts.append(label(WIDTH, 14, f"{runs[0].proxy}, {measure} in %", class_="quiet", text_anchor="end"))
     for mark in marks:
         parts.append(line(x.start, y(mark), x.end, y(mark), "grid"))
         parts.append(label(26, y(mark) + 4, f"{mark:g}", class_="tick", text_anchor="end"))
@@ -205,7 +208,7 @@ def _mean_curve(runs: Sequence[Tuning]) -> list[tuple[float, float]]:
     seen: dict[float, list[float]] = {}
     for run in runs:
         for point in run.curve:
-            seen.setdefault(point.weight, []).append(point.accuracy)
+            seen.setdefault(point.weight, []).append(point.score)
     return [(weight, fmean(values)) for weight, values in sorted(seen.items()) if len(values) == len(runs)]
 
 
@@ -217,7 +220,7 @@ def _run(x: _Scale, y: _Scale, run: Tuning, *, alone: bool) -> str:
     """One seed's line: with its band and dots when it is alone."""
     points = sorted(run.curve, key=lambda point: point.weight)
     drawn = element(
-        "path", d=_path(x, y, [(p.weight, p.accuracy) for p in points]), class_="curve" if alone else "curve thin"
+        "path", d=_path(x, y, [(p.weight, p.score) for p in points]), class_="curve" if alone else "curve thin"
     )
     if not alone:
         return drawn
@@ -225,8 +228,8 @@ def _run(x: _Scale, y: _Scale, run: Tuning, *, alone: bool) -> str:
     dots = "".join(
         element(
             "g",
-            tooltip(f"λ = {p.weight:g}: {number(p.accuracy)} % {span(p.interval)}")
-            + element("circle", cx=x(p.weight), cy=y(p.accuracy), r=3, class_="point"),
+            tooltip(f"λ = {p.weight:g}: {number(p.score)} % {span(p.interval)}")
+            + element("circle", cx=x(p.weight), cy=y(p.score), r=3, class_="point"),
         )
         for p in points
     )
@@ -244,12 +247,12 @@ def _landmarks(x: _Scale, y: _Scale, mean: Sequence[tuple[float, float]], runs: 
         )
     for run in runs:
         if point := _at(run, run.chosen):
-            parts.append(element("circle", cx=x(run.chosen), cy=y(point.accuracy), r=6.5, class_="chosen"))
+            parts.append(element("circle", cx=x(run.chosen), cy=y(point.score), r=6.5, class_="chosen"))
             if len(runs) == 1:
                 anchor = "start" if x(run.chosen) < 90 else "end" if x(run.chosen) > WIDTH - 70 else "middle"
                 words = f"chosen λ = {run.chosen:g}"
                 parts.append(
-                    label(x(run.chosen), y(point.accuracy) - 12, words, class_="strong halo", text_anchor=anchor)
+                    label(x(run.chosen), y(point.score) - 12, words, class_="strong halo", text_anchor=anchor)
                 )
     return "".join(parts)
 

@@ -121,13 +121,13 @@ def _tuning(results: Results) -> list[str]:
             plain(run.proxy),
             str(run.seed),
             f"{point.weight:g}" + (" (Eng-FT)" if point.weight == 0 else ""),
-            _bold(number(point.accuracy), point.weight == run.chosen),
+            _bold(number(point.score), point.weight == run.chosen),
             span(point.interval),
         ]
         for run in results.tuning
         for point in run.curve
     ]
-    header = ["Method", "Proxy", "Seed", "λ", "Accuracy", "95 % interval"]
+    header = ["Method", "Proxy", "Seed", "λ", results.measure, "95 % interval"]
     return ["## The weight λ on the proxy language", table(header, rows, "llrrrr"), "The chosen λ is bold."]
 
 

@@ -74,6 +74,7 @@ def page(results: Results) -> str:
         link=link,
         several=table.seeds > 1,
         truncated=sum(cell.truncated for cell in results.cells),
+        unparsable=sum(cell.unparsable for cell in results.cells),
         titles={method.name: method.title for method in results.methods},
         style=style,
         script=script,
@@ -98,7 +99,7 @@ def _pictures(results: Results, table: ScoreTable) -> dict[str, Any]:
         ],
         "by_chance": by_chance(len(compared)),
         "curves": [
-            (charts.curve(f"curve-{index}", method, runs), charts.curve_caption(runs))
+            (charts.curve(f"curve-{index}", method, runs, results.measure), charts.curve_caption(runs))
             for index, (method, runs) in enumerate(curves)
         ],
         "family": family,

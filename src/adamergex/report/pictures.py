@@ -147,7 +147,7 @@ def lineage(key: str, family: Family, method: str, structure: str) -> str:
         parts.append(_tip(end, 128))
     parts += [line(200, 172, 200, 193, "edge"), _tip(200, 200)]
     parts.append(_box(60, 128, 280, ["merge" + weight, formula(structure)], "merge"))
-    result = f"{number(cell.accuracy)} % {span(cell.interval)}"
+    result = f"{number(cell.score)} % {span(cell.interval)}"
     parts.append(_box(60, 200, 280, [shorten(f"{method} · {cell.language}", 34), result], "ours"))
     words = (
         f"{family.task.name}, {family.target.name} and {family.source.name} are merged{weight} into the adapter that "

@@ -1,6 +1,6 @@
 """What a transfer measured: the records of ``results.json``, read, checked and written.
 
-All accuracies, differences and intervals are in percent (points); ``p`` is a probability.
+All scores, differences and intervals are in percent (points); ``p`` is a probability.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from adamergex.errors import DataError
 Interval = tuple[float, float]
 BASELINE = "english_tuning"
 """The method that every other one is compared with: A[T,s] used in the target language as it is."""
+
+
+MEASURES = {"accuracy": "Accuracy", "f1": "F1", "exact_match": "Exact match", "rougeL": "ROUGE-L"}
 
 
 class _Record:
@@ -56,15 +59,20 @@ class Comparison(_Record):
 
 @dataclass(frozen=True)
 class Cell(_Record):
-    """One method in one language with one seed. ``predictions`` and ``adapter`` are paths from the report's folder."""
+    """One method in one language with one seed: the results' metric, and in ``scores`` all that the task has.
+
+    ``predictions`` and ``adapter`` are paths from the report's folder. ``truncated``: inputs that were cut;
+    ``unparsable``: answers that could not be read."""
 
     method: str
     language: str
     seed: int
-    accuracy: float
+    score: float
     n: int
     interval: Interval
     truncated: int = 0
+    unparsable: int = 0
+    scores: dict[str, float] = field(default_factory=dict)
     weight: float | None = None
     predictions: str | None = None
     adapter: str | None = None
@@ -73,10 +81,10 @@ class Cell(_Record):
 
 @dataclass(frozen=True)
 class CurvePoint(_Record):
-    """The proxy language's validation accuracy at one λ."""
+    """The proxy language's validation score at one λ."""
 
     weight: float
-    accuracy: float
+    score: float
     interval: Interval
 
 
@@ -143,6 +151,7 @@ class Results(_Record):
     seeds: tuple[int, ...]
     methods: tuple[Method, ...]
     cells: tuple[Cell, ...]
+    metric: str = "accuracy"
     proxy: str | None = None
     tuning: tuple[Tuning, ...] = ()
     adapters: tuple[Adapter, ...] = ()
@@ -150,6 +159,11 @@ class Results(_Record):
     environment: dict[str, str | int | float | bool | None] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def measure(self) -> str:
+        """The metric as tables name it: "Accuracy", "F1", …"""
+        return MEASURES.get(self.metric, self.metric)
 
     def method(self, name: str) -> Method | None:
         """The method of this name, or None."""

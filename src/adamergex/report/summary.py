@@ -1,6 +1,6 @@
 """The numbers of a report: means over seeds and languages, what is best, what differs from Eng-FT, and the headline.
 
-One seed: the interval of a score is its bootstrap interval. Several: the score is the mean of the seeds' accuracies
+One seed: the interval of a score is its bootstrap interval. Several: the score is the mean of the seeds' scores
 and its spread the sample standard deviation. A difference counts as beyond noise when the mean of the seeds' intervals
 of the paired difference leaves out 0 and every seed has the same sign.
 """
@@ -63,6 +63,7 @@ class ScoreTable:
     rows: tuple[Row, ...]
     best: frozenset[tuple[str, str]]
     seeds: int
+    measure: str = "Accuracy"
 
     @property
     def caption(self) -> str:
@@ -72,7 +73,7 @@ class ScoreTable:
             single = any(item and item.seeds == 1 for row in self.rows for item in row.scores)
             spread = f"mean ± standard deviation over {self.seeds} seeds"
             spread += " (cells of one seed: 95 % bootstrap interval)" if single else ""
-        return f"Accuracy in percent, {spread}; n is the number of test items; the best of a column is bold."
+        return f"{self.measure} in percent, {spread}; n is the number of test items; the best of a column is bold."
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def score(results: Results, method: str, language: str) -> Score | None:
     cells = [cell for cell in results.cells if cell.method == method and cell.language == language]
     if not cells:
         return None
-    values = [cell.accuracy for cell in cells]
+    values = [cell.score for cell in cells]
     middle = fmean(values)
     sd = stdev(values) if len(values) > 1 else None
     interval = cells[0].interval if sd is None else (middle - sd, middle + sd)
@@ -115,7 +116,7 @@ def mean(results: Results, method: str) -> Mean | None:
     seeds: dict[int, list[float]] = {}
     for cell in results.cells:
         if cell.method == method and cell.language in results.targets:
-            seeds.setdefault(cell.seed, []).append(cell.accuracy)
+            seeds.setdefault(cell.seed, []).append(cell.score)
     whole = [fmean(values) for values in seeds.values() if len(values) == len(present)]
     return Mean(fmean(present), stdev(whole) if len(whole) > 1 else None, len(present), len(scores))
 
@@ -132,7 +133,7 @@ def score_table(results: Results) -> ScoreTable:
         best |= _best(column, [(row.method.name, item.mean) for row in rows if (item := row.scores[index])])
     best |= _best(MEAN, [(row.method.name, row.mean.mean) for row in rows if row.mean and row.mean.complete])
     counts = tuple(_count(results, column) for column in columns)
-    return ScoreTable(columns, counts, rows, frozenset(best), seed_count(results))
+    return ScoreTable(columns, counts, rows, frozenset(best), seed_count(results), results.measure)
 
 
 def seed_count(results: Results) -> int:

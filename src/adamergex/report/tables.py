@@ -9,7 +9,7 @@ from adamergex.report.results import Results
 from adamergex.report.summary import MEAN, Score, ScoreTable, number, score_table, small_print
 
 COLUMNS = (
-    "method", "label", "space", "language", "seed", "accuracy", "low", "high", "n", "truncated", "weight",
+    "method", "label", "space", "language", "seed", "metric", "score", "low", "high", "n", "truncated", "unparsable", "weight",
     "against", "difference", "difference_low", "difference_high", "p", "predictions", "adapter",
 )  # fmt: skip
 
@@ -24,8 +24,8 @@ def scores_csv(results: Results) -> str:
         method, pair = methods[cell.method], cell.against
         against = (pair.method, pair.difference, *pair.interval, pair.p) if pair else (None,) * 5
         writer.writerow(
-            (cell.method, method.label, method.space, cell.language, cell.seed, cell.accuracy, *cell.interval, cell.n)
-            + (cell.truncated, cell.weight, *against, cell.predictions, cell.adapter)
+            (cell.method, method.label, method.space, cell.language, cell.seed, results.metric, cell.score)
+            + (*cell.interval, cell.n, cell.truncated, cell.unparsable, cell.weight, *against, cell.predictions, cell.adapter)
         )
     return out.getvalue()
 

@@ -1,8 +1,7 @@
-"""One label a text. Encoders get a head; decoders a prompt, and the label's word as the answer."""
+"""One label a text. Encoders get a head; decoders and encoder-decoders a prompt, and the label's word as the answer."""
 
 from __future__ import annotations
 
-import bisect
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from adamergex.errors import ConfigError, DataError
 from adamergex.logits import IGNORE, labelled_loss
 from adamergex.models import frame
 from adamergex.tasks import pieces_of
+from adamergex.tasks.prompts import Pieces, Prompt, fitted, following, prompt_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from adamergex.settings import Classification
-
-Pieces = list[int]
+    from adamergex.models import Family
+    from adamergex.settings import Classification, PairClassification
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,44 @@ class PromptExamples:
         return labelled_loss(model, inputs, batch["labels"], shift=True)
 
 
+@dataclass(frozen=True)
+class AnswerExamples:
+    """Prompts as an encoder reads them, answers as a decoder says them, both with their special pieces.
+
+    The answer and the end after it are learned; ``opening``: how many pieces of each answer come before it and are not.
+    """
+
+    prompts: list[Pieces]
+    answers: list[Pieces]
+    pad: int
+    truncated: int
+    opening: int
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        return [len(prompt) + len(answer) for prompt, answer in zip(self.prompts, self.answers, strict=True)]
+
+    def batch(self, indices: Sequence[int], step: int) -> dict[str, Tensor]:
+        """Prompts and answers, each padded on the right; labels are -100 on the padding."""
+        labels = padded([self.answers[index] for index in indices], IGNORE)["input_ids"]
+        return {**padded([self.prompts[index] for index in indices], self.pad), "labels": labels}
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Mean cross-entropy over the answers' pieces (nats)."""
+        inputs, labels = {name: tensor for name, tensor in batch.items() if name != "labels"}, batch["labels"]
+        learned = torch.arange(labels.shape[1], device=labels.device).expand_as(labels) >= self.opening
+        return labelled_loss(model, inputs, labels, shift=False, learned=learned)
+
+
+def answered(
+    prompts: list[Pieces], answers: Sequence[Pieces], tokenizer: PreTrainedTokenizerBase, truncated: int
+) -> AnswerExamples:
+    """Examples of whole prompts and bare answers: the tokenizer's special pieces are put around each answer."""
+    before, after = frame(tokenizer)
+    said = [before + answer + after for answer in answers]
+    return AnswerExamples(prompts, said, int(tokenizer.pad_token_id), truncated, len(before))
+
+
 def head_examples(
     rows: Sequence[Mapping[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
@@ -102,16 +139,22 @@ def prompt_examples(
     *,
     longest: int,
     where: object = None,
-) -> PromptExamples:
-    """Labelled texts for a decoder: prompt, the label's word, end.
+    family: Family = "decoder",
+) -> PromptExamples | AnswerExamples:
+    """Labelled texts for a decoder (prompt, the label's word, end), or for an encoder (prompt) and a decoder (word).
 
     Raises: DataError for a label that the task does not have; ConfigError for a prompt that leaves no room for text.
     """
-    words = answer_pieces(tokenizer, task)
+    words = answer_pieces(tokenizer, task, family)
+    limit, texts = min(task.max_length, longest), [str(row["text"]) for row in rows]
+    if family == "encoder-decoder":
+        _, after = frame(tokenizer)
+        prompts, truncated = prompt_pieces(texts, tokenizer, task.prompt, limit, special=len(after))
+        said = [words[index] for index in label_indices(rows, task, where)]
+        return answered([prompt + after for prompt in prompts], said, tokenizer, truncated)
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     answers = [words[index] + end for index in label_indices(rows, task, where)]
-    room = min(task.max_length, longest) - max(map(len, words)) - len(end)
-    prompts, truncated = prompt_pieces([str(row["text"]) for row in rows], tokenizer, task.prompt, room)
+    prompts, truncated = prompt_pieces(texts, tokenizer, task.prompt, limit - max(map(len, words)) - len(end))
     return PromptExamples(prompts, answers, int(tokenizer.pad_token_id), truncated)
 
 
@@ -122,51 +165,34 @@ def prompt_pieces(
 
     Only ``{text}`` is ever cut, at its end: what the prompt says after it stays. ``special``: pieces to leave free.
     """
+    filled = text_prompts(texts, prompt)
+    before, _ = frame(tokenizer)
+    found, truncated = fitted(filled, tokenizer, [room - len(before) - special] * len(texts))
+    return [before + pieces for pieces in found], truncated
+
+
+def text_prompts(texts: Sequence[str], prompt: str) -> list[Prompt]:
+    """The prompt around each text. Raises: ConfigError: it has no place for one."""
     if "{text}" not in prompt:
         raise ConfigError(
             "the prompt has no place for the text", where="prompt", found=repr(prompt), expected="'{text}' in it",
             fix="write {text} where the text belongs",
         )  # fmt: skip
-    before, _ = frame(tokenizer)
-    room = room - len(before) - special
-
-    def fill(text: str) -> str:
-        return prompt.replace("{text}", text)
-
-    found, truncated = pieces_of(tokenizer, [fill(text) for text in texts]), 0
-    for index, text in enumerate(texts):
-        if len(found[index]) > room:
-            truncated += 1
-            # The longest beginning of the text whose prompt fits; pieces grow with the characters.
-            keep = bisect.bisect_right(
-                range(len(text)), room, key=lambda cut: len(pieces_of(tokenizer, [fill(text[:cut])])[0])
-            )
-            if keep <= 1:
-                raise ConfigError(
-                    "the prompt leaves no room for the text",
-                    where="max_length",
-                    found=f"{room + len(before) + special} pieces for prompt and text",
-                    expected="more than the prompt alone has",
-                    fix="raise max_length or shorten the prompt",
-                )
-            found[index] = pieces_of(tokenizer, [fill(text[: keep - 1])])[0]
-    return [before + pieces for pieces in found], truncated
+    return [prompt_of(Prompt(text, lambda part: prompt.replace("{text}", part))) for text in texts]
 
 
-def answer_pieces(tokenizer: PreTrainedTokenizerBase, task: Classification) -> list[Pieces]:
-    """What a model says for each label after the prompt: a space and the label's word (by default the label).
+def answer_pieces(tokenizer: PreTrainedTokenizerBase, task: Classification, family: Family = "decoder") -> list[Pieces]:
+    """What a model says for each label: the label's word (by default the label).
 
-    Tokenised with the prompt's end before it, so that the pieces are those that follow it there.
-    Raises: ConfigError when two labels have the same pieces.
+    A decoder, and an encoder's cloze, say it after the prompt's end, with which it is tokenised; the decoder of an
+    encoder-decoder begins with it. Raises: ConfigError when two labels have the same pieces.
     """
+    words = [task.words.get(label, label) for label in task.labels]
     tail = task.prompt.rpartition("{text}")[2] or "a"
-    start = pieces_of(tokenizer, [tail])[0]
-    result: list[Pieces] = []
-    for label in task.labels:
-        word = task.words.get(label, label)
-        whole, alone = pieces_of(tokenizer, [f"{tail} {word}", f" {word}"])
-        follows = whole[: len(start)] == start and len(whole) > len(start)
-        result.append(whole[len(start) :] if follows else alone)
+    if family == "encoder-decoder":
+        result = pieces_of(tokenizer, words)
+    else:
+        result = following(tokenizer, [tail] * len(words), words)
     for index, pieces in enumerate(result):
         if not pieces or pieces in result[:index]:
             raise ConfigError(
@@ -179,7 +205,9 @@ def answer_pieces(tokenizer: PreTrainedTokenizerBase, task: Classification) -> l
     return result
 
 
-def label_indices(rows: Sequence[Mapping[str, Any]], task: Classification, where: object) -> list[int]:
+def label_indices(
+    rows: Sequence[Mapping[str, Any]], task: Classification | PairClassification, where: object
+) -> list[int]:
     """The place of each row's label among the task's. Raises: DataError for one that is not there."""
     places = {label: index for index, label in enumerate(task.labels)}
     result = []

@@ -89,14 +89,30 @@ def segments(
     Raises: ConfigError when a segment does not fit the model, DataError when there are fewer segments than wanted.
     """
     before, after = frame(tokenizer)
-    after = after if masked else []
+    body = cut(texts, tokenizer, task, masked=masked, longest=longest, where=where)
+    sides = [np.tile(np.asarray(side, np.int64), (len(body), 1)) for side in (before, after if masked else [])]
+    masking = _masking(tokenizer, task.mask_rate) if masked else None
+    return Segments(np.concatenate([sides[0], body, sides[1]], axis=1), masking, seed)
+
+
+def cut(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    task: LanguageModeling,
+    *,
+    masked: bool,
+    longest: int,
+    where: object,
+    least: int = 1,
+) -> NDArray[np.int64]:
+    """The text of the segments [n, pieces], at least ``least`` pieces each, special ones left out; see ``segments``."""
     inner = _inner(tokenizer, task.segment, masked)
-    if inner < 1 or task.segment > longest:
+    if inner < least or task.segment > longest:
         raise ConfigError(
             "segments of this length do not fit the model",
             where="segment",
             found=task.segment,
-            expected=f"{len(before) + len(after) + 1} to {longest} pieces",
+            expected=f"{task.segment - inner + least} to {longest} pieces",
             fix="change the reference task's segment",
         )
     wanted = task.segments if task.segments is not None else 2**62
@@ -115,10 +131,7 @@ def segments(
             fix="give more text, or lower segment or segments (the same for every language)",
         )
     count = min(there, wanted)
-    body = np.asarray(stream[: count * inner], np.int64).reshape(count, inner)
-    sides = [np.tile(np.asarray(side, np.int64), (count, 1)) for side in (before, after)]
-    masking = _masking(tokenizer, task.mask_rate) if masked else None
-    return Segments(np.concatenate([sides[0], body, sides[1]], axis=1), masking, seed)
+    return np.asarray(stream[: count * inner], np.int64).reshape(count, inner)
 
 
 def count_segments(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, segment: int, *, masked: bool) -> int:

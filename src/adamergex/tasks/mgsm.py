@@ -21,11 +21,24 @@ from adamergex.errors import DataError
 from adamergex.metrics.checks import known
 from adamergex.metrics.echo import without_prompts
 from adamergex.metrics.numbers import exact_match, last_number
-from adamergex.settings import Rows
+from adamergex.settings import Generation, Rows
 
 METRICS = ("exact_match",)
 LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
 PROMPT = "Let's think step by step.\nQuestion: {question}"
+TASK = Generation(
+    name="mgsm",
+    prompt=PROMPT,
+    cut="question",
+    reference="answer",
+    target="{rationale} The answer is {answer}.",
+    max_length=512,
+    max_new_tokens=256,
+    stop=("\nQuestion:",),
+    metric="exact_match",
+    measured_as="mgsm",
+)
+FOLDER_SPLITS = {"validation": "exemplars"}
 
 # juletxara/mgsm is a loading script, which datasets 4 and later refuse; lm-evaluation-harness reads this mirror of it.
 # Its 8 training rows are the paper's exemplars. No revision is pinned: this was written from the cards, off line.

@@ -20,9 +20,12 @@ from typing import Any, Literal
 from adamergex.errors import DataError
 from adamergex.metrics.checks import check_pairs, known
 from adamergex.metrics.entities import Mode, check_iob2, entity_scores, repaired
+from adamergex.settings import Tagging
 
 METRICS = ("f1",)
 TYPES = {"wikiann": ("PER", "ORG", "LOC"), "masakhaner": ("PER", "ORG", "LOC", "DATE"), "uner": ("PER", "ORG", "LOC")}
+TASK = Tagging(name="ner", types=TYPES["uner"], other_types="ignore")
+"""DATE, which MasakhaNER alone has, is O here: no adapter trained on the others could say it."""
 LABELS = ("O", *(f"{prefix}-{kind}" for kind in TYPES["masakhaner"] for prefix in "BI"))
 
 # masakhaner2 is a loading script, which datasets 4 and later refuse: the hub's own parquet copy, one folder a language.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from inspect import signature
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,13 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adamergex.errors import ConfigError
-from adamergex.logits import logits_at, only_at
+from adamergex.logits import logits_at, without_adapter
 from adamergex.models import frame
-from adamergex.tasks.classification import HeadExamples, Pieces, answer_pieces, padded, prompt_pieces
+from adamergex.tasks.choosing import piece_scores
+from adamergex.tasks.classification import HeadExamples, answer_pieces, padded, prompt_pieces, text_prompts
+from adamergex.tasks.prompts import Pieces, Prompt, fitted
+from adamergex.tasks.reading import by_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from adamergex.models import Family
     from adamergex.settings import Classification
 
 Scores = NDArray[np.float64]  # [texts, labels], natural logarithms
@@ -34,7 +37,6 @@ def head_scores(model: nn.Module, examples: HeadExamples, batch_tokens: int) -> 
     return _gather(parts, len(examples.ids))
 
 
-@torch.inference_mode()
 def word_scores(
     model: nn.Module,
     texts: Sequence[str],
@@ -44,26 +46,24 @@ def word_scores(
     longest: int,
     batch_tokens: int,
 ) -> tuple[Scores, int]:
-    """log p(label's word | prompt) of a causal model [texts, labels], and how many texts were cut.
+    """log p(label's word | prompt) of a (encoder-)decoder [texts, labels], and how many texts were cut.
 
     The *sum* over the word's pieces, the quantity that training raises: a mean would favour words of many pieces, of
     which all but the first are near certain once learned. The end piece is counted only where a word is the beginning
     of another, which the sum could not tell apart. The prompt is read once for all labels.
     """
-    answers = answer_pieces(tokenizer, task)
+    family: Family = "encoder-decoder" if without_adapter(model).config.is_encoder_decoder else "decoder"
+    answers = answer_pieces(tokenizer, task, family)
     if _one_begins_another(answers) and tokenizer.eos_token_id is not None:
         answers = [answer + [int(tokenizer.eos_token_id)] for answer in answers]
-    room = min(task.max_length, longest) - max(map(len, answers))
-    prompts, truncated = prompt_pieces(texts, tokenizer, task.prompt, room)
-    extra = sum(map(len, answers))
-    parts = {}
-    for indices in by_length([len(prompt) + extra for prompt in prompts], batch_tokens):
-        batch = padded([prompts[index] for index in indices], int(tokenizer.pad_token_id), left=True)
-        parts[tuple(indices)] = _continue(model, _to(model, batch), answers)
-    return _gather(parts, len(texts)), truncated
+    room, closing = min(task.max_length, longest), frame(tokenizer)[1]
+    if family == "decoder":
+        room, closing = room - max(map(len, answers)), []
+    prompts, truncated = prompt_pieces(texts, tokenizer, task.prompt, room, special=len(closing))
+    whole = [prompt + closing for prompt in prompts]
+    return np.stack(piece_scores(model, whole, [answers] * len(whole), tokenizer, batch_tokens)), truncated
 
 
-@torch.inference_mode()
 def cloze_scores(
     model: nn.Module,
     texts: Sequence[str],
@@ -73,39 +73,39 @@ def cloze_scores(
     longest: int,
     batch_tokens: int,
 ) -> tuple[Scores, int]:
-    """Label words filled into a masked model's prompt [texts, labels], and how many texts were cut.
+    """Label words filled into a masked model's prompt [texts, labels], and how many were cut; see ``cloze_of``."""
+    prompts, limit = text_prompts(texts, task.prompt), min(task.max_length, longest)
+    return cloze_of(model, prompts, answer_pieces(tokenizer, task), tokenizer, limit=limit, batch_tokens=batch_tokens)
+
+
+@torch.inference_mode()
+def cloze_of(
+    model: nn.Module,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Pieces],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    limit: int,
+    batch_tokens: int,
+) -> tuple[Scores, int]:
+    """Words (in pieces) filled into the end of a masked model's prompts [prompts, words], and how many were cut.
 
     The prompt is followed by as many masks as the word has pieces; the score is the *mean* log-probability a piece,
     since masked pieces are predicted independently. Words of one length share their forward pass.
     """
     if tokenizer.mask_token_id is None:
         raise ConfigError("the tokenizer has no mask piece", where=tokenizer.name_or_path, fix="choose an encoder")
-    answers = answer_pieces(tokenizer, task)
-    _, after = frame(tokenizer)
-    scores, truncated = np.zeros((len(texts), len(answers))), 0
+    before, after = frame(tokenizer)
+    scores, truncated = np.zeros((len(prompts), len(answers))), 0
     for count in sorted(set(map(len, answers))):
-        special = count + len(after)
-        prompts, cut = prompt_pieces(texts, tokenizer, task.prompt, min(task.max_length, longest), special=special)
-        filled = [prompt + [int(tokenizer.mask_token_id)] * count + after for prompt in prompts]
+        room = limit - len(before) - count - len(after)
+        found, cut = fitted(prompts, tokenizer, [room] * len(prompts))
+        filled = [before + pieces + [int(tokenizer.mask_token_id)] * count + after for pieces in found]
         same = [label for label, answer in enumerate(answers) if len(answer) == count]
         words = torch.tensor([answers[label] for label in same])
         scores[:, same] = _fill(model, filled, words, tokenizer, batch_tokens)
         truncated = max(truncated, cut)
     return scores, truncated
-
-
-def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, at most ``batch_tokens`` padded pieces each, longest first."""
-    batch: list[int] = []
-    width = 0
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        if batch and (len(batch) + 1) * width > batch_tokens:
-            yield batch
-            batch = []
-        width = lengths[index] if not batch else width
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 def _fill(
@@ -122,44 +122,6 @@ def _fill(
         chosen = words.to(found.device).T[None].expand(len(indices), -1, -1)
         parts[tuple(indices)] = found.gather(2, chosen).mean(1)
     return _gather(parts, len(filled))
-
-
-def _continue(model: nn.Module, batch: dict[str, Tensor], answers: list[Pieces]) -> Tensor:
-    """Sum of log-probabilities [texts, answers] of each answer after each left-padded prompt."""
-    mask, device = batch["attention_mask"], batch["input_ids"].device
-    last = torch.zeros_like(mask, dtype=torch.bool)
-    last[:, -1] = True
-    long = [label for label, answer in enumerate(answers) if len(answer) > 1]
-    with only_at(model, last):
-        output = model(**batch, **_positions(model, (mask.cumsum(1) - 1).clamp(min=0)), use_cache=bool(long))
-    first = torch.tensor([answer[0] for answer in answers], device=device)
-    scores: Tensor = output.logits[0].float().log_softmax(-1)[:, first]
-    if long:
-        scores[:, long] += _rest(model, output.past_key_values, mask, [answers[label] for label in long])
-    return scores
-
-
-def _rest(model: nn.Module, cache: Any, mask: Tensor, answers: list[Pieces]) -> Tensor:
-    """Sum of log-probabilities [texts, answers] of all pieces but the first, over the prompts' keys and values."""
-    texts, count = len(mask), len(answers)
-    cache.batch_repeat_interleave(count)
-    given = padded([answer[:-1] for answer in answers], 0)
-    labels = padded([answer[1:] for answer in answers], 0)["input_ids"].to(mask.device).repeat(texts, 1)
-    ids, real = (given[name].to(mask.device).repeat(texts, 1) for name in ("input_ids", "attention_mask"))
-    attention = torch.cat([mask.repeat_interleave(count, 0), real], 1)
-    positions = mask.sum(1).repeat_interleave(count)[:, None] + torch.arange(ids.shape[1], device=mask.device)
-    wanted = real.bool()
-    with only_at(model, wanted):
-        output = model(input_ids=ids, attention_mask=attention, past_key_values=cache, **_positions(model, positions))
-    found = output.logits[0].float().log_softmax(-1).gather(1, labels[wanted][:, None])[:, 0]
-    sums = torch.zeros(ids.shape, device=mask.device)
-    sums[wanted] = found
-    return sums.sum(1).view(texts, count)
-
-
-def _positions(model: Any, positions: Tensor) -> dict[str, Tensor]:
-    alone = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return {"position_ids": positions} if "position_ids" in signature(alone.forward).parameters else {}
 
 
 def _one_begins_another(answers: list[Pieces]) -> bool:

@@ -16,11 +16,12 @@ from typing import Any
 from adamergex.data import read
 from adamergex.metrics.accuracy import accuracy, gold_labels, predicted_labels
 from adamergex.metrics.checks import known
-from adamergex.settings import Rows
+from adamergex.settings import Classification, Rows
 
 METRICS = ("accuracy",)
 LABELS = ("science/technology", "travel", "politics", "sports", "health", "entertainment", "geography")
 PROMPT = "What is the topic of the text: {topics}? Text: {{text}} Topic:".format(topics=", ".join(LABELS))
+TASK = Classification(name="sib200", labels=LABELS, prompt=PROMPT)
 
 # Ours -> FLORES-200. Any other FLORES code can be given as it is.
 _PAIRS = """

@@ -20,11 +20,13 @@ from adamergex.errors import DataError
 from adamergex.metrics.checks import known
 from adamergex.metrics.echo import without_prompts
 from adamergex.metrics.rouge import Tokenizer, corpus_rouge_l
-from adamergex.settings import Rows
+from adamergex.settings import Generation, Rows
 
 METRICS = ("rougeL",)
 LANGUAGES = ("ar", "en", "fr", "ha", "ig", "pt", "ru", "sw", "yo")
 PROMPT = "Describe the table in one sentence. Table: {input} Description:"
+TASK = Generation(name="tata", prompt=PROMPT, cut="input", reference="targets", measured_as="tata")
+FOLDER_SPLITS = {"validation": "train"}
 
 _HUB_COLUMNS = {"text": "linearized_input", "targets": "table_text", "id": "example_id"}
 # The repository is a loading script, which datasets 4 and later refuse: the hub's own parquet copy. One config holds

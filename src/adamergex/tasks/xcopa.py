@@ -20,7 +20,7 @@ from adamergex.data import read
 from adamergex.errors import DataError
 from adamergex.metrics.accuracy import accuracy, gold_labels, predicted_labels
 from adamergex.metrics.checks import known
-from adamergex.settings import Rows
+from adamergex.settings import MultipleChoice, Rows
 
 METRICS = ("accuracy",)
 LABELS = ("0", "1")
@@ -29,6 +29,7 @@ PROMPT = (
     "Here is a premise and a question. Help me pick the more plausible option. Premise: {premise} "
     "Question: What is the {question}? (A) {choice1} (B) {choice2}"
 )
+TASK = MultipleChoice(name="xcopa", context="{premise} What is the {question}?", prompt=PROMPT, max_length=128)
 
 _COLUMNS = {"text": "premise", "choice1": "choice1", "choice2": "choice2", "label": "label"}
 _HUB_COLUMNS = {**_COLUMNS, "question": "question", "item": "idx"}

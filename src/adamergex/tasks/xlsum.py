@@ -21,10 +21,11 @@ from adamergex.errors import DataError
 from adamergex.metrics.checks import known
 from adamergex.metrics.echo import without_prompts
 from adamergex.metrics.rouge import Tokenizer, corpus_rouge_l
-from adamergex.settings import Rows
+from adamergex.settings import Generation, Rows
 
 METRICS = ("rougeL",)
 PROMPT = "Summarize the context in one sentence. Title: {title} Context: {text}"
+TASK = Generation(name="xlsum", prompt=PROMPT, reference="summary", max_new_tokens=84)
 SPLITS = ("train", "validation", "test")
 
 # The repository is a loading script, which datasets 4 and later refuse. The hub's own parquet copy has one folder a

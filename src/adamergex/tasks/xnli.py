@@ -17,7 +17,7 @@ from typing import Any
 from adamergex.data import read
 from adamergex.metrics.accuracy import accuracy, gold_labels, predicted_labels
 from adamergex.metrics.checks import known
-from adamergex.settings import Rows
+from adamergex.settings import PairClassification, Rows
 
 METRICS = ("accuracy",)
 LABELS = ("entailment", "neutral", "contradiction")
@@ -26,6 +26,7 @@ PROMPT = (
     "You should judge whether the hypothesis is true (entailment), false (contradiction), or undetermined (neutral) "
     "given the premise. Premise: {premise} Hypothesis: {hypothesis}"
 )
+TASK = PairClassification(name="xnli", labels=LABELS, prompt=PROMPT)
 XNLI_LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
 # Ours -> the hub's and upstream's name.
 AMERICAS_LANGUAGES = {

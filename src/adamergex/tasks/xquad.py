@@ -22,7 +22,7 @@ from adamergex.errors import DataError
 from adamergex.metrics.checks import known
 from adamergex.metrics.echo import without_prompts
 from adamergex.metrics.spans import Normalisation, span_scores
-from adamergex.settings import Rows
+from adamergex.settings import Rows, SpanAnswering
 
 METRICS = ("exact_match", "f1")
 LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
@@ -50,6 +50,8 @@ CONTEXTS = Rows(
 )
 FOLDS = {"train": (0, 1, 2), "held-out": (3,), "test": (0, 1, 2, 3)}
 """Of a data folder: split -> the folds (article number mod 4) it holds."""
+FOLDER_SPLITS = {"validation": "held-out", "test": "held-out"}
+TASK = SpanAnswering(name="xquad", prompt=PROMPT)
 
 
 def rows(

@@ -1,0 +1,217 @@
+"""The ``task:`` part of ``transfer`` settings: a task that brings its data, or the user's own rows of a kind."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
+
+from adamergex.errors import AdamergexError
+from adamergex.settings import (
+    Classification,
+    Generation,
+    MultipleChoice,
+    Optimisation,
+    PairClassification,
+    Rows,
+    Settings,
+    SpanAnswering,
+    Tagging,
+    Target,
+    TaskRows,
+)
+from adamergex.tasks import catalogue
+
+Role = Literal["train", "validation", "test"]
+BUILT_IN = "built-in"
+Self = TypeVar("Self", bound=Settings)
+
+
+def _rows_from_text(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+Where = Annotated[Rows, BeforeValidator(_rows_from_text)]
+"""A path (``{language}`` stands for the language), or the settings of ``Rows``."""
+
+
+class Own(Settings):
+    """The user's own rows: labelled in the source language (train), the proxy's (validation), the targets' (test)."""
+
+    train: Where
+    validation: Where | None = Field(default=None, description="labelled set of the proxy language; tunes λ")
+    test: Where
+    optimisation: Optimisation = Optimisation()
+
+    def rows(self, role: Role) -> Rows | None:
+        """Where the rows of a role are."""
+        found: Rows | None = getattr(self, role)
+        return found
+
+    def placed(self: Self, folder: Path) -> Self:
+        """With paths that no longer depend on the settings file's folder."""
+        update = {}
+        for role in ("train", "validation", "test"):
+            rows = getattr(self, role)
+            if rows is not None and rows.path is not None:
+                update[role] = rows.model_copy(update={"path": str((folder / rows.path).absolute())})
+        measured = getattr(self, "measured_as", None)
+        if measured and catalogue.is_file(measured):
+            update["measured_as"] = str((folder / measured).absolute())
+        return self.model_copy(update=update)
+
+    def task(self, labels: tuple[str, ...]) -> Target:
+        """What is trained and evaluated; ``labels`` are used where the settings leave them to the training rows."""
+        names = {"train", "validation", "test", "optimisation"}
+        values = {name: value for name, value in self if name not in names and value is not None}
+        return _TARGETS[values["kind"]].model_validate({**_labels(values["kind"], labels), **values})
+
+    @property
+    def open_labels(self) -> bool:
+        """Whether labels (or entity types) are those of the training rows."""
+        return any(getattr(self, name, ()) is None for name in ("labels", "types"))
+
+
+class OwnClassification(Own, Classification):
+    """One label a text. Columns: text, label."""
+
+    labels: tuple[str, ...] | None = Field(default=None, description="default: those of the training rows, sorted")  # type: ignore[assignment]
+
+
+class OwnPairs(Own, PairClassification):
+    """One label for two texts. Columns: premise, hypothesis, label."""
+
+    labels: tuple[str, ...] | None = Field(default=None, description="default: those of the training rows, sorted")  # type: ignore[assignment]
+
+
+class OwnChoices(Own, MultipleChoice):
+    """One of several continuations. Columns: premise, choice1, choice2, label (0 is choice1)."""
+
+
+class OwnSpans(Own, SpanAnswering):
+    """A span of a context. Columns: context, question, answers (texts), start or starts (characters; optional)."""
+
+
+class OwnTags(Own, Tagging):
+    """Entities. Columns: tokens, tags (IOB2), as lists or divided by blanks."""
+
+    types: tuple[str, ...] | None = Field(default=None, description="default: those of the training rows, sorted")  # type: ignore[assignment]
+
+
+class OwnTexts(Own, Generation):
+    """A free answer. Columns: those of the prompt (text), and the reference (target)."""
+
+
+class Part(Settings):
+    """Which rows of a task serve as train, validation or test. ``options`` go to the task's ``rows``."""
+
+    split: str | None = None
+    limit: Annotated[int, Field(gt=0)] | None = None
+    options: dict[str, str] = Field(default_factory=dict)
+
+
+class BuiltIn(Settings):
+    """A task that brings its data, prompt and metric: ``name`` of a shipped one or a .py file, ``data`` a folder or
+    "hub". ``settings`` changes what its kind has (max_length, …)."""
+
+    name: str
+    data: str
+    train: Part = Part()
+    validation: Part = Part()
+    test: Part = Part()
+    settings: dict[str, Any] = Field(default_factory=dict)
+    optimisation: Optimisation = Optimisation()
+
+    def rows(self, role: Role) -> TaskRows:
+        """Where the rows of a role are."""
+        part: Part = getattr(self, role)
+        split = part.split or catalogue.split_for(self.name, self.data, role)
+        return TaskRows(task=self.name, data=self.data, split=split, options=part.options, limit=part.limit)
+
+    def placed(self, folder: Path) -> BuiltIn:
+        """With paths that no longer depend on the settings file's folder."""
+        update = {} if self.data == "hub" else {"data": str((folder / self.data).absolute())}
+        if catalogue.is_file(self.name):
+            update["name"] = str((folder / self.name).absolute())
+        return self.model_copy(update=update)
+
+    def task(self, labels: tuple[str, ...] = ()) -> Target:
+        """What is trained and evaluated."""
+        own: Target = catalogue.task_file(self.name).TASK
+        values = own.model_dump() | self.settings
+        if catalogue.is_file(self.name) and values["measured_as"] == own.name:
+            values["measured_as"] = self.name
+        return type(own).model_validate(values)
+
+    @property
+    def open_labels(self) -> bool:
+        return False
+
+    def problems(self, folder: str) -> Iterator[str]:
+        """What is wrong with name and settings, each with the nearest that there is."""
+        placed = self.placed(Path(folder))
+        try:
+            fields = type(catalogue.task_file(placed.name).TASK).model_fields
+            placed.task()
+        except ValidationError as error:
+            for problem in error.errors():
+                place = ".".join(map(str, problem["loc"]))
+                near = difflib.get_close_matches(place, fields, 1)
+                unknown = problem["type"] == "extra_forbidden"
+                hint = f"; did you mean '{near[0]}'?" if unknown and near else ""
+                said = "no such setting" if unknown else f"{problem['msg']} (found {problem['input']!r})"
+                yield f"task.settings.{place}: {said}{hint}"
+        except AdamergexError as error:
+            yield "task.name: " + ", ".join(line.strip() for line in str(error).splitlines())
+
+
+_TARGETS: dict[str, type[Target]] = {
+    "classification": Classification,
+    "pair-classification": PairClassification,
+    "multiple-choice": MultipleChoice,
+    "span": SpanAnswering,
+    "tagging": Tagging,
+    "generation": Generation,
+}
+OWN: dict[str, type[Own]] = {
+    "classification": OwnClassification,
+    "pair-classification": OwnPairs,
+    "multiple-choice": OwnChoices,
+    "span": OwnSpans,
+    "tagging": OwnTags,
+    "generation": OwnTexts,
+}
+
+
+def tag_of(value: Any) -> str:
+    """Which form of ``task:`` is meant: "built-in" where there is ``data``, else the kind (classification)."""
+    if isinstance(value, dict):
+        named = value.get("name") in catalogue.NAMES and not {"kind", "train", "test"} & value.keys()
+        return BUILT_IN if "data" in value or named else str(value.get("kind", "classification"))
+    return BUILT_IN if isinstance(value, BuiltIn) else str(getattr(value, "kind", "classification"))
+
+
+TaskConfig: TypeAlias = Annotated[
+    Annotated[OwnClassification, Tag("classification")]
+    | Annotated[OwnPairs, Tag("pair-classification")]
+    | Annotated[OwnChoices, Tag("multiple-choice")]
+    | Annotated[OwnSpans, Tag("span")]
+    | Annotated[OwnTags, Tag("tagging")]
+    | Annotated[OwnTexts, Tag("generation")]
+    | Annotated[BuiltIn, Tag(BUILT_IN)],
+    Discriminator(tag_of),
+]
+"""The target task, labelled in the source language only."""
+
+
+def known_fields(tag: str) -> type[Settings]:
+    """The settings class behind a tag."""
+    return BuiltIn if tag == BUILT_IN else OWN[tag]
+
+
+def _labels(kind: str, labels: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    name = {"classification": "labels", "pair-classification": "labels", "tagging": "types"}.get(kind)
+    return {name: labels} if name else {}

@@ -1,0 +1,86 @@
+"""Tasks that bring their own data: by name, or a Python file of the user's with the same few names in it.
+
+Such a file defines ``TASK`` (settings of one kind), ``rows(source, language, split)`` and ``score(predictions,
+references, language)``; the shipped ones are the files beside this one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from adamergex.errors import ConfigError
+from adamergex.hashing import file_sha256
+from adamergex.metrics.checks import known
+from adamergex.settings import Target, TaskRows
+
+NAMES = ("mgsm", "ner", "sib200", "tata", "xcopa", "xlsum", "xnli", "xquad")
+_WANTED = ("TASK", "rows", "score")
+
+
+class TaskFile(Protocol):
+    """What a task's module holds. It may also hold ``FOLDER_SPLITS``: role (train, validation, test) -> the split of a
+    folder that serves as it, where that has another name."""
+
+    TASK: Target
+
+    def rows(self, source: str | Path, language: str, split: str) -> list[dict[str, Any]]: ...
+
+    def score(self, predictions: Sequence[Any], references: Sequence[Any], language: str) -> dict[str, float]: ...
+
+
+def task_file(name: str) -> TaskFile:
+    """The module of a task, by its name or as the path of a ``.py`` file.
+
+    Raises: ConfigError: there is none, or it lacks one of ``TASK``, ``rows``, ``score``.
+    """
+    if not is_file(name):
+        known(name, dict.fromkeys(NAMES), "task", "the tasks that bring their own data")
+        return cast(TaskFile, importlib.import_module(f"adamergex.tasks.{name}"))
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError("there is no such task file", where=path, fix="check the path")
+    unique = f"adamergex_task_{file_sha256(path)[:16]}"
+    module = sys.modules.get(unique)
+    if module is None:
+        specification = importlib.util.spec_from_file_location(unique, path)
+        assert specification is not None and specification.loader is not None  # the name ends in .py
+        module = importlib.util.module_from_spec(specification)
+        try:
+            specification.loader.exec_module(module)
+        except Exception as error:  # whatever the user's own code raises
+            raise ConfigError(
+                "the task file does not run", where=path, found=f"{type(error).__name__}: {error}", fix="correct it"
+            ) from error
+        sys.modules[unique] = module
+    absent = [wanted for wanted in _WANTED if not hasattr(module, wanted)]
+    if absent:
+        raise ConfigError("the task file is not complete", where=path, found=f"no {', '.join(absent)}",
+                          expected=", ".join(_WANTED), fix="see docs/tasks.md")  # fmt: skip
+    return cast(TaskFile, module)
+
+
+def is_file(name: str) -> bool:
+    """Whether the name is the path of a task file."""
+    return name.endswith(".py")
+
+
+def identity(name: str | None) -> str | None:
+    """What stands for a task in a step's key: its name, or the SHA-256 of its file."""
+    return f"sha256:{file_sha256(Path(name))}" if name is not None and is_file(name) else name
+
+
+def split_for(name: str, data: str, role: str) -> str:
+    """The split that serves as train, validation or test."""
+    splits: Mapping[str, str] = getattr(task_file(name), "FOLDER_SPLITS", {}) if data != "hub" else {}
+    return splits.get(role, role)
+
+
+def read_rows(rows: TaskRows, language: str) -> list[dict[str, Any]]:
+    """The rows of a task in a language. Raises: DataError, as the task's own ``rows``."""
+    found = task_file(rows.task).rows(rows.data, language, rows.split, **rows.options)
+    return found[: rows.limit]

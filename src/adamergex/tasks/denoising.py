@@ -1,0 +1,156 @@
+"""The reference task of encoder-decoders on segments of text: span corruption (T5), or text continuation.
+
+Span corruption (Raffel et al. 2020, arXiv 1910.10683, §3.1.4): 15 % of a segment's pieces, in spans of 3 on average,
+give way to one sentinel each; the decoder says each sentinel and what stood there.
+
+    text      a b c d e f g h        encoder   a b <0> e f g <1>        decoder   <0> c d <1> h
+
+Continuation: the encoder reads the first half of the segment, the decoder says the second. (The papers' reference code
+split English 511 to 1 and the other language 1 to 511, which made them two tasks.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adamergex.errors import ConfigError
+from adamergex.logits import labelled_loss
+from adamergex.models import frame
+from adamergex.tasks.language_modeling import cut
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from adamergex.settings import LanguageModeling
+
+Array = NDArray[np.int64]
+SPAN = 3  # pieces of a span, on average
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """T5's spans: every segment of one length gets as many spans, and as many pieces in them, as every other."""
+
+    sentinels: Array
+    rate: float
+
+    def counts(self, length: int) -> tuple[int, int]:
+        """How many pieces of a segment are replaced, and in how many spans."""
+        replaced = min(max(round(length * self.rate), 1), length - 1)
+        return replaced, min(max(round(replaced / SPAN), 1), length - replaced)
+
+    def draw(self, ids: Array, generator: np.random.Generator) -> tuple[Array, Array]:
+        """What the encoder reads and what the decoder says, [batch, ·] each, of ids [batch, length].
+
+        Spans and the gaps before them have random lengths of at least 1; a gap comes first and a span last.
+        """
+        rows, length = ids.shape
+        replaced, spans = self.counts(length)
+        gaps = _random_parts(rows, length - replaced, spans, generator)
+        sizes = _random_parts(rows, replaced, spans, generator)
+        ends = np.stack([gaps, sizes], 2).reshape(rows, 2 * spans).cumsum(1)
+        first = np.zeros((rows, length), bool)
+        first[:, 0] = True
+        np.put_along_axis(first, ends[:, :-1], True, 1)
+        part = first.cumsum(1) - 1  # gap 0, span 0, gap 1, span 1, …
+        inside, sentinel = part % 2 == 1, self.sentinels[part // 2]
+        read = np.where(inside & first, sentinel, ids)[~inside | first]
+        said = np.where(~inside & first, sentinel, ids)[inside | first]
+        return read.reshape(rows, -1), said.reshape(rows, -1)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Segments [n, pieces] of one language without special pieces. ``corruption`` is None for continuation."""
+
+    ids: Array
+    corruption: Corruption | None
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    seed: int
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        read, said = self._divided(self.ids[:1], 0)
+        return [read.shape[1] + said.shape[1]] * len(self.ids)
+
+    def batch(self, indices: Sequence[int], step: int) -> dict[str, Tensor]:
+        """Inputs and labels. The spans depend on (seed, step) alone: fresh every epoch, the same after a resume."""
+        read, said = self._divided(self.ids[list(indices)], step)
+        return {"input_ids": torch.from_numpy(read), "labels": torch.from_numpy(said)}
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Mean cross-entropy (nats a piece) over what the decoder says: no end is learned where a text was cut."""
+        ids, labels = batch["input_ids"], batch["labels"]
+        learned = torch.ones_like(labels, dtype=torch.bool)
+        learned[:, : len(self.before)] = False
+        if self.corruption is None:
+            learned[:, labels.shape[1] - len(self.after) :] = False
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return labelled_loss(model, inputs, labels, shift=False, learned=learned)
+
+    def _divided(self, ids: Array, step: int) -> tuple[Array, Array]:
+        if self.corruption is None:
+            half = (ids.shape[1] + 1) // 2
+            sides = ids[:, :half], ids[:, half:]
+        else:
+            sides = self.corruption.draw(ids, np.random.default_rng([self.seed % 2**32, step]))
+        before, after = (np.tile(np.asarray(side, np.int64), (len(ids), 1)) for side in (self.before, self.after))
+        read, said = (np.concatenate([before, side, after], axis=1) for side in sides)
+        return read, said
+
+
+def pairs(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    task: LanguageModeling,
+    *,
+    seed: int,
+    longest: int,
+    where: object = None,
+) -> Pairs:
+    """Segments as ``language_modeling.segments`` cuts them, for an encoder-decoder to restore or to continue.
+
+    Raises: ConfigError for span corruption without (enough) sentinels, or as ``segments``; DataError as ``segments``.
+    """
+    before, after = frame(tokenizer)
+    body = cut(texts, tokenizer, task, masked=True, longest=longest, where=where, least=2)
+    sentinels, corruption = sentinels_of(tokenizer), None
+    if task.objective == "span-corruption" or (task.objective == "auto" and len(sentinels)):
+        corruption = Corruption(sentinels, task.mask_rate)
+        spans = corruption.counts(body.shape[1])[1]
+        if spans > len(sentinels):
+            raise ConfigError(
+                "the tokenizer has too few sentinels for span corruption",
+                where=tokenizer.name_or_path,
+                found=f"{len(sentinels)} pieces like <extra_id_0>",
+                expected=f"{spans}, for segments of {task.segment} pieces and mask_rate {task.mask_rate}",
+                fix="set objective: continuation, or lower segment or mask_rate",
+            )
+    return Pairs(body, corruption, tuple(before), tuple(after), seed)
+
+
+def sentinels_of(tokenizer: PreTrainedTokenizerBase) -> Array:
+    """The pieces <extra_id_0>, <extra_id_1>, … (mT5 writes a space mark before them), as many as follow each other."""
+    found = {}
+    for piece, index in tokenizer.get_vocab().items():
+        if match := re.fullmatch(r"▁?<extra_id_(\d+)>", piece):
+            found[int(match[1])] = index
+    count = next((number for number in range(len(found)) if number not in found), len(found))
+    return np.asarray([found[number] for number in range(count)], np.int64)
+
+
+def _random_parts(rows: int, items: int, parts: int, generator: np.random.Generator) -> Array:
+    """Lengths [rows, parts], each at least 1, that sum to ``items``: every such division is equally likely."""
+    cuts = generator.random((rows, items - 1)).argsort(1)[:, : parts - 1] + 1
+    edges = np.concatenate([np.zeros((rows, 1), int), np.sort(cuts, 1), np.full((rows, 1), items)], axis=1)
+    lengths: Array = np.diff(edges)
+    return lengths

@@ -1,0 +1,172 @@
+"""Free answers: greedy decoding after prompts, and the examples that teach answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from adamergex.errors import ConfigError, DataError
+from adamergex.logits import without_adapter
+from adamergex.models import frame
+from adamergex.tasks import Examples, pieces_of
+from adamergex.tasks.classification import PromptExamples, answered
+from adamergex.tasks.prompts import Pieces, Prompt, fitted, following, prompt_of
+from adamergex.tasks.reading import Reading, by_length, read
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from adamergex.models import Family
+
+
+@torch.inference_mode()
+def generate(
+    model: nn.Module,
+    prompts: Sequence[str | Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = ("\n",),
+    longest: int,
+    batch_tokens: int,
+    chat: bool = False,
+) -> tuple[list[str], int]:
+    """What the model says after each prompt, most probable piece by piece, and how many prompts were cut.
+
+    An answer ends before an end piece or the first of the ``stop`` strings, or after ``max_new_tokens`` pieces; it
+    never holds the prompt, special pieces, or space around it. ``chat``: each prompt is a user's message in the
+    tokenizer's chat template. Only a ``Prompt``'s text is cut; of a plain string, the beginning.
+    Raises: ConfigError when a prompt does not fit, or when a chat is asked for that the tokenizer has no template of.
+    """
+    asked = [prompt_of(prompt) for prompt in prompts]
+    before, after = frame(tokenizer)
+    if chat:
+        asked, before = [_chat(prompt, tokenizer) for prompt in asked], []  # templates write the opening piece
+    both = bool(without_adapter(model).config.is_encoder_decoder)
+    after = after if both and not chat else []
+    room = longest - len(before) - len(after) - (0 if both else max_new_tokens)
+    found, truncated = fitted(asked, tokenizer, [room] * len(asked), where="longest")
+    whole = [before + pieces + after for pieces in found]
+    answers = [""] * len(whole)
+    for indices in by_length([len(pieces) + max_new_tokens for pieces in whole], batch_tokens):
+        reading = read(model, [whole[index] for index in indices], tokenizer)
+        for index, answer in zip(indices, _say(reading, tokenizer, max_new_tokens, stop), strict=True):
+            answers[index] = answer
+    return answers, truncated
+
+
+def answer_examples(
+    prompts: Sequence[str | Prompt],
+    answers: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    longest: int,
+    where: object = None,
+    family: Family,
+) -> Examples:
+    """Examples whose loss is on each answer and the end piece after it, never on its prompt.
+
+    A decoder reads prompt and answer in at most ``max_length`` pieces; of an encoder-decoder, the encoder's prompt and
+    the decoder's answer have as many each. Only prompts are cut: a ``Prompt``'s text, a plain string's beginning.
+    Raises: DataError for an empty answer or one that leaves no room; ConfigError for an encoder.
+    """
+    if family == "encoder":
+        raise ConfigError("an encoder cannot say an answer", fix="choose a decoder or an encoder-decoder")
+    for number, answer in enumerate(answers, 1):
+        if not answer.strip():
+            raise DataError("an answer is empty", where=f"{where}, row {number}", fix="correct the data")
+    asked, (before, after), limit = (
+        [prompt_of(prompt) for prompt in prompts],
+        frame(tokenizer),
+        min(max_length, longest),
+    )
+    if family == "encoder-decoder":
+        said = pieces_of(tokenizer, answers)
+        rooms = [limit - len(before) - len(after)] * len(asked)
+        _require_room([limit - len(before) - len(pieces) - len(after) for pieces in said], limit, where)
+        found, truncated = fitted(asked, tokenizer, rooms)
+        return answered([before + pieces + after for pieces in found], said, tokenizer, truncated)
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    said = [pieces + end for pieces in following(tokenizer, [prompt.whole for prompt in asked], answers)]
+    rooms = [limit - len(before) - len(pieces) for pieces in said]
+    _require_room([room - 1 for room in rooms], limit, where)
+    found, truncated = fitted(asked, tokenizer, rooms)
+    return PromptExamples([before + pieces for pieces in found], said, int(tokenizer.pad_token_id), truncated)
+
+
+def _say(reading: Reading, tokenizer: PreTrainedTokenizerBase, most: int, stop: Sequence[str]) -> list[str]:
+    """The answer of every row; rows leave the batch as they end."""
+    ends = _end_pieces(reading.model, tokenizer)
+    said: list[Pieces] = [[] for _ in range(len(reading.seen))]
+    texts = [""] * len(said)
+    alive = list(range(len(said)))
+    for _ in range(most):
+        pieces = reading.logits.argmax(-1)
+        going = []
+        for place, (row, piece) in enumerate(zip(alive, pieces.tolist(), strict=True)):
+            if piece in ends:
+                continue
+            said[row].append(piece)
+            texts[row], stopped = _until(_text(said[row], tokenizer), stop)
+            if not stopped:
+                going.append(place)
+        if not going or max(map(len, said)) == most:
+            break
+        if len(going) < len(alive):
+            reading, alive, pieces = reading.select(going), [alive[place] for place in going], pieces[going]
+        reading.logits = _next(reading, pieces[:, None])
+    return [text.strip() for text in texts]
+
+
+def _next(reading: Reading, ids: Tensor) -> Tensor:
+    real = torch.ones_like(ids)
+    return reading.go_on(ids, real, real.bool())
+
+
+def _text(pieces: Pieces, tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.decode(pieces, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _until(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop string, and whether there is one."""
+    places = [place for place in (text.find(mark) for mark in stop) if place >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def _end_pieces(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokenizer's end piece, and those of the model's generation settings (chat models end turns otherwise)."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    several = named if isinstance(named, (list, tuple)) else [named]
+    return {int(piece) for piece in (*several, tokenizer.eos_token_id) if piece is not None}
+
+
+def _chat(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            "the tokenizer has no chat template",
+            where=tokenizer.name_or_path,
+            found="chat: true",
+            fix="prompt without chat, or choose a model that was tuned for chats",
+        )
+
+    def fill(text: str) -> str:
+        message = [{"role": "user", "content": prompt.fill(text)}]
+        return str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+
+    return prompt._replace(fill=fill)
+
+
+def _require_room(rooms: Sequence[int], limit: int, where: object) -> None:
+    for number, room in enumerate(rooms, 1):
+        if room < 0:
+            raise DataError(
+                "an answer leaves no room for its prompt",
+                where=f"{where}, row {number}",
+                found=f"{limit - room} pieces",
+                expected=f"at most {limit}",
+                fix="raise max_length or shorten the answer: answers are never cut",
+            )

@@ -1,0 +1,58 @@
+"""What predictions score: the task's own function, and the share of each item in it, for intervals and comparisons.
+
+Every main metric here is a ratio of sums, 100 · Σ hits / Σ of: accuracy, exact match and ROUGE-L with of = 1 an item,
+entity F1 with hits = 2·TP and of = predicted + gold entities of a sentence. Resampling items resamples both sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adamergex.errors import ConfigError
+from adamergex.metrics.accuracy import accuracy
+from adamergex.metrics.checks import known
+from adamergex.metrics.entities import entities
+from adamergex.settings import Target
+from adamergex.tasks.catalogue import task_file
+
+Item = Mapping[str, Any]
+Tally = tuple[float, float]
+
+
+def scores(task: Target, items: Sequence[Item], language: str) -> dict[str, float]:
+    """All the scores of the task, in percent. Raises: DataError as the metric does."""
+    predicted, gold = [item["predicted"] for item in items], [item["gold"] for item in items]
+    if task.measured_as is None:
+        return {"accuracy": accuracy(predicted, gold)}
+    return task_file(task.measured_as).score(predicted, gold, language)
+
+
+def tallied(task: Target, items: Sequence[dict[str, Any]], language: str) -> list[dict[str, Any]]:
+    """The items with their ``tally`` [hits, of]; labels need none, they are right or wrong.
+
+    Raises: ConfigError: the task's ``metric`` is none of its scores, or is not the ratio of the items' sums.
+    """
+    found = scores(task, items, language)
+    whole = known(task.metric, found, "metric", f"the scores of {task.name}")
+    if task.measured_as is None:
+        return list(items)
+    tallies = [_tally(task, item, language) for item in items]
+    hits, of = (math.fsum(column) for column in zip(*tallies, strict=True))
+    if not math.isclose(100 * hits / of if of else 0.0, whole, abs_tol=1e-6):
+        raise ConfigError(
+            "the task's metric is neither a mean over items nor entity F1",
+            where=f"{task.name}, {task.metric}",
+            found=f"{whole:.6f} for all items, {100 * hits / of if of else 0.0:.6f} from the single ones",
+            expected="a metric whose interval follows from resampled items",
+            fix="choose another metric",
+        )
+    return [{**item, "tally": list(tally)} for item, tally in zip(items, tallies, strict=True)]
+
+
+def _tally(task: Target, item: Item, language: str) -> Tally:
+    if task.kind == "tagging":
+        found, gold = entities(item["predicted"]), entities(item["gold"])
+        return 2.0 * len(found & gold), float(len(found) + len(gold))
+    return scores(task, [item], language)[task.metric] / 100, 1.0
