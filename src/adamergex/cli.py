@@ -68,6 +68,12 @@ def transfer(arguments: argparse.Namespace) -> None:
     print(summary(run(config, command=_command()), config.output))
 
 
+def report(arguments: argparse.Namespace) -> None:
+    from adamergex.report import report as write
+
+    print(f"report: {write(arguments.runs, arguments.output, arguments.papers)}")
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     from adamergex.evaluation import evaluate_directory
 
@@ -119,6 +125,13 @@ def parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "transfer", transfer, "train, tune λ, merge, evaluate and report, from one settings file")
     verb.add_argument("config", metavar="CONFIG.yaml")
     verb.add_argument("--output", help="instead of the settings' output folder")
+
+    verb = _verb(verbs, "report", report, "one page, Markdown, CSV and LaTeX of one or more finished runs")
+    verb.add_argument("runs", nargs="+", metavar="RUN", help="output folder of transfer or study")
+    verb.add_argument(
+        "--output", required=True, metavar="DIR", help="where the report goes; an earlier one is replaced"
+    )
+    verb.add_argument("--papers", nargs="+", default=[], metavar="FILE", help="papers' numbers: studies/papers/*.csv")
 
     verb = _verb(verbs, "evaluate", evaluate, "score an adapter on a labelled file")
     verb.add_argument("--base", required=True, help="nano, nano-causal, a folder or a hub id")

@@ -14,7 +14,8 @@ from typing import Any
 from adamergex.actions import ACTIONS
 from adamergex.config import TransferConfig, load, parse
 from adamergex.engines.local import run
-from adamergex.graph import Step, Store
+from adamergex.errors import AdamergexError
+from adamergex.graph import Step, Store, in_order
 from adamergex.lineage import package_versions
 from adamergex.plan import Plan, absolute, facts
 from adamergex.recipes import RECIPES
@@ -27,14 +28,21 @@ def transfer(config: TransferConfig, say: Callable[[str], None] = print, command
         The results, as in ``OUTPUT/results.json``.
 
     Raises:
-        AdamergexError: bad data, a model that does not load, adapters that do not fit; what was done is kept.
+        AdamergexError: bad data, a model that does not load, adapters that do not fit; what was done is kept, and the
+            report shows the cells that are done beside those that are not.
     """
     config = absolute(config)
     output = Path(config.output)
     store = Store(Path(config.store) if config.store else output / "store")
     plan = Plan(config, facts(config))
     reused = {step.key for step in plan.trainings if store.has(step)}
-    run(plan.wanted, store, ACTIONS, say)
+    failure = None
+    try:
+        run(plan.wanted, store, ACTIONS, say)
+    except AdamergexError as error:
+        failure = error
+        if not any(store.has(step) for step in plan.evaluations.values()):
+            raise
     results = collect(plan, store, output, reused)
     results["commands"] = [command] if command else []
     from adamergex.report import write_report
@@ -42,13 +50,17 @@ def transfer(config: TransferConfig, say: Callable[[str], None] = print, command
     output.mkdir(parents=True, exist_ok=True)
     (output / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_report(results, output)
+    if failure is not None:
+        raise failure
     return results
 
 
 def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[str, Any]:
-    """The table's cells, λ curves and costs, read from the store; adapters and predictions copied to the output."""
+    """The table's cells, λ curves and costs, read from the store; adapters and predictions copied to the output.
+
+    Cells whose steps are not all done stand under "missing", with the first step that is not."""
     config = plan.config
-    cells = [_cell(plan, store, output, cell) for cell in plan.evaluations]
+    cells = [_cell(plan, store, output, cell) for cell, step in plan.evaluations.items() if store.has(step)]
     return {
         "title": config.title,
         "base": Path(config.base).name,
@@ -61,13 +73,22 @@ def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[st
         "seeds": list(config.seeds),
         "methods": [_method(config, name) for name in config.methods],
         "cells": cells,
-        "tuning": [_tuning(config, store, *item) for item in plan.tunings.items()],
-        "adapters": [_adapter(store, step, output, step.key in reused) for step in plan.trainings],
+        "tuning": [_tuning(config, store, *item) for item in plan.tunings.items() if store.has(item[1])],
+        "adapters": [_adapter(store, step, output, step.key in reused) for step in plan.trainings if store.has(step)],
         "merges": list(_merges(plan, store)),
+        "missing": list(_missing(plan, store)),
         "environment": environment(),
         "commands": [],
         "notes": [],
     }
+
+
+def _missing(plan: Plan, store: Store) -> Iterable[dict[str, Any]]:
+    for (method, language, seed), step in plan.evaluations.items():
+        if not store.has(step):
+            first = next(item for item in in_order([step]) if not store.has(item))
+            reason = f"{first.kind} {first.label} is not done"
+            yield {"method": method, "language": language, "seed": seed, "reason": reason}
 
 
 def _method(config: TransferConfig, name: str) -> dict[str, Any]:
@@ -92,7 +113,7 @@ def _cell(plan: Plan, store: Store, output: Path, cell: tuple[str, str, int]) ->
         weight = _json(merged / "lineage.json")["merge"]["weight"]
     base = plan.evaluations.get(("english_tuning", language, seed))
     against = None
-    if base is not None and method != "english_tuning":
+    if base is not None and store.has(base) and method != "english_tuning":
         difference = paired_difference(directory / "predictions.jsonl", store.path(base) / "predictions.jsonl")
         against = {"method": "english_tuning", **difference}
     return {
@@ -104,9 +125,13 @@ def _cell(plan: Plan, store: Store, output: Path, cell: tuple[str, str, int]) ->
         **{key: scores[key] for key in ("n", "interval", "truncated", "unparsable")},
         "weight": weight,
         "predictions": predictions.relative_to(output).as_posix(),
-        "adapter": f"adapters/{name}" if weight is not None else None,
+        "adapter": f"adapters/{name}" if weight is not None else _relative(adapter, store, output),
         "against": against,
     }
+
+
+def _relative(adapter: Step | None, store: Store, output: Path) -> str | None:
+    return None if adapter is None else os.path.relpath(store.path(adapter), output)
 
 
 def _tuning(config: TransferConfig, store: Store, cell: tuple[str, int], step: Step) -> dict[str, Any]:
@@ -142,7 +167,7 @@ def _adapter(store: Store, step: Step, output: Path, reused: bool) -> dict[str, 
 
 def _merges(plan: Plan, store: Store) -> Iterable[dict[str, Any]]:
     for (method, language, seed), step in plan.adapters.items():
-        if step is not None and step.kind == "merge":
+        if step is not None and step.kind == "merge" and store.has(step):
             report = _json(store.path(step) / "merge_report.json")
             modules = [
                 {"module": item["module"], **{f"{name}_norm": item[name] for name in ("task", "divergence", "change")}}
@@ -201,7 +226,8 @@ def summary(results: dict[str, Any], output: str | Path) -> str:
     many = f", mean of {seeds} seeds" if seeds > 1 else ""
     return "\n".join(
         [
-            f"\n{results['title']}: {results['metric']} in percent [95 % interval]{many}, no labels seen in these languages\n",
+            f"\n{results['title']}: {results['metric']} in percent [95 % interval]{many}, "
+            "no labels seen in these languages\n",
             *lines,
             f"\n{tuned}report: {Path(output) / 'report.html'}",
         ]

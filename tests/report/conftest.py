@@ -40,6 +40,7 @@ def sample(
         "tuning": [_tuning(seed, chosen) for seed in seeds],
         "adapters": [item for seed in seeds for item in _adapters(seed, len(seeds) > 1)],
         "merges": [_merge(language, seed, chosen) for language in LANGUAGES for seed in seeds],
+        "missing": [],
         "environment": {"python": "3.11.2", "torch": "2.10.0", "transformers": "5.5.0", "peft": "0.21.0", "threads": 2},
         "commands": ["adamergex transfer topics.yaml" + text],
         "notes": ["Swahili is unseen by the backbone." + text],
