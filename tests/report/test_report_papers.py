@@ -96,7 +96,8 @@ def test_numbers_as_the_papers_print_them() -> None:
 def test_beside_ours_only_where_it_is_the_same_thing(sample: Sample, tmp_path: Path) -> None:
     lines = [",".join(COLUMNS)]
     for structure, method, task, language in (
-        ("lora", "adamergex", "Topics", "es"), ("", "english_tuning", "topics", "mean"), ("ia3", "average", "topics", "es"),
+        ("lora", "adamergex", "Topics", "es"), ("", "english_tuning", "topics", "mean"), 
+        ("ia3", "average", "topics", "es"),
         ("", "adamergex", "XNLI", "es"), ("", "adamergex", "topics", "xx"), ("", "mad_x", "topics", "es"),
     ):  # fmt: skip
         lines.append(f"P,1,m,{structure},en,,{method},Label,{task},{language},50.5,")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import fmean
+from typing import NamedTuple
 
 from adamergex.merging import Similarity
 from adamergex.report.charts import Scale, role
@@ -12,25 +14,30 @@ from adamergex.report.summary import number, score, signed, subject
 from adamergex.report.svg import element, label, line, picture, shorten, ticks, tooltip
 
 LEVELS = 5
+INDEPENDENT = 0.5
+"""cos(D_g, D_h) of adapters that moved independently and equally far: both D hold the same source adapter."""
 CELL, ROW, CHARACTER = 46, 28, 7.4
 Values = Sequence[Sequence[float | None]]
 
 
-def matrix(
-    key: str,
-    title: str,
-    axes: tuple[Sequence[str], Sequence[str]],
-    values: Values,
-    *,
-    digits: int,
-    around: float | None,
-) -> str:
-    """Rows × columns with the value in each cell. ``around``: colours tell the side of this value (else: how high)."""
+class Middle(NamedTuple):
+    """Colours that tell the side: orange below ``value``, blue above, strongest at a distance of ``reach``."""
+
+    value: float
+    reach: float
+
+
+Axes = tuple[Sequence[str], Sequence[str]]
+Show = Callable[[float], str]
+
+
+def matrix(key: str, title: str, axes: Axes, values: Values, show: Show, middle: Middle | None = None) -> str:
+    """Rows × columns with the value in each cell. Without a ``middle`` the colour tells how high a value is."""
     rows, columns = axes
-    known = [value for row in values for value in row if value is not None]
     names = [shorten(name, 24) for name in rows]
     left = max(map(len, names)) * CHARACTER + 12
     wide = max(CELL, *(len(shorten(name, 12)) * CHARACTER + 4 for name in columns))
+    known = [value for row in values for value in row if value is not None]
     parts = [
         label(left + index * wide + wide / 2, 14, shorten(name, 12), class_="tick", text_anchor="middle")
         for index, name in enumerate(columns)
@@ -39,58 +46,40 @@ def matrix(
         y = 22 + index * ROW
         parts.append(element("g", tooltip(full) + label(left - 8, y + 18, name, class_="name", text_anchor="end")))
         for column, value in enumerate(values[index]):
-            words = f"{full}, {columns[column]}"
-            parts.append(
-                _cell((left + column * wide, y, wide - 2), words, value, _kind(value, known, around), digits, around)
-            )
-    size = (max(left + wide * len(columns), 200), 26 + ROW * len(rows))
-    return picture(key, size, title, _words(axes, values, digits), "".join(parts))
-
-
-def _cell(
-    box: tuple[float, float, float],
-    words: str,
-    value: float | None,
-    kind: tuple[str, int],
-    digits: int,
-    around: float | None,
-) -> str:
-    x, y, width = box
-    shown = "–" if value is None else signed(value, digits) if around is not None else number(value, digits)
-    side, level = kind
-    drawn = element("rect", x=x, y=y, width=width, height=ROW - 2, rx=2, class_=f"heat {side}{level}")
-    text = label(x + width / 2, y + 18, shown, class_=f"heat-text t{level}", text_anchor="middle")
-    return element("g", tooltip(f"{words}: {'no result' if value is None else shown}") + drawn + text)
-
-
-def _kind(value: float | None, known: Sequence[float], around: float | None) -> tuple[str, int]:
-    """The colour: "h" (blue) or "c" (orange, below ``around``), and its strength of 0 to ``LEVELS``."""
-    if value is None:
-        return "h", 0
-    if around is not None:
-        reach = max(abs(item - around) for item in known)
-        share = abs(value - around) / reach if reach else 0.0
-        return ("c" if value < around else "h"), min(LEVELS, 1 + int(LEVELS * share * 0.9999)) if share > 0.02 else 0
-    low, high = min(known), max(known)
-    return "h", min(LEVELS, 1 + int(LEVELS * (value - low) / (high - low) * 0.9999)) if high > low else 1
-
-
-def _words(axes: tuple[Sequence[str], Sequence[str]], values: Values, digits: int) -> str:
-    rows, columns = axes
-    return "; ".join(
+            box = element("rect", x=left + column * wide, y=y, width=wide - 2, height=ROW - 2, rx=2,
+                          class_=f"heat {_colour(value, known, middle)}")  # fmt: skip
+            shown = "–" if value is None else show(value)
+            level = _colour(value, known, middle)[1:]
+            at = left + column * wide + wide / 2 - 1
+            text = label(at, y + 18, shown, class_=f"heat-text t{level}", text_anchor="middle")
+            parts.append(element("g", tooltip(f"{full}, {columns[column]}: {shown}") + box + text))
+    said = "; ".join(
         f"{name}: " + ", ".join(
-            f"{column} {'–' if value is None else number(value, digits)}"
-            for column, value in zip(columns, row, strict=True)
+            f"{column} {'–' if value is None else show(value)}" for column, value in zip(columns, row, strict=True)
         )
         for name, row in zip(rows, values, strict=True)
     )  # fmt: skip
+    return picture(key, (max(left + wide * len(columns), 200), 26 + ROW * len(rows)), title, said, "".join(parts))
+
+
+def _colour(value: float | None, known: Sequence[float], middle: Middle | None) -> str:
+    """ "h" (blue) or "c" (orange, below the middle) and its strength, 0 to ``LEVELS``."""
+    if value is None:
+        return "h0"
+    if middle is not None:
+        share = abs(value - middle.value) / middle.reach if middle.reach else 0.0
+        side = "c" if value < middle.value else "h"
+        return f"{side}{min(LEVELS, 1 + int(LEVELS * share * 0.9999)) if share > 0.02 else 0}"
+    low, high = min(known), max(known)
+    return f"h{min(LEVELS, 1 + int(LEVELS * (value - low) / (high - low) * 0.9999)) if high > low else 1}"
 
 
 def similarity_matrix(key: str, found: Similarity) -> str:
-    """The cosine of every two languages' divergences; a language with itself stays empty, it is always 1."""
+    """The cosine of every two languages' divergences, coloured around that of independent ones."""
     names = found.languages
     values = [[None if i == j else value for j, value in enumerate(row)] for i, row in enumerate(found.cosines)]
-    return matrix(key, "Cosine between the divergences of languages", (names, names), values, digits=2, around=0.0)
+    show, middle = partial(number, digits=2), Middle(INDEPENDENT, 0.5)
+    return matrix(key, "Cosine between the divergences of languages", (names, names), values, show, middle)
 
 
 def similarity_caption(found: Similarity) -> str:
@@ -124,13 +113,14 @@ def task_matrices(key: str, runs: Sequence[Results]) -> list[tuple[str, str]]:
         base = [score(results, "english_tuning", language) for language in columns]
         scores.append([item.mean if item else None for item in own])
         gaps.append([one.mean - two.mean if one and two else None for one, two in zip(own, base, strict=True)])
+    axes, known = (rows, columns), [abs(value) for row in gaps for value in row if value is not None]
     found = []
-    for name, title, values, around in (
-        ("scores", "Score of AdaMergeX (or the best other method) in percent", scores, None),
-        ("gaps", "The same minus Eng-FT, in points", gaps, 0.0),
-    ):
-        if any(value is not None for row in values for value in row):
-            found.append((title, matrix(f"{key}-{name}", title, (rows, columns), values, digits=1, around=around)))
+    if any(value is not None for row in scores for value in row):
+        title = "Score of AdaMergeX (or the best other method) in percent"
+        found.append((title, matrix(f"{key}-scores", title, axes, scores, number)))
+    if known:
+        title = "The same minus Eng-FT, in points"
+        found.append((title, matrix(f"{key}-gaps", title, axes, gaps, signed, Middle(0.0, max(known)))))
     return found
 
 
