@@ -16,7 +16,7 @@ from test_pipeline import settings
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     text = capsys.readouterr().out
-    assert all(verb in text for verb in ("merge", "divergence", "inspect", "transfer", "evaluate", "demo"))
+    assert all(verb in text for verb in ("merge", "divergence", "inspect", "transfer", "report", "evaluate", "demo"))
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -212,3 +212,6 @@ def test_what_is_no_run_is_one_message(
     assert main(["report", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
     assert "results are not valid" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    (tmp_path / "results.json").write_text(json.dumps(sample()), encoding="utf-8")
+    assert main(["report", str(tmp_path), "--output", str(tmp_path / "study.json")]) == 2
+    assert "cannot be written" in capsys.readouterr().err

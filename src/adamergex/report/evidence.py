@@ -20,7 +20,7 @@ from adamergex import lineage
 from adamergex.errors import AdamergexError
 from adamergex.lineage import Lineage
 from adamergex.merging import Similarity, similarity
-from adamergex.report.results import Adapter, Cell, Results
+from adamergex.report.results import Cell, Results
 from adamergex.report.summary import number
 
 WRONG, RIGHT, LENGTH = 3, 2, 90
@@ -72,10 +72,9 @@ class Evidence:
 
 def gather(results: Results, directory: str | Path) -> Evidence:
     """Read what the results' paths lead to; they are paths from ``directory``."""
-    folder, notes = Path(directory), list[str]()
-    behind = tuple(
-        Behind(cell, _items(cell, folder, notes), _made(cell, results, folder, notes)) for cell in results.cells
-    )
+    folder, notes = Path(directory).resolve(), list[str]()
+    family = _Family(results, folder, notes)
+    behind = tuple(Behind(cell, _items(cell, folder, notes), family.made(cell)) for cell in results.cells)
     return Evidence(behind, _similarity(results, folder, notes), tuple(dict.fromkeys(notes)))
 
 
@@ -120,48 +119,52 @@ def _words(value: Any) -> str:
     return words if len(words) <= LENGTH else words[: LENGTH - 1] + "…"
 
 
-def _made(cell: Cell, results: Results, folder: Path, notes: list[str]) -> Ancestor | None:
-    path = folder / cell.adapter if cell.adapter else None
-    return None if path is None or not path.is_dir() else _ancestor("", path, results, folder, notes, 0)
+class _Family:
+    """Reads lineages; an adapter that many cells share is read once."""
 
+    def __init__(self, results: Results, folder: Path, notes: list[str]) -> None:
+        self.folder, self.notes = folder, notes
+        placed = [(item, folder / item.path) for item in results.adapters if item.path]
+        self._trained = {os.path.realpath(path): item for item, path in placed}
+        self._keys = {path.name: path for _, path in placed}
+        self._known: dict[Path, Ancestor] = {}
 
-def _ancestor(role: str, path: Path, results: Results, folder: Path, notes: list[str], depth: int) -> Ancestor:
-    """An adapter with its parents; where only the record of a parent is left, that is what is told."""
-    relative = os.path.relpath(path, folder)
-    trained = _trained(results, path, folder)
-    try:
-        own = lineage.read(path)
-    except AdamergexError as error:
-        notes.append(str(error).splitlines()[0] + f" ({relative})")
-        own = None
-    if own is None:
-        inner = sorted(item for item in path.iterdir() if (item / lineage.FILE_NAME).is_file())
-        parts = tuple(_ancestor(item.name, item, results, folder, notes, depth + 1) for item in inner)
-        return Ancestor(role, "stack" if parts else trained.name if trained else "adapter", "", relative, parts)
-    parents = []
-    for name, record in sorted(own.parents.items(), key=lambda pair: pair[0] != "task") if depth < _DEPTH else ():
-        found, words = _place(record, results, folder), name.replace("_", " ")
-        if found is None:
-            language = f" · {record['language']}" if record.get("language") else ""
-            parents.append(Ancestor(words, f"adapter{language}", f"SHA-256 {str(record.get('sha256'))[:12]}…", None))
-        else:
-            parents.append(_ancestor(words, found, results, folder, notes, depth + 1))
-    title = trained.name if trained else "merged" if own.merge else "trained"
-    return Ancestor(role, title, _detail(own), relative, tuple(parents))
+    def made(self, cell: Cell) -> Ancestor | None:
+        """What answered in a cell, with all that it was made from."""
+        path = self.folder / cell.adapter if cell.adapter else None
+        return None if path is None or not path.is_dir() else self._ancestor("", path, 0)
 
+    def _ancestor(self, role: str, path: Path, depth: int) -> Ancestor:
+        if path not in self._known:
+            self._known[path] = self._read(path, depth)
+        return replace(self._known[path], role=role)
 
-def _trained(results: Results, path: Path, folder: Path) -> Adapter | None:
-    wanted = os.path.realpath(path)
-    return next(
-        (item for item in results.adapters if item.path and os.path.realpath(folder / item.path) == wanted), None
-    )
+    def _read(self, path: Path, depth: int) -> Ancestor:
+        relative, trained = os.path.relpath(path, self.folder), self._trained.get(os.path.realpath(path))
+        try:
+            own = lineage.read(path)
+        except AdamergexError as error:
+            self.notes.append(str(error).splitlines()[0] + f" ({relative})")
+            own = None
+        if own is None:  # a stack: its adapters lie in folders of their own
+            inner = sorted(item for item in path.iterdir() if (item / lineage.FILE_NAME).is_file())
+            parts = tuple(self._ancestor(item.name, item, depth + 1) for item in inner)
+            return Ancestor("", "stack" if parts else trained.name if trained else "adapter", "", relative, parts)
+        records = sorted(own.parents.items(), key=lambda pair: pair[0] != "task") if depth < _DEPTH else []
+        parents = tuple(self._parent(name.replace("_", " "), record, depth) for name, record in records)
+        title = trained.name if trained else "merged" if own.merge else "trained"
+        return Ancestor("", title, _detail(own), relative, parents)
 
-
-def _place(record: Mapping[str, Any], results: Results, folder: Path) -> Path | None:
-    """Where a parent lies: where it was, else the adapter of the same key in the store of today."""
-    was = Path(str(record.get("path")))
-    known = (folder / item.path for item in results.adapters if item.path and Path(item.path).name == was.name)
-    return next((path for path in (was, *known) if path.is_absolute() or path != was if path.is_dir()), None)
+    def _parent(self, role: str, record: Mapping[str, Any], depth: int) -> Ancestor:
+        """Where it was, else the adapter of the same key in today's store, else what was recorded of it."""
+        was = Path(str(record.get("path")))
+        place = next(
+            (path for path in (was, self._keys.get(was.name)) if path and path.is_absolute() and path.is_dir()), None
+        )
+        if place is not None:
+            return self._ancestor(role, place, depth + 1)
+        language = f" · {record['language']}" if record.get("language") else ""
+        return Ancestor(role, f"adapter{language}", f"SHA-256 {str(record.get('sha256'))[:12]}…", None)
 
 
 def _detail(own: Lineage) -> str:

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from adamergex.errors import DataError
 from adamergex.report import views
 from adamergex.report.evidence import Evidence, gather
 from adamergex.report.markdown import report_markdown
@@ -42,7 +43,7 @@ def report(runs: Sequence[str | Path], output: str | Path, papers: Sequence[str 
         papers: files with the papers' numbers, as ``studies/papers/*.csv``.
 
     Raises:
-        DataError: a folder that is no run, or files that are not valid.
+        DataError: a folder that is no run, files that are not valid, or an output that is no folder.
     """
     quoted = read_papers(papers)
     found, notes = read_runs(runs)
@@ -50,7 +51,10 @@ def report(runs: Sequence[str | Path], output: str | Path, papers: Sequence[str 
 
 
 def _write(runs: Sequence[Results], directory: Path, quoted: Sequence[Quoted] = (), notes: Sequence[str] = ()) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError("The report cannot be written.", where=directory, found=error, fix="choose a folder") from None
     evidence = [gather(results, directory) for results in runs]
     contents = {
         "report.html": page(runs, evidence, quoted, notes),
