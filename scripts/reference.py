@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from adamergex import config, settings
+from adamergex import config, settings, task_config
 
 DOCS = Path(__file__).parents[1] / "docs"
 PUBLIC = {
@@ -47,7 +47,8 @@ PUBLIC = {
     ],
 }
 SETTINGS = [
-    (config, ["TransferConfig", "TaskConfig", "ReferenceConfig", "MergeConfig"]),
+    (config, ["TransferConfig", "ReferenceConfig", "MergeConfig"]),
+    (task_config, ["BuiltIn", "Part", *(model.__name__ for model in task_config.OWN.values())]),
     (settings, ["Structure", "Rows", "Optimisation"]),
 ]
 

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 from peft import PrefixTuningConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from adamergex import models
 from adamergex.adapters import peft_backed
 from adamergex.errors import ConfigError, DataError
 from adamergex.settings import Structure
+from adamergex.tasks import choosing
 from adamergex.tasks.choosing import choice_scores
 from adamergex.tasks.prompts import Prompt
+from adamergex.tasks.reading import read
 from family_models import FAMILIES, SENTENCES
 
 CONTEXTS = [f"{text}\nTopic:" for text in (SENTENCES[0], SENTENCES[20], "A ferry", SENTENCES[40])]
@@ -156,3 +159,25 @@ def test_what_cannot_be_scored_is_explained(
     found = loaded(families["llama"])
     with pytest.raises(error, match=message):
         choice_scores(found.model, contexts, choices, found.tokenizer, longest=longest, batch_tokens=99)
+
+
+@pytest.mark.parametrize("kind", choosing._BESIDE)
+def test_choices_beside_each_other_score_as_choices_after_a_cache(families: dict[str, str], kind: str) -> None:
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = AutoConfig.for_model(kind, vocab_size=60, intermediate_size=48, head_dim=16, pad_token_id=1, **size)
+    config.sliding_window = None
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    prompts, choices = (
+        [[5, 6, 7, 8], [9], [10, 11]],
+        [[[3, 4], [12]], [[13, 14, 15, 16]], [[20], [21, 22, 23], [24, 25]]],
+    )
+    assert choosing._reads_beside(model)
+    with torch.inference_mode():
+        beside = choosing._beside(model, prompts, choices)
+        after = choosing._after(read(model, prompts, loaded(families["llama"]).tokenizer), choices)
+    torch.testing.assert_close(beside, after, rtol=1e-5, atol=1e-4)
+    config.sliding_window = 4
+    assert not choosing._reads_beside(model)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, Field, PositiveInt, ValidationEr
 
 from adamergex.errors import ConfigError
 from adamergex.settings import Optimisation, Rows, Settings, Structure
-from adamergex.task_config import BuiltIn, TaskConfig, Where, known_fields
+from adamergex.task_config import BuiltIn, Own, TaskConfig, Where, known_fields
 
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -116,6 +116,10 @@ def _refused(where: str, problems: list[str]) -> ConfigError:
 
 
 def _contradictions(config: TransferConfig) -> Iterator[str]:
+    task: Own | BuiltIn | None = config.task.placed(Path(config.folder))
+    if isinstance(task, BuiltIn) and (problems := list(task.problems())):
+        yield from problems
+        task = None  # nothing more can be said of it
     if config.source in config.targets:
         yield f"targets: '{config.source}' is the source; it needs no transfer"
     if len(set(config.targets)) < len(config.targets):
@@ -123,7 +127,7 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     if config.merge.weight == "tuned" and config.merges:
         if config.proxy is None:
             yield "proxy: missing; it is the language whose validation set tunes λ (or set merge.weight to a number)"
-        elif config.task.rows("validation") is None:
+        elif task is not None and task.rows("validation") is None:
             yield "task.validation: missing; λ is tuned on it in the proxy language (or set merge.weight to a number)"
     if config.proxy == config.source:
         yield f"proxy: '{config.source}' is the source; λ would be tuned where no transfer happens"
@@ -133,9 +137,8 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
         yield f"methods: adamergex_delta is for lora, the structure is {config.structure.kind}"
     if config.merge.rank is not None and config.merge.space != "delta" and "adamergex_delta" not in config.methods:
         yield "merge.rank: truncates delta merges only; set merge.space to delta"
-    if isinstance(config.task, BuiltIn):
-        yield from config.task.problems(config.folder)
-    for name, where in (("task.test", config.task.rows("test")), ("reference.text", config.reference.text)):
+    found = [] if task is None else [("task.test", task.rows("test"))]
+    for name, where in (*found, ("reference.text", config.reference.text)):
         if isinstance(where, Rows) and where.path is not None and "{language}" not in where.path:
             yield f"{name}: '{where.path}' has no {{language}} in it, so every language would read the same file"
 

@@ -25,10 +25,12 @@ OURS = ("label", "id")
 Numbered = Iterator[tuple[int, Mapping[str, Any]]]
 
 
-def read(rows: Rows, language: str, names: Sequence[str] = ("text",)) -> list[dict[str, Any]]:
+def read(
+    rows: Rows, language: str, names: Sequence[str] = ("text",), also: Sequence[str] = OURS
+) -> list[dict[str, Any]]:
     """The rows of one language: ``{language}`` in path, config and split is replaced by its code.
 
-    ``names``: the columns that must be there; of the others, label and id come along, and what ``columns`` maps.
+    ``names``: the columns that must be there; of the others, ``also`` come along, and what ``columns`` maps.
 
     The format follows the ending: jsonl, json (a list), csv, tsv, parquet, txt (one text a line, blank lines skipped),
     each also with ``.gz``. ``columns`` maps our names to the file's; names that are all digits are positions, from 0,
@@ -37,7 +39,7 @@ def read(rows: Rows, language: str, names: Sequence[str] = ("text",)) -> list[di
     """
     where = source(rows, language)
     numbered = _hub(rows, language) if rows.path is None else _local(Path(where), rows)
-    columns = {name: rows.columns.get(name, name) for name in (*names, *OURS, *rows.columns)}
+    columns = {name: rows.columns.get(name, name) for name in (*names, *also, *rows.columns)}
     # Without a mapping only these must be there: unlabelled text has no label, most files no id.
     needed = {*names, *rows.columns}
     kept = itertools.islice(numbered, rows.limit)

@@ -150,12 +150,12 @@ class BuiltIn(Settings):
     def open_labels(self) -> bool:
         return False
 
-    def problems(self, folder: str) -> Iterator[str]:
+    def problems(self) -> Iterator[str]:
         """What is wrong with name and settings, each with the nearest that there is."""
-        placed = self.placed(Path(folder))
+        fields: Any = ()
         try:
-            fields = type(catalogue.task_file(placed.name).TASK).model_fields
-            placed.task()
+            fields = type(catalogue.task_file(self.name).TASK).model_fields
+            self.task()
         except ValidationError as error:
             for problem in error.errors():
                 place = ".".join(map(str, problem["loc"]))

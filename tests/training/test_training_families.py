@@ -87,7 +87,7 @@ def test_train_merge_evaluate(
         scores[adapter] = found["accuracy"]
         assert found["n"] == 72 and found["truncated"] == 0
     found = tuning.tune(**{role: tmp_path / role for role in wanted}, job=test, grid=(0.5,))
-    assert [point["accuracy"] for point in found["curve"]] == [scores["task"], scores["merged"]]
+    assert [point["score"] for point in found["curve"]] == [scores["task"], scores["merged"]]
 
 
 @pytest.mark.parametrize("name", ["mt5", "bart", "mbart"])

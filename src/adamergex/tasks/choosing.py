@@ -1,12 +1,13 @@
 """Choices of each row scored by log-likelihood after its context, which is read once for all of them.
 
-With n choices of c pieces after a context of P, reading one by one costs n(P + c) pieces, this P + nc.
+With n choices of c pieces after a context of P, reading one by one costs n(P + c) pieces, this P + nc: with the choices
+side by side in one pass where the model is known to follow any mask, else over the context's keys and values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adamergex.errors import ConfigError, DataError
-from adamergex.logits import without_adapter
+from adamergex.logits import logits_at, without_adapter
 from adamergex.models import frame
 from adamergex.tasks import pieces_of
 from adamergex.tasks.classification import padded
@@ -23,6 +24,9 @@ from adamergex.tasks.reading import Reading, by_length, read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_BESIDE = ("llama", "mistral", "qwen2", "qwen3", "gemma")  # rotary positions as given, full attention
+CALL = 48  # what a forward pass of a small model costs beside its pieces, in pieces
 
 
 def choice_scores(
@@ -74,13 +78,58 @@ def piece_scores(
     """Sums of log-probabilities of each row's choices after its prompt, both in pieces, special ones included."""
     result: list[NDArray[np.float64]] = [np.zeros(0)] * len(prompts)
     lengths = [len(prompt) + sum(map(len, row)) for prompt, row in zip(prompts, choices, strict=True)]
+    beside = _reads_beside(model)
     for indices in by_length(lengths, batch_tokens):
-        reading = read(model, [prompts[index] for index in indices], tokenizer)
-        found = _after(reading, [choices[index] for index in indices]).double().cpu().numpy()
+        chosen, group = [prompts[index] for index in indices], [choices[index] for index in indices]
+        sums = _beside(model, chosen, group) if beside else _after(read(model, chosen, tokenizer), group)
+        found = sums.double().cpu().numpy()
         ends = np.cumsum([len(choices[index]) for index in indices])[:-1]
         for index, scores in zip(indices, np.split(found, ends), strict=True):
             result[index] = scores
     return result
+
+
+def _reads_beside(model: Any) -> bool:
+    """Whether the model is known to follow a mask and positions of any shape: one pass then, and no copied cache."""
+    config, prefix = without_adapter(model).config, getattr(model, "active_peft_config", None)
+    return (
+        config.model_type in _BESIDE
+        and config._attn_implementation in ("sdpa", "eager")
+        and getattr(config, "sliding_window", None) is None
+        and not (prefix is not None and prefix.is_prompt_learning)
+    )
+
+
+def _beside(model: nn.Module, prompts: Sequence[Pieces], choices: Sequence[Sequence[Pieces]]) -> Tensor:
+    """Sums of log-probabilities as of ``_after``: each row's choices stand one behind the other after its prompt, every
+    one at the positions that follow the prompt, and sees the prompt and itself alone."""
+    flat = [pieces for group in choices for pieces in group]
+    rows = [p + [x for c in group for x in c[:-1]] for p, group in zip(prompts, choices, strict=True)]
+    parts = torch.full((len(rows), max(map(len, rows))), -1)  # 0 in the prompt, 1 in the first choice, …
+    positions = torch.zeros_like(parts)
+    wanted = torch.zeros_like(positions, dtype=torch.bool)
+    sources: list[int] = []  # of every piece of every choice: the number of the wanted place that predicts it
+    seen = 0
+    for row, (prompt, group) in enumerate(zip(prompts, choices, strict=True)):
+        at, first = len(prompt), seen
+        parts[row, :at], positions[row, :at], wanted[row, at - 1] = 0, torch.arange(at), True
+        seen += 1
+        for number, pieces in enumerate(group, 1):
+            end = at + len(pieces) - 1
+            parts[row, at:end], wanted[row, at:end] = number, True
+            positions[row, at:end] = torch.arange(len(prompt), len(prompt) + end - at)
+            sources += [first, *range(seen, seen + end - at)]
+            seen, at = seen + end - at, end
+    sees = (parts[:, None, :] == 0) | (parts[:, None, :] == parts[:, :, None])
+    parameter = next(model.parameters())
+    mask = torch.zeros(sees.shape, dtype=parameter.dtype).masked_fill(~sees.tril(), torch.finfo(parameter.dtype).min)
+    given = {"input_ids": padded(rows, 0)["input_ids"], "attention_mask": mask[:, None], "position_ids": positions}
+    given, device = {name: tensor.to(parameter.device) for name, tensor in given.items()}, parameter.device
+    found = logits_at(without_adapter(model), given, wanted.to(device)).float().log_softmax(-1)
+    labels = torch.tensor([piece for pieces in flat for piece in pieces], device=device)
+    said = found[torch.tensor(sources, device=device), labels]
+    owners = torch.tensor([place for place, pieces in enumerate(flat) for _ in pieces], device=device)
+    return torch.zeros(len(flat), device=device).index_add(0, owners, said)
 
 
 def _after(reading: Reading, choices: Sequence[Sequence[Pieces]]) -> Tensor:
@@ -90,9 +139,8 @@ def _after(reading: Reading, choices: Sequence[Sequence[Pieces]]) -> Tensor:
     device = reading.logits.device
     first = torch.tensor([pieces[0] for pieces in flat], device=device)
     scores: Tensor = reading.logits.float().log_softmax(-1)[torch.tensor(rows, device=device), first]
-    long = [place for place, pieces in enumerate(flat) if len(pieces) > 1]
-    if long:
-        scores[long] += _rest(reading.select([rows[place] for place in long]), [flat[place] for place in long])
+    for places in _groups([len(pieces) - 1 for pieces in flat]):
+        scores[places] += _rest(reading.select([rows[place] for place in places]), [flat[place] for place in places])
     return scores
 
 
@@ -106,6 +154,17 @@ def _rest(reading: Reading, choices: Sequence[Pieces]) -> Tensor:
     sums = torch.zeros(ids.shape, device=ids.device)
     sums[wanted] = found
     return sums.sum(1)
+
+
+def _groups(lengths: Sequence[int]) -> list[list[int]]:
+    """Places of similar lengths above 0, longest first: a new group where it saves more padding than a call costs."""
+    order = sorted((place for place, length in enumerate(lengths) if length), key=lambda place: -lengths[place])
+    groups: list[list[int]] = []
+    for done, place in enumerate(order):
+        if not groups or (lengths[groups[-1][0]] - lengths[place]) * (len(order) - done) > CALL:
+            groups.append([])
+        groups[-1].append(place)
+    return groups
 
 
 def _require_choices(contexts: Sequence[str | Prompt], choices: Sequence[Sequence[str]]) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Pieces = list[int]
+_TAIL = 80  # characters
 
 
 class Prompt(NamedTuple):
@@ -75,9 +76,10 @@ def fitted(
 def following(tokenizer: PreTrainedTokenizerBase, contexts: Sequence[str], answers: Sequence[str]) -> list[Pieces]:
     """The pieces of each answer where it follows its context, after a space (none where the context ends a line).
 
-    Tokenised with the context before it. Where the two would share a piece, the pieces of " answer" alone.
+    Tokenised with the context's last words before it: no tokenizer joins pieces over words further away. Where context
+    and answer would share a piece, the pieces of " answer" alone.
     """
-    contexts = [context.rstrip(" ") for context in contexts]
+    contexts = [_last_words(context.rstrip(" ")) for context in contexts]
     spaces = ["" if not context or context[-1].isspace() else " " for context in contexts]
     starts = dict(zip(unique := list(dict.fromkeys(contexts)), pieces_of(tokenizer, unique), strict=True))
     wholes = pieces_of(tokenizer, [c + s + answer for c, s, answer in zip(contexts, spaces, answers, strict=True)])
@@ -87,6 +89,12 @@ def following(tokenizer: PreTrainedTokenizerBase, contexts: Sequence[str], answe
         follows = whole[: len(start)] == start and len(whole) > len(start)
         result.append(whole[len(start) :] if follows else pieces_of(tokenizer, [space + answer])[0])
     return result
+
+
+def _last_words(context: str) -> str:
+    """At least two words of a long context's end; all of a short one, and of one whose script sets no spaces."""
+    tail = context[-_TAIL:].partition(" ")[2] if len(context) > _TAIL else ""
+    return tail if " " in tail.strip() else context
 
 
 def _count(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, characters: int) -> int:

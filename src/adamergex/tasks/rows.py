@@ -12,6 +12,7 @@ from adamergex.settings import (
     AnyRows,
     Generation,
     MultipleChoice,
+    Rows,
     SpanAnswering,
     Tagging,
     Task,
@@ -28,11 +29,15 @@ def read(task: Task, rows: AnyRows, language: str) -> list[dict[str, Any]]:
 
     A csv may hold tokens and tags divided by blanks, and one answer with its start. Raises: DataError.
     """
-    found = read_rows(rows, language) if isinstance(rows, TaskRows) else data.read(rows, language, columns(task))
+    found = read_rows(rows, language) if isinstance(rows, TaskRows) else _file_rows(task, rows, language)
     check = _CHECKS.get(task.kind)
     if check is None:
         return found
     return [check(task, row, f"{source(rows, language)}, row {number}") for number, row in enumerate(found, 1)]
+
+
+def _file_rows(task: Task, rows: Rows, language: str) -> list[dict[str, Any]]:
+    return data.read(rows, language, columns(task), also=(*data.OURS, *_ALSO.get(task.kind, ())))
 
 
 def source(rows: AnyRows, language: str) -> str:
@@ -71,6 +76,9 @@ _COLUMNS: dict[str, Callable[[Any], tuple[str, ...]]] = {
     "generation": _generation_columns,
     "language-modeling": lambda task: ("text",),
 }
+
+
+_ALSO = {"span": ("start", "starts")}
 
 
 def _choice(task: MultipleChoice, row: Found, where: str) -> dict[str, Any]:

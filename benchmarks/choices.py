@@ -1,0 +1,115 @@
+"""Choices scored after a context that is read once, against a whole reading for every choice.
+
+    python benchmarks/choices.py [--base nano-causal] [--rows 96] [--rounds 5]
+
+Both score the same texts to the same numbers, in batches of similar length of the same number of pieces, with logits at
+the choices' pieces only. Reading one by one costs n(P + c) pieces, sharing P + nc: their ratio is the sharing formula.
+One thread, CPU time, interleaved: the median over the rounds of each round's ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from adamergex import models
+from adamergex.logits import logits_at
+from adamergex.tasks import pieces_of
+from adamergex.tasks.choosing import choice_scores
+from adamergex.tasks.classification import padded
+from adamergex.tasks.prompts import following
+from adamergex.tasks.reading import by_length
+
+BATCH_TOKENS = 2048
+Rows = tuple[list[str], list[list[str]]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="nano-causal")
+    parser.add_argument("--rows", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    loaded = models.load(arguments.base, "causal-lm")
+    print("| rows like | choices | context pieces | choice pieces | formula | one by one ÷ ours, CPU | share | goal |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for name, count, words in (("XCOPA", 2, None), ("XNLI", 3, ("true", "inconclusive", "contradictory"))):
+        contexts, choices = made(loaded, arguments.rows, count, words)
+        read, said = sizes(loaded, contexts, choices)
+        formula = count * (read + said) / (read + count * said)
+        ratio = compared(loaded, contexts, choices, arguments.rounds)
+        line = f"{count} | {read:.0f} | {said:.1f} | {formula:.2f} | {ratio:.2f} | {ratio / formula:.2f} | ≥ 0.9"
+        print(f"| {name} | {line} |", flush=True)
+
+
+def made(loaded: models.Loaded, rows: int, count: int, words: Sequence[str] | None) -> Rows:
+    """Contexts of 60 to 120 pieces; sentences of 1 to 12 pieces as choices, or the same words in every row."""
+    generator = np.random.default_rng(0)
+    vocabulary = [piece[1:] for piece in loaded.tokenizer.get_vocab() if piece.startswith("▁") and piece[1:].isalpha()]
+    vocabulary.sort()
+
+    def text(pieces: int) -> str:
+        return " ".join(generator.choice(vocabulary, pieces))
+
+    contexts = [f"{text(int(generator.integers(60, 121)))}:" for _ in range(rows)]
+    choices = [[text(int(generator.integers(1, 13))) for _ in range(count)] for _ in range(rows)]
+    return contexts, choices if words is None else [list(words)] * rows
+
+
+def sizes(loaded: models.Loaded, contexts: list[str], choices: list[list[str]]) -> tuple[float, float]:
+    read = [len(pieces) for pieces in pieces_of(loaded.tokenizer, contexts)]
+    flat = [choice for row in choices for choice in row]
+    said = following(loaded.tokenizer, [c for c, row in zip(contexts, choices, strict=True) for _ in row], flat)
+    return statistics.mean(read), statistics.mean(map(len, said))
+
+
+def compared(loaded: models.Loaded, contexts: list[str], choices: list[list[str]], rounds: int) -> float:
+    ratios = []
+    for _ in range(rounds + 1):
+        apart, first = timed(lambda: one_by_one(loaded, contexts, choices))
+        shared, (second, _) = timed(lambda: ours(loaded, contexts, choices))
+        ratios.append(apart / shared)
+        np.testing.assert_allclose(np.concatenate(first), np.concatenate(second), rtol=1e-4, atol=1e-3)
+    return statistics.median(ratios[1:])  # the first round warms up
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.process_time()
+    found = work()
+    return time.process_time() - start, found
+
+
+def ours(loaded: models.Loaded, contexts: list[str], choices: list[list[str]]) -> Any:
+    return choice_scores(loaded.model, contexts, choices, loaded.tokenizer, longest=512, batch_tokens=BATCH_TOKENS)
+
+
+@torch.inference_mode()
+def one_by_one(loaded: models.Loaded, contexts: list[str], choices: list[list[str]]) -> list[np.ndarray]:
+    """Every choice after its whole context."""
+    flat = [choice for row in choices for choice in row]
+    repeated = [context for context, row in zip(contexts, choices, strict=True) for _ in row]
+    said = following(loaded.tokenizer, repeated, flat)
+    before, _ = models.frame(loaded.tokenizer)
+    read = [before + pieces for pieces in pieces_of(loaded.tokenizer, repeated)]
+    scores = np.zeros(len(flat))
+    for indices in by_length([len(a) + len(b) for a, b in zip(read, said, strict=True)], BATCH_TOKENS):
+        batch = padded([read[index] + said[index] for index in indices], int(loaded.tokenizer.pad_token_id))
+        wanted = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+        for place, index in enumerate(indices):
+            wanted[place, len(read[index]) - 1 : len(read[index]) + len(said[index]) - 1] = True
+        labels = torch.tensor([piece for index in indices for piece in said[index]])
+        found = logits_at(loaded.model, batch, wanted).float().log_softmax(-1).gather(1, labels[:, None])[:, 0]
+        sums = torch.stack([part.sum() for part in found.split([len(said[index]) for index in indices])])
+        scores[indices] = sums.double().numpy()
+    return np.split(scores, np.cumsum([len(row) for row in choices])[:-1])
+
+
+if __name__ == "__main__":
+    main()
