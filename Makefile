@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench setup clean
+.PHONY: demo test browser check bench setup clean
 
 demo: $(READY)
 	$(BIN)/adamergex demo --output runs/demo
 
-test: $(READY)
+test: $(READY) browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# One test opens the report in Chromium: Debian's is installed where there is none and this user may; else it skips.
+browser:
+	@sh scripts/browser.sh
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -25,6 +25,7 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
             "convert",
             "train",
             "transfer",
+            "report",
             "study",
             "runs",
             "gc",

@@ -174,6 +174,12 @@ def _agreed(question: str) -> bool:
         return False
 
 
+def report(arguments: argparse.Namespace) -> None:
+    from adamergex.report import report as write
+
+    print(f"report: {write(arguments.runs, arguments.output, arguments.papers)}")
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     from adamergex.evaluation import evaluate_directory
 
@@ -231,6 +237,13 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--output", metavar="DIR", help="instead of the settings' output folder")
 
     _add_studies(verbs)
+
+    verb = _verb(verbs, "report", report, "one page, Markdown, CSV and LaTeX of one or more finished runs")
+    verb.add_argument("runs", nargs="+", metavar="RUN", help="output folder of transfer or study")
+    verb.add_argument(
+        "--output", required=True, metavar="DIR", help="where the report goes; an earlier one is replaced"
+    )
+    verb.add_argument("--papers", nargs="+", default=[], metavar="FILE", help="papers' numbers: studies/papers/*.csv")
 
     verb = _verb(verbs, "evaluate", evaluate, "score an adapter, or a stack of them, on a labelled file")
     verb.add_argument("--base", required=True, help="nano, nano-causal, a folder or a hub id")

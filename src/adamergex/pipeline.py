@@ -14,11 +14,12 @@ from typing import Any
 from adamergex.actions import ACTIONS, backbone_group
 from adamergex.config import TransferConfig, load, parse
 from adamergex.engines.local import run
-from adamergex.graph import Step, Store
+from adamergex.errors import AdamergexError
+from adamergex.graph import Step, Store, in_order
 from adamergex.inventory import record
 from adamergex.lineage import package_versions
 from adamergex.plan import Plan, absolute, facts, train_job
-from adamergex.recipes import RECIPES
+from adamergex.recipes import RECIPES, Stack
 from adamergex.train_config import LanguageTraining, TaskTraining, load_training, parse_training
 
 
@@ -29,7 +30,8 @@ def transfer(config: TransferConfig, say: Callable[[str], None] = print, command
         The results, as in ``OUTPUT/results.json``.
 
     Raises:
-        AdamergexError: bad data, a model that does not load, adapters that do not fit; what was done is kept.
+        AdamergexError: bad data, a model that does not load, adapters that do not fit; what was done is kept, and the
+            report shows the cells that are done beside those that are not.
     """
     config = absolute(config)
     output = Path(config.output)
@@ -37,12 +39,21 @@ def transfer(config: TransferConfig, say: Callable[[str], None] = print, command
     plan = Plan(config, facts(config))
     reused = {step.key for step in plan.trainings if store.has(step)}
     record(store, config.title, output, plan.wanted)
-    run(plan.wanted, store, ACTIONS, say, group=backbone_group)
-    return write_table(plan, store, output, reused, command)
+    failure = None
+    try:
+        run(plan.wanted, store, ACTIONS, say, group=backbone_group)
+    except AdamergexError as error:
+        failure = error
+        if not any(store.has(step) for step in plan.evaluations.values()):
+            raise
+    results = write_table(plan, store, output, reused, command)
+    if failure is not None:
+        raise failure
+    return results
 
 
 def write_table(plan: Plan, store: Store, output: Path, reused: set[str], command: str | None = None) -> dict[str, Any]:
-    """Results and report of a plan whose steps are all in the store, written to ``output``; returns the results."""
+    """Results and report of a plan, written to ``output``, of which at least one cell is done; returns the results."""
     from adamergex.report import write_report
 
     results = collect(plan, store, output, reused)
@@ -54,9 +65,11 @@ def write_table(plan: Plan, store: Store, output: Path, reused: set[str], comman
 
 
 def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[str, Any]:
-    """The table's cells, λ curves and costs, read from the store; adapters and predictions copied to the output."""
+    """The table's cells, λ curves and costs, read from the store; adapters and predictions copied to the output.
+
+    Cells whose steps are not all done stand under "missing", with the first step that is not."""
     config = plan.config
-    cells = [_cell(plan, store, output, cell) for cell in plan.evaluations]
+    cells = [_cell(plan, store, output, cell) for cell, step in plan.evaluations.items() if store.has(step)]
     return {
         "title": config.title,
         "base": Path(config.base).name,
@@ -69,13 +82,22 @@ def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[st
         "seeds": list(config.seeds),
         "methods": [_method(config, name) for name in config.methods],
         "cells": cells,
-        "tuning": [_tuning(config, store, *item) for item in plan.tunings.items()],
-        "adapters": [_adapter(store, step, output, step.key in reused) for step in plan.trainings],
+        "tuning": [_tuning(config, store, *item) for item in plan.tunings.items() if store.has(item[1])],
+        "adapters": [_adapter(store, step, output, step.key in reused) for step in plan.trainings if store.has(step)],
         "merges": list(_merges(plan, store)),
+        "missing": list(_missing(plan, store)),
         "environment": environment(),
         "commands": [],
         "notes": [],
     }
+
+
+def _missing(plan: Plan, store: Store) -> Iterable[dict[str, Any]]:
+    for (method, language, seed), step in plan.evaluations.items():
+        if not store.has(step):
+            first = next(item for item in in_order([step]) if not store.has(item))
+            reason = f"{first.kind} {first.label} is not done"
+            yield {"method": method, "language": language, "seed": seed, "reason": reason}
 
 
 def _method(config: TransferConfig, name: str) -> dict[str, Any]:
@@ -102,7 +124,7 @@ def _cell(plan: Plan, store: Store, output: Path, cell: tuple[str, str, int]) ->
         _copied(store.path(adapter), output / "adapters" / name / place)
     base = plan.evaluations.get(("english_tuning", language, seed))
     against = None
-    if base is not None and method != "english_tuning":
+    if base is not None and store.has(base) and method != "english_tuning":
         difference = paired_difference(directory / "predictions.jsonl", store.path(base) / "predictions.jsonl")
         against = {"method": "english_tuning", **difference}
     return {
@@ -114,9 +136,13 @@ def _cell(plan: Plan, store: Store, output: Path, cell: tuple[str, str, int]) ->
         **{key: scores[key] for key in ("n", "interval", "truncated", "unparsable")},
         "weight": weight,
         "predictions": predictions.relative_to(output).as_posix(),
-        "adapter": f"adapters/{name}" if weight is not None or len(stack) > 1 else None,
+        "adapter": f"adapters/{name}" if weight is not None or len(stack) > 1 else _relative(stack, store, output),
         "against": against,
     }
+
+
+def _relative(stack: Stack, store: Store, output: Path) -> str | None:
+    return os.path.relpath(store.path(stack[-1]), output) if stack else None
 
 
 def _tuning(config: TransferConfig, store: Store, cell: tuple[str, int], step: Step) -> dict[str, Any]:
@@ -152,7 +178,7 @@ def _adapter(store: Store, step: Step, output: Path, reused: bool) -> dict[str, 
 
 def _merges(plan: Plan, store: Store) -> Iterable[dict[str, Any]]:
     for (method, language, seed), stack in plan.adapters.items():
-        if stack and stack[-1].kind == "merge":
+        if stack and stack[-1].kind == "merge" and store.has(stack[-1]):
             report = _json(store.path(stack[-1]) / "merge_report.json")
             modules = [
                 {"module": item["module"], **{f"{name}_norm": item[name] for name in ("task", "divergence", "change")}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,7 @@ def sample(
         "tuning": [_tuning(seed, chosen) for seed in seeds],
         "adapters": [item for seed in seeds for item in _adapters(seed, len(seeds) > 1)],
         "merges": [_merge(language, seed, chosen) for language in LANGUAGES for seed in seeds],
+        "missing": [],
         "environment": {"python": "3.11.2", "torch": "2.10.0", "transformers": "5.5.0", "peft": "0.21.0", "threads": 2},
         "commands": ["adamergex transfer topics.yaml" + text],
         "notes": ["Swahili is unseen by the backbone." + text],
@@ -110,3 +112,22 @@ def _merge(language: str, seed: int, weight: float) -> dict[str, Any]:
 @pytest.fixture(name="sample")
 def _sample() -> Callable[..., dict[str, Any]]:
     return sample
+
+
+@pytest.fixture(scope="session")
+def runs(tiny_encoder: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """LoRA with two seeds and (IA)³ with one, from one store; the first has methods that the second lacks."""
+    from adamergex.config import parse
+    from adamergex.pipeline import transfer
+    from test_pipeline import settings, silent
+
+    names = [method["name"] for method in METHODS]
+    folder = tmp_path_factory.mktemp("runs")
+    chosen: list[dict[str, Any]] = [
+        {"title": "Topics, LoRA", "seeds": [0, 1], "methods": [*names, "adamergex_delta"]},
+        {"title": "Topics, (IA)³", "structure": {"kind": "ia3"}, "methods": names},
+    ]
+    for index, changes in enumerate(chosen):
+        wanted = settings(tiny_encoder, small_data, folder / f"run-{index}", store=str(folder / "store"), **changes)
+        transfer(parse(wanted), say=silent)
+    return [folder / "run-0", folder / "run-1"]

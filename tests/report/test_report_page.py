@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from adamergex.report import charts, parse, pictures, write_report
-from adamergex.report.page import link, page, size, time
+from adamergex.report.page import page
+from adamergex.report.papers import Quoted
 from adamergex.report.svg import ticks
+from adamergex.report.views import link, size, time
 
 Sample = Callable[..., dict[str, Any]]
 HOSTILE = " </script><script>alert(1)</script>\"'&|`* $x_{1}$ \\end <img src=x onerror=alert(1)>"
@@ -162,10 +164,31 @@ def test_the_page_is_whole_and_self_contained(sample: Sample, seeds: tuple[int, 
     assert set(reader.references) <= set(reader.ids)
     assert {target[1:] for target in reader.links if target.startswith("#")} <= set(reader.ids)
     assert (
-        reader.untitled == 0 and reader.tags["svg"] == 6 + 15 + 1 + 1 + 1 and reader.tags["desc"] == reader.tags["svg"]
+        reader.untitled == 0
+        and reader.tags["svg"] == 6 + 15 + 1 + 1 + 1 + (len(seeds) > 1)
+        and reader.tags["desc"] == reader.tags["svg"]
     )
     assert (reader.tags["script"], reader.tags["img"], reader.handlers) == (1, 0, [])
     assert "&lt;script&gt;alert(1)" in text and "default-src 'none'" in text
+
+
+def test_several_tables_share_a_page_without_clashes(sample: Sample) -> None:
+    hostile = Quoted("P", "1", "m", "", "en", "", "adamergex", "L", "topics" + HOSTILE, "es", 50.0, "note" + HOSTILE)
+    gap = {"method": "average", "language": "tr", "seed": 0, "reason": "train" + HOSTILE}
+    data = sample(text=HOSTILE)
+    data["cells"] = [c for c in data["cells"] if (c["method"], c["language"]) != ("average", "tr")]
+    data["missing"] = [gap]
+    text = page([parse(data), parse(sample(seeds=(0, 1), text=HOSTILE))], quoted=[hostile], notes=["gone" + HOSTILE])
+    reader = Reader(text)
+    assert [name for name, count in Counter(reader.ids).items() if count > 1] == []
+    assert set(reader.references) <= set(reader.ids)
+    assert {target[1:] for target in reader.links if target.startswith("#")} <= set(reader.ids)
+    assert (reader.tags["script"], reader.tags["img"], reader.handlers, reader.untitled) == (1, 0, [], 0)
+    assert reader.tags["svg"] == reader.tags["desc"] >= 50
+    means = {row[0]: row[1:] for row in reader.tables[0][1:]}
+    assert means["AriMerge"][0].endswith("4 of 5 languages") and "**" not in means["AriMerge"][0]
+    assert reader.tables[1][1][0] == "16" and len(reader.tables[-1]) == 3  # the paper's number beside both tables
+    assert [row[0] for row in reader.tables[-1][1:]] == ["L", "L"] and "1 of 20 cells are not done" in text
 
 
 def test_hostile_text_stays_text_in_the_other_files(sample: Sample, tmp_path: Path) -> None:

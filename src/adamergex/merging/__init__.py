@@ -8,6 +8,7 @@ from adamergex.merging.report import MergeReport, ModuleChange
 from adamergex.merging.rule import Rule
 from adamergex.merging.rules import ADAPTIVE, RULES, rule_for
 from adamergex.merging.select import select
+from adamergex.merging.similarity import Similarity, similarity
 
 __all__ = [
     "ADAPTIVE",
@@ -15,10 +16,12 @@ __all__ = [
     "MergeReport",
     "ModuleChange",
     "Rule",
+    "Similarity",
     "divergence",
     "merge",
     "merged_deltas",
     "merged_tensors",
     "rule_for",
     "select",
+    "similarity",
 ]

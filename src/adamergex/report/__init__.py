@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adamergex.report.page import write_report
+from adamergex.report.page import report, write_report
 from adamergex.report.results import Results, load, parse, save
 
-__all__ = ["Results", "load", "parse", "save", "write_report"]
+__all__ = ["Results", "load", "parse", "report", "save", "write_report"]

@@ -23,7 +23,7 @@ def role(method: Method) -> str:
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """From a value to pixels."""
 
     low: float
@@ -35,7 +35,7 @@ class _Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def bar_panels(table: ScoreTable) -> list[str]:
+def bar_panels(table: ScoreTable, prefix: str = "") -> list[str]:
     """One panel a language and one for the mean, all on one scale from 0: a bar a method, its whiskers, a dashed line
     at Eng-FT."""
     tops = [item.interval[1] for row in table.rows for item in row.scores if item]
@@ -43,7 +43,7 @@ def bar_panels(table: ScoreTable) -> list[str]:
     names = _names([row.method for row in table.rows])
     panels = [
         _bars(
-            f"bars-{index}",
+            f"{prefix}bars-{index}",
             (language, f"n = {count}"),
             _bars_of(names, [row.scores[index] for row in table.rows]),
             marks,
@@ -53,7 +53,7 @@ def bar_panels(table: ScoreTable) -> list[str]:
     ]
     if len(table.languages) > 1:
         means = _bars_of(names, [_mean_score(row) for row in table.rows], missing="not in every language")
-        panels.append(_bars("bars-mean", (MEAN, "of the target languages"), means, marks, table.measure))
+        panels.append(_bars(f"{prefix}bars-mean", (MEAN, "of the target languages"), means, marks, table.measure))
     return panels
 
 
@@ -89,7 +89,7 @@ def _mean_score(row: Row) -> Score | None:
 
 def _bars(key: str, heading: tuple[str, str], bars: Sequence[_Bar], marks: Sequence[float], measure: str) -> str:
     name, beside = heading
-    scale = _Scale(marks[0], marks[-1], max(len(bar.name) for bar in bars) * CHARACTER + 10, WIDTH - 44)
+    scale = Scale(marks[0], marks[-1], max(len(bar.name) for bar in bars) * CHARACTER + 10, WIDTH - 44)
     bottom = 30 + ROW * len(bars)
     parts = [label(0, 14, name, class_="heading"), label(WIDTH, 14, beside, class_="quiet", text_anchor="end")]
     for mark in marks:
@@ -100,11 +100,11 @@ def _bars(key: str, heading: tuple[str, str], bars: Sequence[_Bar], marks: Seque
     if reference is not None:
         parts.append(line(scale(reference.mean), 26, scale(reference.mean), bottom, "reference"))
     said = "; ".join(f"{bar.method.title} {_said(bar.score)}" for bar in bars)
-    title = f"{measure}, mean" if key == "bars-mean" else f"{measure} in {name}"
+    title = f"{measure}, mean" if key.endswith("bars-mean") else f"{measure} in {name}"
     return picture(key, (WIDTH, bottom + 20), title, said, "".join(parts))
 
 
-def _bar(scale: _Scale, top: float, bar: _Bar) -> str:
+def _bar(scale: Scale, top: float, bar: _Bar) -> str:
     middle, kind, item = top + ROW / 2, role(bar.method), bar.score
     name = label(scale.start - 8, middle + 4, bar.name, text_anchor="end", class_=f"name {kind}")
     if item is None:
@@ -116,7 +116,7 @@ def _bar(scale: _Scale, top: float, bar: _Bar) -> str:
     return element("g", hover + name + drawn + _whisker(scale, middle, item.interval) + value)
 
 
-def _whisker(scale: _Scale, y: float, interval: Interval, cap: float = 4) -> str:
+def _whisker(scale: Scale, y: float, interval: Interval, cap: float = 4) -> str:
     low, high = scale(interval[0]), scale(interval[1])
     if high - low < 0.5:
         return ""
@@ -143,7 +143,7 @@ def difference_range(items: Sequence[Difference]) -> Interval:
 
 def difference_mark(key: str, item: Difference, limits: Interval) -> str:
     """The interval of one difference against 0; filled where it is beyond noise, an arrow where it is off the scale."""
-    scale = _Scale(limits[0], limits[1], 6, 134)
+    scale = Scale(limits[0], limits[1], 6, 134)
     words = f"{item.method.title} minus Eng-FT in {item.language}: {signed(item.mean)} points"
     kind = {1: "above", 0: "noise", -1: "below"}[item.sign]
     low, high = (min(max(end, limits[0]), limits[1]) for end in item.interval)
@@ -185,7 +185,7 @@ def curve(key: str, method: Method, runs: Sequence[Tuning], measure: str = "Accu
     highs = [point.interval[1] if len(runs) == 1 else point.score for point in points]
     marks = ticks(min(lows), max(highs))
     across = ticks(min(point.weight for point in points), max(point.weight for point in points), 5)
-    x, y = _Scale(across[0], across[-1], 38, WIDTH - 14), _Scale(marks[0], marks[-1], 196, 30)
+    x, y = Scale(across[0], across[-1], 38, WIDTH - 14), Scale(marks[0], marks[-1], 196, 30)
     parts = [label(0, 14, method.title, class_="heading")]
     parts.append(label(WIDTH, 14, f"{runs[0].proxy}, {measure} in %", class_="quiet", text_anchor="end"))
     for mark in marks:
@@ -210,11 +210,11 @@ def _mean_curve(runs: Sequence[Tuning]) -> list[tuple[float, float]]:
     return [(weight, fmean(values)) for weight, values in sorted(seen.items()) if len(values) == len(runs)]
 
 
-def _path(x: _Scale, y: _Scale, points: Sequence[tuple[float, float]]) -> str:
+def _path(x: Scale, y: Scale, points: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x(weight):.1f} {y(value):.1f}" for weight, value in points) if points else ""
 
 
-def _run(x: _Scale, y: _Scale, run: Tuning, *, alone: bool) -> str:
+def _run(x: Scale, y: Scale, run: Tuning, *, alone: bool) -> str:
     """One seed's line: with its band and dots when it is alone."""
     points = sorted(run.curve, key=lambda point: point.weight)
     drawn = element(
@@ -234,7 +234,7 @@ def _run(x: _Scale, y: _Scale, run: Tuning, *, alone: bool) -> str:
     return element("path", d=_path(x, y, around) + "Z", class_="band") + drawn + dots
 
 
-def _landmarks(x: _Scale, y: _Scale, mean: Sequence[tuple[float, float]], runs: Sequence[Tuning]) -> str:
+def _landmarks(x: Scale, y: Scale, mean: Sequence[tuple[float, float]], runs: Sequence[Tuning]) -> str:
     """The level of Eng-FT and the chosen λs, named."""
     parts = []
     zero = next((value for weight, value in mean if weight == 0), None)
@@ -253,6 +253,6 @@ def _landmarks(x: _Scale, y: _Scale, mean: Sequence[tuple[float, float]], runs: 
     return "".join(parts)
 
 
-def _beside(y: _Scale, level: float, last: float) -> float:
+def _beside(y: Scale, level: float, last: float) -> float:
     """Above or below the level, on the side where the curve does not end."""
     return y(level) + (14 if last > level else -6)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from adamergex.merging import Similarity
+from adamergex.report.evidence import Evidence
+from adamergex.report.matrices import seed_means, similarity_caption
+from adamergex.report.overview import overview
+from adamergex.report.papers import Beside
 from adamergex.report.results import Adapter, Results
 from adamergex.report.summary import (
     MEAN,
@@ -22,16 +27,34 @@ from adamergex.report.summary import (
 )
 
 
-def report_markdown(results: Results) -> str:
+def report_markdown(
+    runs: Sequence[Results], evidence: Sequence[Evidence], beside: Sequence[Beside] = (), notes: Sequence[str] = ()
+) -> str:
     """The whole report; every number is that of the HTML page."""
+    partial = "\n".join(["**Not everything is there.**\n", *(f"- {plain(note)}" for note in notes)]) if notes else ""
+    alone = len(runs) == 1
+    parts = [f"# {plain(runs[0].title)}" if alone else f"# {len(runs)} tables", partial]
+    parts += [] if alone else _together(runs)
+    for results, own in zip(runs, evidence, strict=True):
+        parts += [] if alone else [f"## {plain(results.title)}"]
+        parts += _run(results, own, "##" if alone else "###")
+    parts += _beside(beside)
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _run(results: Results, evidence: Evidence, mark: str) -> list[str]:
+    """One table; ``mark`` opens its headings."""
     parts = [
-        f"# {plain(results.title)}",
         plain(headline(results)),
         _facts(results),
         "## Scores",
         scores_markdown(results),
+        *_missing(results),
+        *(f"- {plain(note)}" for note in evidence.notes),
         *_differences(results),
         *_tuning(results),
+        *_seeds(results),
+        *_similarity(evidence.similarity),
         *_adapters(results.adapters),
         "## How it was made",
         *(_code(results.commands)),
@@ -40,7 +63,84 @@ def report_markdown(results: Results) -> str:
         else "",
         *(f"- {plain(note)}" for note in results.notes),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return [f"{mark}{part[2:]}" if part.startswith("## ") else part for part in parts]
+
+
+def _together(runs: Sequence[Results]) -> list[str]:
+    shown = overview(runs)
+    rows = []
+    for method, means in shown.rows:
+        row = [plain(method.label)]
+        for index, item in enumerate(means):
+            if item is None:
+                row.append("–")
+            else:
+                gap = "" if item.complete else f" ({item.languages} of {item.wanted} languages)"
+                sd = f" ± {number(item.sd)}" if item.sd is not None and item.complete else ""
+                row.append(_bold(number(item.mean), (method.name, index) in shown.best) + sd + gap)
+        rows.append(row)
+    header = ["Method", *(f"{plain(results.title)} ({results.measure})" for results in runs)]
+    return ["## Methods and tasks", table(header, rows, "l" + "r" * len(runs)), shown.caption]
+
+
+def _missing(results: Results) -> list[str]:
+    if not results.missing:
+        return []
+    titles = {method.name: method.title for method in results.methods}
+    lines = [
+        f"- {plain(titles[item.method])} in {plain(item.language)}, seed {item.seed}: {plain(item.reason)}"
+        for item in results.missing
+    ]
+    done = len(results.cells)
+    return [f"**{len(lines)} of {len(lines) + done} cells are not done.**", "\n".join(lines)]
+
+
+def _seeds(results: Results) -> list[str]:
+    found = [(method, seed_means(results, method.name)) for method in results.methods]
+    if not _several(results):
+        return []
+    rows = [
+        [plain(method.title), *(number(means[seed]) if seed in means else "–" for seed in results.seeds)]
+        for method, means in found
+    ]
+    header = ["Method", *(f"seed {seed}" for seed in results.seeds)]
+    return [
+        "## Spread over seeds",
+        table(header, rows, "l" + "r" * len(results.seeds)),
+        "Means over the target languages.",
+    ]
+
+
+def _similarity(found: Similarity | None) -> list[str]:
+    if found is None:
+        return []
+    rows = [
+        [plain(name), *("–" if value is None else number(value, 2) for value in row)]
+        for name, row in zip(found.languages, found.cosines, strict=True)
+    ]
+    header = ["", *map(plain, found.languages)]
+    about = f"Cosine between the divergences D ({found.rule} rule). {similarity_caption(found)}"
+    return ["## How alike the divergences of languages are", table(header, rows, "l" + "r" * len(rows)), plain(about)]
+
+
+def _beside(items: Sequence[Beside]) -> list[str]:
+    if not items:
+        return []
+    rows = [
+        [
+            plain(item.quoted.label),
+            plain(item.quoted.task),
+            plain(item.quoted.language),
+            number(item.quoted.value),
+            number(item.ours),
+            plain(item.quoted.model),
+            plain(f"{item.quoted.paper}, Table {item.quoted.table}"),
+            plain(item.quoted.note),
+        ]
+        for item in items
+    ]
+    header = ["Method", "Task", "Language", "Paper", "Ours", "Paper's model", "Table", "Note"]
+    return ["## Beside the papers' numbers", table(header, rows, "lllrrlll")]
 
 
 def scores_markdown(results: Results) -> str:

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from adamergex.report import charts, pictures
+from adamergex.errors import DataError
+from adamergex.report import views
+from adamergex.report.evidence import Evidence, gather
 from adamergex.report.markdown import report_markdown
-from adamergex.report.results import Method, Results, Tuning, parse
-from adamergex.report.summary import (
-    MEAN,
-    ScoreTable,
-    by_chance,
-    differences,
-    headline,
-    number,
-    probability,
-    score_table,
-    signed,
-    small_print,
-    span,
-)
+from adamergex.report.overview import overview
+from adamergex.report.papers import Quoted, beside
+from adamergex.report.papers import read as read_papers
+from adamergex.report.results import Results, parse
+from adamergex.report.runs import placed, read_runs
+from adamergex.report.summary import number, probability, signed, span
 from adamergex.report.tables import scores_csv, scores_latex
 
 
@@ -37,112 +31,84 @@ def write_report(results: Results | Mapping[str, Any], directory: str | Path) ->
     Raises:
         DataError: plain data that are not valid results.
     """
-    checked = results if isinstance(results, Results) else parse(results)
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    return _write([results if isinstance(results, Results) else parse(results)], Path(directory))
+
+
+def report(runs: Sequence[str | Path], output: str | Path, papers: Sequence[str | Path] = ()) -> Path:
+    """One report of several finished runs; returns the path of its report.html.
+
+    Args:
+        runs: output folders of ``transfer`` or of ``study``.
+        output: the folder of the report; files of an earlier report there are replaced.
+        papers: files with the papers' numbers, as ``studies/papers/*.csv``.
+
+    Raises:
+        DataError: a folder that is no run, files that are not valid, or an output that is no folder.
+    """
+    quoted = read_papers(papers)
+    found, notes = read_runs(runs)
+    return _write([placed(run, Path(output)) for run in found], Path(output), quoted, notes)
+
+
+def _write(runs: Sequence[Results], directory: Path, quoted: Sequence[Quoted] = (), notes: Sequence[str] = ()) -> Path:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError("The report cannot be written.", where=directory, found=error, fix="choose a folder") from None
+    evidence = [gather(results, directory) for results in runs]
     contents = {
-        "report.html": page(checked),
-        "report.md": report_markdown(checked),
-        "scores.csv": scores_csv(checked),
-        "scores.tex": scores_latex(checked),
+        "report.html": page(runs, evidence, quoted, notes),
+        "report.md": report_markdown(runs, evidence, beside(quoted, runs), notes),
+        "scores.csv": scores_csv(runs),
+        "scores.tex": scores_latex(runs),
     }
     for name, text in contents.items():
-        (directory / name).write_text(text, encoding="utf-8", newline="\n")
+        part = directory / f".{name}.partial"
+        part.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(part, directory / name)
     return directory / "report.html"
 
 
-def page(results: Results) -> str:
+def page(
+    runs: Results | Sequence[Results],
+    evidence: Sequence[Evidence] = (),
+    quoted: Sequence[Quoted] = (),
+    notes: Sequence[str] = (),
+) -> str:
     """One self-contained HTML page: its style, script and pictures are inside, and nothing is fetched."""
     import jinja2
 
-    here = files("adamergex.report")
-    script, style = ((here / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    runs = [runs] if isinstance(runs, Results) else runs
+    evidence = evidence or [Evidence()] * len(runs)
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(_text),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters.update(number=number, signed=signed, span=span, probability=probability)
-    environment.filters.update(size=size, time=time, unbroken=unbroken)
-    template = environment.from_string((here / "page.html.j2").read_text(encoding="utf-8"))
-    table = score_table(results)
-    return template.render(
-        results=results,
-        headline=headline(results),
-        table=table,
-        MEAN=MEAN,
-        small_print=small_print,
-        role=charts.role,
-        link=link,
-        several=table.seeds > 1,
-        truncated=sum(cell.truncated for cell in results.cells),
-        unparsable=sum(cell.unparsable for cell in results.cells),
-        titles={method.name: method.title for method in results.methods},
-        style=style,
+    environment.filters.update(number=number, signed=signed, span=span, probability=probability, link=views.link)
+    environment.filters.update(size=views.size, time=views.time, unbroken=views.unbroken)
+    script = _text("page.js")
+    alone = len(runs) == 1
+    shown = [
+        views.run_view(results, own, "" if alone else f"run{index}-")
+        for index, (results, own) in enumerate(zip(runs, evidence, strict=True), 1)
+    ]
+    return environment.get_template("page.html.j2").render(
+        runs=shown,
+        alone=alone,
+        h="h2" if alone else "h3",
+        title=runs[0].title if alone else f"{len(runs)} tables",
+        together=None if alone else overview(runs),
+        beside=beside(quoted, runs),
+        quoted=quoted,
+        partial=notes,
+        style=_text("page.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        **_pictures(results, table),
     )
 
 
-def _pictures(results: Results, table: ScoreTable) -> dict[str, Any]:
-    """What the template shows of each picture: SVG, which is markup, and the words beside it."""
-    compared = differences(results)
-    limits = charts.difference_range(compared)
-    curves = _curves(results)
-    merge, family = pictures.picked_merge(results), pictures.picked_family(results)
-    merged = results.method(merge.method) if merge else None
-    title = f"Change of each module: {merged.title if merged else merge.method}, {merge.language}" if merge else ""
-    owner = results.method(family.cell.method) if family else None
-    return {
-        "bars": charts.bar_panels(table) if results.cells else [],
-        "differences": [
-            (item, charts.difference_mark(f"difference-{i}", item, limits)) for i, item in enumerate(compared)
-        ],
-        "by_chance": by_chance(len(compared)),
-        "curves": [
-            (charts.curve(f"curve-{index}", method, runs, results.measure), charts.curve_caption(runs))
-            for index, (method, runs) in enumerate(curves)
-        ],
-        "family": family,
-        "merge": merge,
-        "merge_title": title,
-        "heat": pictures.heat_map("heat", merge, title) if merge else "",
-        "lineage": pictures.lineage("lineage", family, owner.title, results.structure) if family and owner else "",
-    }
-
-
-def _curves(results: Results) -> list[tuple[Method, list[Tuning]]]:
-    """The searches that have a curve, by method and proxy language."""
-    grouped: dict[tuple[str, str], list[Tuning]] = {}
-    for run in results.tuning:
-        if run.curve:
-            grouped.setdefault((run.method, run.proxy), []).append(run)
-    pairs = [(results.method(name), runs) for (name, _), runs in grouped.items()]
-    return [(method, runs) for method, runs in pairs if method is not None]
-
-
-def link(path: str | None) -> str | None:
-    """A path as a link from the report's folder; None where it is absolute or leads nowhere a browser should go."""
-    if not path or PurePosixPath(path).is_absolute() or path.startswith(("\\", "//")):
-        return None
-    return "./" + quote(path, safe="/")
-
-
-def unbroken(words: str) -> str:
-    """No line ends between a number and its sign."""
-    return words.replace(" %", "\N{NO-BREAK SPACE}%").replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
-
-
-def size(count: int) -> str:
-    """Bytes for people."""
-    value, units = float(count), ["B", "kB", "MB", "GB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
-
-
-def time(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+def _text(name: str) -> str:
+    return (files("adamergex.report") / name).read_text(encoding="utf-8")

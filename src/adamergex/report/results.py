@@ -61,8 +61,8 @@ class Comparison(_Record):
 class Cell(_Record):
     """One method in one language with one seed: the results' metric, and in ``scores`` all that the task has.
 
-    ``predictions`` and ``adapter`` are paths from the report's folder. ``truncated``: inputs that were cut;
-    ``unparsable``: answers that could not be read."""
+    ``predictions`` and ``adapter`` (what answered, merged or trained) are paths from the report's folder.
+    ``truncated``: inputs that were cut; ``unparsable``: answers that could not be read."""
 
     method: str
     language: str
@@ -77,6 +77,16 @@ class Cell(_Record):
     predictions: str | None = None
     adapter: str | None = None
     against: Comparison | None = None
+
+
+@dataclass(frozen=True)
+class Missing(_Record):
+    """A cell that a run could not fill, and the step that is not done."""
+
+    method: str
+    language: str
+    seed: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -157,6 +167,7 @@ class Results(_Record):
     tuning: tuple[Tuning, ...] = ()
     adapters: tuple[Adapter, ...] = ()
     merges: tuple[Merge, ...] = ()
+    missing: tuple[Missing, ...] = ()
     environment: dict[str, str | int | float | bool | None] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -227,6 +238,9 @@ def _contradictions(results: Results) -> list[str]:
     keys = Counter((cell.method, cell.language, cell.seed) for cell in results.cells)
     problems += [f"cells: {key} is there {count} times" for key, count in keys.items() if count > 1]
     used = {cell.method for cell in results.cells} | {tuning.method for tuning in results.tuning}
+    used |= {item.method for item in results.missing}
+    gaps = {(item.method, item.language, item.seed) for item in results.missing}
+    problems += [f"missing: {key} has a result" for key in sorted(gaps & set(keys))]
     problems += [f"methods: {name!r} has results and is not listed" for name in sorted(used - names)]
     problems += [
         f"cells: {cell.method}, {cell.language}, seed {cell.seed}: interval {list(cell.interval)} is upside down"

@@ -4,43 +4,63 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 
+from adamergex.report.overview import overview
 from adamergex.report.results import Results
 from adamergex.report.summary import MEAN, Score, ScoreTable, number, score_table, small_print
 
 COLUMNS = (
-    "method", "label", "space", "language", "seed", "metric", "score", "low", "high", "n", "truncated", "unparsable",
-    "weight", "against", "difference", "difference_low", "difference_high", "p", "predictions", "adapter",
+    "table", "base", "task", "structure", "source", "method", "label", "space", "language", "seed",
+    "metric", "score", "low", "high", "n", "truncated", "unparsable", "weight",
+    "against", "difference", "difference_low", "difference_high", "p", "predictions", "adapter",
 )  # fmt: skip
 
 
-def scores_csv(results: Results) -> str:
+def scores_csv(runs: Sequence[Results]) -> str:
     """Every cell with all its digits, one a line; empty where there is no value."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
-    methods = {method.name: method for method in results.methods}
-    for cell in results.cells:
-        method, pair = methods[cell.method], cell.against
-        against = (pair.method, pair.difference, *pair.interval, pair.p) if pair else (None,) * 5
-        writer.writerow(
-            (cell.method, method.label, method.space, cell.language, cell.seed, results.metric, cell.score)
-            + (
-                *cell.interval,
-                cell.n,
-                cell.truncated,
-                cell.unparsable,
-                cell.weight,
-                *against,
-                cell.predictions,
-                cell.adapter,
+    for results in runs:
+        methods = {method.name: method for method in results.methods}
+        for cell in results.cells:
+            method, pair = methods[cell.method], cell.against
+            against = (pair.method, pair.difference, *pair.interval, pair.p) if pair else (None,) * 5
+            writer.writerow(
+                (results.title, results.base, results.task, results.structure, results.source)
+                + (cell.method, method.label, method.space, cell.language, cell.seed, results.metric, cell.score)
+                + (*cell.interval, cell.n, cell.truncated, cell.unparsable, cell.weight)
+                + (*against, cell.predictions, cell.adapter)
             )
-        )
     return out.getvalue()
 
 
-def scores_latex(results: Results) -> str:
-    """The score table as a ``tabular`` (needs the package booktabs)."""
+def scores_latex(runs: Sequence[Results]) -> str:
+    """The score table of every run, and of several the table of methods × tasks first, each as a ``tabular`` (needs
+    the package booktabs)."""
+    return "\n".join([*([_overview_latex(runs)] if len(runs) > 1 else []), *map(_run_latex, runs)])
+
+
+def _overview_latex(runs: Sequence[Results]) -> str:
+    shown = overview(runs)
+    lines = [
+        f"% {_comment(shown.caption)} Needs \\usepackage{{booktabs}}.",
+        rf"\begin{{tabular}}{{l{'r' * len(runs)}}}",
+        r"\toprule",
+        " & ".join(["Method", *map(latex, shown.columns)]) + r" \\",
+        r"\midrule",
+    ]
+    for method, means in shown.rows:
+        values = [
+            _value(item.mean, (method.name, index) in shown.best) if item and item.complete else "--"
+            for index, item in enumerate(means)
+        ]
+        lines.append(" & ".join([latex(method.label), *values]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _run_latex(results: Results) -> str:
     table = score_table(results)
     lines = [
         f"% {_comment(results.title)}",

@@ -68,11 +68,11 @@ def run_study(
         failure = error
     written = {}
     for name, table in plan.tables.items():
-        if all(store.has(step) for step in table.wanted):
+        if any(store.has(step) for step in table.evaluations.values()):
             written[name] = write_table(table, store, Path(table.config.output), reused, command)
             say(summary(written[name], table.config.output))
         else:
-            say(f"\n{table.config.title}: not complete, see the failed steps")
+            say(f"\n{table.config.title}: nothing of it is done, see the failed steps")
     result = _record_of(plan, store, written, reused, time.monotonic() - began, command)
     output.mkdir(parents=True, exist_ok=True)
     (output / "study.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,103 @@
+"""How alike the divergences of languages are: cosines between the D's of several targets, streamed. numpy only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adamergex import lineage
+from adamergex.checkpoint import AdapterDirectory, Array, TensorReader
+from adamergex.errors import ConfigError
+from adamergex.merging.checks import Adapter, require_fitting, require_references, require_same_start
+from adamergex.merging.layout import layout
+from adamergex.merging.lockstep import lockstep, spans
+from adamergex.merging.rules import rule_for
+from adamergex.merging.stream import Tally, reference_divergence
+
+_BLOCK = 8192
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Cosines of the languages' divergences. ``cosines[i][j]`` is None where one of the two is nothing.
+
+    Args:
+        languages: in the order of the matrix.
+        cosines: symmetric, between −1 and 1.
+        norms: ‖D‖ (of the multiplicative rule ‖D − 1‖), Frobenius, over all modules.
+        rule: whose divergence it is.
+    """
+
+    languages: tuple[str, ...]
+    cosines: tuple[tuple[float | None, ...], ...]
+    norms: tuple[float, ...]
+    rule: str
+
+
+def similarity(
+    source_reference: str | Path, target_references: Mapping[str, str | Path], *, allow_different_start: bool = False
+) -> Similarity:
+    """cos(D_g, D_h) = ⟨D_g, D_h⟩ / (‖D_g‖·‖D_h‖) over all entries of all modules, for every two target languages.
+
+    D is the rule's own: A[R,g] − A[R,s] for LoRA, of A and of B (factor space); for (IA)³ A[R,g] ⊘ A[R,s] − 1, whose 0
+    is "no divergence" as it is for LoRA. All adapters are read in lockstep, a chunk at a time. Ours; the divergences
+    are those of 2402.18913, Eq 6 and 8.
+
+    Raises:
+        ConfigError: no target language.
+        AdapterFileError: files that cannot be read, or hold values that are not finite.
+        IncompatibleAdaptersError: adapters that have no common divergence.
+    """
+    if not target_references:
+        raise ConfigError("No divergence to compare.", where="target_references", found="none", expected="one or more")
+    source = _open("source reference", source_reference)
+    targets = [_open("target reference", path) for path in target_references.values()]
+    rule = rule_for("adaptive", source.layout.kind)
+    for target in targets:
+        require_references(target, source)
+        require_fitting([target, source], "factors")
+        require_same_start([target, source], allow_different_start)
+    gram = np.zeros((len(targets), len(targets)))
+    with ExitStack() as stack:
+        adapters = [*targets, source]
+        readers = [stack.enter_context(TensorReader(adapter.layout.directory)) for adapter in adapters]
+        order = [info for site in source.layout.sites.values() for info in site.tensors.values()]
+        for chunks in (chunks for span in spans(source.layout, order, readers) for chunks in lockstep(span, readers)):
+            *ours, theirs = chunks
+            rooms = [np.empty_like(theirs.values) for _ in ours]
+            found = (
+                reference_divergence(rule, [own, theirs], Tally(), room) for own, room in zip(ours, rooms, strict=True)
+            )
+            gram += _products([divergence for divergence, _ in found], rule.neutral or 0.0)
+    norms = np.sqrt(np.diag(gram))
+    return Similarity(tuple(target_references), _cosines(gram, norms), tuple(norms.tolist()), rule.name)
+
+
+def _open(role: str, path: str | Path) -> Adapter:
+    directory = AdapterDirectory.open(path)
+    return Adapter(role, layout(directory), lineage.read(directory.path))
+
+
+def _products(rows: list[Array], neutral: float) -> Array:
+    """⟨row_i − neutral, row_j − neutral⟩ of every pair, in float64 and in blocks: memory stays bounded."""
+    total = np.zeros((len(rows), len(rows)))
+    for start in range(0, len(rows[0]), _BLOCK):
+        block = np.stack([row[start : start + _BLOCK] for row in rows]).astype(np.float64) - neutral
+        total += block @ block.T
+    return total
+
+
+def _cosines(gram: Array, norms: Array) -> tuple[tuple[float | None, ...], ...]:
+    def cosine(i: int, j: int) -> float | None:
+        if i == j and norms[i]:
+            return 1.0
+        length = float(norms[i]) * float(norms[j])
+        value = float(gram[i, j]) / length if length else math.nan
+        return max(-1.0, min(1.0, value)) if math.isfinite(value) else None
+
+    return tuple(tuple(cosine(i, j) for j in range(len(norms))) for i in range(len(norms)))

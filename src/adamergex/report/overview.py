@@ -1,0 +1,52 @@
+"""Several tables together: methods × tasks, the headline method over language × task, and what all of it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adamergex.report.matrices import task_matrices
+from adamergex.report.results import Adapter, Method, Results
+from adamergex.report.summary import Mean, mean, number
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Means over the target languages, a column a table. ``best``: (method name, column) that no other exceeds.
+
+    ``adapters``: every trained adapter once, however many tables used it."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Method, tuple[Mean | None, ...]], ...]
+    best: frozenset[tuple[str, int]]
+    pictures: tuple[tuple[str, str], ...]
+    adapters: tuple[Adapter, ...]
+
+    caption = (
+        "Mean over the target languages of each table, in percent of its own metric; the best of a column is bold; "
+        "means that lack a language are marked and not compared."
+    )
+
+
+def overview(runs: Sequence[Results]) -> Overview:
+    """The tables of a report side by side, methods matched by name."""
+    methods = {method.name: method for results in runs for method in results.methods}
+    rows = tuple((method, tuple(mean(results, name) for results in runs)) for name, method in methods.items())
+    adapters = {
+        item.path or (index, item.name): item for index, results in enumerate(runs) for item in results.adapters
+    }
+    return Overview(
+        columns=tuple(results.title for results in runs),
+        rows=rows,
+        best=frozenset(found for index in range(len(runs)) for found in _best(rows, index)),
+        pictures=tuple(task_matrices("together", runs)),
+        adapters=tuple(adapters.values()),
+    )
+
+
+def _best(rows: Sequence[tuple[Method, tuple[Mean | None, ...]]], index: int) -> list[tuple[str, int]]:
+    values = [(method.name, item.mean) for method, means in rows if (item := means[index]) and item.complete]
+    if len(values) < 2:
+        return []
+    top = number(max(value for _, value in values))
+    return [(name, index) for name, value in values if number(value) == top]

@@ -1,0 +1,112 @@
+"""The papers' numbers beside ours: read from small CSV files, matched by task, method and language."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adamergex.errors import DataError
+from adamergex.report.results import Results
+from adamergex.report.summary import MEAN, mean, score
+
+COLUMNS = ("paper", "table", "model", "structure", "source", "reference", "method", "label", "task", "language",
+           "value", "note")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """One number of a paper, in percent. ``method``: our recipe's name; ``language`` or ``task`` may be "mean"."""
+
+    paper: str
+    table: str
+    model: str
+    structure: str
+    source: str
+    reference: str
+    method: str
+    label: str
+    task: str
+    language: str
+    value: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A paper's number and ours for the same task, method and language; ``title`` names our run."""
+
+    quoted: Quoted
+    title: str
+    ours: float
+
+
+def read(paths: Iterable[str | Path]) -> tuple[Quoted, ...]:
+    """The numbers of several files, in their order.
+
+    Raises:
+        DataError: a file that cannot be read, other columns, or a value that is no number.
+    """
+    return tuple(item for path in paths for item in _read(Path(path)))
+
+
+def _read(path: Path) -> list[Quoted]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows, columns = list(reader), tuple(reader.fieldnames or ())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError("The papers' numbers cannot be read.", where=path, found=error, expected="a CSV file") from None
+    if columns != COLUMNS:
+        raise DataError(
+            "The papers' numbers have other columns.", where=path, found=", ".join(columns), expected=", ".join(COLUMNS)
+        )
+    return [_quoted(path, number, row) for number, row in enumerate(rows, 2)]
+
+
+def _quoted(path: Path, number: int, row: dict[str, str | None]) -> Quoted:
+    words = {name: row.get(name) or "" for name in COLUMNS}
+    try:
+        value = float(words.pop("value"))
+    except ValueError:
+        value = math.nan
+    if None in row or not math.isfinite(value):
+        raise DataError(
+            "A line of the papers' numbers is not valid.",
+            where=f"{path}: line {number}",
+            found=", ".join(str(item) for item in row.values()),
+            expected=f"{len(COLUMNS)} columns with a number as value",
+        )
+    return Quoted(**words, value=value)
+
+
+def beside(quoted: Sequence[Quoted], runs: Iterable[Results]) -> tuple[Beside, ...]:
+    """Every quoted number for which a run has one: the same task, method and language, and the same structure where
+    the paper names one. A mean is set beside our mean, each over its own languages."""
+    found = []
+    for results in runs:
+        for item in quoted:
+            if _key(item.task) == _key(results.task) and item.structure in ("", _structure(results)):
+                ours = _ours(results, item)
+                if ours is not None:
+                    found.append(Beside(item, results.title, ours))
+    return tuple(found)
+
+
+def _ours(results: Results, item: Quoted) -> float | None:
+    if item.language == MEAN:
+        own = mean(results, item.method)
+        return own.mean if own and own.complete else None
+    cell = score(results, item.method, item.language)
+    return cell.mean if cell else None
+
+
+def _structure(results: Results) -> str:
+    name = _key(results.structure).replace("³", "3")
+    return next((kind for kind in ("lora", "ia3", "prefix", "bottleneck") if kind in name), name)
+
+
+def _key(words: str) -> str:
+    return "".join(character for character in words.lower() if character.isalnum())

@@ -1,0 +1,106 @@
+"""Finished runs as a report reads them: folders of ``transfer`` and of ``study``, and the paths in them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adamergex.errors import DataError
+from adamergex.report.results import Results, load
+
+RESULTS, STUDY = "results.json", "study.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One table of results and the folder that its paths start from."""
+
+    folder: Path
+    results: Results
+
+
+def read_runs(folders: Iterable[str | Path]) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+    """All tables of several run folders, each once, and notes on tables that are not there.
+
+    A folder holds ``results.json`` (``transfer``) or ``study.json`` (``study``; its tables have folders of their own).
+
+    Raises:
+        DataError: a folder that holds neither, or files that are not valid; or no table at all.
+    """
+    found: dict[Path, Run] = {}
+    notes: list[str] = []
+    asked = [Path(folder) for folder in folders]
+    for folder in asked:
+        for place in _tables(folder, notes):
+            found.setdefault(place.resolve(), Run(place, load(place / RESULTS)))
+    if not found:
+        raise DataError(
+            "There is nothing to report: no table is done.",
+            where=", ".join(map(str, asked)) or "no folder",
+            found="; ".join(notes) or "no run",
+            expected="at least one finished table",
+            fix="run the study or the transfer again: what is done is kept",
+        )
+    return tuple(found.values()), tuple(notes)
+
+
+def _tables(folder: Path, notes: list[str]) -> list[Path]:
+    if (folder / RESULTS).is_file():
+        return [folder]
+    if not (folder / STUDY).is_file():
+        raise DataError(
+            "This is not the folder of a run.",
+            where=folder,
+            found=", ".join(sorted(item.name for item in folder.iterdir())[:8]) if folder.is_dir() else "no folder",
+            expected=f"a folder with {RESULTS} (adamergex transfer) or {STUDY} (adamergex study)",
+            fix="give the output folder of a run",
+        )
+    study = _study(folder / STUDY)
+    places = []
+    for name, table in study["tables"].items():
+        # The study may have been moved: then its tables lie beside study.json.
+        options = (Path(str(table.get("output", name))), folder / name)
+        place = next((item for item in options if (item / RESULTS).is_file()), None)
+        if place is None:
+            notes.append(f"{study.get('title', folder.name)}: the table {name} is not there.")
+            continue
+        if not table.get("complete", True):
+            notes.append(f"{study.get('title', folder.name)}: the table {name} is not complete.")
+        places.append(place)
+    notes += [f"Not done: {line}" for line in study.get("missing", ())]
+    return places
+
+
+def _study(path: Path) -> dict[str, Any]:
+    try:
+        study = json.loads(path.read_text(encoding="utf-8"))
+        valid = isinstance(study, dict) and isinstance(study.get("tables"), dict)
+        valid = valid and all(isinstance(table, dict) for table in study["tables"].values())
+    except (OSError, ValueError) as error:
+        raise DataError("The study cannot be read.", where=path, found=error, expected="a JSON file") from None
+    if not valid:
+        raise DataError("The study is not valid.", where=path, expected="an object with tables", fix="run it again")
+    return study  # type: ignore[no-any-return]
+
+
+def placed(run: Run, directory: Path) -> Results:
+    """The run's results with paths that start from another directory."""
+    if run.folder.resolve() == directory.resolve():
+        return run.results
+
+    def moved(path: str | None) -> str | None:
+        return (
+            None if path is None else Path(os.path.relpath(run.folder.resolve() / path, directory.resolve())).as_posix()
+        )
+
+    results = run.results
+    cells = tuple(
+        replace(cell, predictions=moved(cell.predictions), adapter=moved(cell.adapter)) for cell in results.cells
+    )
+    return replace(
+        results, cells=cells, adapters=tuple(replace(item, path=moved(item.path)) for item in results.adapters)
+    )
