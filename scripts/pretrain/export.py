@@ -70,6 +70,8 @@ def main() -> None:
     model.half()
     model.save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)
+    pieces = arguments.output / "tokenizer.json"  # indented it is a megabyte larger
+    pieces.write_text(json.dumps(json.loads(pieces.read_text()), ensure_ascii=False, separators=(",", ":")) + "\n")
     config_file = arguments.output / "config.json"
     config = json.loads(config_file.read_text())
     config["dtype"] = "float32"

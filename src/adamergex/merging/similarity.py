@@ -49,7 +49,7 @@ def similarity(
     are those of 2402.18913, Eq 6 and 8.
 
     Raises:
-        ConfigError: no target language.
+        ConfigError: no target language, or prefixes.
         AdapterFileError: files that cannot be read, or hold values that are not finite.
         IncompatibleAdaptersError: adapters that have no common divergence.
     """
@@ -58,6 +58,13 @@ def similarity(
     source = _open("source reference", source_reference)
     targets = [_open("target reference", path) for path in target_references.values()]
     rule = rule_for("adaptive", source.layout.kind)
+    if source.layout.kind == "prefix":
+        raise ConfigError(
+            "The divergences of prefixes are matrices on the left of each, with no common scale to compare on.",
+            where=source.layout.directory.path,
+            found="prefix",
+            expected="LoRA, (IA)³ or bottleneck adapters",
+        )
     for target in targets:
         require_references(target, source)
         require_fitting([target, source], "factors")

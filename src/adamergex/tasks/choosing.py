@@ -91,12 +91,12 @@ def piece_scores(
 
 def _reads_beside(model: Any) -> bool:
     """Whether the model is known to follow a mask and positions of any shape: one pass then, and no copied cache."""
-    config, prefix = without_adapter(model).config, getattr(model, "active_peft_config", None)
+    config = without_adapter(model).config
     return (
         config.model_type in _BESIDE
         and config._attn_implementation in ("sdpa", "eager")
         and getattr(config, "sliding_window", None) is None
-        and not (prefix is not None and prefix.is_prompt_learning)
+        and not virtual_tokens(model)
     )
 
 

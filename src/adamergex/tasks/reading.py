@@ -66,8 +66,6 @@ class Reading:
 def read(model: nn.Module, prompts: Sequence[Pieces], tokenizer: PreTrainedTokenizerBase) -> Reading:
     """Read prompts, which hold their special pieces, with a decoder or an encoder-decoder."""
     alone, device, pad = without_adapter(model), next(model.parameters()).device, int(tokenizer.pad_token_id)
-    cache, seen = _prefix(model, len(prompts))
-    seen = seen.to(device)
     if alone.config.is_encoder_decoder:
         batch = {name: tensor.to(device) for name, tensor in padded(prompts, pad).items()}
         states = alone.get_encoder()(**batch, return_dict=True).last_hidden_state
@@ -80,7 +78,8 @@ def read(model: nn.Module, prompts: Sequence[Pieces], tokenizer: PreTrainedToken
         ids, real = batch["input_ids"], batch["attention_mask"]
     last = torch.zeros_like(ids, dtype=torch.bool)
     last[:, -1] = True
-    reading = Reading(alone, cache, torch.empty(len(prompts), 0, device=device), seen, encoded)
+    nothing = torch.empty(len(prompts), 0, device=device)  # a prefix comes in by the hook of adapters.prefix
+    reading = Reading(alone, None, nothing, nothing.long(), encoded)
     reading.logits = reading.go_on(ids, real, last)
     return reading
 
@@ -97,14 +96,6 @@ def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
-
-
-def _prefix(model: Any, rows: int) -> tuple[Any, Tensor]:
-    """Keys and values that a PEFT prefix puts before every row (None without one), and ones for them [rows, pieces]."""
-    config = getattr(model, "active_peft_config", None)
-    if config is None or not config.is_prompt_learning:
-        return None, torch.ones((rows, 0), dtype=torch.long)
-    return model.get_prompt(rows), torch.ones((rows, config.num_virtual_tokens), dtype=torch.long)
 
 
 def _positions(model: Any, positions: Tensor) -> dict[str, Tensor]:
