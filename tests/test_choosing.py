@@ -7,7 +7,6 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from peft import PrefixTuningConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from adamergex import models
@@ -53,14 +52,8 @@ def oracle(model: torch.nn.Module, tokenizer, context: str, choice: str) -> floa
 def adapted(model: torch.nn.Module, kind: str) -> torch.nn.Module:
     """Random adapters, so that one that is left out shows."""
     torch.manual_seed(1)
-    if kind == "prefix":
-        task = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
-        config = PrefixTuningConfig(task_type=task, num_virtual_tokens=5)
-        if model.config.model_type == "t5":  # PEFT takes d_model / heads; T5's heads are d_kv wide
-            config.token_dim = model.config.num_heads * model.config.d_kv
-        wrapped = get_peft_model(model, config)
-    else:
-        wrapped = peft_backed.attach(model, Structure(kind=kind, dropout=0), task_head=False, base_sha256="0")
+    shape = Structure(kind="prefix", virtual_tokens=5) if kind == "prefix" else Structure(kind=kind, dropout=0)
+    wrapped = peft_backed.attach(model, shape, task_head=False, base_sha256="0")
     with torch.no_grad():
         for parameter in wrapped.parameters():
             if parameter.requires_grad:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from adamergex.adapters.peft_backed import virtual_tokens
 from adamergex.errors import ConfigError, DataError
 from adamergex.logits import logits_at, without_adapter
 from adamergex.models import frame

@@ -1,7 +1,7 @@
 """Prompts read once, and what follows them: the keys and values of decoders and encoder-decoders are kept.
 
 Positions and masks are made here for the bare transformers model, in which an adapter's modules sit; so rows of any
-lengths share a batch, and a PEFT prefix (which its wrapper would put in place of our keys and values) is read first.
+lengths share a batch. A prefix comes in by its own hook (``adapters.prefix``), which moves masks and positions on.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def read(model: nn.Module, prompts: Sequence[Pieces], tokenizer: PreTrainedToken
         ids, real = batch["input_ids"], batch["attention_mask"]
     last = torch.zeros_like(ids, dtype=torch.bool)
     last[:, -1] = True
-    nothing = torch.empty(len(prompts), 0, device=device)  # a prefix comes in by the hook of adapters.prefix
+    nothing = torch.empty(len(prompts), 0, device=device)
     reading = Reading(alone, None, nothing, nothing.long(), encoded)
     reading.logits = reading.go_on(ids, real, last)
     return reading
