@@ -56,6 +56,19 @@ under CC BY-SA 4.0.
 """
 
 
+def rewrite_tokenizer(path: Path, causal: bool) -> None:
+    """Without indentation, which costs a megabyte; and a decoder's texts stay open at their end.
+
+    lm-evaluation-harness and others encode a prompt with the special pieces, and go on after the last of them.
+    """
+    tokenizer = json.loads(path.read_text())
+    if causal:
+        tokenizer["post_processor"]["single"] = [
+            piece for piece in tokenizer["post_processor"]["single"] if piece.get("SpecialToken", {}).get("id") != "</s>"
+        ]
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
@@ -70,8 +83,7 @@ def main() -> None:
     model.half()
     model.save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)
-    pieces = arguments.output / "tokenizer.json"  # indented it is a megabyte larger
-    pieces.write_text(json.dumps(json.loads(pieces.read_text()), ensure_ascii=False, separators=(",", ":")) + "\n")
+    rewrite_tokenizer(arguments.output / "tokenizer.json", causal)
     config_file = arguments.output / "config.json"
     config = json.loads(config_file.read_text())
     config["dtype"] = "float32"

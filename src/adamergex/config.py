@@ -20,10 +20,11 @@ from pydantic import (
 )
 
 from adamergex.errors import ConfigError
-from adamergex.settings import Activation, Optimisation, Rows, Settings, Structure
+from adamergex.settings import Activation, Objective, Optimisation, Rows, Settings, Structure
 from adamergex.task_config import BuiltIn, Own, TaskConfig, Where, known_fields
 
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+OBJECTIVE = "encoder-decoders only; auto: span corruption where the tokenizer has sentinels"
 
 
 def _with_zero(grid: tuple[float, ...]) -> tuple[float, ...]:
@@ -50,9 +51,7 @@ class ReferenceConfig(Settings):
     segment: PositiveInt = 512
     segments: PositiveInt | None = Field(default=None, description="default: what the shortest text has")
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    objective: Literal["auto", "span-corruption", "continuation"] = Field(
-        default="auto", description="encoder-decoders only; auto: span corruption where the tokenizer has sentinels"
-    )
+    objective: Objective = Field(default="auto", description=OBJECTIVE)
     optimisation: Optimisation = Optimisation()
 
 
@@ -67,7 +66,8 @@ class MergeConfig(Settings):
 
 
 class LanguageAdapters(Settings):
-    """MAD-X's language adapters: trained on ``reference.text``, once a language for all tasks and methods."""
+    """MAD-X's language adapters: trained on ``reference.text``, with its ``mask_rate`` and ``objective``, once a
+    language for all tasks and methods."""
 
     reduction: PositiveFloat = 2.0
     invertible: bool = Field(default=True, description="with a NICE block at the embeddings")

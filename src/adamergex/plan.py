@@ -37,7 +37,12 @@ def train_job(config: LanguageTraining | TaskTraining) -> TrainJob:
         below = tuple(str((folder / path).absolute()) for path in config.below)
     else:
         rows, optimisation = _placed(folder, config.text), config.optimisation
-        task = LanguageModeling(segment=config.segment, segments=config.segments, mask_rate=config.mask_rate)
+        task = LanguageModeling(
+            segment=config.segment,
+            segments=config.segments,
+            mask_rate=config.mask_rate,
+            objective=config.objective,
+        )
     return TrainJob(
         base=_placed_base(folder, config.base),
         structure=config.structure,
@@ -67,9 +72,10 @@ def _task(config: Own | BuiltIn, language: str) -> Target:
     rows, open_task = config.rows("train"), config.task(())
     assert rows is not None  # every task is trained on something
     labels = labels_of(open_task, read(open_task, rows, language))
-    if len(labels) < (1 if open_task.kind == "tagging" else 2):
+    tags = open_task.kind == "tagging"
+    if len(labels) < (1 if tags else 2):
         raise DataError(
-            "the training rows have fewer than two labels",
+            "the training rows have no entity" if tags else "the training rows have fewer than two labels",
             where=source(rows, language),
             found=list(labels),
             fix="check the training rows and their column mapping",

@@ -159,7 +159,12 @@ class Experiment:
         """MAD-X's language adapter, on all the text of a language: the same step for every task and method."""
         settings, reference = self.config.mad_x.language, self.config.reference
         structure = self._bottleneck(settings.reduction, invertible=invertible and settings.invertible)
-        task = LanguageModeling(segment=settings.segment, segments=settings.segments, mask_rate=reference.mask_rate)
+        task = LanguageModeling(
+            segment=settings.segment,
+            segments=settings.segments,
+            mask_rate=reference.mask_rate,
+            objective=reference.objective,
+        )
         name = "language" if structure.invertible else "language −INV"
         return self._train(name, structure, task, language, reference.text, settings.optimisation)
 

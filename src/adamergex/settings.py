@@ -118,6 +118,7 @@ class LabelledTask(Settings):
 
 
 AnswerBy = Literal["likelihood", "generate"]
+Objective = Literal["auto", "span-corruption", "continuation"]
 
 
 class Classification(LabelledTask):
@@ -220,7 +221,7 @@ class LanguageModeling(Settings):
     segment: PositiveInt = 512
     segments: PositiveInt | None = None
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    objective: Literal["auto", "span-corruption", "continuation"] = "auto"
+    objective: Objective = "auto"
 
 
 Target = Classification | PairClassification | MultipleChoice | SpanAnswering | Tagging | Generation

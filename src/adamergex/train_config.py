@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from adamergex.config import LANGUAGE, LanguageOptimisation, read_yaml, refused, typed
-from adamergex.settings import Settings, Structure, unstackable
-from adamergex.task_config import TaskConfig, Where
+from adamergex.config import LANGUAGE, OBJECTIVE, LanguageOptimisation, read_yaml, refused, typed
+from adamergex.settings import Objective, Settings, Structure, unstackable
+from adamergex.task_config import BUILT_IN, OWN, BuiltIn, TaskConfig, Where, known_fields
 
 
 def _one(value: Any) -> Any:
@@ -42,7 +43,8 @@ def _bottleneck(**defaults: Any) -> BeforeValidator:
 class LanguageTraining(_TrainConfig):
     """A ``train`` file of kind language: an adapter that learns to model a language from raw text.
 
-    Masked LM on encoders, causal LM on decoders. The default is MAD-X's language adapter."""
+    Masked LM on encoders, causal LM on decoders, span corruption or continuation on encoder-decoders. The default is
+    MAD-X's language adapter."""
 
     kind: Literal["language"]
     text: Where
@@ -52,6 +54,7 @@ class LanguageTraining(_TrainConfig):
     segment: PositiveInt = 256
     segments: PositiveInt | None = Field(default=None, description="default: all that the text has")
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    objective: Objective = Field(default="auto", description=OBJECTIVE)
     optimisation: LanguageOptimisation = LANGUAGE
 
 
@@ -84,16 +87,37 @@ def parse_training(settings: Any, where: str = "settings") -> LanguageTraining |
         ConfigError: one error that lists every problem.
     """
     kind = settings.get("kind") if isinstance(settings, dict) else None
-    if kind not in TRAININGS:
+    if not isinstance(kind, str) or kind not in TRAININGS:
         near = difflib.get_close_matches(str(kind), TRAININGS, 1)
         found = "kind: missing" if kind is None else f"kind: {kind!r} is none of {', '.join(TRAININGS)}"
         raise refused(where, [found + (f"; did you mean '{near[0]}'?" if near else "; language or task")])
     config = typed(TRAININGS[kind], settings)
     if isinstance(config, list):
-        raise refused(where, config)
-    if isinstance(config, TaskTraining) and (problem := unstackable(config.structure, config.below)):
-        raise refused(where, [problem])
+        raise refused(where, list(_said(kind, settings, config)))
+    if isinstance(config, TaskTraining) and (problems := list(_contradictions(config))):
+        raise refused(where, problems)
     return config
+
+
+def _contradictions(config: TaskTraining) -> Iterator[str]:
+    if isinstance(config.task, BuiltIn):
+        yield from config.task.placed(Path(config.folder)).problems()
+    if problem := unstackable(config.structure, config.below):
+        yield problem
+
+
+def _said(kind: str, settings: dict[str, Any], problems: list[str]) -> Iterator[str]:
+    """The problems as the user made them: nothing on the test rows that ``TaskTraining`` filled in, and what stands
+    beside ``task`` but belongs into it is told so."""
+    task = settings.get("task")
+    filled_in = kind == "task" and not (isinstance(task, dict) and "test" in task)
+    inside = {name for tag in (*OWN, BUILT_IN) for name in known_fields(tag).model_fields} if kind == "task" else set()
+    for problem in problems:
+        place = problem.partition(":")[0]
+        if filled_in and (place == "task.test" or place.startswith("task.test.")):
+            continue
+        misplaced = place in inside - TaskTraining.model_fields.keys() and ": no such setting" in problem
+        yield f"{place}: belongs under 'task'" if misplaced else problem
 
 
 def load_training(path: Path) -> LanguageTraining | TaskTraining:
