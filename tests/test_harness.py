@@ -101,6 +101,7 @@ def test_plain_peft_code_predicts_what_evaluate_predicts(tmp_path: Path, monkeyp
     """The page's Python from top to bottom, on merged adapters of an encoder (two heads) and of a decoder."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(GOLDEN / "base", "base")
+    end_texts(Path("base"))
     save_encoder(Path("encoder"))
     shutil.copytree(GOLDEN / "ia3-xcopa", "adapters/xcopa-decoder")
     seen: dict[str, Any] = {}
@@ -120,12 +121,23 @@ def test_plain_peft_code_predicts_what_evaluate_predicts(tmp_path: Path, monkeyp
     assert len(blocks) == 3
     assert seen["relations"] == expected["xnli"] and len(set(expected["xnli"])) > 1
     assert seen["endings"] == expected["xcopa"] and set(expected["xcopa"]) == {0, 1}
+    wanted = [item["loglikelihoods"] for item in EXPECTED["ia3-xcopa"]["items"]]
+    np.testing.assert_allclose(log_likelihoods(decoder), wanted, **NEAR)  # an end piece is no part of the prompt
     assert seen["chosen"] == [item["predicted"] for item in decoder]
     np.testing.assert_allclose(seen["scores"], log_likelihoods(decoder), **NEAR)
 
 
+def end_texts(folder: Path) -> None:
+    """Make the tokenizer put an end piece after every text, as nano-causal's does."""
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer["post_processor"]["single"].append({"SpecialToken": {"id": "</s>", "type_id": 0}})
+    tokenizer["post_processor"]["special_tokens"]["</s>"] = {"id": "</s>", "ids": [2], "tokens": ["</s>"]}
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
 def save_encoder(folder: Path) -> None:
-    """An XLM-R of two layers with the golden's pieces, two texts framed as XLM-R frames them, so short that some are cut."""
+    """An XLM-R of two layers with the golden's pieces, pairs framed as XLM-R frames them; some items are cut."""
     tokenizer = Tokenizer.from_file(str(GOLDEN / "base" / "tokenizer.json"))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
