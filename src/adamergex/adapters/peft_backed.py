@@ -23,7 +23,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import ModulesToSaveWrapper, merge_utils
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -240,6 +240,12 @@ def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
         raise AdapterFileError(
             "the adapter's tensors cannot be read", where=path, found=error, fix="copy or train the adapter again"
         ) from error
+
+
+def combined(method: str, tensors: list[torch.Tensor], weights: list[float], density: float) -> torch.Tensor:
+    """PEFT's ``ties`` or ``dare_linear`` of tensors of one shape; DARE draws from torch's global generator."""
+    combine = {"ties": merge_utils.ties, "dare": merge_utils.dare_linear}[method]
+    return combine(tensors, torch.tensor(weights, dtype=tensors[0].dtype), density)
 
 
 def _fill(wrapped: PeftModel, contents: Mapping[str, torch.Tensor], where: object) -> None:
