@@ -328,9 +328,7 @@ def _rivals(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[str]
 
 
 def _sentence(problem: Any, model: type[BaseModel]) -> str:
-    # Inside the task, pydantic puts the form of it (see task_config.tag_of) into the place.
-    inside = problem["loc"][:1] == ("task",) and len(problem["loc"]) > 1
-    place = ".".join(str(part) for index, part in enumerate(problem["loc"]) if not (inside and index == 1))
+    place = ".".join(map(str, _without_forms(problem["loc"])))
     if problem["type"] == "union_tag_invalid":
         kinds, tag = problem["ctx"]["expected_tags"], problem["ctx"]["tag"]
         near = difflib.get_close_matches(tag, kinds.replace("'", "").split(", "), 1)
@@ -350,8 +348,17 @@ def _sentence(problem: Any, model: type[BaseModel]) -> str:
     return f"{place}: {problem['msg']} (found {problem['input']!r})"
 
 
+def _without_forms(place: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inside a task or a reference, pydantic puts the form of it (see task_config.tag_of) into the place."""
+    if place[:1] == ("reference",):
+        return place[:1] + _without_forms(place[2:])
+    return place[:1] + place[2:] if place[:1] == ("task",) else place
+
+
 def _names_at(model: type[BaseModel], place: tuple[Any, ...]) -> list[str]:
     """The settings that exist at a place, by walking the models."""
+    if place[:1] == ("reference",) and len(place) > 1:
+        model, place = TaskReference if place[1] == "task" else TextReference, place[2:]
     if place[:1] == ("task",) and len(place) > 1:
         model, place = known_fields(str(place[1])), place[2:]
     for part in place:

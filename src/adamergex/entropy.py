@@ -173,7 +173,7 @@ def _gradients(
     total, gradients = 0.0, [torch.zeros_like(value) for value in moved.values()]
     for _, entropies in way.inputs.entropies(placed.model, way.batch_tokens):
         mean = entropies.sum() / len(way.inputs)
-        total += float(mean)
+        total += float(mean.detach())
         for whole, part in zip(gradients, torch.autograd.grad(mean, parameters), strict=True):
             whole += part.to(whole)
     for parameter in parameters:
