@@ -39,7 +39,7 @@ def test_the_rivals_whole_way(tiny_encoder: Path, small_data: Path, tmp_path: Pa
         merge={"swap": {"bottom": 1, "top": 0}, "combine": {"density": 0.6}},
     )  # fmt: skip
     results = transfer(parse(wanted), say=silent)
-    # A task adapter and the references of sw and tr; the language adapters of en, sw and tr, and a task adapter on en's.
+    # A task adapter, the references of sw and tr; the language adapters of en, sw and tr, and a task adapter on en's.
     assert counted.runs["train"] == 3 + 4 and counted.runs["tune"] == 0
     assert counted.runs["merge"] == 2 * len(RIVALS)
     cells = {(cell["method"], cell["language"], cell["seed"]): cell for cell in results["cells"]}
@@ -240,10 +240,7 @@ def test_models_that_write_are_as_certain_as_their_label_scores(
                 made = kinds.examples(task, [{**row, "label": label}], loaded)
                 batch = made.batch([0], 0)
                 labels = batch["labels"]
-                if family == "t5":
-                    learned = labels
-                else:
-                    learned = labels[:, 1:]
+                learned = labels if family == "t5" else labels[:, 1:]
                 loss = loaded.model(**batch).loss if family == "llama" else made.loss(loaded.model, batch)
                 log_p.append(-float(loss) * int((learned != -100).sum()))
             log_p = np.array(log_p) - np.logaddexp.reduce(log_p)
