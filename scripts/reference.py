@@ -32,6 +32,7 @@ PUBLIC = {
     "adamergex.training": ["train"],
     "adamergex.evaluation": ["evaluate", "paired_difference"],
     "adamergex.tuning": ["tune"],
+    "adamergex.entropy": ["minimise"],
     "adamergex.models": ["load", "family", "base_sha256"],
     "adamergex.adapters.peft_backed": ["attach", "save", "load"],
     "adamergex.data": ["read", "data_hash"],
@@ -55,7 +56,20 @@ PUBLIC = {
     ],
 }
 SETTINGS = [
-    (config, ["TransferConfig", "ReferenceConfig", "MergeConfig", "MadXConfig", "LanguageAdapters", "TaskAdapters"]),
+    (
+        config,
+        [
+            "TransferConfig",
+            "TextReference",
+            "TaskReference",
+            "MergeConfig",
+            "SwapConfig",
+            "CombineConfig",
+            "MadXConfig",
+            "LanguageAdapters",
+            "TaskAdapters",
+        ],
+    ),
     (task_config, ["BuiltIn", "Part", *(model.__name__ for model in task_config.OWN.values())]),
     (train_config, ["LanguageTraining", "TaskTraining"]),
     (studies, ["StudyConfig", "Assumed"]),

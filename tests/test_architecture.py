@@ -28,6 +28,7 @@ LAYERS = [
     ["training"],
     ["evaluation"],
     ["tuning"],
+    ["entropy"],
     ["task_config"],
     ["config", "actions"],
     ["train_config"],

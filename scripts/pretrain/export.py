@@ -64,7 +64,9 @@ def rewrite_tokenizer(path: Path, causal: bool) -> None:
     tokenizer = json.loads(path.read_text())
     if causal:
         tokenizer["post_processor"]["single"] = [
-            piece for piece in tokenizer["post_processor"]["single"] if piece.get("SpecialToken", {}).get("id") != "</s>"
+            piece
+            for piece in tokenizer["post_processor"]["single"]
+            if piece.get("SpecialToken", {}).get("id") != "</s>"
         ]
     path.write_text(json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")) + "\n")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,22 @@ def train(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
 
 def merge(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
     from adamergex.merging import merge as merge_adapters
+    from adamergex.merging.layers import Swap
 
+    if "density" in job:
+        from adamergex.adapters.combining import combine
+
+        given: dict[str, Any] = {"density": job["density"], "weights": job["weights"], "seed": job.get("seed", 0)}
+        combine(
+            task=inputs["task"], target_reference=inputs["target_reference"], method=job["rule"], output=output, **given
+        )
+        return
     weight = job["weight"]
     if weight is None:
-        weight = json.loads((inputs["weight"] / "tuning.json").read_text(encoding="utf-8"))["chosen"]
+        found = json.loads((inputs["weight"] / "tuning.json").read_text(encoding="utf-8"))
+        weight = found.get("layers") or found["chosen"]
+    elif isinstance(weight, Mapping):
+        weight = Swap(**weight)
     merge_adapters(
         task=inputs["task"],
         target_reference=inputs["target_reference"],
@@ -42,10 +55,16 @@ def merge(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
 
 def tune(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
     from adamergex.settings import EvaluateJob
-    from adamergex.tuning import tune as tune_weight
 
+    search: Callable[..., Any]
+    if "granularity" in job:
+        from adamergex.entropy import minimise
+
+        search = partial(minimise, granularity=job["granularity"])
+    else:
+        from adamergex.tuning import tune as search
     choices = job["merge"]
-    tune_weight(
+    search(
         task=inputs["task"],
         target_reference=inputs["target_reference"],
         source_reference=inputs.get("source_reference"),

@@ -12,10 +12,13 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
+    Discriminator,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     ValidationError,
 )
 
@@ -43,7 +46,7 @@ LanguageOptimisation = Annotated[Optimisation, BeforeValidator(_like_a_language)
 segments at 1e-4, falling linearly, gradients cut at norm 1."""
 
 
-class ReferenceConfig(Settings):
+class TextReference(Settings):
     """The reference task on unlabelled text, the same for the source and every target."""
 
     kind: Literal["language-modeling"] = "language-modeling"
@@ -55,14 +58,71 @@ class ReferenceConfig(Settings):
     optimisation: Optimisation = Optimisation()
 
 
+def _train_is_enough(value: Any) -> Any:
+    """Of a labelled reference task only the training rows are read."""
+    if isinstance(value, dict) and "data" not in value and "train" in value:
+        return {"test": value["train"], **value}
+    return value
+
+
+class TaskReference(Settings):
+    """A labelled task of the source and every target as the reference task (2402.18913, Table 5): the references are
+    trained on its training rows in each of these languages."""
+
+    kind: Literal["task"] = "task"
+    task: Annotated[TaskConfig, BeforeValidator(_train_is_enough)] = Field(description="test may be left out")
+    text: Where | None = Field(default=None, description="unlabelled text, for MAD-X's language adapters")
+    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+
+    @property
+    def optimisation(self) -> Optimisation:
+        return self.task.optimisation
+
+
+def _kind_of_reference(value: Any) -> str:
+    return str(value.get("kind", "language-modeling") if isinstance(value, dict) else getattr(value, "kind", ""))
+
+
+ReferenceConfig = Annotated[
+    Annotated[TextReference, Tag("language-modeling")] | Annotated[TaskReference, Tag("task")],
+    Discriminator(_kind_of_reference),
+]
+
+
+class SwapConfig(Settings):
+    """Layers that layer_swapping takes from the target's reference (2410.01335)."""
+
+    bottom: NonNegativeInt = 1
+    top: NonNegativeInt = 1
+    transition: NonNegativeInt = Field(default=0, description="averaged layers beside the bottom and beside the top")
+
+
+class CombineConfig(Settings):
+    """What ties and dare keep and how they weigh (PEFT's settings)."""
+
+    density: Annotated[float, Field(gt=0, le=1)] = Field(default=0.5, description="share of the entries that is kept")
+    weights: tuple[NonNegativeFloat, NonNegativeFloat] | None = Field(
+        default=None, description="of task and target reference; default: 1, 1 for ties, 0.5, 0.5 for dare"
+    )
+
+
 class MergeConfig(Settings):
-    """How the three adapters become one. ``weight: tuned`` searches ``grid`` on the proxy language's validation set."""
+    """How the three adapters become one. ``weight: tuned`` searches ``grid`` on the proxy language's validation set;
+    ``weight: entropy`` takes, for each target, the λ whose predictions for its unlabelled inputs are most certain
+    (2310.02575)."""
 
     space: Literal["factors", "delta"] = Field(default="factors", description="LoRA: merge A and B, or ΔW")
     modules: str | None = Field(default=None, description="attention-qv (for LoRA), all, or a regular expression")
     rank: PositiveInt | None = Field(default=None, description="truncate delta merges to this rank")
-    weight: Literal["tuned"] | float = "tuned"
+    weight: Literal["tuned", "entropy"] | float = "tuned"
     grid: Annotated[tuple[float, ...], AfterValidator(_with_zero)] = GRID
+    granularity: Literal["all", "layer"] = Field(default="all", description="entropy: one λ, or one a layer")
+    unlabelled: Literal["test", "validation"] = Field(
+        default="test", description="entropy: whose inputs in the target language; labels are never read"
+    )
+    unlabelled_rows: PositiveInt = Field(default=256, description="entropy: at most so many of them, the first")
+    swap: SwapConfig = SwapConfig()
+    combine: CombineConfig = CombineConfig()
 
 
 class LanguageAdapters(Settings):
@@ -93,6 +153,7 @@ class MadXConfig(Settings):
     )
     language: LanguageAdapters = LanguageAdapters()
     task: TaskAdapters = TaskAdapters()
+    arithmetic: float = Field(default=0.5, description="language_arithmetic: share of the target's language adapter")
 
 
 Method = Literal[
@@ -105,6 +166,10 @@ Method = Literal[
     "mad_x",
     "mad_x_no_invertible",
     "mad_x_task_only",
+    "layer_swapping",
+    "language_arithmetic",
+    "ties",
+    "dare",
 ]
 METHODS: tuple[str, ...] = get_args(Method)
 
@@ -211,6 +276,7 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
             yield "proxy: missing; it is the language whose validation set tunes λ (or set merge.weight to a number)"
         elif task is not None and task.rows("validation") is None:
             yield "task.validation: missing; λ is tuned on it in the proxy language (or set merge.weight to a number)"
+    yield from _rivals(config, task)
     if config.proxy == config.source:
         yield f"proxy: '{config.source}' is the source; λ would be tuned where no transfer happens"
     if config.structure.kind != "lora" and config.merge.space == "delta":
@@ -220,15 +286,49 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     if config.merge.rank is not None and config.merge.space != "delta" and "adamergex_delta" not in config.methods:
         yield "merge.rank: truncates delta merges only; set merge.space to delta"
     found = [] if task is None else [("task.test", task.rows("test"))]
+    if isinstance(config.reference, TaskReference) and not isinstance(config.reference.task, BuiltIn):
+        found.append(("reference.task.train", config.reference.task.train))
     for name, where in (*found, ("reference.text", config.reference.text)):
         if isinstance(where, Rows) and where.path is not None and "{language}" not in where.path:
             yield f"{name}: '{where.path}' has no {{language}} in it, so every language would read the same file"
 
 
+CHOOSING = ("classification", "pair-classification", "multiple-choice")
+"""Kinds of task whose predictions are a distribution for every model; tagging has one on encoders."""
+
+
+def _rivals(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[str]:
+    """What the merges beside the paper's cannot do."""
+    merge, kind = config.merge, config.structure.kind
+    for method in ("ties", "dare"):
+        if method in config.methods and kind != "lora":
+            yield f"methods: {method} is for lora, the structure is {kind}"
+    if "layer_swapping" in config.methods and kind == "prefix":
+        yield "methods: layer_swapping is for adapters in layers, the structure is prefix"
+    if isinstance(config.reference, TaskReference) and config.reference.text is None:
+        for method in config.methods:
+            if method.startswith("mad_x") and method != "mad_x_task_only" or method == "language_arithmetic":
+                yield f"reference.text: missing; {method} trains language adapters on it"
+    if merge.weight != "entropy":
+        if merge.granularity != "all":
+            yield "merge.granularity: a λ a layer is found by entropy only; set merge.weight to entropy"
+        return
+    if task is not None:
+        found = task.task(()) if not task.open_labels else None
+        name = found.kind if found is not None else getattr(task, "kind", "classification")
+        if name not in (*CHOOSING, "tagging") or getattr(found, "answer_by", "likelihood") == "generate":
+            yield f"merge.weight: 'entropy' needs a task whose answers are choices, this one is {name}"
+        if task.rows(merge.unlabelled) is None:
+            yield f"merge.unlabelled: there is no task.{merge.unlabelled}"
+    if not 0 <= merge.grid[0] <= merge.grid[-1] <= 1:
+        yield "merge.grid: entropy is minimised over λ in [0, 1]"
+    delta = merge.space == "delta" or "adamergex_delta" in config.methods
+    if merge.granularity == "layer" and (delta or kind == "prefix"):
+        yield f"merge.granularity: a λ a layer is for factors, here is {'space delta' if delta else 'a prefix'}"
+
+
 def _sentence(problem: Any, model: type[BaseModel]) -> str:
-    # Inside the task, pydantic puts the form of it (see task_config.tag_of) into the place.
-    inside = problem["loc"][:1] == ("task",) and len(problem["loc"]) > 1
-    place = ".".join(str(part) for index, part in enumerate(problem["loc"]) if not (inside and index == 1))
+    place = ".".join(map(str, _without_forms(problem["loc"])))
     if problem["type"] == "union_tag_invalid":
         kinds, tag = problem["ctx"]["expected_tags"], problem["ctx"]["tag"]
         near = difflib.get_close_matches(tag, kinds.replace("'", "").split(", "), 1)
@@ -248,8 +348,17 @@ def _sentence(problem: Any, model: type[BaseModel]) -> str:
     return f"{place}: {problem['msg']} (found {problem['input']!r})"
 
 
+def _without_forms(place: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inside a task or a reference, pydantic puts the form of it (see task_config.tag_of) into the place."""
+    if place[:1] == ("reference",):
+        return place[:1] + _without_forms(place[2:])
+    return place[:1] + place[2:] if place[:1] == ("task",) else place
+
+
 def _names_at(model: type[BaseModel], place: tuple[Any, ...]) -> list[str]:
     """The settings that exist at a place, by walking the models."""
+    if place[:1] == ("reference",) and len(place) > 1:
+        model, place = TaskReference if place[1] == "task" else TextReference, place[2:]
     if place[:1] == ("task",) and len(place) > 1:
         model, place = known_fields(str(place[1])), place[2:]
     for part in place:

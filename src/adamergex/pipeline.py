@@ -82,7 +82,7 @@ def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[st
         "seeds": list(config.seeds),
         "methods": [_method(config, name) for name in config.methods],
         "cells": cells,
-        "tuning": [_tuning(config, store, *item) for item in plan.tunings.items() if store.has(item[1])],
+        "tuning": [_tuning(store, *item) for item in plan.tunings.items() if store.has(item[1])],
         "adapters": [_adapter(store, step, output, step.key in reused) for step in plan.trainings if store.has(step)],
         "merges": list(_merges(plan, store)),
         "missing": list(_missing(plan, store)),
@@ -117,7 +117,7 @@ def _cell(plan: Plan, store: Store, output: Path, cell: tuple[str, str, int]) ->
     name = f"{method}-{language}-seed{seed}"
     predictions = _copied(directory / "predictions.jsonl", output / "predictions" / f"{name}.jsonl")
     stack, weight = plan.adapters[cell], None
-    if stack and stack[-1].kind == "merge":
+    if len(stack) == 1 and stack[-1].kind == "merge":
         merged = _copied(store.path(stack[-1]), output / "adapters" / name)
         weight = _json(merged / "lineage.json")["merge"]["weight"]
     for place, adapter in zip(("language", "task"), stack if len(stack) > 1 else (), strict=False):
@@ -145,15 +145,16 @@ def _relative(stack: Stack, store: Store, output: Path) -> str | None:
     return os.path.relpath(store.path(stack[-1]), output) if stack else None
 
 
-def _tuning(config: TransferConfig, store: Store, cell: tuple[str, int], step: Step) -> dict[str, Any]:
+def _tuning(store: Store, cell: tuple[str, str, int], step: Step) -> dict[str, Any]:
     found = _json(store.path(step) / "tuning.json")
-    return {
+    result = {
         "method": cell[0],
-        "proxy": config.proxy,
-        "seed": cell[1],
+        "proxy": cell[1],
+        "seed": cell[2],
         "chosen": found["chosen"],
         "curve": found["curve"],
     }
+    return result | ({"measure": "entropy", "layers": found["layers"]} if found["metric"] == "entropy" else {})
 
 
 def _adapter(store: Store, step: Step, output: Path, reused: bool) -> dict[str, Any]:
@@ -259,8 +260,12 @@ def summary(results: dict[str, Any], output: str | Path) -> str:
             low, high = (fmean(cell["interval"][end] for cell in cells) for end in (0, 1))
             texts.append(f"{means[-1]:.1f} [{low:.1f}, {high:.1f}]")
         lines.append(f"{method['label']:18s}" + "".join(f"{text:>20s}" for text in texts) + f"{fmean(means):8.1f}")
-    chosen = [f"{item['method']} λ={item['chosen']:g}" for item in results["tuning"]]
+    chosen = [f"{item['method']} λ={item['chosen']:g}" for item in results["tuning"] if "measure" not in item]
     tuned = f"tuned on {results['proxy']}: {', '.join(chosen)}\n" if chosen else ""
+    free = [
+        f"{item['method']} {item['proxy']} λ={item['chosen']:.3g}" for item in results["tuning"] if "measure" in item
+    ]
+    tuned += f"least entropy: {', '.join(free)}\n" if free else ""
     many = f", mean of {seeds} seeds" if seeds > 1 else ""
     return "\n".join(
         [

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from adamergex.config import TransferConfig
+from adamergex.config import TaskReference, TextReference, TransferConfig
 from adamergex.errors import DataError
 from adamergex.graph import Step
 from adamergex.recipes import RECIPES, Experiment, Facts, Stack
@@ -17,7 +18,11 @@ from adamergex.train_config import LanguageTraining, TaskTraining
 def absolute(config: TransferConfig) -> TransferConfig:
     """The settings with paths that no longer depend on the settings file's folder."""
     folder = Path(config.folder)
-    reference = config.reference.model_copy(update={"text": _placed(folder, config.reference.text)})
+    text = config.reference.text
+    placed: dict[str, Any] = {"text": None if text is None else _placed(folder, text)}
+    if isinstance(config.reference, TaskReference):
+        placed["task"] = config.reference.task.placed(folder)
+    reference = config.reference.model_copy(update=placed)
     base = _placed_base(folder, config.base)
     return config.model_copy(update={"task": config.task.placed(folder), "reference": reference, "base": base})
 
@@ -96,6 +101,8 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
     task = _task(config.task, config.source)
     for bare in {method == "vanilla" for method in config.methods}:
         kinds.model_kind(task, config.base, bare=bare)  # before anything is trained
+    labelled = config.reference.task if isinstance(config.reference, TaskReference) else None
+    reference = _task(labelled, config.source) if labelled and needs_references(config) else None
     known: dict[str, str] = {}
 
     def content(task: Task, rows: AnyRows, language: str) -> str:
@@ -105,7 +112,9 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
         return known[place]
 
     segments = _segments(config, languages)
-    return Facts(base_sha256=base_sha256(config.base), task=task, segments=segments, content=content)
+    return Facts(
+        base_sha256=base_sha256(config.base), task=task, segments=segments, content=content, reference=reference
+    )
 
 
 def languages_of(config: TransferConfig) -> tuple[str, ...]:
@@ -115,6 +124,8 @@ def languages_of(config: TransferConfig) -> tuple[str, ...]:
 
 def _segments(config: TransferConfig, languages: Iterable[str] | None) -> int | None:
     """As many segments as the language with the least text has: the reference task must be the same everywhere."""
+    if not isinstance(config.reference, TextReference):
+        return None
     if config.reference.segments is not None or not needs_references(config):
         return config.reference.segments
     from adamergex.data import read
@@ -138,7 +149,7 @@ def _segments(config: TransferConfig, languages: Iterable[str] | None) -> int | 
 
 def needs_references(config: TransferConfig) -> bool:
     """Whether a method of the table trains adapters on the reference task."""
-    return config.merges or "average" in config.methods
+    return config.merges or not {"average", "layer_swapping", "ties", "dare"}.isdisjoint(config.methods)
 
 
 class Plan:
@@ -149,7 +160,7 @@ class Plan:
         self.metric = known.task.metric
         self.adapters: dict[tuple[str, str, int], Stack] = {}
         self.evaluations: dict[tuple[str, str, int], Step] = {}
-        self.tunings: dict[tuple[str, int], Step] = {}
+        self.tunings: dict[tuple[str, str, int], Step] = {}  # by method, language that is searched on, seed
         for seed in config.seeds:
             for method in config.methods:
                 for language in config.targets:
@@ -161,7 +172,8 @@ class Plan:
         self.adapters[cell] = stack
         self.evaluations[cell] = x.evaluate(stack, x.target)
         if stack and "weight" in stack[-1].inputs:
-            self.tunings[method, x.seed] = stack[-1].inputs["weight"]
+            search = stack[-1].inputs["weight"]
+            self.tunings[method, str(search.job["evaluate"]["language"]), x.seed] = search
 
     @property
     def wanted(self) -> list[Step]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from adamergex.config import TransferConfig
+from adamergex.config import TaskReference, TextReference, TransferConfig
 from adamergex.graph import Step
 from adamergex.settings import (
     AnyRows,
@@ -88,6 +88,41 @@ def mad_x_task_only(x: Experiment) -> Step:
     return x.task_adapter()
 
 
+def layer_swapping(x: Experiment) -> Step:
+    """The bottom and top layers of A[R,g] around the middle ones of A[T,s] (2410.01335)."""
+    return x.merge(
+        task=x.train(x.task, x.source),
+        target_reference=x.train(x.reference, x.target),
+        rule="average",
+        space="factors",
+        modules="all",
+        weight=x.config.merge.swap.model_dump(),
+    )
+
+
+def language_arithmetic(x: Experiment) -> Stack:
+    """MAD-X on λ·target + (1 − λ)·source of the language adapters (2404.15737)."""
+    language = x.merge(
+        task=x.language(x.source),
+        target_reference=x.language(x.target),
+        rule="average",
+        space="factors",
+        modules="all",
+        weight=x.config.mad_x.arithmetic,
+    )
+    return language, x.task_adapter(below=x.language(x.source))
+
+
+def ties(x: Experiment) -> Step:
+    """A[T,s] and A[R,g] trimmed, their signs elected, what agrees averaged (2306.01708; through PEFT)."""
+    return x.combine("ties")
+
+
+def dare(x: Experiment) -> Step:
+    """A[T,s] and A[R,g] with random entries dropped, the others scaled up, then summed (2311.03099; through PEFT)."""
+    return x.combine("dare")
+
+
 class Recipe(NamedTuple):
     """A method as a table shows it."""
 
@@ -106,6 +141,10 @@ RECIPES: dict[str, Recipe] = {
     "mad_x": Recipe("MAD-X", mad_x),
     "mad_x_no_invertible": Recipe("MAD-X −INV", mad_x_no_invertible),
     "mad_x_task_only": Recipe("MAD-X −LAD −INV", mad_x_task_only),
+    "layer_swapping": Recipe("Layer swapping", layer_swapping),
+    "language_arithmetic": Recipe("Language arithmetic", language_arithmetic),
+    "ties": Recipe("TIES", ties),
+    "dare": Recipe("DARE", dare),
 }
 
 
@@ -120,6 +159,7 @@ class Facts(NamedTuple):
     task: Target
     segments: int | None
     content: Content
+    reference: Target | None = None  # where the reference task is a labelled one
 
 
 @dataclass(frozen=True)
@@ -140,8 +180,11 @@ class Experiment:
         return self.facts.task
 
     @property
-    def reference(self) -> LanguageModeling:
+    def reference(self) -> Task:
         reference = self.config.reference
+        if isinstance(reference, TaskReference):
+            assert self.facts.reference is not None  # facts() read it
+            return self.facts.reference
         return LanguageModeling(
             segment=reference.segment,
             segments=self.facts.segments,
@@ -152,7 +195,7 @@ class Experiment:
     def train(self, task: Task, language: str) -> Step:
         """An adapter of the experiment's structure, trained on a task in a language."""
         rows, optimisation = self._training(task)
-        name = "reference" if isinstance(task, LanguageModeling) else "task"
+        name = "task" if task is self.task else "reference"
         return self._train(name, self.config.structure, task, language, rows, optimisation)
 
     def language(self, language: str, *, invertible: bool = True) -> Step:
@@ -165,6 +208,7 @@ class Experiment:
             mask_rate=reference.mask_rate,
             objective=reference.objective,
         )
+        assert reference.text is not None  # the settings were checked for it
         name = "language" if structure.invertible else "language −INV"
         return self._train(name, structure, task, language, reference.text, settings.optimisation)
 
@@ -210,11 +254,15 @@ class Experiment:
         return Step("train", self._identity(job, task, rows, language), job, inputs, label=label)
 
     def _training(self, task: Task) -> tuple[AnyRows, Optimisation]:
-        if isinstance(task, LanguageModeling):
-            return self.config.reference.text, self.config.reference.optimisation
-        rows = self.config.task.rows("train")
+        reference = self.config.reference
+        if isinstance(reference, TextReference) and isinstance(task, LanguageModeling):
+            return reference.text, reference.optimisation
+        labelled = (
+            reference.task if isinstance(reference, TaskReference) and task is not self.task else self.config.task
+        )
+        rows = labelled.rows("train")
         assert rows is not None  # every task is trained on something
-        return rows, self.config.task.optimisation
+        return rows, labelled.optimisation
 
     def merge(
         self,
@@ -225,12 +273,14 @@ class Experiment:
         rule: str = "adaptive",
         space: str | None = None,
         modules: str | None = None,
-        weight: float | None = None,
+        weight: float | dict[str, int] | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> Step:
-        """A merge; what is not given comes from the settings. A weight of None is tuned (see ``adapter``)."""
+        """A merge; what is not given comes from the settings. A weight of None is tuned (see ``adapter``), one of
+        ``bottom``, ``top`` and ``transition`` swaps layers. ``more`` is for what ``combine`` makes."""
         settings = self.config.merge
         chosen = space or settings.space
-        if weight is None and settings.weight != "tuned":
+        if weight is None and isinstance(settings.weight, int | float):
             weight = float(settings.weight)
         job = {
             "rule": rule,
@@ -238,12 +288,29 @@ class Experiment:
             "modules": modules or settings.modules,
             "rank": settings.rank if chosen == "delta" else None,
             "weight": weight,
+            **(more or {}),
         }
         inputs = {"task": task, "target_reference": target_reference}
         if source_reference is not None:
             inputs["source_reference"] = source_reference
         label = f"{chosen if rule == 'adaptive' else rule} · {self.target} · seed {self.seed}"
         return Step("merge", job, job, inputs, label=label)
+
+    def combine(self, method: str) -> Step:
+        """A[T,s] and A[R,g] combined by one of PEFT's methods."""
+        settings = self.config.merge.combine
+        more: dict[str, Any] = {"density": settings.density, "weights": settings.weights}
+        if method == "dare":
+            more["seed"] = self.seed
+        return self.merge(
+            task=self.train(self.task, self.source),
+            target_reference=self.train(self.reference, self.target),
+            rule=method,
+            space="factors",
+            modules="all",
+            weight=1.0,
+            more=more,
+        )
 
     def evaluate(self, stack: Stack, language: str) -> Step:
         """Predictions and scores of an adapter, of a stack, or of the bare base, on the test set of a language."""
@@ -266,7 +333,20 @@ class Experiment:
             return found or ()
         if found.kind != "merge" or found.job["weight"] is not None:
             return (found,)
-        return (replace(found, inputs={**found.inputs, "weight": self.tuning(recipe)}),)
+        search = self.most_certain(found) if self.config.merge.weight == "entropy" else self.tuning(recipe)
+        return (replace(found, inputs={**found.inputs, "weight": search}),)
+
+    def most_certain(self, merge: Step) -> Step:
+        """The search of λ without labels: the entropy of a merge's predictions for inputs of its own language."""
+        settings = self.config.merge
+        rows = self.config.task.rows(settings.unlabelled)
+        assert rows is not None  # the settings were checked for them
+        rows = rows.model_copy(update={"limit": min(rows.limit or settings.unlabelled_rows, settings.unlabelled_rows)})
+        evaluation = self._evaluate_job(self.target, rows)
+        shared = {"merge": merge.job, "grid": list(settings.grid), "granularity": settings.granularity}
+        identity = {**shared, "evaluate": self._identity(evaluation, self.task, rows, self.target)}
+        label = f"{merge.label} (unlabelled)"
+        return Step("tune", identity, {**shared, "evaluate": evaluation}, merge.inputs, label=label)
 
     def tuning(self, recipe: Build) -> Step:
         """The search of λ for a recipe: its merge in the proxy language, scored on the proxy's validation set."""

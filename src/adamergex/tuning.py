@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,32 +68,20 @@ def tune(
     ``watch`` is called with each λ and its predictions (see ``evaluation.predict``).
     Raises: as ``merging.merge`` and ``evaluation.evaluate``.
     """
-    adapters = _open(task, target_reference, source_reference)
+    adapters = opened(task, target_reference, source_reference)
     rows = read(job.task, job.rows, job.language)
     curve = []
     with quiet():
         loaded = load_for(job, bare=False) if backbone is None else backbone
-        choices = _Choices(rule_for(rule, adapters[0].layout.kind), rule, space or "factors", modules, rank)
-        _require_mergeable(adapters, choices, allow_different_start)
-        placed, config = None, None
-        try:
-            for candidate in candidates(adapters, choices, grid):
-                if placed is None or candidate.config != config:
-                    # Other ranks need other modules; all λ but 0 share theirs.
-                    if placed is not None:
-                        placed.detach()
-                    placed, config = None, candidate.config
-                    placed = _place(loaded, candidate, task)
-                else:
-                    placed.replace(candidate.tensors, where=task)
+        choices = Choices(rule_for(rule, adapters[0].layout.kind), rule, space or "factors", modules, rank)
+        require_mergeable(adapters, choices, allow_different_start)
+        with closing(on_model(adapters, choices, grid, loaded, task)) as steps:
+            for weight, placed in steps:
                 predictions = predict(job, loaded, placed.model, rows).items
                 if watch is not None:
-                    watch(candidate.weight, predictions)
+                    watch(weight, predictions)
                 found, metric = score(predictions, job.task.metric), job.task.metric
-                curve.append({"weight": candidate.weight, "score": found[metric], "interval": found["interval"]})
-        finally:
-            if placed is not None:
-                placed.detach()
+                curve.append({"weight": weight, "score": found[metric], "interval": found["interval"]})
     best = max(curve, key=lambda point: (point["score"], -point["weight"]))
     result = {"chosen": best["weight"], "curve": curve, "metric": job.task.metric, "language": job.language}
     result["n"] = len(rows)
@@ -102,11 +91,30 @@ def tune(
     return result
 
 
-def _place(loaded: Loaded, candidate: Candidate, task: Path | str) -> resident.Resident:
-    return resident.place(loaded.model, candidate.config, candidate.tensors, where=task, fresh=loaded.fresh)
+def on_model(
+    adapters: list[Adapter], choices: Choices, grid: Iterable[float], loaded: Loaded, task: Path | str
+) -> Generator[tuple[float, resident.Resident], None, None]:
+    """Every λ of ``candidates`` with A(λ) on the loaded model, which is given back when the generator is closed."""
+    placed, config = None, None
+    try:
+        for candidate in candidates(adapters, choices, grid):
+            if placed is None or candidate.config != config:
+                # Other ranks need other modules; all λ but 0 share theirs.
+                if placed is not None:
+                    placed.detach()
+                placed, config = None, candidate.config
+                placed = resident.place(loaded.model, config, candidate.tensors, where=task, fresh=loaded.fresh)
+            else:
+                placed.replace(candidate.tensors, where=task)
+            yield candidate.weight, placed
+    finally:
+        if placed is not None:
+            placed.detach()
 
 
-class _Choices(NamedTuple):
+class Choices(NamedTuple):
+    """How A(λ) is made; see ``merging.merge``."""
+
     rule: Rule
     rule_name: str
     space: str
@@ -114,7 +122,7 @@ class _Choices(NamedTuple):
     rank: int | None
 
 
-def candidates(adapters: list[Adapter], choices: _Choices, grid: Iterable[float]) -> Iterator[Candidate]:
+def candidates(adapters: list[Adapter], choices: Choices, grid: Iterable[float]) -> Iterator[Candidate]:
     """A(λ) for λ = 0 and every λ of the grid, each once, growing."""
     weights = sorted({0.0, *map(float, grid)})
     if not all(map(math.isfinite, weights)):
@@ -123,22 +131,35 @@ def candidates(adapters: list[Adapter], choices: _Choices, grid: Iterable[float]
     yield from make(adapters, choices, weights)
 
 
-def _factor_candidates(adapters: list[Adapter], choices: _Choices, weights: list[float]) -> Iterator[Candidate]:
-    """A(λ) tensor by tensor, in float32, rounded once to the stored dtype: the bytes that a merge would write."""
-    own = adapters[0]
+class Widened(NamedTuple):
+    """The tensors of task, target and source reference (if any) as wide as they are merged, and the task's dtypes."""
+
+    tensors: tuple[Tensors, Tensors, Tensors | None]
+    dtypes: Mapping[str, torch.dtype]
+
+
+def widened(adapters: list[Adapter]) -> Widened:
+    """All tensors in float32, or float64 where they are stored so."""
     stored = [resident.read_tensors(adapter.layout.directory.path) for adapter in adapters]
     dtypes = {name: tensor.dtype for name, tensor in stored[0].items()}
     # A prefix is computed in float64, so a wider copy would only be rounded twice.
-    kept = (torch.float64,) if own.layout.kind != "prefix" else tuple(set(dtypes.values()))
+    kept = (torch.float64,) if adapters[0].layout.kind != "prefix" else tuple(set(dtypes.values()))
     task, target, *rest = (
         {name: tensor if tensor.dtype in kept else tensor.float() for name, tensor in tensors.items()}
         for tensors in stored
     )
+    return Widened((task, target, rest[0] if rest else None), dtypes)
+
+
+def _factor_candidates(adapters: list[Adapter], choices: Choices, weights: list[float]) -> Iterator[Candidate]:
+    """A(λ) tensor by tensor, in float32, rounded once to the stored dtype: the bytes that a merge would write."""
+    own = adapters[0]
+    (task, target, source), dtypes = widened(adapters)
     for weight in weights:
         merged = merged_tensors(
             task,
             target,
-            rest[0] if rest else None,
+            source,
             weight,
             kind=own.layout.kind,
             rule=choices.rule_name,
@@ -149,7 +170,7 @@ def _factor_candidates(adapters: list[Adapter], choices: _Choices, weights: list
         yield Candidate(weight, own.layout.directory.config, rounded)
 
 
-def _delta_candidates(adapters: list[Adapter], choices: _Choices, weights: list[float]) -> Iterator[Candidate]:
+def _delta_candidates(adapters: list[Adapter], choices: Choices, weights: list[float]) -> Iterator[Candidate]:
     """A(λ) as concatenated (with ``rank``: truncated) factors of every chosen module."""
     own, *others = adapters
     averaging = not choices.rule.needs_source
@@ -195,7 +216,7 @@ def _factors(adapter: Adapter, module: str) -> delta.Factors:
         return load_factors(reader, adapter.layout.sites[module])
 
 
-def _open(task: Path | str, target: Path | str, source: Path | str | None) -> list[Adapter]:
+def opened(task: Path | str, target: Path | str, source: Path | str | None) -> list[Adapter]:
     roles = {"task": task, "target reference": target, "source reference": source}
     return [
         Adapter(role, layout(AdapterDirectory.open(path)), lineage.read(path))
@@ -204,7 +225,7 @@ def _open(task: Path | str, target: Path | str, source: Path | str | None) -> li
     ]
 
 
-def _require_mergeable(adapters: list[Adapter], choices: _Choices, allow_different_start: bool) -> None:
+def require_mergeable(adapters: list[Adapter], choices: Choices, allow_different_start: bool) -> None:
     """What ``merge`` checks, before any time is spent on scoring."""
     own, target, *rest = adapters
     kind = own.layout.kind

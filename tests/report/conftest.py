@@ -83,7 +83,8 @@ def _tuning(seed: int, chosen: float) -> dict[str, Any]:
         {"weight": index / 10, "score": height, "interval": [height - 7.5, height + 7.0]}
         for index, height in enumerate(moved)
     ]
-    return {"method": "adamergex", "proxy": "fr", "seed": seed, "chosen": chosen, "curve": curve}
+    found = {"method": "adamergex", "proxy": "fr", "seed": seed, "chosen": chosen, "curve": curve}
+    return {**found, "measure": None, "layers": None}
 
 
 def _adapters(seed: int, several: bool) -> list[dict[str, Any]]:

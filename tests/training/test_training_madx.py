@@ -313,7 +313,7 @@ def test_tensors_placed_and_replaced_in_memory_predict_what_their_directory_pred
     contents = [resident.read_tensors(tmp_path / number) for number in "12"]
     config = json.loads((tmp_path / "1" / "adapter_config.json").read_text())
     candidate = tuning.Candidate(0.0, config, contents[0])
-    placed = tuning._place(backbone, candidate, tmp_path / "1")
+    placed = resident.place(backbone.model, candidate.config, candidate.tensors, where=tmp_path, fresh=backbone.fresh)
     found = []
     for tensors in (contents[0], contents[1]):
         placed.replace(tensors, where="memory")

@@ -74,6 +74,10 @@ class Stacked:
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The adapter's parameters by their names in its file."""
+        return dict(self.adapter.named_parameters())
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """The adapter's tensors by their names in its file, and the head's by theirs in the model."""
         head = head_parameters(self.model, self.fresh) if self.heads else {}

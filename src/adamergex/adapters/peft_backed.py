@@ -23,7 +23,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import ModulesToSaveWrapper, merge_utils
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -144,6 +144,15 @@ def tensors(wrapped: PeftModel) -> dict[str, torch.Tensor]:
     return dict(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
 
 
+def parameters(wrapped: PeftModel) -> dict[str, nn.Parameter]:
+    """The adapter's parameters, heads left out, under the names that its file gives them (of a prefix: the model's)."""
+    return {
+        name.replace(".default", ""): parameter
+        for name, parameter in wrapped.named_parameters()
+        if any(mark in name for marks in _KINDS.values() for mark in marks)
+    }
+
+
 def save(wrapped: PeftModel, directory: Path, lineage: Lineage) -> None:
     """Write adapter_config.json, adapter_model.safetensors, lineage.json and the card: equal adapters, equal bytes."""
     write_tensors(wrapped, directory)
@@ -242,6 +251,12 @@ def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
+def combined(method: str, tensors: list[torch.Tensor], weights: list[float], density: float) -> torch.Tensor:
+    """PEFT's ``ties`` or ``dare_linear`` of tensors of one shape; DARE draws from torch's global generator."""
+    combine = {"ties": merge_utils.ties, "dare": merge_utils.dare_linear}[method]
+    return combine(tensors, torch.tensor(weights, dtype=tensors[0].dtype), density)
+
+
 def _fill(wrapped: PeftModel, contents: Mapping[str, torch.Tensor], where: object) -> None:
     expected = tensors(wrapped)
     missing, unexpected = sorted(expected.keys() - contents.keys()), sorted(contents.keys() - expected.keys())
@@ -310,11 +325,8 @@ def redraw(head: nn.Module, model: PreTrainedModel) -> None:
 def _adapter_tensors(wrapped: PeftModel) -> dict[str, torch.Tensor]:
     """Adapter parameters by their name inside the backbone: the same under any head."""
     backbone = f"{_alone(wrapped).base_model_prefix}."
-    result: dict[str, torch.Tensor] = {}
-    for name, parameter in wrapped.named_parameters():
-        if any(mark in name for marks in _KINDS.values() for mark in marks):
-            result[name.removeprefix(_PREFIX).removeprefix(backbone).replace(".default", "")] = parameter
-    return result
+    found = parameters(wrapped).items()
+    return {name.removeprefix(_PREFIX).removeprefix(backbone): parameter for name, parameter in found}
 
 
 @torch.no_grad()

@@ -32,6 +32,9 @@ class Resident(Protocol):
     def start_sha256(self) -> str:
         """SHA-256 of the adapter's tensors as they stand, heads left out; before training: of its start."""
 
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """The adapter's parameters by their names in its file, heads left out."""
+
     def replace(self, contents: Tensors, *, where: object) -> None:
         """Overwrite all tensors in place; as ``read_tensors`` gives them."""
 
@@ -53,6 +56,9 @@ class InPeft:
 
     def start_sha256(self) -> str:
         return peft_backed.start_sha256(self.model)
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        return peft_backed.parameters(self.model)
 
     def replace(self, contents: Tensors, *, where: object) -> None:
         peft_backed.replace(self.model, contents, where=where)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
 from adamergex.merging import prefix
 from adamergex.merging.checks import Adapter
+from adamergex.merging.layers import Weight, numbers
 from adamergex.merging.rule import Rule
 
 SPACES = ("factors", "delta")
@@ -16,11 +16,15 @@ StrPath = str | Path
 
 
 def require_arguments(
-    weight: float, space: str, rank: int | None, rule: str, given: tuple[StrPath | None, StrPath | None, StrPath | None]
+    weight: Weight,
+    space: str,
+    rank: int | None,
+    rule: str,
+    given: tuple[StrPath | None, StrPath | None, StrPath | None],
 ) -> None:
     """Which arguments go together. Raises ConfigError."""
     target, source, saved = given
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+    if numbers(weight) is None:
         raise ConfigError("The weight is not a finite number.", where="weight", found=weight, fix="use one like 0.5")
     if space not in SPACES:
         raise ConfigError("There is no such space.", where="space", found=space, expected=" or ".join(SPACES))
@@ -81,6 +85,18 @@ def prefix_choices(kind: str, rule: Rule, span: str | None, form: str | None) ->
     if kind != "prefix":
         return None, None
     return span or prefix.SPANS[0], (form or prefix.FORMS[0]) if rule.name == "prefix" else None
+
+
+def require_one_weight(own: Adapter, space: str, weight: Weight) -> None:
+    """Which structures and spaces take a weight a layer. Raises ConfigError."""
+    if not isinstance(weight, int | float) and (space != "factors" or own.layout.kind == "prefix"):
+        raise ConfigError(
+            "Weights by layer are for the factors of an adapter.",
+            where="weight",
+            found=f"{own.layout.kind}, space {space}",
+            expected="LoRA, (IA)³ or bottlenecks in space factors",
+            fix="give one weight for all layers",
+        )
 
 
 def require_divergence(saved: Adapter, rule: Rule, space: str, span: str | None = None) -> None:

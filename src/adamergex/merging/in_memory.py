@@ -22,7 +22,7 @@ def merged_tensors(
     task: Tensors,
     target: Tensors,
     source: Tensors | None,
-    weight: float,
+    weight: float | Mapping[str, Array],
     *,
     kind: str = "lora",
     rule: str = "adaptive",
@@ -33,9 +33,10 @@ def merged_tensors(
 ) -> dict[str, Array]:
     """The factor-space merge of tensors by name, as PEFT's state dict has them (with or without the adapter's name).
 
-    New tensors for the selected modules, the task's own objects for all others; λ = 0 gives the task's own objects
-    throughout. Computed in the tensors' dtype: give float32; a prefix (materialised, of ``layers`` layers) is computed
-    in float64 and rounded to that dtype. References may lack the task's heads.
+    ``weight``: one, or by module (numbers, or scalars of the tensors' library). New tensors for the selected modules,
+    the task's own objects for all others; one weight of 0 gives the task's own objects throughout. Computed in the
+    tensors' dtype: give float32; a prefix (materialised, of ``layers`` layers) is computed in float64 and rounded to
+    that dtype. References may lack the task's heads.
 
     Raises:
         ConfigError, IncompatibleAdaptersError, NothingMergedError: as ``merging.merge``.
@@ -44,6 +45,8 @@ def merged_tensors(
     span, form = prefix_choices(kind, chosen_rule, span, form)
     merged = dict(task)
     if span is not None:
+        if isinstance(weight, Mapping):
+            raise ConfigError("A prefix takes one weight.", where="weight", found="weights by module", expected="one")
         if form == "literal":
             chosen_rule = prefix.LITERAL
         elif weight == 0.0:
@@ -54,12 +57,13 @@ def merged_tensors(
         merged[key] = _merged_prefix(task[key], others, weight, chosen_rule, {name: places[name] for name in chosen})
         return merged
     chosen = select(sites, modules or default_selection(kind, chosen_rule))
-    if weight == 0.0:
+    if isinstance(weight, int | float) and weight == 0.0:
         return merged
     for module in sorted(chosen):
+        own = weight[module] if isinstance(weight, Mapping) else weight
         for key in sites[module].values():
             divergence = chosen_rule.divergence(_same(key, task, target), _source(chosen_rule, key, task, source))
-            merged[key] = chosen_rule.shift(task[key], divergence, weight)
+            merged[key] = chosen_rule.shift(task[key], divergence, own)
     return merged
 
 

@@ -20,9 +20,11 @@ from adamergex.merging.arguments import (
     require_arguments,
     require_covered,
     require_divergence,
+    require_one_weight,
     require_space,
 )
 from adamergex.merging.checks import Adapter, require_fitting, require_references, require_same_start
+from adamergex.merging.layers import Weight, by_layer, by_module
 from adamergex.merging.layout import layout, ranks
 from adamergex.merging.report import MergeReport, ModuleChange
 from adamergex.merging.rule import Rule
@@ -42,6 +44,7 @@ class Choices(NamedTuple):
     rule: Rule
     space: str
     weight: float
+    layers: tuple[float, ...] | None
     rank: int | None
     span: str | None
     form: str | None
@@ -53,7 +56,7 @@ def merge(
     target_reference: StrPath | None = None,
     source_reference: StrPath | None = None,
     divergence: StrPath | None = None,
-    weight: float,
+    weight: Weight,
     output: StrPath,
     modules: str | None = None,
     space: str = "factors",
@@ -73,7 +76,7 @@ def merge(
         target_reference: the reference task in the target language.
         source_reference: the reference task in the source language; ``average`` takes none.
         divergence: instead of the two references, what ``divergence()`` wrote.
-        weight: λ; 0 gives the task adapter back.
+        weight: λ; 0 gives the task adapter back. Also one λ a layer, or ``layers.Swap`` (factors; not of a prefix).
         output: a directory that does not exist yet.
         modules: ``attention-qv`` (default for LoRA), ``all`` (default for all others and ``average``), or a regular
             expression (PEFT's reading: it must match a whole name or its ending after a dot; of a prefix, its spans').
@@ -95,6 +98,9 @@ def merge(
     own = _open("task", task)
     chosen_rule = rule_for(rule, own.layout.kind)
     require_space(own, chosen_rule, space)
+    require_one_weight(own, space, weight)
+    layers = by_layer(weight, own.layout.sites)
+    mean = sum(layers) / len(layers) if layers else float(weight)  # type: ignore[arg-type]
     span, form = prefix_choices(own.layout.kind, chosen_rule, span, form)
     if form == "literal":
         chosen_rule = prefix.LITERAL
@@ -110,20 +116,21 @@ def merge(
     if space == "factors":
         require_same_start([own, *others], allow_different_start)
     with _hashes([own, *others]) as hashes, staged_directory(path) as stage:
-        choices = Choices(chosen_rule, space, float(weight), rank, span, form)
+        choices = Choices(chosen_rule, space, mean, layers, rank, span, form)
         items, config = _write(stage / TENSORS, own, others, choices, chosen)
         summary = MergeReport(
             own.layout.kind,
             chosen_rule.name,
             space,
             selection,
-            float(weight),
+            mean,
             rank,
             tuple(items),
             tuple(own.layout.heads),
             tuple(name for adapter in others for name in adapter.layout.heads),
             span,
             form,
+            layers,
         )
         parents = _parents([own, *others], hashes())
         _require_change(summary, parents)
@@ -174,7 +181,7 @@ def divergence(
     if space == "factors":
         require_same_start([target, source], allow_different_start)
     with _hashes([target, source]) as hashes, staged_directory(path) as stage:
-        choices = Choices(chosen_rule, space, 1.0, None, span, None)
+        choices = Choices(chosen_rule, space, 1.0, None, None, span, None)
         items, config = _write_divergence(stage / TENSORS, target, source, choices, chosen)
         summary = MergeReport(
             target.layout.kind,
@@ -212,7 +219,7 @@ Written = tuple[list[ModuleChange], Mapping[str, Any]]
 
 
 def _write(path: Path, own: Adapter, others: list[Adapter], choices: Choices, chosen: frozenset[str]) -> Written:
-    rule, space, weight, rank, span, _ = choices
+    rule, space, weight, layers, rank, span, _ = choices
     config = own.layout.directory.config
     with ExitStack() as stack:
         task, *readers = (stack.enter_context(TensorReader(adapter.layout.directory)) for adapter in (own, *others))
@@ -223,7 +230,8 @@ def _write(path: Path, own: Adapter, others: list[Adapter], choices: Choices, ch
             prefixes = stream_prefix.PrefixMerge(rule, weight, span, own.layout, chosen, task, source)
             return prefixes.write(path), {**config, "prefix_projection": False}
         if space == "factors":
-            merge_of = ElementwiseMerge(rule, weight, own.layout, chosen, task, tuple(readers), saved)
+            weights = by_module(layers or weight, own.layout.sites)
+            merge_of = ElementwiseMerge(rule, weights, own.layout, chosen, task, tuple(readers), saved)
             return merge_of.write(path), config
         pairs = [(reader, adapter.layout) for reader, adapter in zip(readers, others, strict=True)]
         if saved:
@@ -300,7 +308,7 @@ def _parents(adapters: list[Adapter], hashes: list[str]) -> dict[str, dict[str, 
 
 
 def _require_change(summary: MergeReport, parents: Mapping[str, Mapping[str, Any]]) -> None:
-    if summary.weight == 0.0 or summary.changed:
+    if not any(summary.layers or (summary.weight,)) or summary.changed:
         return
     target, source = (parents.get(f"{side}_reference") for side in ("target", "source"))
     twice = target is not None and source is not None and target["sha256"] == source["sha256"]
@@ -344,6 +352,7 @@ def _merged_lineage(
             "weight": summary.weight,
             "rank": summary.rank,
             **choices,
+            **({"layers": summary.layers} if summary.layers else {}),
         },
         versions=lineages.package_versions(("adamergex", "numpy")),
     )

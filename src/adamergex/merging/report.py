@@ -46,7 +46,8 @@ class ModuleChange:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did; ``str()`` is a compact table, ``to_json()`` everything."""
+    """What a merge did; ``str()`` is a compact table, ``to_json()`` everything. Of weights by layer (``layers``),
+    ``weight`` is the mean."""
 
     kind: str
     rule: str
@@ -59,6 +60,7 @@ class MergeReport:
     ignored_heads: tuple[str, ...] = ()
     span: str | None = None
     form: str | None = None
+    layers: tuple[float, ...] | None = None
 
     @property
     def matched(self) -> int:
@@ -96,6 +98,8 @@ class MergeReport:
         """All of it, with the counts and relative changes; one module a line."""
         counts = {name: getattr(self, name) for name in ("matched", "changed", "copied", "guarded")}
         found = {**vars(self), "modules": [], "counts": counts}
+        if self.layers is None:
+            del found["layers"]
         # json indents in Python and does the rest in C: a line a module is ten times faster than an indented one.
         modules = (
             json.dumps({**vars(item), "relative": item.relative if item.task else None}, ensure_ascii=False)
@@ -107,6 +111,7 @@ class MergeReport:
     def lines(self) -> list[str]:
         """The compact table: one line for each kind of module."""
         weight = "none (a divergence)" if self.weight is None else f"{self.weight:g}"
+        weight += f" (mean of {', '.join(f'{one:g}' for one in self.layers)})" if self.layers else ""
         rank = f", truncated to rank {self.rank}" if self.rank else ""
         form = f", span {self.span}, form {self.form}" if self.span else ""
         lines = [

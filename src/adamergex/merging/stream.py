@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -146,10 +146,11 @@ def reference_divergence(rule: Rule, references: Chunks, tally: Tally, room: Arr
 class ElementwiseMerge:
     """The merge of every chosen tensor by a rule, and a copy of every other tensor of the task.
 
-    ``others``: target and source reference, the target alone for the average, or one ``saved`` divergence."""
+    ``weight``: one, or by module. ``others``: target and source reference, the target alone for the average, or one
+    ``saved`` divergence."""
 
     rule: Rule
-    weight: float
+    weight: float | Mapping[str, float]
     layout: Layout
     chosen: frozenset[str]
     task: TensorReader
@@ -172,7 +173,7 @@ class ElementwiseMerge:
         with np.errstate(all="ignore"):  # what is not finite is found and named
             for task, *others in lockstep(span, desk.readers):
                 if span.module in self.chosen:
-                    stored = self._merged(task, others, tally, desk)
+                    stored = self._merged(span.module, task, others, tally, desk)
                 else:
                     tally.task += finite_squares(task) if task.info.dtype in FLOATS else 0.0
                     for chunk in others:
@@ -182,9 +183,10 @@ class ElementwiseMerge:
                 position += stored.nbytes
         return tally
 
-    def _merged(self, task: Chunk, others: Chunks, tally: Tally, desk: Desk) -> Array:
+    def _merged(self, module: str, task: Chunk, others: Chunks, tally: Tally, desk: Desk) -> Array:
         """One chunk of the result as stored, its sums added to the tally."""
-        rule, weight, room = self.rule, self.weight, desk.room(task)
+        rule, room = self.rule, desk.room(task)
+        weight = self.weight[module] if isinstance(self.weight, Mapping) else self.weight
         if self.saved:
             divergence, d_squares = others[0].values, finite_squares(others[0])
         else:

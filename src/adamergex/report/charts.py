@@ -163,6 +163,10 @@ def curve_caption(runs: Sequence[Tuning]) -> str:
     pairs = [(_at(run, run.chosen), _at(run, 0)) for run in runs]
     known = [(point, zero) for point, zero in pairs if point and zero]
     opening = f"Chosen on {runs[0].proxy}: λ = {chosen}" + (f" ({len(runs)} seeds)" if len(runs) > 1 else "")
+    if runs[0].measure:
+        opening = f"Least {runs[0].measure} on unlabelled {opening[len('Chosen on ') :]}"
+        if runs[0].layers:
+            return opening + ", the mean of one λ a layer."
     if len(known) < len(runs):
         return opening + "."
     there, zero = (number(fmean(pair[side].score for pair in known)) for side in (0, 1))
@@ -187,7 +191,9 @@ def curve(key: str, method: Method, runs: Sequence[Tuning], measure: str = "Accu
     across = ticks(min(point.weight for point in points), max(point.weight for point in points), 5)
     x, y = Scale(across[0], across[-1], 38, WIDTH - 14), Scale(marks[0], marks[-1], 196, 30)
     parts = [label(0, 14, method.title, class_="heading")]
-    parts.append(label(WIDTH, 14, f"{runs[0].proxy}, {measure} in %", class_="quiet", text_anchor="end"))
+    parts.append(
+        label(WIDTH, 14, f"{runs[0].proxy}, {runs[0].measure or measure} in %", class_="quiet", text_anchor="end")
+    )
     for mark in marks:
         parts.append(line(x.start, y(mark), x.end, y(mark), "grid"))
         parts.append(label(26, y(mark) + 4, f"{mark:g}", class_="tick", text_anchor="end"))

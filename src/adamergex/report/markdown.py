@@ -212,13 +212,19 @@ def _several(results: Results) -> bool:
     return len({cell.seed for cell in results.cells}) > 1
 
 
+_CHOSEN = (
+    "The chosen λ is bold. Entropy, in percent of the largest, is of the predictions for unlabelled inputs of the "
+    "language itself; the least is chosen."
+)
+
+
 def _tuning(results: Results) -> list[str]:
     if not results.tuning:
         return []
     rows = [
         [
             plain(getattr(results.method(run.method), "title", run.method)),
-            plain(run.proxy),
+            plain(run.proxy) + (f" ({run.measure})" if run.measure else ""),
             str(run.seed),
             f"{point.weight:g}" + (" (Eng-FT)" if point.weight == 0 else ""),
             _bold(number(point.score), point.weight == run.chosen),
@@ -228,7 +234,7 @@ def _tuning(results: Results) -> list[str]:
         for point in run.curve
     ]
     header = ["Method", "Proxy", "Seed", "λ", results.measure, "95 % interval"]
-    return ["## The weight λ on the proxy language", table(header, rows, "llrrrr"), "The chosen λ is bold."]
+    return ["## The weight λ on the proxy language", table(header, rows, "llrrrr"), _CHOSEN]
 
 
 def _adapters(adapters: Sequence[Adapter]) -> list[str]:

@@ -100,13 +100,18 @@ class CurvePoint(_Record):
 
 @dataclass(frozen=True)
 class Tuning(_Record):
-    """One search for λ: the curve over the grid and the λ that was taken."""
+    """One search for λ: the curve over the grid and the λ that was taken (of one λ a layer, ``layers``, the mean).
+
+    ``proxy`` is the language that it looked at; ``measure`` is what the curve holds, where it is not the metric:
+    "entropy" in percent of the largest, which is minimised on unlabelled inputs of the target itself."""
 
     method: str
     proxy: str
     seed: int
     chosen: float
     curve: tuple[CurvePoint, ...]
+    measure: str | None = None
+    layers: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

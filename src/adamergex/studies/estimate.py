@@ -98,7 +98,12 @@ def _work(step: Step, facts: _Facts) -> tuple[float, int]:
     """Tokens of a step, and FLOPs a token and parameter; a merge has none."""
     if "evaluate" in step.job:  # a search of λ: one evaluation for each of the grid
         job = step.job["evaluate"]
-        return facts.tokens(job, training=False) * len(step.job.get("grid", [0])), 2
+        times = len(step.job.get("grid", [0]))
+        if step.job.get("granularity") == "layer":  # then a descent, whose steps go forward and back
+            from adamergex.entropy import STEPS
+
+            times += 2 * (STEPS + 1)
+        return facts.tokens(job, training=False) * times, 2
     if "rows" not in step.job or "base" not in step.job:
         return 0.0, 0
     training = "optimisation" in step.job

@@ -8,13 +8,14 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
-from adamergex.config import TransferConfig
+from adamergex.config import TaskReference, TransferConfig
 from adamergex.errors import AdamergexError, ConfigError
 from adamergex.graph import Step, canonical, in_order
 from adamergex.plan import Plan, absolute, facts, languages_of, needs_references
 from adamergex.recipes import Content, Facts
-from adamergex.settings import AnyRows, Task
+from adamergex.settings import AnyRows, Target, Task
 from adamergex.studies.settings import Assumed, Study
+from adamergex.task_config import BuiltIn, Own
 from adamergex.tasks.rows import source
 
 
@@ -107,13 +108,22 @@ class StudyPlan:
 
 def assumed_facts(config: TransferConfig, assumed: Assumed) -> Facts:
     """Facts without model and data: names in the place of hashes, the assumed amount of text."""
-    segments = config.reference.segments or (assumed.segments if needs_references(config) else None)
+    reference, segments, labelled = config.reference, None, None
+    if isinstance(reference, TaskReference):
+        labelled = _assumed_task(reference.task)
+    else:
+        segments = reference.segments or (assumed.segments if needs_references(config) else None)
     return Facts(
         base_sha256=_named(config.base),
-        task=config.task.task(("assumed 1", "assumed 2") if config.task.open_labels else ()),
+        task=_assumed_task(config.task),
         segments=segments,
         content=lambda task, rows, language: _named((rows.model_dump_json(), language)),
+        reference=labelled,
     )
+
+
+def _assumed_task(config: Own | BuiltIn) -> Target:
+    return config.task(("assumed 1", "assumed 2") if config.open_labels else ())
 
 
 def _what(error: AdamergexError) -> str:
