@@ -21,6 +21,9 @@ from adamergex.plan import Plan, absolute, facts, train_job
 from adamergex.recipes import RECIPES
 from adamergex.train_config import LanguageTraining, TaskTraining, load_training, parse_training
 
+# What an adapter is stored in, and what a fine-tuning of the weights is.
+WEIGHTS = ("adapter_model.safetensors", "sparse_difference.safetensors")
+
 
 def transfer(config: TransferConfig, say: Callable[[str], None] = print, command: str | None = None) -> dict[str, Any]:
     """Train what the store lacks, tune λ, merge, evaluate, and write the results and the report to ``config.output``.
@@ -134,7 +137,7 @@ def _adapter(store: Store, step: Step, output: Path, reused: bool) -> dict[str, 
     directory = store.path(step)
     lineage = _json(directory / "lineage.json")
     manifest = store.manifest(step) or {}
-    weights = directory / "adapter_model.safetensors"
+    weights = next(path for name in WEIGHTS if (path := directory / name).is_file())
     training = lineage["settings"].get("training", {})
     return {
         "name": step.label,
