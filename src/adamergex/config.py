@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from adamergex.errors import ConfigError
-from adamergex.settings import Activation, Optimisation, Rows, Settings, Structure
+from adamergex.settings import Activation, Optimisation, Rows, Settings, Structure, decaying
 from adamergex.task_config import BuiltIn, Own, TaskConfig, Where, known_fields
 
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -83,6 +83,58 @@ class TaskAdapters(Settings):
     optimisation: Optimisation | None = Field(default=None, description="default: task.optimisation")
 
 
+LONG = Optimisation(steps=100_000, learning_rate=5e-5, batch_size=8, schedule="linear", warmup=0, max_grad_norm=1.0)
+NER = LONG.model_copy(update={"steps": None, "epochs": 10.0})
+
+
+class FullLanguage(Settings):
+    """MLM-SRC and MLM-TRG: all weights trained on ``reference.text`` before the task."""
+
+    segment: PositiveInt = 256
+    segments: PositiveInt | None = Field(default=None, description="default: all that the language has")
+    optimisation: Optimisation = LONG
+
+
+class FullConfig(Settings):
+    """Methods that train all weights: full_fine_tuning, mlm_source, mlm_target."""
+
+    language: FullLanguage = FullLanguage()
+    task: Optimisation | None = Field(default=None, description="default: task.optimisation at ``learning_rate``")
+    learning_rate: PositiveFloat = 2e-5
+
+
+class SparseLanguage(Settings):
+    """LF-SFT's difference of a language. The default K is 7.67 of XLM-R base's 278 million."""
+
+    entries: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.0276, description="how many weights change, or which share of them"
+    )
+    l1: Annotated[float, Field(ge=0)] = Field(default=0.1, description="of the mean absolute difference")
+    first_steps: PositiveInt | None = Field(default=None, description="of the phase that chooses; default: as many")
+    segment: PositiveInt = 256
+    segments: PositiveInt | None = Field(default=None, description="default: all that the language has")
+    optimisation: Optimisation = LONG
+
+
+class SparseTask(Settings):
+    """LF-SFT's difference of the task. The default K is 14.2 of XLM-R base's 278 million."""
+
+    entries: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.0511, description="how many weights change, or which share of them"
+    )
+    l1: Annotated[float, Field(ge=0)] = 0.0
+    first_epochs: PositiveFloat | None = Field(default=3.0, description="of the phase that chooses; default: as many")
+    first_steps: PositiveInt | None = Field(default=None, description="the same in steps")
+    optimisation: Optimisation = NER
+
+
+class LfSftConfig(Settings):
+    """The sparse differences of lf_sft (2110.07560)."""
+
+    language: SparseLanguage = SparseLanguage()
+    task: SparseTask = SparseTask()
+
+
 class MadXConfig(Settings):
     """The adapters of mad_x and its ablations (2005.00052); ``structure`` is for the other methods."""
 
@@ -105,8 +157,31 @@ Method = Literal[
     "mad_x",
     "mad_x_no_invertible",
     "mad_x_task_only",
+    "full_fine_tuning",
+    "mlm_source",
+    "mlm_target",
+    "lf_sft",
+    "xlt",
+    "xlt_english_tuning",
 ]
 METHODS: tuple[str, ...] = get_args(Method)
+
+
+def _method(name: str) -> str:
+    if name not in METHODS and ".py:" not in name:
+        near = difflib.get_close_matches(name, METHODS, 1)
+        known = ", ".join(repr(method) for method in METHODS)
+        raise ValueError(f"{name!r} is none of {known}" + (f"; did you mean '{near[0]}'?" if near else ""))
+    return name
+
+
+MethodName = Annotated[str, AfterValidator(_method)]
+"""One of ``Method``, or a recipe of the user's: FILE.py:FUNCTION (docs/methods.md)."""
+
+
+def method_name(method: str) -> str:
+    """What a method is called in results: a user's recipe by its function."""
+    return method.rpartition(":")[2]
 
 
 class TransferConfig(Settings):
@@ -118,11 +193,18 @@ class TransferConfig(Settings):
     source: str = Field(default="en", description="the language with labels")
     proxy: str | None = Field(default=None, description="the language whose labelled validation set tunes λ")
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
-    methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("vanilla", "english_tuning", "average", "adamergex")
+    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = (
+        "vanilla",
+        "english_tuning",
+        "average",
+        "adamergex",
+    )
     task: TaskConfig = Field(description="the target task, labelled in the source language")
     reference: ReferenceConfig
     merge: MergeConfig = MergeConfig()
     mad_x: MadXConfig = MadXConfig()
+    full: FullConfig = FullConfig()
+    lf_sft: LfSftConfig = LfSftConfig()
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     output: str = Field(default="runs/transfer", description="folder for adapters, predictions, scores and the report")
     store: str | None = Field(
@@ -213,6 +295,13 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
             yield "task.validation: missing; λ is tuned on it in the proxy language (or set merge.weight to a number)"
     if config.proxy == config.source:
         yield f"proxy: '{config.source}' is the source; λ would be tuned where no transfer happens"
+    if config.structure.kind in ("full", "sparse"):
+        yield f"structure.kind: '{config.structure.kind}' is no adapter; name the method full_fine_tuning or lf_sft"
+    if len({method_name(method) for method in config.methods}) < len(config.methods):
+        yield "methods: two have the same name"
+    for name, optimisation in (("language", config.lf_sft.language), ("task", config.lf_sft.task)):
+        if problem := decaying(Structure(kind="sparse"), optimisation.optimisation):
+            yield f"lf_sft.{name}.{problem}"
     if config.structure.kind != "lora" and config.merge.space == "delta":
         yield f"merge.space: 'delta' is for lora, the structure is {config.structure.kind}"
     if config.structure.kind != "lora" and "adamergex_delta" in config.methods:

@@ -12,13 +12,13 @@ from statistics import fmean
 from typing import Any
 
 from adamergex.actions import ACTIONS, backbone_group
-from adamergex.config import TransferConfig, load, parse
+from adamergex.config import TransferConfig, load, method_name, parse
 from adamergex.engines.local import run
 from adamergex.graph import Step, Store
 from adamergex.inventory import record
 from adamergex.lineage import package_versions
 from adamergex.plan import Plan, absolute, facts, train_job
-from adamergex.recipes import RECIPES
+from adamergex.recipes import recipe
 from adamergex.train_config import LanguageTraining, TaskTraining, load_training, parse_training
 
 # What an adapter is stored in, and what a fine-tuning of the weights is.
@@ -82,11 +82,11 @@ def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[st
 
 
 def _method(config: TransferConfig, name: str) -> dict[str, Any]:
-    recipe = RECIPES[name]
+    way = recipe(name)
     spaces = {"adamergex": config.merge.space, "adamergex_delta": "delta"}
     space = spaces.get(name) if config.structure.kind == "lora" else None
-    about = (recipe.build.__doc__ or "").strip().splitlines()[0]
-    return {"name": name, "label": recipe.label, "space": space, "about": about}
+    about = next(iter((way.build.__doc__ or "").strip().splitlines()), "")
+    return {"name": method_name(name), "label": way.label, "space": space, "about": about}
 
 
 def _cell(plan: Plan, store: Store, output: Path, cell: tuple[str, str, int]) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from adamergex.config import TransferConfig
+from adamergex.config import TransferConfig, method_name
 from adamergex.errors import DataError
 from adamergex.graph import Step
-from adamergex.recipes import RECIPES, Experiment, Facts, Stack
+from adamergex.recipes import Experiment, Facts, Stack, recipe
 from adamergex.settings import AnyRows, LanguageModeling, Rows, Target, Task, TrainJob
 from adamergex.task_config import BuiltIn, Own
 from adamergex.train_config import LanguageTraining, TaskTraining
@@ -19,7 +19,9 @@ def absolute(config: TransferConfig) -> TransferConfig:
     folder = Path(config.folder)
     reference = config.reference.model_copy(update={"text": _placed(folder, config.reference.text)})
     base = _placed_base(folder, config.base)
-    return config.model_copy(update={"task": config.task.placed(folder), "reference": reference, "base": base})
+    methods = tuple(str((folder / name).absolute()) if ":" in name else name for name in config.methods)
+    update = {"task": config.task.placed(folder), "reference": reference, "base": base, "methods": methods}
+    return config.model_copy(update=update)
 
 
 def train_job(config: LanguageTraining | TaskTraining) -> TrainJob:
@@ -88,8 +90,10 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
     from adamergex.tasks.rows import read
 
     task = _task(config.task, config.source)
-    for bare in {method == "vanilla" for method in config.methods}:
-        kinds.model_kind(task, config.base, bare=bare)  # before anything is trained
+    for method in config.methods:  # before anything is trained
+        asks = recipe(method).asks
+        asked = task if asks is None else asks(task, config.source)
+        kinds.model_kind(asked, config.base, bare=method in ("vanilla", "xlt"))
     known: dict[str, str] = {}
 
     def content(task: Task, rows: AnyRows, language: str) -> str:
@@ -132,7 +136,7 @@ def _segments(config: TransferConfig, languages: Iterable[str] | None) -> int | 
 
 def needs_references(config: TransferConfig) -> bool:
     """Whether a method of the table trains adapters on the reference task."""
-    return config.merges or "average" in config.methods
+    return config.merges or "average" in config.methods or any(":" in method for method in config.methods)
 
 
 class Plan:
@@ -150,12 +154,13 @@ class Plan:
                     self._add(method, Experiment(config, known, language, seed))
 
     def _add(self, method: str, x: Experiment) -> None:
-        cell = (method, x.target, x.seed)
-        stack = x.adapter(RECIPES[method].build)
+        name, way = method_name(method), recipe(method)
+        cell = (name, x.target, x.seed)
+        stack = x.adapter(way.build)
         self.adapters[cell] = stack
-        self.evaluations[cell] = x.evaluate(stack, x.target)
+        self.evaluations[cell] = x.evaluate(stack, x.target, way.asks)
         if stack and "weight" in stack[-1].inputs:
-            self.tunings[method, x.seed] = stack[-1].inputs["weight"]
+            self.tunings[name, x.seed] = stack[-1].inputs["weight"]
 
     @property
     def wanted(self) -> list[Step]:

@@ -130,7 +130,7 @@ class LabelledTask(Settings):
     metric: str
     measured_as: str | None = None
     answer_after: str | None = Field(
-        default=None, description="what stands before a written answer; nothing before the last one is read"
+        default=None, description="what stands before a written answer; the line after it is what is read"
     )
 
     @model_serializer(mode="wrap")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from adamergex.config import LANGUAGE, LanguageOptimisation, read_yaml, refused, typed
-from adamergex.settings import Settings, Structure, unstackable
+from adamergex.settings import Settings, Structure, decaying, unstackable
 from adamergex.task_config import TaskConfig, Where
 
 
@@ -91,7 +91,9 @@ def parse_training(settings: Any, where: str = "settings") -> LanguageTraining |
     config = typed(TRAININGS[kind], settings)
     if isinstance(config, list):
         raise refused(where, config)
-    if isinstance(config, TaskTraining) and (problem := unstackable(config.structure, config.below)):
+    below = config.below if isinstance(config, TaskTraining) else ()
+    optimisation = config.task.optimisation if isinstance(config, TaskTraining) else config.optimisation
+    if problem := unstackable(config.structure, below) or decaying(config.structure, optimisation):
         raise refused(where, [problem])
     return config
 

@@ -56,7 +56,8 @@ def test_the_choice_is_that_of_composable_sft() -> None:
 
 @trials(max_examples=200, deadline=None)
 @given(
-    st.lists(st.lists(st.sampled_from([0.0, 1e-30, 0.5, 1.0, 3.0, 7e20]), min_size=1), min_size=1, max_size=4), st.data()
+    st.lists(st.lists(st.sampled_from([0.0, 1e-30, 0.5, 1.0, 3.0, 7e20]), min_size=1), min_size=1, max_size=4),
+    st.data(),
 )
 def test_all_that_tie_with_the_kth_largest_are_chosen(values: list[list[float]], draw: Any) -> None:
     every = sorted((value for part in values for value in part), reverse=True)
@@ -176,9 +177,7 @@ def test_language_and_task_are_added_to_the_base(
     batch = backbone.tokenizer([row["text"] for row in rows[:12]], padding=True, return_tensors="pt")
     placed = resident.load(backbone.model, [tmp_path / "sw", tmp_path / "task"], fresh=backbone.fresh)
     with torch.inference_mode():
-        torch.testing.assert_close(
-            placed.model(**batch).logits.double(), oracle(**batch).logits, rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(placed.model(**batch).logits.double(), oracle(**batch).logits, rtol=1e-4, atol=1e-5)
     placed.detach()
     # A language is never needed to have a head, and the order of the two does not matter to the weights.
     swapped = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3).eval()
@@ -265,9 +264,7 @@ def test_a_stopped_run_ends_in_the_same_bytes(
         assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
-def test_what_cannot_be_is_refused(
-    checkpoints: dict[str, str], labelled: Path, plain: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_is_refused(checkpoints: dict[str, str], labelled: Path, plain: Path, tmp_path: Path) -> None:
     base = checkpoints["xlm-r"]
     with pytest.raises(ValidationError, match="weight_decay: would move"):
         job(base, plain, TEXT, sparse(), weight_decay=0.1)

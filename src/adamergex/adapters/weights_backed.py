@@ -92,7 +92,7 @@ class InWeights:
         if self._sparse:
             self._start = {name: self._own[name].detach().clone() for name in self._entries()}
             for name in self._start:
-                self._own[name].register_post_accumulate_grad_hook(self._guard(name))
+                self._own[name].register_post_accumulate_grad_hook(self._guard(name))  # type: ignore[no-untyped-call]
             self._count = self._wanted()
 
     @property
@@ -211,7 +211,7 @@ class InWeights:
         """The parameters of which entries can be chosen: the backbone's, not those of the output layer, and of layer
         norms only where the structure says so."""
         assert self.structure is not None
-        outputs = self.model.get_output_embeddings()
+        outputs = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         left = {id(parameter) for parameter in outputs.parameters()} if outputs is not None else set()
         left -= {id(parameter) for parameter in self.model.get_input_embeddings().parameters()}  # tied to them
         if self.structure.freeze_norms:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import wraps
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from adamergex.config import TransferConfig
+from adamergex.errors import AdamergexError, ConfigError
 from adamergex.graph import Step
+from adamergex.recipes import weights
 from adamergex.settings import (
     AnyRows,
     EvaluateJob,
@@ -22,7 +26,8 @@ from adamergex.settings import (
     Task,
     TrainJob,
 )
-from adamergex.tasks.catalogue import identity
+from adamergex.tasks.catalogue import identity, own_module
+from adamergex.tasks.cross_lingual_thought import asked_with_xlt
 
 Stack = tuple[Step, ...]
 
@@ -89,10 +94,11 @@ def mad_x_task_only(x: Experiment) -> Step:
 
 
 class Recipe(NamedTuple):
-    """A method as a table shows it."""
+    """A method as a table shows it. ``asks``: another prompt for the task in a language."""
 
     label: str
     build: Build
+    asks: Callable[[Target, str], Target] | None = None
 
 
 Build = Callable[["Experiment"], Step | Stack | None]
@@ -106,7 +112,61 @@ RECIPES: dict[str, Recipe] = {
     "mad_x": Recipe("MAD-X", mad_x),
     "mad_x_no_invertible": Recipe("MAD-X −INV", mad_x_no_invertible),
     "mad_x_task_only": Recipe("MAD-X −LAD −INV", mad_x_task_only),
+    "full_fine_tuning": Recipe("Full-FT", weights.full_fine_tuning),
+    "mlm_source": Recipe("MLM-SRC", weights.mlm_source),
+    "mlm_target": Recipe("MLM-TRG", weights.mlm_target),
+    "lf_sft": Recipe("LF-SFT", weights.lf_sft),
+    "xlt": Recipe("XLT(Vanilla)", weights.xlt, asked_with_xlt),
+    "xlt_english_tuning": Recipe("XLT(Eng-FT)", weights.xlt_english_tuning, asked_with_xlt),
 }
+
+
+def recipe(method: str) -> Recipe:
+    """The recipe of a method's name, or of ``FILE.py:FUNCTION``, which is run like a task's file.
+
+    Raises: ConfigError: there is no such file or function, or the file does not run.
+    """
+    file, _, name = method.rpartition(":")
+    if not file:
+        return RECIPES[method]
+    found = getattr(own_module(Path(file), "recipe"), name, None)
+    if isinstance(found, Recipe):
+        return found
+    if not callable(found):
+        raise ConfigError(
+            "the recipe file has no such function",
+            where=file,
+            found=f"no {name}",
+            expected="a function of an Experiment, or a Recipe",
+            fix="see docs/methods.md",
+        )
+    return Recipe(name.replace("_", " "), _checked(found, method))
+
+
+def _checked(build: Callable[[Experiment], Any], method: str) -> Build:
+    """A user's function whose mistakes are told as such."""
+
+    @wraps(build)
+    def checked(x: Experiment) -> Step | Stack | None:
+        try:
+            found = build(x)
+        except AdamergexError:
+            raise
+        except Exception as error:  # whatever the user's own code raises
+            problem = f"{type(error).__name__}: {error}"
+            raise ConfigError("the recipe does not run", where=method, found=problem, fix="correct it") from error
+        steps = found if isinstance(found, tuple) else () if found is None else (found,)
+        if len(steps) > 2 or not all(isinstance(step, Step) for step in steps):
+            raise ConfigError(
+                "the recipe returns something else than adapters",
+                where=method,
+                found=repr(found)[:80],
+                expected="a step, two steps (the lower one first), or None",
+                fix="return what x.train, x.merge, … return",
+            )
+        return steps or None if isinstance(found, tuple) else found
+
+    return checked
 
 
 Content = Callable[[Task, AnyRows, str], str]
@@ -151,9 +211,9 @@ class Experiment:
 
     def train(self, task: Task, language: str) -> Step:
         """An adapter of the experiment's structure, trained on a task in a language."""
-        rows, optimisation = self._training(task)
+        rows, optimisation = self.learned_from(task)
         name = "reference" if isinstance(task, LanguageModeling) else "task"
-        return self._train(name, self.config.structure, task, language, rows, optimisation)
+        return self.train_as(name, self.config.structure, task, language, rows, optimisation)
 
     def language(self, language: str, *, invertible: bool = True) -> Step:
         """MAD-X's language adapter, on all the text of a language: the same step for every task and method."""
@@ -161,14 +221,16 @@ class Experiment:
         structure = self._bottleneck(settings.reduction, invertible=invertible and settings.invertible)
         task = LanguageModeling(segment=settings.segment, segments=settings.segments, mask_rate=reference.mask_rate)
         name = "language" if structure.invertible else "language −INV"
-        return self._train(name, structure, task, language, reference.text, settings.optimisation)
+        return self.train_as(name, structure, task, language, reference.text, settings.optimisation)
 
     def task_adapter(self, below: Step | None = None) -> Step:
         """MAD-X's task adapter in the source language, on a frozen language adapter or alone."""
-        settings, (rows, optimisation) = self.config.mad_x.task, self._training(self.task)
+        settings, (rows, optimisation) = self.config.mad_x.task, self.learned_from(self.task)
         structure = self._bottleneck(settings.reduction)
         name = "MAD-X task" + (f" on {below.label.partition(' ·')[0]}" if below else "")
-        return self._train(name, structure, self.task, self.source, rows, settings.optimisation or optimisation, below)
+        return self.train_as(
+            name, structure, self.task, self.source, rows, settings.optimisation or optimisation, below
+        )
 
     def _bottleneck(self, reduction: float, *, invertible: bool = False) -> Structure:
         settings = self.config.mad_x
@@ -181,7 +243,7 @@ class Experiment:
             invertible=invertible,
         )
 
-    def _train(
+    def train_as(
         self,
         name: str,
         structure: Structure,
@@ -191,6 +253,7 @@ class Experiment:
         optimisation: Optimisation,
         below: Step | None = None,
     ) -> Step:
+        """A training of any structure, alone or on what is ``below``; ``name`` goes into the label."""
         job = TrainJob(
             base=self.config.base,
             structure=structure,
@@ -204,7 +267,8 @@ class Experiment:
         label = f"{name} · {language} · seed {self.seed}"
         return Step("train", self._identity(job, task, rows, language), job, inputs, label=label)
 
-    def _training(self, task: Task) -> tuple[AnyRows, Optimisation]:
+    def learned_from(self, task: Task) -> tuple[AnyRows, Optimisation]:
+        """The rows that teach a task, and how they are learned from."""
         if isinstance(task, LanguageModeling):
             return self.config.reference.text, self.config.reference.optimisation
         rows = self.config.task.rows("train")
@@ -240,8 +304,13 @@ class Experiment:
         label = f"{chosen if rule == 'adaptive' else rule} · {self.target} · seed {self.seed}"
         return Step("merge", job, job, inputs, label=label)
 
-    def evaluate(self, stack: Stack, language: str) -> Step:
-        """Predictions and scores of an adapter, of a stack, or of the bare base, on the test set of a language."""
+    def evaluate(self, stack: Stack, language: str, asks: Callable[[Target, str], Target] | None = None) -> Step:
+        """Predictions and scores of an adapter, of a stack, or of the bare base, on the test set of a language.
+
+        ``asks``: what the task becomes where it is asked otherwise than it was learned."""
+        if asks is not None:
+            asked = replace(self, facts=self.facts._replace(task=asks(self.task, language)))
+            return asked.evaluate(stack, language)
         rows = self.config.task.rows("test")
         assert rows is not None  # every task is tested on something
         job = self._evaluate_job(language, rows)
@@ -266,7 +335,12 @@ class Experiment:
     def tuning(self, recipe: Build) -> Step:
         """The search of λ for a recipe: its merge in the proxy language, scored on the proxy's validation set."""
         proxy, rows = self.config.proxy, self.config.task.rows("validation")
-        assert proxy is not None and rows is not None  # the settings were checked for both
+        if proxy is None or rows is None:  # of the shipped methods the settings were checked for both
+            raise ConfigError(
+                "the weight λ of a merge is to be tuned, and nothing says on what",
+                where="proxy" if proxy is None else "task.validation",
+                fix="set proxy and task.validation, or merge.weight, or give the recipe's merge a weight",
+            )
         merge = recipe(replace(self, target=proxy))
         assert isinstance(merge, Step)
         evaluation = self._evaluate_job(proxy, rows)
