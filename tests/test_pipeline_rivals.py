@@ -18,6 +18,8 @@ from adamergex.pipeline import summary, transfer
 from adamergex.plan import Plan, absolute, facts
 from adamergex.recipes import RECIPES
 from adamergex.settings import Classification, Generation, MultipleChoice, PairClassification, SpanAnswering
+from adamergex.studies.estimate import estimate
+from adamergex.studies.settings import Assumed
 from adamergex.tasks.catalogue import task_file
 from adamergex.tasks.cross_lingual_thought import asked_with_xlt
 from test_pipeline import Counting, counted, settings, silent
@@ -102,6 +104,15 @@ def test_languages_serve_every_task(tiny_encoder: Path, small_data: Path, tmp_pa
     other["task"]["max_length"] = 20
     transfer(parse(other), say=silent)
     assert counted.runs["train"] == 2  # the task, in two ways
+
+
+def test_the_estimate_counts_both_phases(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    config = absolute(parse(settings(tiny_encoder, small_data, tmp_path, methods=["lf_sft"], **RIVALS)))
+    steps = [step for step in Plan(config, facts(config)).trainings if step.label.startswith("sparse language · sw")]
+    (step,) = steps
+    cost = estimate([step], Store(tmp_path / "store"), Assumed(parameters=10, tokens=16)).kinds["train"]
+    # (2 + 3) steps of 8 segments of 16 pieces, and 6 FLOPs for each parameter.
+    assert cost.tokens == pytest.approx(5 * 8 * 16, rel=0.35) and cost.flops == pytest.approx(cost.tokens * 6 * 10)
 
 
 def test_xlt_asks_the_base_and_the_tuned_model(
@@ -197,6 +208,10 @@ def test_every_task_of_the_paper_has_its_form(name: str, parts: list[str]) -> No
 def test_what_cannot_be_is_said_before_anything_is_trained(
     tiny_encoder: Path, small_data: Path, tmp_path: Path
 ) -> None:
+    for method in ("xlt", "xlt_english_tuning"):
+        config = absolute(parse(settings(tiny_encoder, small_data, tmp_path, methods=[method], proxy=None)))
+        with pytest.raises(ConfigError, match="needs a model that writes"):
+            facts(config)
     tags = {"kind": "tagging", "types": ["PER"], "train": str(small_data / "{language}.train.tsv"),
             "test": str(small_data / "{language}.test.tsv")}  # fmt: skip
     config = absolute(parse(settings(tiny_encoder, small_data, tmp_path, methods=["xlt"], proxy=None, task=tags)))

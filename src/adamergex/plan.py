@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from adamergex.config import TransferConfig, method_name
-from adamergex.errors import DataError
+from adamergex.errors import ConfigError, DataError
 from adamergex.graph import Step
 from adamergex.recipes import Experiment, Facts, Stack, recipe
 from adamergex.settings import AnyRows, LanguageModeling, Rows, Target, Task, TrainJob
@@ -91,9 +91,16 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
 
     task = _task(config.task, config.source)
     for method in config.methods:  # before anything is trained
-        asks = recipe(method).asks
-        asked = task if asks is None else asks(task, config.source)
-        kinds.model_kind(asked, config.base, bare=method in ("vanilla", "xlt"))
+        asks, bare = recipe(method).asks, method in ("vanilla", "xlt")
+        found = kinds.model_kind(task if asks is None else asks(task, config.source), config.base, bare=bare)
+        if asks is not None and found not in ("causal-lm", "sequence-to-sequence"):
+            raise ConfigError(
+                f"{method} is a prompt, which needs a model that writes",
+                where="methods",
+                found=f"{config.base}, a {found} model",
+                expected="a decoder or an encoder-decoder",
+                fix=f"leave out {method}, or choose another base",
+            )
     known: dict[str, str] = {}
 
     def content(task: Task, rows: AnyRows, language: str) -> str:
