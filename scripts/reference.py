@@ -6,6 +6,7 @@ python scripts/reference.py [--check]
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from adamergex import config, settings, task_config, train_config
+from adamergex import config, method_config, settings, task_config, train_config
 from adamergex.studies import settings as studies
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -56,10 +57,10 @@ PUBLIC = {
     ],
 }
 SETTINGS = [
+    (config, ["TransferConfig"]),
     (
-        config,
+        method_config,
         [
-            "TransferConfig",
             "TextReference",
             "TaskReference",
             "MergeConfig",
@@ -68,6 +69,11 @@ SETTINGS = [
             "MadXConfig",
             "LanguageAdapters",
             "TaskAdapters",
+            "FullConfig",
+            "FullLanguage",
+            "LfSftConfig",
+            "SparseLanguage",
+            "SparseTask",
         ],
     ),
     (task_config, ["BuiltIn", "Part", *(model.__name__ for model in task_config.OWN.values())]),
@@ -88,7 +94,11 @@ def reference() -> str:
 
 def entry(module: ModuleType, name: str) -> str:
     thing = getattr(module, name)
-    signature = "" if issubclass_of(thing, Exception) else str(inspect.signature(thing))
+    signature = (
+        ""
+        if issubclass_of(thing, Exception)
+        else re.sub(r"<(?:built-in )?function (\w+)[^>]*>", r"\1", str(inspect.signature(thing)))
+    )
     return f"### `{name}{signature}`\n\n```text\n{inspect.getdoc(thing) or ''}\n```"
 
 

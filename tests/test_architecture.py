@@ -30,6 +30,7 @@ LAYERS = [
     ["tuning"],
     ["entropy"],
     ["task_config"],
+    ["method_config"],
     ["config", "actions"],
     ["train_config"],
     ["recipes", "engines", "report"],

@@ -11,150 +11,22 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
-    Discriminator,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Tag,
     ValidationError,
 )
 
 from adamergex.errors import ConfigError
-from adamergex.settings import Activation, Objective, Optimisation, Rows, Settings, Structure
-from adamergex.task_config import BuiltIn, Own, TaskConfig, Where, known_fields
-
-GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-OBJECTIVE = "encoder-decoders only; auto: span corruption where the tokenizer has sentinels"
-
-
-def _with_zero(grid: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(sorted({0.0, *grid}))
-
-
-LANGUAGE = Optimisation(steps=50_000, learning_rate=1e-4, batch_size=64, schedule="linear", warmup=0, max_grad_norm=1.0)
-
-
-def _like_a_language(value: Any) -> Any:
-    return {**LANGUAGE.model_dump(), **value} if isinstance(value, dict) else value
-
-
-LanguageOptimisation = Annotated[Optimisation, BeforeValidator(_like_a_language)]
-"""``Optimisation`` with MAD-X's defaults: 50,000 steps (the paper's number for little text; 250,000 for much) of 64
-segments at 1e-4, falling linearly, gradients cut at norm 1."""
-
-
-class TextReference(Settings):
-    """The reference task on unlabelled text, the same for the source and every target."""
-
-    kind: Literal["language-modeling"] = "language-modeling"
-    text: Where
-    segment: PositiveInt = 512
-    segments: PositiveInt | None = Field(default=None, description="default: what the shortest text has")
-    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    objective: Objective = Field(default="auto", description=OBJECTIVE)
-    optimisation: Optimisation = Optimisation()
-
-
-def _train_is_enough(value: Any) -> Any:
-    """Of a labelled reference task only the training rows are read."""
-    if isinstance(value, dict) and "data" not in value and "train" in value:
-        return {"test": value["train"], **value}
-    return value
-
-
-class TaskReference(Settings):
-    """A labelled task of the source and every target as the reference task (2402.18913, Table 5): the references are
-    trained on its training rows in each of these languages."""
-
-    kind: Literal["task"] = "task"
-    task: Annotated[TaskConfig, BeforeValidator(_train_is_enough)] = Field(description="test may be left out")
-    text: Where | None = Field(default=None, description="unlabelled text, for MAD-X's language adapters")
-    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
-
-    @property
-    def optimisation(self) -> Optimisation:
-        return self.task.optimisation
-
-
-def _kind_of_reference(value: Any) -> str:
-    return str(value.get("kind", "language-modeling") if isinstance(value, dict) else getattr(value, "kind", ""))
-
-
-ReferenceConfig = Annotated[
-    Annotated[TextReference, Tag("language-modeling")] | Annotated[TaskReference, Tag("task")],
-    Discriminator(_kind_of_reference),
-]
-
-
-class SwapConfig(Settings):
-    """Layers that layer_swapping takes from the target's reference (2410.01335)."""
-
-    bottom: NonNegativeInt = 1
-    top: NonNegativeInt = 1
-    transition: NonNegativeInt = Field(default=0, description="averaged layers beside the bottom and beside the top")
-
-
-class CombineConfig(Settings):
-    """What ties and dare keep and how they weigh (PEFT's settings)."""
-
-    density: Annotated[float, Field(gt=0, le=1)] = Field(default=0.5, description="share of the entries that is kept")
-    weights: tuple[NonNegativeFloat, NonNegativeFloat] | None = Field(
-        default=None, description="of task and target reference; default: 1, 1 for ties, 0.5, 0.5 for dare"
-    )
-
-
-class MergeConfig(Settings):
-    """How the three adapters become one. ``weight: tuned`` searches ``grid`` on the proxy language's validation set;
-    ``weight: entropy`` takes, for each target, the λ whose predictions for its unlabelled inputs are most certain
-    (2310.02575)."""
-
-    space: Literal["factors", "delta"] = Field(default="factors", description="LoRA: merge A and B, or ΔW")
-    modules: str | None = Field(default=None, description="attention-qv (for LoRA), all, or a regular expression")
-    rank: PositiveInt | None = Field(default=None, description="truncate delta merges to this rank")
-    weight: Literal["tuned", "entropy"] | float = "tuned"
-    grid: Annotated[tuple[float, ...], AfterValidator(_with_zero)] = GRID
-    granularity: Literal["all", "layer"] = Field(default="all", description="entropy: one λ, or one a layer")
-    unlabelled: Literal["test", "validation"] = Field(
-        default="test", description="entropy: whose inputs in the target language; labels are never read"
-    )
-    unlabelled_rows: PositiveInt = Field(default=256, description="entropy: at most so many of them, the first")
-    swap: SwapConfig = SwapConfig()
-    combine: CombineConfig = CombineConfig()
-
-
-class LanguageAdapters(Settings):
-    """MAD-X's language adapters: trained on ``reference.text``, with its ``mask_rate`` and ``objective``, once a
-    language for all tasks and methods."""
-
-    reduction: PositiveFloat = 2.0
-    invertible: bool = Field(default=True, description="with a NICE block at the embeddings")
-    segment: PositiveInt = 256
-    segments: PositiveInt | None = Field(default=None, description="default: all that the language has")
-    optimisation: LanguageOptimisation = LANGUAGE
-
-
-class TaskAdapters(Settings):
-    """MAD-X's task adapter, which stands on the source's language adapter."""
-
-    reduction: PositiveFloat = 16.0
-    optimisation: Optimisation | None = Field(default=None, description="default: task.optimisation")
-
-
-class MadXConfig(Settings):
-    """The adapters of mad_x and its ablations (2005.00052); ``structure`` is for the other methods."""
-
-    layout: Literal["pfeiffer", "houlsby"] = "pfeiffer"
-    activation: Activation | None = Field(default=None, description="default: relu (pfeiffer), swish (houlsby)")
-    leave_out: tuple[NonNegativeInt, ...] = Field(
-        default=(), description="layers without an adapter, from 0; MAD-X 2.0 leaves out the last one"
-    )
-    language: LanguageAdapters = LanguageAdapters()
-    task: TaskAdapters = TaskAdapters()
-    arithmetic: float = Field(default=0.5, description="language_arithmetic: share of the target's language adapter")
-
+from adamergex.method_config import (
+    FullConfig,
+    LfSftConfig,
+    MadXConfig,
+    MergeConfig,
+    ReferenceConfig,
+    TaskReference,
+    TextReference,
+)
+from adamergex.settings import Rows, Settings, Structure, decaying
+from adamergex.task_config import BuiltIn, Own, TaskConfig, known_fields
 
 Method = Literal[
     "vanilla",
@@ -170,8 +42,31 @@ Method = Literal[
     "language_arithmetic",
     "ties",
     "dare",
+    "full_fine_tuning",
+    "mlm_source",
+    "mlm_target",
+    "lf_sft",
+    "xlt",
+    "xlt_english_tuning",
 ]
 METHODS: tuple[str, ...] = get_args(Method)
+
+
+def _method(name: str) -> str:
+    if name not in METHODS and ".py:" not in name:
+        near = difflib.get_close_matches(name, METHODS, 1)
+        known = ", ".join(repr(method) for method in METHODS)
+        raise ValueError(f"{name!r} is none of {known}" + (f"; did you mean '{near[0]}'?" if near else ""))
+    return name
+
+
+MethodName = Annotated[str, AfterValidator(_method)]
+"""One of ``Method``, or a recipe of the user's: FILE.py:FUNCTION (docs/methods.md)."""
+
+
+def method_name(method: str) -> str:
+    """What a method is called in results: a user's recipe by its function."""
+    return method.rpartition(":")[2]
 
 
 class TransferConfig(Settings):
@@ -183,11 +78,18 @@ class TransferConfig(Settings):
     source: str = Field(default="en", description="the language with labels")
     proxy: str | None = Field(default=None, description="the language whose labelled validation set tunes λ")
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
-    methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("vanilla", "english_tuning", "average", "adamergex")
+    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = (
+        "vanilla",
+        "english_tuning",
+        "average",
+        "adamergex",
+    )
     task: TaskConfig = Field(description="the target task, labelled in the source language")
     reference: ReferenceConfig
     merge: MergeConfig = MergeConfig()
     mad_x: MadXConfig = MadXConfig()
+    full: FullConfig = FullConfig()
+    lf_sft: LfSftConfig = LfSftConfig()
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     output: str = Field(default="runs/transfer", description="folder for adapters, predictions, scores and the report")
     store: str | None = Field(
@@ -279,6 +181,13 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     yield from _rivals(config, task)
     if config.proxy == config.source:
         yield f"proxy: '{config.source}' is the source; λ would be tuned where no transfer happens"
+    if config.structure.kind in ("full", "sparse"):
+        yield f"structure.kind: '{config.structure.kind}' is no adapter; name the method full_fine_tuning or lf_sft"
+    if len({method_name(method) for method in config.methods}) < len(config.methods):
+        yield "methods: two have the same name"
+    for name, optimisation in (("language", config.lf_sft.language), ("task", config.lf_sft.task)):
+        if problem := decaying(Structure(kind="sparse"), optimisation.optimisation):
+            yield f"lf_sft.{name}.{problem}"
     if config.structure.kind != "lora" and config.merge.space == "delta":
         yield f"merge.space: 'delta' is for lora, the structure is {config.structure.kind}"
     if config.structure.kind != "lora" and "adamergex_delta" in config.methods:

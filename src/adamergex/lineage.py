@@ -156,6 +156,7 @@ def _installed_version(name: str) -> str | None:
         return None
 
 
+_OURS = ("bottleneck", "full", "sparse")
 _AUTO_CLASS = {
     "CAUSAL_LM": "AutoPeftModelForCausalLM",
     "SEQ_CLS": "AutoPeftModelForSequenceClassification",
@@ -178,7 +179,9 @@ def model_card(lineage: Lineage, report: Iterable[str] = (), *, task_type: str |
         _front_matter(lineage, kind, base),
         f"# {_title(lineage, kind)}",
         f"Made by [adamergex](https://arxiv.org/abs/2402.18913) for the base model `{base or 'unknown'}`.",
-        _attach_snippet(lineage, base, task_type)
+        _difference_snippet(lineage, base, task_type)
+        if kind in ("full", "sparse")
+        else _attach_snippet(lineage, base, task_type)
         if kind == "bottleneck"
         else _snippet(base, task_type, _classes(lineage.task or {})),
         _origin(lineage),
@@ -192,11 +195,13 @@ def _title(lineage: Lineage, kind: str) -> str:
     language = f" for {lineage.language}" if lineage.language else ""
     if lineage.is_divergence:
         return f"Language vector ({kind}){language}"
+    if kind in ("full", "sparse"):
+        return f"{kind.capitalize()} fine-tuning{language}"
     return f"{'Merged' if lineage.merge else 'Trained'} {kind} adapter{language}"
 
 
 def _front_matter(lineage: Lineage, kind: str, base: str) -> str:
-    lines = ["---", f"library_name: {'adamergex' if kind == 'bottleneck' else 'peft'}"]
+    lines = ["---", f"library_name: {'adamergex' if kind in _OURS else 'peft'}"]
     # The hub refuses a card whose base model is not a hub id, so a local path stays out of the front matter.
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", base):
         lines.append(f"base_model: {base}")
@@ -258,6 +263,24 @@ def _attach_snippet(lineage: Lineage, base: str, task_type: str | None) -> str:
         lines.append('load_head(model, read_head("path/to/this/folder"))')
     imports.append(f"from transformers import AutoModelFor{kind}")
     return "```python\n" + "\n".join([*imports, "", *lines]) + "\n```"
+
+
+def _difference_snippet(lineage: Lineage, base: str, task_type: str | None) -> str:
+    """How to add a difference to its base."""
+    own = _AUTO_CLASS.get(task_type or "", "AutoPeftModelForMaskedLM").replace("Peft", "")
+    imports, name = ["from adamergex.adapters.sparse import apply_difference, read_difference"], json.dumps(base)
+    if base in SHIPPED:
+        imports, name = [*imports, "from adamergex.backbones import folder"], f"str(folder({name}))"
+    labels = _classes(lineage.task or {}) if task_type in ("SEQ_CLS", "TOKEN_CLS") else 0
+    extra = f", num_labels={labels}" if labels else ""
+    lines = [
+        *imports,
+        f"from transformers import {own}",
+        "",
+        f"model = {own}.from_pretrained({name}{extra})",
+        'apply_difference(model, read_difference("path/to/this/folder"))',
+    ]
+    return "```python\n" + "\n".join(lines) + "\n```"
 
 
 def _origin(lineage: Lineage) -> str:

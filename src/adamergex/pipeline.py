@@ -12,15 +12,19 @@ from statistics import fmean
 from typing import Any
 
 from adamergex.actions import ACTIONS, backbone_group
-from adamergex.config import TransferConfig, load, parse
+from adamergex.config import TransferConfig, load, method_name, parse
 from adamergex.engines.local import run
 from adamergex.errors import AdamergexError
 from adamergex.graph import Step, Store, in_order
 from adamergex.inventory import record
 from adamergex.lineage import package_versions
 from adamergex.plan import Plan, absolute, facts, train_job
-from adamergex.recipes import RECIPES, Stack
+from adamergex.recipes import recipe
+from adamergex.recipes.experiment import Stack
 from adamergex.train_config import LanguageTraining, TaskTraining, load_training, parse_training
+
+# What an adapter is stored in, and what a fine-tuning of the weights is.
+WEIGHTS = ("adapter_model.safetensors", "sparse_difference.safetensors")
 
 
 def transfer(config: TransferConfig, say: Callable[[str], None] = print, command: str | None = None) -> dict[str, Any]:
@@ -101,11 +105,11 @@ def _missing(plan: Plan, store: Store) -> Iterable[dict[str, Any]]:
 
 
 def _method(config: TransferConfig, name: str) -> dict[str, Any]:
-    recipe = RECIPES[name]
+    way = recipe(name)
     spaces = {"adamergex": config.merge.space, "adamergex_delta": "delta"}
     space = spaces.get(name) if config.structure.kind == "lora" else None
-    about = (recipe.build.__doc__ or "").strip().splitlines()[0]
-    return {"name": name, "label": recipe.label, "space": space, "about": about}
+    about = next(iter((way.build.__doc__ or "").strip().splitlines()), "")
+    return {"name": method_name(name), "label": way.label, "space": space, "about": about}
 
 
 def _cell(plan: Plan, store: Store, output: Path, cell: tuple[str, str, int]) -> dict[str, Any]:
@@ -161,7 +165,7 @@ def _adapter(store: Store, step: Step, output: Path, reused: bool) -> dict[str, 
     directory = store.path(step)
     lineage = _json(directory / "lineage.json")
     manifest = store.manifest(step) or {}
-    weights = directory / "adapter_model.safetensors"
+    weights = next(path for name in WEIGHTS if (path := directory / name).is_file())
     training = lineage["settings"].get("training", {})
     return {
         "name": step.label,

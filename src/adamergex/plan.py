@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from adamergex.config import TaskReference, TextReference, TransferConfig
-from adamergex.errors import DataError
+from adamergex.config import TransferConfig, method_name
+from adamergex.errors import ConfigError, DataError
 from adamergex.graph import Step
-from adamergex.recipes import RECIPES, Experiment, Facts, Stack
+from adamergex.method_config import TaskReference, TextReference
+from adamergex.recipes import recipe
+from adamergex.recipes.experiment import Experiment, Facts, Stack
 from adamergex.settings import AnyRows, LanguageModeling, Rows, Target, Task, TrainJob
 from adamergex.task_config import BuiltIn, Own
 from adamergex.train_config import LanguageTraining, TaskTraining
@@ -24,7 +26,9 @@ def absolute(config: TransferConfig) -> TransferConfig:
         placed["task"] = config.reference.task.placed(folder)
     reference = config.reference.model_copy(update=placed)
     base = _placed_base(folder, config.base)
-    return config.model_copy(update={"task": config.task.placed(folder), "reference": reference, "base": base})
+    methods = tuple(str((folder / name).absolute()) if ":" in name else name for name in config.methods)
+    update = {"task": config.task.placed(folder), "reference": reference, "base": base, "methods": methods}
+    return config.model_copy(update=update)
 
 
 def train_job(config: LanguageTraining | TaskTraining) -> TrainJob:
@@ -99,8 +103,17 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
     from adamergex.tasks.rows import read
 
     task = _task(config.task, config.source)
-    for bare in {method == "vanilla" for method in config.methods}:
-        kinds.model_kind(task, config.base, bare=bare)  # before anything is trained
+    for method in config.methods:  # before anything is trained
+        asks, bare = recipe(method).asks, method in ("vanilla", "xlt")
+        found = kinds.model_kind(task if asks is None else asks(task, config.source), config.base, bare=bare)
+        if asks is not None and found not in ("causal-lm", "sequence-to-sequence"):
+            raise ConfigError(
+                f"{method} is a prompt, which needs a model that writes",
+                where="methods",
+                found=f"{config.base}, a {found} model",
+                expected="a decoder or an encoder-decoder",
+                fix=f"leave out {method}, or choose another base",
+            )
     labelled = config.reference.task if isinstance(config.reference, TaskReference) else None
     reference = _task(labelled, config.source) if labelled and needs_references(config) else None
     known: dict[str, str] = {}
@@ -149,6 +162,8 @@ def _segments(config: TransferConfig, languages: Iterable[str] | None) -> int | 
 
 def needs_references(config: TransferConfig) -> bool:
     """Whether a method of the table trains adapters on the reference task."""
+    if any(":" in method for method in config.methods):
+        return True  # a method of the user's own may
     return config.merges or not {"average", "layer_swapping", "ties", "dare"}.isdisjoint(config.methods)
 
 
@@ -167,13 +182,14 @@ class Plan:
                     self._add(method, Experiment(config, known, language, seed))
 
     def _add(self, method: str, x: Experiment) -> None:
-        cell = (method, x.target, x.seed)
-        stack = x.adapter(RECIPES[method].build)
+        name, way = method_name(method), recipe(method)
+        cell = (name, x.target, x.seed)
+        stack = x.adapter(way.build)
         self.adapters[cell] = stack
-        self.evaluations[cell] = x.evaluate(stack, x.target)
+        self.evaluations[cell] = x.evaluate(stack, x.target, way.asks)
         if stack and "weight" in stack[-1].inputs:
             search = stack[-1].inputs["weight"]
-            self.tunings[method, str(search.job["evaluate"]["language"]), x.seed] = search
+            self.tunings[name, str(search.job["evaluate"]["language"]), x.seed] = search
 
     @property
     def wanted(self) -> list[Step]:

@@ -29,6 +29,8 @@ Activation = Literal["relu", "gelu", "gelu_new", "silu", "swish", "tanh", "leaky
 _OWN = {
     "bottleneck": ("layout", "reduction", "activation", "leave_out", "invertible", "dropout"),
     "prefix": ("virtual_tokens",),
+    "full": (),
+    "sparse": ("entries", "l1", "freeze_norms", "first_epochs", "first_steps"),
 }
 _PROJECTIONS = ("rank", "alpha", "dropout", "modules")
 
@@ -38,9 +40,10 @@ class Structure(Settings):
 
     LoRA and (IA)³: ``modules`` is "paper" (METHOD: all attention and feed-forward projections for LoRA; key, value and
     feed-forward down-projection for (IA)³), a regular expression, or a list of name endings.
-    Bottleneck: ``leave_out`` numbers layers from 0, a decoder's after its encoder's."""
+    Bottleneck: ``leave_out`` numbers layers from 0, a decoder's after its encoder's.
+    Full and sparse are no adapters: they train the weights, all of them or the ``entries`` that move most (LF-SFT)."""
 
-    kind: Literal["lora", "ia3", "bottleneck", "prefix"] = "lora"
+    kind: Literal["lora", "ia3", "bottleneck", "prefix", "full", "sparse"] = "lora"
     rank: PositiveInt = 8
     alpha: PositiveFloat = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1, description="default: 0 for bottleneck adapters")] = 0.05
@@ -53,6 +56,17 @@ class Structure(Settings):
     activation: Activation | None = Field(default=None, description="default: relu (pfeiffer), swish (houlsby)")
     leave_out: tuple[NonNegativeInt, ...] = Field(default=(), description="layers without a bottleneck")
     invertible: bool = Field(default=False, description="with a NICE block at the embeddings; in a lowest adapter")
+    entries: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.0511, description="sparse: how many weights change, or which share of them (default: LF-SFT's task)"
+    )
+    l1: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="sparse: what the mean absolute difference weighs in the loss"
+    )
+    freeze_norms: bool = Field(default=False, description="sparse: layer norms stay as they are")
+    first_epochs: PositiveFloat | None = Field(
+        default=None, description="sparse: length of the first phase, which chooses; default: as the second"
+    )
+    first_steps: PositiveInt | None = Field(default=None, description="sparse: the same in steps")
 
     @model_validator(mode="before")
     @classmethod
@@ -115,6 +129,14 @@ class LabelledTask(Settings):
     max_length: PositiveInt = 256
     metric: str
     measured_as: str | None = None
+    answer_after: str | None = Field(
+        default=None, description="what stands before a written answer; the line after it is what is read"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, write: Callable[[LabelledTask], dict[str, Any]]) -> dict[str, Any]:
+        # Steps of tasks without it keep the keys that they had before there was such a setting.
+        return {name: value for name, value in write(self).items() if (name, value) != ("answer_after", None)}
 
 
 AnswerBy = Literal["likelihood", "generate"]
@@ -243,10 +265,19 @@ class Optimisation(Settings):
     checkpoint_every: PositiveInt = 500
 
 
+def first_phase(structure: Structure, optimisation: Optimisation) -> Optimisation:
+    """How a sparse fine-tuning trains all weights before it chooses among them."""
+    if structure.first_steps is None and structure.first_epochs is None:
+        return optimisation
+    epochs = structure.first_epochs or optimisation.epochs
+    return optimisation.model_copy(update={"steps": structure.first_steps, "epochs": epochs})
+
+
 class TrainJob(Settings):
     """Train one adapter on one task in one language.
 
-    ``below``: directories of adapters that stay frozen under it, the lowest first (MAD-X: the language's)."""
+    ``below``: directories of adapters that stay frozen under it, the lowest first (MAD-X: the language's); of a full or
+    sparse fine-tuning: differences that it starts from."""
 
     base: str
     structure: Structure
@@ -259,14 +290,21 @@ class TrainJob(Settings):
 
     @model_validator(mode="after")
     def _stackable(self) -> TrainJob:
-        if problem := unstackable(self.structure, self.below):
+        if problem := unstackable(self.structure, self.below) or decaying(self.structure, self.optimisation):
             raise ValueError(problem)
         return self
 
 
+def decaying(structure: Structure, optimisation: Optimisation) -> str | None:
+    """What is wrong with the optimisation of a structure, if anything is."""
+    if structure.kind == "sparse" and optimisation.weight_decay:
+        return "optimisation.weight_decay: would move the weights that a sparse fine-tuning leaves alone; set it to 0"
+    return None
+
+
 def unstackable(structure: Structure, below: Sequence[str]) -> str | None:
     """What is wrong with training a structure on frozen adapters, if anything is."""
-    if below and structure.kind != "bottleneck":
+    if below and structure.kind not in ("bottleneck", "full", "sparse"):
         return f"below: only a bottleneck adapter stands on others; structure.kind is {structure.kind}"
     if below and structure.invertible:
         return "structure.invertible: only the lowest adapter's acts, and 'below' names a lower one"

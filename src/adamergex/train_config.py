@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from adamergex.config import LANGUAGE, OBJECTIVE, LanguageOptimisation, read_yaml, refused, typed
-from adamergex.settings import Objective, Settings, Structure, unstackable
+from adamergex.config import read_yaml, refused, typed
+from adamergex.method_config import LANGUAGE, OBJECTIVE, LanguageOptimisation
+from adamergex.settings import Objective, Settings, Structure, decaying, unstackable
 from adamergex.task_config import BUILT_IN, OWN, BuiltIn, TaskConfig, Where, known_fields
 
 
@@ -94,15 +95,17 @@ def parse_training(settings: Any, where: str = "settings") -> LanguageTraining |
     config = typed(TRAININGS[kind], settings)
     if isinstance(config, list):
         raise refused(where, list(_said(kind, settings, config)))
-    if isinstance(config, TaskTraining) and (problems := list(_contradictions(config))):
+    if problems := list(_contradictions(config)):
         raise refused(where, problems)
     return config
 
 
-def _contradictions(config: TaskTraining) -> Iterator[str]:
-    if isinstance(config.task, BuiltIn):
+def _contradictions(config: LanguageTraining | TaskTraining) -> Iterator[str]:
+    if isinstance(config, TaskTraining) and isinstance(config.task, BuiltIn):
         yield from config.task.placed(Path(config.folder)).problems()
-    if problem := unstackable(config.structure, config.below):
+    below = config.below if isinstance(config, TaskTraining) else ()
+    optimisation = config.task.optimisation if isinstance(config, TaskTraining) else config.optimisation
+    if problem := unstackable(config.structure, below) or decaying(config.structure, optimisation):
         yield problem
 
 

@@ -27,19 +27,20 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 
 from adamergex import data
 from adamergex.adapters import resident
-from adamergex.adapters.adapterhub import tensors_path
+from adamergex.adapters.weights_backed import InWeights
 from adamergex.checkpoint import staged_directory
 from adamergex.errors import ModelError
 from adamergex.hashing import file_sha256
 from adamergex.lineage import Lineage, package_versions, require_base
 from adamergex.models import HEADS, Loaded, quiet
 from adamergex.progress import Progress
-from adamergex.settings import TrainJob
+from adamergex.settings import TrainJob, first_phase
 from adamergex.tasks import Examples, kinds
 from adamergex.tasks.rows import read, source
 
 LOG_EVERY = 20  # steps
 MANIFEST = "complete.json"
+CHOICE = "chosen.safetensors"  # between the phases of a sparse fine-tuning
 
 
 def train(
@@ -52,7 +53,8 @@ def train(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train one adapter and write its directory: PEFT's two files (of a bottleneck: AdapterHub's layout, a head in
-    files of its own), lineage.json, README.md, logs/ (TensorBoard). The adapters of ``job.below`` stay as they are.
+    files of its own; of a full or sparse fine-tuning: its difference to the base), lineage.json, README.md, logs/
+    (TensorBoard). The adapters of ``job.below`` stay as they are.
 
     Two runs of one job give the same bytes on one machine's CPU; the logs alone differ. ``workdir`` keeps checkpoints,
     from which a stopped run goes on to bitwise the same weights. ``backbone`` saves loading it (see ``load_for``); it
@@ -82,7 +84,7 @@ def train(
         if workdir is None:
             workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder = Path(workdir) / _identity(job, loaded, content, parents)
-        outcome = _fit(job, adapter, examples, folder, progress, callbacks)
+        outcome = _phases(job, adapter, examples, folder, progress, callbacks)
         lineage = _lineage(job, loaded, examples, start, {"sha256": content, "rows": len(rows)}, outcome)
         adapter.save(stage, replace(lineage, parents=parents))
         shutil.copytree(folder / "logs", stage / "logs")
@@ -131,6 +133,31 @@ def batches(lengths: Sequence[int], size: int, steps: int, seed: int) -> list[li
         if len(result) >= steps:
             break
     return result[:steps]
+
+
+def _phases(
+    job: TrainJob,
+    adapter: resident.Resident,
+    examples: Examples,
+    folder: Path,
+    progress: bool,
+    callbacks: Sequence[TrainerCallback],
+) -> dict[str, Any]:
+    """Train once; or, to choose what a sparse difference changes, twice. What came out of it, for the lineage."""
+    if not isinstance(adapter, InWeights) or not adapter.chooses:
+        return _fit(job, adapter, examples, folder, progress, callbacks)
+    choice = folder / CHOICE
+    if choice.is_file():
+        first = adapter.read_choice(choice)
+    else:
+        before = job.model_copy(update={"optimisation": first_phase(job.structure, job.optimisation)})
+        first = _fit(before, adapter, examples, folder / "first", progress, callbacks)
+        adapter.choose()
+        adapter.write_choice(choice, first)
+    shutil.rmtree(folder / "first", ignore_errors=True)
+    outcome = _fit(job, adapter, examples, folder, progress, callbacks)
+    tokens = outcome["tokens"] + first["tokens"]
+    return outcome | {"tokens": tokens, "parameters": adapter.moving, "first_phase": first}
 
 
 def _fit(
@@ -298,7 +325,7 @@ def _parents(job: TrainJob, loaded: Loaded) -> dict[str, dict[str, Any]]:
         found = require_base(path, loaded.base, loaded.sha256)
         parents["below" if number == 1 else f"below_{number}"] = {
             "path": path,
-            "sha256": file_sha256(tensors_path(Path(path))),
+            "sha256": file_sha256(resident.tensors_path(Path(path))),
             "language": found.language if found else None,
         }
     return parents

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from adamergex.adapters import bottleneck_backed, peft_backed
+from adamergex.adapters import adapterhub, bottleneck_backed, peft_backed, sparse, weights_backed
 from adamergex.adapters.adapterhub import read_head
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
 
@@ -83,23 +83,28 @@ def attach(
     seed: int = 0,
     fresh: tuple[str, ...] = (),
 ) -> Resident:
-    """Put a new, trainable adapter on a model; see ``peft_backed.attach`` and ``bottleneck_backed.attach``.
+    """Put a new, trainable adapter on a model, or let its weights train; see ``attach`` of ``peft_backed``,
+    ``bottleneck_backed`` and ``weights_backed``.
 
     Raises: ModelError, AdapterFileError, ConfigError, IncompatibleAdaptersError.
     """
     shared: dict[str, Any] = {"task_head": task_head, "base_sha256": base_sha256, "seed": seed, "fresh": fresh}
+    if structure.kind in ("full", "sparse"):
+        return weights_backed.attach(model, structure, below=below, **shared)
     if structure.kind == "bottleneck":
         return bottleneck_backed.attach(model, structure, below=below, **shared)
     return InPeft(peft_backed.attach(model, structure, **shared))
 
 
 def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[str, ...] = ()) -> Resident:
-    """Put a saved adapter, or a stack of them, the first lowest, on a model.
+    """Put a saved adapter, or a stack of them, the first lowest, on a model; differences are added to its weights.
 
     Raises: AdapterFileError, IncompatibleAdaptersError, ModelError; ConfigError for no directory.
     """
     if not directories:
         raise ConfigError("a stack needs at least one adapter", where="adapter", fix="name its directory")
+    if all(weights_backed.holds_difference(path) for path in directories):
+        return weights_backed.load(model, directories, fresh=fresh)
     in_peft = [path for path in directories if _is_peft(peft_backed.read_config(path))]
     if not in_peft:
         return bottleneck_backed.load(model, directories, fresh=fresh)
@@ -140,3 +145,9 @@ def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
 
 def _is_peft(config: Mapping[str, Any]) -> bool:
     return "peft_type" in config
+
+
+def tensors_path(directory: Path) -> Path:
+    """The file of an adapter's tensors, or of a difference. Raises: AdapterFileError when there is none."""
+    difference = directory / sparse.TENSORS
+    return difference if difference.is_file() else adapterhub.tensors_path(directory)

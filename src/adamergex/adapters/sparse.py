@@ -16,16 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from adamergex.adapters.adapterhub import read_pickle
-from adamergex.checkpoint import staged_directory
+from adamergex.checkpoint import SafetensorsWriter, TensorInfo, staged_directory
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
 from adamergex.lineage import Lineage
 
 PEER, TENSORS = "pytorch_diff.bin", "sparse_difference.safetensors"
 FORMAT = "adamergex-sparse-difference/1"
+_DTYPES = {
+    torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int32: "I32",
+    torch.int64: "I64",
+}  # fmt: skip
 # The peer's first index of each tensor is a numpy integer: its scalar, its dtype, and nothing else.
 _NUMPY = (type(np.int64(0)).__reduce__(np.int64(0))[0], np.dtype, np.dtypes.Int64DType)
 
@@ -79,16 +82,31 @@ def read_difference(path: str | Path) -> SparseDifference:
 
 def write_difference(directory: str | Path, difference: SparseDifference, *, lineage: Lineage | None = None) -> Path:
     """Write ``sparse_difference.safetensors``, whole or not at all. Raises: AdapterFileError when it is taken."""
-    tensors = {f"whole.{name}": tensor for name, tensor in difference.whole.items()}
-    for name, entry in difference.sparse.items():
-        tensors |= {f"indices.{name}": entry.indices, f"values.{name}": entry.values}
-    shapes = {name: list(entry.shape) for name, entry in sorted(difference.sparse.items())}
     with staged_directory(directory) as stage:
-        plain = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
-        save_file(plain, stage / TENSORS, metadata={"format": FORMAT, "shapes": json.dumps(shapes)})
+        write_file(stage, difference)
         if lineage:
             lineage.write(stage)
     return Path(directory)
+
+
+def write_file(directory: Path, difference: SparseDifference) -> None:
+    """``sparse_difference.safetensors`` alone, into a directory that is there; equal differences, equal bytes.
+
+    Indices take 4 bytes in tensors of fewer than 2³¹ entries."""
+    tensors = {f"whole.{name}": tensor for name, tensor in difference.whole.items()}
+    for name, entry in difference.sparse.items():
+        short = np.prod(entry.shape, dtype=np.int64) < 1 << 31
+        indices = entry.indices.to(torch.int32) if short else entry.indices
+        tensors |= {f"indices.{name}": indices, f"values.{name}": entry.values}
+    shapes = {name: list(entry.shape) for name, entry in sorted(difference.sparse.items())}
+    # The safetensors library writes metadata in no fixed order, our own writer does.
+    infos = [TensorInfo(name, _DTYPES[tensor.dtype], tuple(tensor.shape), 0) for name, tensor in tensors.items()]
+    about = {"format": FORMAT, "shapes": json.dumps(shapes)}
+    writer = SafetensorsWriter(directory / TENSORS, infos, about)
+    for info in writer.order:
+        flat = tensors[info.name].detach().cpu().contiguous().view(-1)
+        writer.write(flat.view(torch.uint8).numpy())
+    writer.close()
 
 
 def export_difference(directory: str | Path, difference: SparseDifference, *, lineage: Lineage | None = None) -> Path:
@@ -197,7 +215,7 @@ def _read_ours(path: Path) -> SparseDifference:
         if metadata.get("format") != FORMAT or not isinstance(shapes, dict):
             raise ValueError(f"format {metadata.get('format')!r}")
         sparse = {
-            name: SparseTensor(tuple(shape), tensors[f"indices.{name}"], tensors[f"values.{name}"])
+            name: SparseTensor(tuple(shape), tensors[f"indices.{name}"].to(torch.int64), tensors[f"values.{name}"])
             for name, shape in shapes.items()
         }
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:

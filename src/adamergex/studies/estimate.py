@@ -12,7 +12,7 @@ from typing import Any
 
 from adamergex.errors import AdamergexError
 from adamergex.graph import Step, Store
-from adamergex.settings import Rows
+from adamergex.settings import Optimisation, Rows, Structure, first_phase
 from adamergex.studies.devices import DEVICES
 from adamergex.studies.settings import Assumed
 
@@ -109,8 +109,17 @@ def _work(step: Step, facts: _Facts) -> tuple[float, int]:
     training = "optimisation" in step.job
     tokens = facts.tokens(step.job, training=training)
     if training:
-        tokens *= _epochs(step.job["optimisation"], facts.examples(step.job, training=True))
+        tokens *= sum(_epochs(phase, facts.examples(step.job, training=True)) for phase in _phases(step.job))
     return tokens, flops_factor(step.job)
+
+
+def _phases(job: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """How each phase of a training goes: a sparse fine-tuning has one before the last, which chooses."""
+    last = job["optimisation"]
+    if (job.get("structure") or {}).get("kind") != "sparse":
+        return [last]
+    first = first_phase(Structure.model_validate(job["structure"]), Optimisation.model_validate(last))
+    return [first.model_dump(), last]
 
 
 def _epochs(optimisation: Mapping[str, Any], examples: float) -> float:

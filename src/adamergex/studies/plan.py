@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
-from adamergex.config import TaskReference, TransferConfig
+from adamergex.config import TransferConfig
 from adamergex.errors import AdamergexError, ConfigError
 from adamergex.graph import Step, canonical, in_order
+from adamergex.method_config import TaskReference
 from adamergex.plan import Plan, absolute, facts, languages_of, needs_references
-from adamergex.recipes import Content, Facts
+from adamergex.recipes.experiment import Content, Facts
 from adamergex.settings import AnyRows, Target, Task
 from adamergex.studies.settings import Assumed, Study
 from adamergex.task_config import BuiltIn, Own

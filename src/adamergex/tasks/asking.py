@@ -54,12 +54,12 @@ def _choice_texts(task: MultipleChoice, row: Row) -> list[str]:
 
 
 def _choice_read(task: MultipleChoice, row: Row, text: str) -> tuple[int | None, bool]:
-    """The choice that is written out (alone), or its letter: "(A)", "A.", "B: …"."""
+    """The choice that is written out (alone), or its letter or number: "(A)", "A.", "B: …", "2"."""
     said = [number for number, choice in enumerate(_choice_texts(task, row)) if _plain(choice) in _plain(text)]
     if len(said) == 1:
         return said[0], True
-    letter = re.match(r"\W*([A-Z])\b", text)
-    number = ord(letter[1]) - ord("A") if letter else -1
+    sign = re.match(r"\W*(?:([A-Z])|([1-9]))\b", text)
+    number = -1 if sign is None else ord(sign[1]) - ord("A") if sign[1] else int(sign[2]) - 1
     return (number, True) if 0 <= number < len(task.choices) else (None, False)
 
 

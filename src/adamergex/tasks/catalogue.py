@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol, cast
 
 from adamergex.errors import ConfigError
@@ -42,9 +43,22 @@ def task_file(name: str) -> TaskFile:
         known(name, dict.fromkeys(NAMES), "task", "the tasks that bring their own data")
         return cast(TaskFile, importlib.import_module(f"adamergex.tasks.{name}"))
     path = Path(name)
+    module = own_module(path, "task")
+    absent = [wanted for wanted in _WANTED if not hasattr(module, wanted)]
+    if absent:
+        raise ConfigError("the task file is not complete", where=path, found=f"no {', '.join(absent)}",
+                          expected=", ".join(_WANTED), fix="see docs/tasks.md")  # fmt: skip
+    return cast(TaskFile, module)
+
+
+def own_module(path: Path, what: str) -> ModuleType:
+    """The module of a user's ``.py`` file, run once. ``what`` names it in errors.
+
+    Raises: ConfigError: it is not there, or does not run.
+    """
     if not path.is_file():
-        raise ConfigError("there is no such task file", where=path, fix="check the path")
-    unique = f"adamergex_task_{file_sha256(path)[:16]}"
+        raise ConfigError(f"there is no such {what} file", where=path, fix="check the path")
+    unique = f"adamergex_{what}_{file_sha256(path)[:16]}"
     module = sys.modules.get(unique)
     if module is None:
         specification = importlib.util.spec_from_file_location(unique, path)
@@ -54,14 +68,10 @@ def task_file(name: str) -> TaskFile:
             specification.loader.exec_module(module)
         except Exception as error:  # whatever the user's own code raises
             raise ConfigError(
-                "the task file does not run", where=path, found=f"{type(error).__name__}: {error}", fix="correct it"
+                f"the {what} file does not run", where=path, found=f"{type(error).__name__}: {error}", fix="correct it"
             ) from error
         sys.modules[unique] = module
-    absent = [wanted for wanted in _WANTED if not hasattr(module, wanted)]
-    if absent:
-        raise ConfigError("the task file is not complete", where=path, found=f"no {', '.join(absent)}",
-                          expected=", ".join(_WANTED), fix="see docs/tasks.md")  # fmt: skip
-    return cast(TaskFile, module)
+    return module
 
 
 def is_file(name: str) -> bool:

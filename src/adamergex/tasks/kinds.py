@@ -258,7 +258,7 @@ def _answer_say(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
     """By log-likelihood where the task has choices (and does not ask for ``generate``), else written."""
     way, task = ASKED[ask.task.kind], ask.task
     prompts = [way.prompt(task, row) for row in ask.rows]
-    if way.choices is None or task.answer_by == "generate":
+    if way.choices is None or task.answer_by == "generate" or task.answer_after:
         return _written(ask, model, batch_tokens)
     choices = [way.choices(task, row) for row in ask.rows]
     scores, truncated = choice_scores(
@@ -270,8 +270,8 @@ def _answer_say(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
     return Answers(_labelled(labels, gold, scores), truncated)
 
 
-_WRITTEN = 48
-"""Pieces that a label or a choice may take when it is written."""
+_WRITTEN, _THOUGHT = 48, 256
+"""Pieces that a label or a choice may take when it is written; and what leads to an answer."""
 
 
 def _written(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
@@ -280,18 +280,28 @@ def _written(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
         model,
         [way.prompt(task, row) for row in ask.rows],
         ask.loaded.tokenizer,
-        max_new_tokens=getattr(task, "max_new_tokens", _WRITTEN),
-        stop=getattr(task, "stop", ("\n",)),
+        max_new_tokens=max(getattr(task, "max_new_tokens", _WRITTEN), _THOUGHT if task.answer_after else 0),
+        stop=() if task.answer_after else getattr(task, "stop", ("\n",)),
         longest=ask.limit,
         batch_tokens=batch_tokens,
         chat=getattr(task, "chat", False),
     )
-    read = [way.read(task, row, text) for row, text in zip(ask.rows, texts, strict=True)]
+    found = [_after(task.answer_after, text) for text in texts]
+    read = [way.read(task, row, answer) for row, (answer, _) in zip(ask.rows, found, strict=True)]
     items = [
         {"gold": _gold(task, row), "predicted": predicted, "written": text}
         for row, (predicted, _), text in zip(ask.rows, read, texts, strict=True)
     ]
-    return Answers(items, truncated, sum(not well for _, well in read))
+    unread = sum(not (well and there) for (_, well), (_, there) in zip(read, found, strict=True))
+    return Answers(items, truncated, unread)
+
+
+def _after(mark: str | None, text: str) -> tuple[str, bool]:
+    """The line that follows the first mark, and whether there is one; all of the text where there is none."""
+    if mark is None or mark not in text:
+        return text, mark is None
+    after = text.partition(mark)[2]
+    return after.strip().partition("\n")[0], True
 
 
 def _gold(task: Any, row: Row) -> Any:

@@ -1,8 +1,4 @@
-"""The methods: each a few lines that say which adapters are trained and how they are combined.
-
-A recipe returns a step (an adapter) that nothing has run yet, a stack of them, the lowest first, or None for the bare
-base. A stack is no step of its own: nothing is computed for it, so an evaluation takes its adapters as they are.
-"""
+"""One cell of a table, through which recipes build their steps."""
 
 from __future__ import annotations
 
@@ -10,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from adamergex.config import TaskReference, TextReference, TransferConfig
+from adamergex.config import TransferConfig
+from adamergex.errors import ConfigError
 from adamergex.graph import Step
+from adamergex.method_config import TaskReference
 from adamergex.settings import (
     AnyRows,
     EvaluateJob,
@@ -25,129 +23,7 @@ from adamergex.settings import (
 from adamergex.tasks.catalogue import identity
 
 Stack = tuple[Step, ...]
-
-
-def vanilla(x: Experiment) -> None:
-    """The bare base, prompted."""
-    return
-
-
-def english_tuning(x: Experiment) -> Step:
-    """A[T,s], used in the target language as it is."""
-    return x.train(x.task, x.source)
-
-
-def average(x: Experiment) -> Step:
-    """(A[T,s] + A[R,g]) / 2 for every structure alike (Zhang et al. 2023, 2306.14870)."""
-    return x.merge(
-        task=x.train(x.task, x.source),
-        target_reference=x.train(x.reference, x.target),
-        rule="average",
-        space="factors",
-        modules="all",
-        weight=0.5,
-    )
-
-
-def adamergex(x: Experiment, **choices: Any) -> Step:
-    """The task in the source language, moved by the divergence of the languages (2402.18913, Eq 5)."""
-    return x.merge(
-        task=x.train(x.task, x.source),
-        target_reference=x.train(x.reference, x.target),
-        source_reference=x.train(x.reference, x.source),
-        **choices,
-    )  # the weight λ is tuned on the proxy language unless the settings fix it
-
-
-def adamergex_delta(x: Experiment) -> Step:
-    """The same on ΔW = (α/r)·B·A instead of on the factors: exact, of rank r_T + r_g + r_s."""
-    return adamergex(x, space="delta")
-
-
-def adamergex_cross(x: Experiment) -> Step:
-    """The ablation of Table 10: what is added merged by the (IA)³ rule, all else by the LoRA rule."""
-    added = x.config.structure.kind not in ("ia3", "prefix")
-    return adamergex(x, rule="multiplicative" if added else "additive", space="factors")
-
-
-def mad_x(x: Experiment) -> Stack:
-    """A task adapter trained on the source's language adapter, put on the target's (2005.00052, section 4)."""
-    return x.language(x.target), x.task_adapter(below=x.language(x.source))
-
-
-def mad_x_no_invertible(x: Experiment) -> Stack:
-    """The ablation −INV: the same without invertible adapters."""
-    return (
-        x.language(x.target, invertible=False),
-        x.task_adapter(below=x.language(x.source, invertible=False)),
-    )
-
-
-def mad_x_task_only(x: Experiment) -> Step:
-    """The ablation −LAD −INV: the task adapter alone, used in the target language as it is."""
-    return x.task_adapter()
-
-
-def layer_swapping(x: Experiment) -> Step:
-    """The bottom and top layers of A[R,g] around the middle ones of A[T,s] (2410.01335)."""
-    return x.merge(
-        task=x.train(x.task, x.source),
-        target_reference=x.train(x.reference, x.target),
-        rule="average",
-        space="factors",
-        modules="all",
-        weight=x.config.merge.swap.model_dump(),
-    )
-
-
-def language_arithmetic(x: Experiment) -> Stack:
-    """MAD-X on λ·target + (1 − λ)·source of the language adapters (2404.15737)."""
-    language = x.merge(
-        task=x.language(x.source),
-        target_reference=x.language(x.target),
-        rule="average",
-        space="factors",
-        modules="all",
-        weight=x.config.mad_x.arithmetic,
-    )
-    return language, x.task_adapter(below=x.language(x.source))
-
-
-def ties(x: Experiment) -> Step:
-    """A[T,s] and A[R,g] trimmed, their signs elected, what agrees averaged (2306.01708; through PEFT)."""
-    return x.combine("ties")
-
-
-def dare(x: Experiment) -> Step:
-    """A[T,s] and A[R,g] with random entries dropped, the others scaled up, then summed (2311.03099; through PEFT)."""
-    return x.combine("dare")
-
-
-class Recipe(NamedTuple):
-    """A method as a table shows it."""
-
-    label: str
-    build: Build
-
-
 Build = Callable[["Experiment"], Step | Stack | None]
-RECIPES: dict[str, Recipe] = {
-    "vanilla": Recipe("Vanilla", vanilla),
-    "english_tuning": Recipe("Eng-FT", english_tuning),
-    "average": Recipe("AriMerge", average),
-    "adamergex": Recipe("AdaMergeX", adamergex),
-    "adamergex_delta": Recipe("AdaMergeX (delta)", adamergex_delta),
-    "adamergex_cross": Recipe("AdaMergeX (cross)", adamergex_cross),
-    "mad_x": Recipe("MAD-X", mad_x),
-    "mad_x_no_invertible": Recipe("MAD-X −INV", mad_x_no_invertible),
-    "mad_x_task_only": Recipe("MAD-X −LAD −INV", mad_x_task_only),
-    "layer_swapping": Recipe("Layer swapping", layer_swapping),
-    "language_arithmetic": Recipe("Language arithmetic", language_arithmetic),
-    "ties": Recipe("TIES", ties),
-    "dare": Recipe("DARE", dare),
-}
-
-
 Content = Callable[[Task, AnyRows, str], str]
 """SHA-256 of the rows of a language, as a task reads them."""
 
@@ -194,9 +70,9 @@ class Experiment:
 
     def train(self, task: Task, language: str) -> Step:
         """An adapter of the experiment's structure, trained on a task in a language."""
-        rows, optimisation = self._training(task)
+        rows, optimisation = self.learned_from(task)
         name = "task" if task is self.task else "reference"
-        return self._train(name, self.config.structure, task, language, rows, optimisation)
+        return self.train_as(name, self.config.structure, task, language, rows, optimisation)
 
     def language(self, language: str, *, invertible: bool = True) -> Step:
         """MAD-X's language adapter, on all the text of a language: the same step for every task and method."""
@@ -206,18 +82,20 @@ class Experiment:
             segment=settings.segment,
             segments=settings.segments,
             mask_rate=reference.mask_rate,
-            objective=reference.objective,
+            objective=getattr(reference, "objective", "auto"),
         )
         assert reference.text is not None  # the settings were checked for it
         name = "language" if structure.invertible else "language −INV"
-        return self._train(name, structure, task, language, reference.text, settings.optimisation)
+        return self.train_as(name, structure, task, language, reference.text, settings.optimisation)
 
     def task_adapter(self, below: Step | None = None) -> Step:
         """MAD-X's task adapter in the source language, on a frozen language adapter or alone."""
-        settings, (rows, optimisation) = self.config.mad_x.task, self._training(self.task)
+        settings, (rows, optimisation) = self.config.mad_x.task, self.learned_from(self.task)
         structure = self._bottleneck(settings.reduction)
         name = "MAD-X task" + (f" on {below.label.partition(' ·')[0]}" if below else "")
-        return self._train(name, structure, self.task, self.source, rows, settings.optimisation or optimisation, below)
+        return self.train_as(
+            name, structure, self.task, self.source, rows, settings.optimisation or optimisation, below
+        )
 
     def _bottleneck(self, reduction: float, *, invertible: bool = False) -> Structure:
         settings = self.config.mad_x
@@ -230,7 +108,7 @@ class Experiment:
             invertible=invertible,
         )
 
-    def _train(
+    def train_as(
         self,
         name: str,
         structure: Structure,
@@ -240,6 +118,7 @@ class Experiment:
         optimisation: Optimisation,
         below: Step | None = None,
     ) -> Step:
+        """A training of any structure, alone or on what is ``below``; ``name`` goes into the label."""
         job = TrainJob(
             base=self.config.base,
             structure=structure,
@@ -253,13 +132,14 @@ class Experiment:
         label = f"{name} · {language} · seed {self.seed}"
         return Step("train", self._identity(job, task, rows, language), job, inputs, label=label)
 
-    def _training(self, task: Task) -> tuple[AnyRows, Optimisation]:
+    def learned_from(self, task: Task) -> tuple[AnyRows, Optimisation]:
+        """The rows that teach a task, and how they are learned from."""
         reference = self.config.reference
-        if isinstance(reference, TextReference) and isinstance(task, LanguageModeling):
+        if isinstance(task, LanguageModeling):
+            assert reference.text is not None  # the settings were checked for it
             return reference.text, reference.optimisation
-        labelled = (
-            reference.task if isinstance(reference, TaskReference) and task is not self.task else self.config.task
-        )
+        other = isinstance(reference, TaskReference) and task is not self.task
+        labelled = reference.task if isinstance(reference, TaskReference) and other else self.config.task
         rows = labelled.rows("train")
         assert rows is not None  # every task is trained on something
         return rows, labelled.optimisation
@@ -312,8 +192,13 @@ class Experiment:
             more=more,
         )
 
-    def evaluate(self, stack: Stack, language: str) -> Step:
-        """Predictions and scores of an adapter, of a stack, or of the bare base, on the test set of a language."""
+    def evaluate(self, stack: Stack, language: str, asks: Callable[[Target, str], Target] | None = None) -> Step:
+        """Predictions and scores of an adapter, of a stack, or of the bare base, on the test set of a language.
+
+        ``asks``: what the task becomes where it is asked otherwise than it was learned."""
+        if asks is not None:
+            asked = replace(self, facts=self.facts._replace(task=asks(self.task, language)))
+            return asked.evaluate(stack, language)
         rows = self.config.task.rows("test")
         assert rows is not None  # every task is tested on something
         job = self._evaluate_job(language, rows)
@@ -351,7 +236,12 @@ class Experiment:
     def tuning(self, recipe: Build) -> Step:
         """The search of λ for a recipe: its merge in the proxy language, scored on the proxy's validation set."""
         proxy, rows = self.config.proxy, self.config.task.rows("validation")
-        assert proxy is not None and rows is not None  # the settings were checked for both
+        if proxy is None or rows is None:  # of the shipped methods the settings were checked for both
+            raise ConfigError(
+                "the weight λ of a merge is to be tuned, and nothing says on what",
+                where="proxy" if proxy is None else "task.validation",
+                fix="set proxy and task.validation, or merge.weight, or give the recipe's merge a weight",
+            )
         merge = recipe(replace(self, target=proxy))
         assert isinstance(merge, Step)
         evaluation = self._evaluate_job(proxy, rows)

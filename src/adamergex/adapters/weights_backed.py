@@ -1,0 +1,382 @@
+"""Fine-tuning of the weights themselves, all of them (``full``) or a few (``sparse``), kept as differences to the base.
+
+The base's parameters are put aside and float32 copies stand in their place until ``detach``: the base is never written.
+
+Sparse: LT-SFT, Ansell et al. 2022 (2110.07560), §3. With θ⁰ the start (the base, and the differences below), train all
+weights to θ¹; choose the K that moved most, |θ¹ − θ⁰| ≥ the K-th largest (entries that tie with it are chosen as well,
+as in the paper's code); go back to θ⁰; train the chosen ones alone to θ². The difference is θ² − θ⁰; a head of the task
+is no part of it, it is trained in both phases and stored whole. In both phases the loss is L + l1 · mean |θ − θ⁰| over
+the N entries that can be chosen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from adamergex.adapters.heads import head_parameters
+from adamergex.adapters.peft_backed import WEIGHTS_FILE, head_modules, redraw
+from adamergex.adapters.places import is_norm
+from adamergex.adapters.sparse import (
+    PEER,
+    TENSORS,
+    SparseDifference,
+    SparseTensor,
+    apply_difference,
+    read_difference,
+    write_file,
+)
+from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError
+from adamergex.lineage import model_card
+from adamergex.lineage import read as read_lineage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from adamergex.lineage import Lineage
+    from adamergex.settings import Structure
+
+Tensors = Mapping[str, torch.Tensor]
+_TASK_TYPES = {
+    "SequenceClassification": "SEQ_CLS", "TokenClassification": "TOKEN_CLS", "QuestionAnswering": "QUESTION_ANS",
+}  # fmt: skip
+Named = dict[str, nn.Parameter]
+
+
+class InWeights:
+    """A model whose own weights are trained, or to which differences were added."""
+
+    def __init__(self, model: PreTrainedModel, structure: Structure | None, fresh: tuple[str, ...]) -> None:
+        self.model, self.structure, self.fresh = model, structure, fresh
+        self._head = set(head_parameters(model, fresh))
+        self._base = _named(model)
+        self._aside = _put_aside(model)
+        self._own = _named(model)
+        self._new_head: dict[str, torch.Tensor] = {}  # name -> where it starts
+        self._start: dict[str, torch.Tensor] = {}
+        self._chosen: dict[str, torch.Tensor] = {}
+        self._count = 0
+
+    def add(self, path: Path, *, lower: bool) -> SparseDifference:
+        """θ ← θ + δ; whole tensors take the place of the model's. Of a ``lower`` difference, what belongs to a head is
+        left out: this model has another one. Raises: AdapterFileError, IncompatibleAdaptersError."""
+        found = read_difference(path)
+        if lower:
+            found = SparseDifference(self._of_backbone(found.sparse), self._of_backbone(found.whole))
+        apply_difference(self.model, found)
+        return found
+
+    def draw_head(self, heads: Sequence[str], seed: int) -> None:
+        """Name the modules of the head that trains; the new ones among them are drawn from a seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for module in heads:
+                if module in self.fresh:
+                    redraw(self.model.get_submodule(module), self.model)
+        inside = tuple(f"{module}." for module in heads)
+        self._new_head = {name: own.detach().clone() for name, own in self._own.items() if name.startswith(inside)}
+
+    def begin(self) -> None:
+        """Let train what the structure trains, from where the weights stand now. Raises: ConfigError for K."""
+        names = self._trained()
+        for name, parameter in self._own.items():
+            parameter.requires_grad_(name in names)
+        if self._sparse:
+            self._start = {name: self._own[name].detach().clone() for name in self._entries()}
+            for name in self._start:
+                self._own[name].register_post_accumulate_grad_hook(self._guard(name))  # type: ignore[no-untyped-call]
+            self._count = self._wanted()
+
+    @property
+    def chooses(self) -> bool:
+        """Whether training has two phases, with ``choose`` between them."""
+        return self._sparse
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that train, by their names in the model."""
+        return {name: self._own[name] for name in self._trained()}
+
+    @property
+    def moving(self) -> int:
+        """How many numbers the training changes."""
+        whole = sum(self._own[name].numel() for name in self._trained() - self._start.keys())
+        return whole + sum(int(mask.sum()) for mask in self._chosen.values())
+
+    @torch.no_grad()
+    def choose(self) -> None:
+        """Choose the K entries that moved most, and put every trained weight back to where it started."""
+        moved = {name: (self._own[name] - start).abs_() for name, start in self._start.items()}
+        self._chosen = most_moved(moved, self._count)
+        for name, start in (self._start | self._new_head).items():
+            self._own[name].copy_(start)
+
+    def write_choice(self, path: Path, about: Mapping[str, Any]) -> None:
+        """Keep the choice, and what the first phase came to, for a run that is stopped in the second."""
+        partial = path.with_suffix(".partial")
+        save_file({name: mask.cpu() for name, mask in self._chosen.items()}, partial, metadata={"about": _json(about)})
+        partial.replace(path)
+
+    def read_choice(self, path: Path) -> dict[str, Any]:
+        """Take a choice that was kept; what the first phase came to."""
+        with safe_open(path, "pt") as file:
+            self._chosen = {name: file.get_tensor(name).to(start.device) for name, start in self._start.items()}
+            about: dict[str, Any] = json.loads(file.metadata()["about"])
+        return about
+
+    def start_sha256(self) -> str:
+        """SHA-256 of names and shapes of what trains: every difference starts at zero."""
+        shapes = {name: list(self._own[name].shape) for name in sorted(self._trained())}
+        return hashlib.sha256(_json(shapes).encode()).hexdigest()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What trains, as it stands."""
+        return {name: self._own[name].detach() for name in sorted(self._trained())}
+
+    @torch.no_grad()
+    def replace(self, contents: Tensors, *, where: object) -> None:
+        """Overwrite what trains, in place. Raises: IncompatibleAdaptersError unless just that is there."""
+        own = self.tensors()
+        if {name: tensor.shape for name, tensor in contents.items()} != {name: own[name].shape for name in own}:
+            raise IncompatibleAdaptersError(
+                "these are not the weights that train here",
+                where=where,
+                found=f"{len(contents)} tensors",
+                expected=f"{len(own)} tensors with the model's names and shapes",
+                fix="start without this checkpoint",
+            )
+        for name, tensor in own.items():
+            tensor.copy_(contents[name])
+
+    def write_tensors(self, directory: Path) -> None:
+        """Write what trains, for a checkpoint."""
+        directory.mkdir(parents=True, exist_ok=True)
+        contents = {name: tensor.cpu().contiguous().clone() for name, tensor in self.tensors().items()}
+        save_file(contents, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    def difference(self) -> SparseDifference:
+        """What the training changed. Full: every tensor that is not the base's, whole, since base + (θ − base) is not
+        bitwise θ. Sparse: θ − θ⁰ at the chosen entries; the task's head whole."""
+        if not self._sparse:
+            return SparseDifference({}, {
+                name: own.detach() for name, own in self._own.items()
+                if name in self._new_head or not torch.equal(own, self._base[name].float())
+            })  # fmt: skip
+        sparse = {}
+        for name, mask in self._chosen.items():
+            indices = mask.view(-1).nonzero().view(-1)
+            if len(indices):
+                change = (self._own[name].detach() - self._start[name]).view(-1)[indices]
+                sparse[name] = SparseTensor(tuple(mask.shape), indices, change)
+        return SparseDifference(sparse, {name: self._own[name].detach() for name in sorted(self._new_head)})
+
+    def save(self, directory: Path, lineage: Lineage) -> None:
+        """Write sparse_difference.safetensors, lineage.json and the card into a directory that is there.
+
+        Raises: AdapterFileError when a weight is not finite.
+        """
+        found = self.difference()
+        values = {**{name: entry.values for name, entry in found.sparse.items()}, **found.whole}
+        for name, tensor in values.items():
+            if not torch.isfinite(tensor).all():
+                raise AdapterFileError(
+                    "the training left a weight that is no number", where=name, fix="lower the learning rate"
+                )
+        write_file(directory, found)
+        lineage.write(directory)
+        task_type = _TASK_TYPES.get(type(self.model).__name__.partition("For")[2])
+        if task_type is None and self.model.can_generate():
+            task_type = "SEQ_2_SEQ_LM" if self.model.config.is_encoder_decoder else "CAUSAL_LM"
+        (directory / "README.md").write_text(model_card(lineage, task_type=task_type), encoding="utf-8")
+
+    def detach(self) -> PreTrainedModel:
+        """The model with its own parameters again, in evaluation mode."""
+        for module, name, parameter in self._aside:
+            module._parameters[name] = parameter
+        self._own, self._start, self._chosen, self._new_head = {}, {}, {}, {}  # hooks hold on to this object
+        self.model.train(False)
+        return self.model
+
+    @property
+    def _sparse(self) -> bool:
+        return self.structure is not None and self.structure.kind == "sparse"
+
+    def _trained(self) -> set[str]:
+        return {*self._entries(), *self._new_head} if self._sparse else set(self._own)
+
+    def _entries(self) -> list[str]:
+        """The parameters of which entries can be chosen: the backbone's, not those of the output layer, and of layer
+        norms only where the structure says so."""
+        assert self.structure is not None
+        outputs = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        left = {id(parameter) for parameter in outputs.parameters()} if outputs is not None else set()
+        left -= {id(parameter) for parameter in self.model.get_input_embeddings().parameters()}  # tied to them
+        if self.structure.freeze_norms:
+            width = self.model.config.get_text_config().hidden_size
+            norms = [module for module in self.model.modules() if is_norm(module, width)]
+            left |= {id(parameter) for module in norms for parameter in module.parameters()}
+        taken = self._head | self._new_head.keys()
+        return [name for name, own in self._own.items() if name not in taken and id(own) not in left]
+
+    def _wanted(self) -> int:
+        assert self.structure is not None
+        wanted, there = self.structure.entries, sum(tensor.numel() for tensor in self._start.values())
+        count = int(wanted * there) if wanted < 1 else int(wanted)
+        if not 1 <= count <= there:
+            raise ConfigError(
+                "a sparse fine-tuning cannot change so many weights",
+                where="structure.entries",
+                found=wanted,
+                expected=f"1 to {there}, or a share of them below 1",
+                fix="correct entries",
+            )
+        return count
+
+    def _guard(self, name: str) -> Callable[[torch.Tensor], None]:
+        """After every backward pass: the penalty's gradient is added, and entries that are not chosen get 0."""
+        assert self.structure is not None
+        pull = self.structure.l1 / sum(tensor.numel() for tensor in self._start.values())
+
+        def guard(parameter: torch.Tensor) -> None:
+            assert parameter.grad is not None
+            if pull:
+                parameter.grad.add_(torch.sign(parameter.detach() - self._start[name]), alpha=pull)
+            if self._chosen:
+                parameter.grad.masked_fill_(~self._chosen[name], 0.0)
+
+        return guard
+
+    def _of_backbone(self, contents: Mapping[str, Any]) -> dict[str, Any]:
+        prefix = f"{self.model.base_model_prefix}."
+        absent = {name for name in contents if name not in self._own and not name.startswith(prefix)}
+        return {name: item for name, item in contents.items() if name not in absent | self._new_head.keys()}
+
+
+def most_moved(moved: Tensors, count: int) -> dict[str, torch.Tensor]:
+    """Which entries are at least as large as the ``count``-th largest of all tensors (float32, not negative): masks.
+
+    Entries that tie with it are chosen as well; those that are 0 never are. No copy of all entries is made: floats
+    that are not negative stand in the order of their bits, so the bits of the threshold are found one by one.
+    """
+    threshold = 0
+    for bit in range(30, -1, -1):
+        trial = threshold | 1 << bit
+        if sum(int((tensor.view(torch.int32) >= trial).sum()) for tensor in moved.values()) >= count:
+            threshold = trial
+    return {name: tensor.view(torch.int32) >= max(threshold, 1) for name, tensor in moved.items()}
+
+
+def attach(
+    model: PreTrainedModel,
+    structure: Structure,
+    *,
+    below: Sequence[str | Path] = (),
+    task_head: bool,
+    base_sha256: str,
+    seed: int = 0,
+    fresh: tuple[str, ...] = (),
+) -> InWeights:
+    """Let the weights of a model train, from the base plus the differences of ``below``, in float32.
+
+    With ``task_head`` the modules outside the backbone, and the ``fresh`` ones inside it, train too; the fresh ones are
+    drawn from ``seed``. Raises: ModelError, AdapterFileError, IncompatibleAdaptersError, ConfigError.
+    """
+    heads = head_modules(model, fresh) if task_head else []
+    tuned = InWeights(model, structure, fresh)
+    try:
+        tuned.draw_head(heads, seed)
+        for path in below:
+            tuned.add(Path(path), lower=True)
+        tuned.begin()
+    except BaseException:
+        tuned.detach()
+        raise
+    return tuned
+
+
+def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[str, ...] = ()) -> InWeights:
+    """Add saved differences to a model, in order; the last brings its head.
+
+    ``fresh``: modules that the base lacks, so that the last difference must bring them.
+    Raises: AdapterFileError for unreadable files or no head, IncompatibleAdaptersError.
+    """
+    *below, top = directories
+    tuned = InWeights(model, None, fresh)
+    try:
+        tuned.draw_head(fresh, 0)
+        for path in below:
+            tuned.add(path, lower=True)
+        found = tuned.add(top, lower=False)
+        _require_head(model, found, fresh, top)
+    except BaseException:
+        tuned.detach()
+        raise
+    model.train(False)
+    return tuned
+
+
+def holds_difference(directory: Path) -> bool:
+    """Whether a directory holds a full or sparse fine-tuning."""
+    return any((Path(directory) / name).is_file() for name in (TENSORS, PEER))
+
+
+def _named(model: PreTrainedModel) -> Named:
+    """Every parameter once; of a tied one's names the backbone's, which is the same under any head."""
+    names: dict[int, str] = {}
+    prefix = f"{model.base_model_prefix}."
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        known = names.get(id(parameter), "")
+        if not known or (name.startswith(prefix) and not known.startswith(prefix)):
+            names[id(parameter)] = name
+    return {names[id(parameter)]: parameter for parameter in model.parameters()}
+
+
+def _put_aside(model: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """Put a float32 copy in the place of every parameter (tied ones stay tied); where each one was."""
+    copies: dict[int, nn.Parameter] = {}
+    aside = []
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in copies:
+                copies[id(parameter)] = nn.Parameter(parameter.detach().to(torch.float32, copy=True))
+            aside.append((module, name, parameter))
+            module._parameters[name] = copies[id(parameter)]
+    return aside
+
+
+def _require_head(model: PreTrainedModel, found: SparseDifference, fresh: Sequence[str], where: Path) -> None:
+    """The head must be there, with its classes in the model's order: else the wrong ones would be predicted."""
+    inside = tuple(f"{module}." for module in fresh)
+    absent = [name for name, _ in model.named_parameters() if name.startswith(inside) and name not in found.whole]
+    if fresh and absent:
+        raise AdapterFileError(
+            "the difference has no classification head, and the base has none either",
+            where=where,
+            found=f"nothing for {absent[0]}",
+            expected="a difference trained on a task with labels",
+            fix="name the task's difference, last in the stack",
+        )
+    lineage = read_lineage(where)
+    stored = list((lineage.task or {}).get("labels") or ()) if lineage else []
+    own = [str(label) for _, label in sorted((model.config.id2label or {}).items())]
+    if fresh and sorted(stored) == sorted(own) and stored != own:
+        raise IncompatibleAdaptersError(
+            "the difference's head has the labels in another order",
+            where=where,
+            found=", ".join(stored),
+            expected=", ".join(own),
+            fix="name the labels in the difference's order",
+        )
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True)

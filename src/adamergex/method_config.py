@@ -1,0 +1,201 @@
+"""What the methods of a table take from the settings: reference task, merge, MAD-X, and the rivals."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+)
+
+from adamergex.settings import Activation, Objective, Optimisation, Settings
+from adamergex.task_config import TaskConfig, Where
+
+GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+OBJECTIVE = "encoder-decoders only; auto: span corruption where the tokenizer has sentinels"
+
+
+def _with_zero(grid: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(sorted({0.0, *grid}))
+
+
+LANGUAGE = Optimisation(steps=50_000, learning_rate=1e-4, batch_size=64, schedule="linear", warmup=0, max_grad_norm=1.0)
+
+
+def _like_a_language(value: Any) -> Any:
+    return {**LANGUAGE.model_dump(), **value} if isinstance(value, dict) else value
+
+
+LanguageOptimisation = Annotated[Optimisation, BeforeValidator(_like_a_language)]
+"""``Optimisation`` with MAD-X's defaults: 50,000 steps (the paper's number for little text; 250,000 for much) of 64
+segments at 1e-4, falling linearly, gradients cut at norm 1."""
+
+
+class TextReference(Settings):
+    """The reference task on unlabelled text, the same for the source and every target."""
+
+    kind: Literal["language-modeling"] = "language-modeling"
+    text: Where
+    segment: PositiveInt = 512
+    segments: PositiveInt | None = Field(default=None, description="default: what the shortest text has")
+    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    objective: Objective = Field(default="auto", description=OBJECTIVE)
+    optimisation: Optimisation = Optimisation()
+
+
+def _train_is_enough(value: Any) -> Any:
+    """Of a labelled reference task only the training rows are read."""
+    if isinstance(value, dict) and "data" not in value and "train" in value:
+        return {"test": value["train"], **value}
+    return value
+
+
+class TaskReference(Settings):
+    """A labelled task of the source and every target as the reference task (2402.18913, Table 5): the references are
+    trained on its training rows in each of these languages."""
+
+    kind: Literal["task"] = "task"
+    task: Annotated[TaskConfig, BeforeValidator(_train_is_enough)] = Field(description="test may be left out")
+    text: Where | None = Field(default=None, description="unlabelled text, for MAD-X's language adapters")
+    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+
+    @property
+    def optimisation(self) -> Optimisation:
+        return self.task.optimisation
+
+
+def _kind_of_reference(value: Any) -> str:
+    return str(value.get("kind", "language-modeling") if isinstance(value, dict) else getattr(value, "kind", ""))
+
+
+ReferenceConfig = Annotated[
+    Annotated[TextReference, Tag("language-modeling")] | Annotated[TaskReference, Tag("task")],
+    Discriminator(_kind_of_reference),
+]
+
+
+class SwapConfig(Settings):
+    """Layers that layer_swapping takes from the target's reference (2410.01335)."""
+
+    bottom: NonNegativeInt = 1
+    top: NonNegativeInt = 1
+    transition: NonNegativeInt = Field(default=0, description="averaged layers beside the bottom and beside the top")
+
+
+class CombineConfig(Settings):
+    """What ties and dare keep and how they weigh (PEFT's settings)."""
+
+    density: Annotated[float, Field(gt=0, le=1)] = Field(default=0.5, description="share of the entries that is kept")
+    weights: tuple[NonNegativeFloat, NonNegativeFloat] | None = Field(
+        default=None, description="of task and target reference; default: 1, 1 for ties, 0.5, 0.5 for dare"
+    )
+
+
+class MergeConfig(Settings):
+    """How the three adapters become one. ``weight: tuned`` searches ``grid`` on the proxy language's validation set;
+    ``weight: entropy`` takes, for each target, the λ whose predictions for its unlabelled inputs are most certain
+    (2310.02575)."""
+
+    space: Literal["factors", "delta"] = Field(default="factors", description="LoRA: merge A and B, or ΔW")
+    modules: str | None = Field(default=None, description="attention-qv (for LoRA), all, or a regular expression")
+    rank: PositiveInt | None = Field(default=None, description="truncate delta merges to this rank")
+    weight: Literal["tuned", "entropy"] | float = "tuned"
+    grid: Annotated[tuple[float, ...], AfterValidator(_with_zero)] = GRID
+    granularity: Literal["all", "layer"] = Field(default="all", description="entropy: one λ, or one a layer")
+    unlabelled: Literal["test", "validation"] = Field(
+        default="test", description="entropy: whose inputs in the target language; labels are never read"
+    )
+    unlabelled_rows: PositiveInt = Field(default=256, description="entropy: at most so many of them, the first")
+    swap: SwapConfig = SwapConfig()
+    combine: CombineConfig = CombineConfig()
+
+
+class LanguageAdapters(Settings):
+    """MAD-X's language adapters: trained on ``reference.text``, with its ``mask_rate`` and ``objective``, once a
+    language for all tasks and methods."""
+
+    reduction: PositiveFloat = 2.0
+    invertible: bool = Field(default=True, description="with a NICE block at the embeddings")
+    segment: PositiveInt = 256
+    segments: PositiveInt | None = Field(default=None, description="default: all that the language has")
+    optimisation: LanguageOptimisation = LANGUAGE
+
+
+class TaskAdapters(Settings):
+    """MAD-X's task adapter, which stands on the source's language adapter."""
+
+    reduction: PositiveFloat = 16.0
+    optimisation: Optimisation | None = Field(default=None, description="default: task.optimisation")
+
+
+LONG = Optimisation(steps=100_000, learning_rate=5e-5, batch_size=8, schedule="linear", warmup=0, max_grad_norm=1.0)
+NER = LONG.model_copy(update={"steps": None, "epochs": 10.0})
+
+
+class FullLanguage(Settings):
+    """MLM-SRC and MLM-TRG: all weights trained on ``reference.text`` before the task."""
+
+    segment: PositiveInt = 256
+    segments: PositiveInt | None = Field(default=None, description="default: all that the language has")
+    optimisation: Optimisation = LONG
+
+
+class FullConfig(Settings):
+    """Methods that train all weights: full_fine_tuning, mlm_source, mlm_target."""
+
+    language: FullLanguage = FullLanguage()
+    task: Optimisation | None = Field(default=None, description="default: task.optimisation at ``learning_rate``")
+    learning_rate: PositiveFloat = 2e-5
+
+
+class SparseLanguage(Settings):
+    """LF-SFT's difference of a language. The default K is 7.67 of XLM-R base's 278 million."""
+
+    entries: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.0276, description="how many weights change, or which share of them"
+    )
+    l1: Annotated[float, Field(ge=0)] = Field(default=0.1, description="of the mean absolute difference")
+    first_steps: PositiveInt | None = Field(default=None, description="of the phase that chooses; default: as many")
+    segment: PositiveInt = 256
+    segments: PositiveInt | None = Field(default=None, description="default: all that the language has")
+    optimisation: Optimisation = LONG
+
+
+class SparseTask(Settings):
+    """LF-SFT's difference of the task. The default K is 14.2 of XLM-R base's 278 million."""
+
+    entries: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.0511, description="how many weights change, or which share of them"
+    )
+    l1: Annotated[float, Field(ge=0)] = 0.0
+    first_epochs: PositiveFloat | None = Field(default=3.0, description="of the phase that chooses; default: as many")
+    first_steps: PositiveInt | None = Field(default=None, description="the same in steps")
+    optimisation: Optimisation = NER
+
+
+class LfSftConfig(Settings):
+    """The sparse differences of lf_sft (2110.07560)."""
+
+    language: SparseLanguage = SparseLanguage()
+    task: SparseTask = SparseTask()
+
+
+class MadXConfig(Settings):
+    """The adapters of mad_x and its ablations (2005.00052); ``structure`` is for the other methods."""
+
+    layout: Literal["pfeiffer", "houlsby"] = "pfeiffer"
+    activation: Activation | None = Field(default=None, description="default: relu (pfeiffer), swish (houlsby)")
+    leave_out: tuple[NonNegativeInt, ...] = Field(
+        default=(), description="layers without an adapter, from 0; MAD-X 2.0 leaves out the last one"
+    )
+    language: LanguageAdapters = LanguageAdapters()
+    task: TaskAdapters = TaskAdapters()
+    arithmetic: float = Field(default=0.5, description="language_arithmetic: share of the target's language adapter")

@@ -1,0 +1,112 @@
+"""Cross-lingual-thought prompting (XLT, Huang et al. 2023, 2305.07004, figure 1 and table 8): one prompt for all tasks.
+
+    I want you to act as a {expert} expert for {language}.
+    {the task's input}
+    You should {retell the input} in English.
+    You should {goal}.
+    You should step-by-step answer the request.
+    You should tell me {output} in this format '{mark}'.
+
+The answer is written, and what follows the mark is read. XQuAD, texts about tables and topics are not in the paper:
+their words are ours; topics are scored as they are without XLT, after the mark.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from adamergex.errors import ConfigError
+from adamergex.settings import Classification, Generation, MultipleChoice, Target
+
+
+class Form(NamedTuple):
+    """What the template is filled with for a task."""
+
+    expert: str
+    request: str
+    retell: str
+    goal: str
+    output: str
+    mark: str
+
+
+_TEMPLATE = (
+    "I want you to act as {article} {form.expert} expert for {language}.\n{form.request}\n"
+    "You should {form.retell} in English.\nYou should {form.goal}.\nYou should step-by-step answer the request.\n"
+    "You should tell me {output} in this format '{form.mark}'."
+)
+_NLI = (
+    "judge whether the hypothesis is true (entailment), false (contradiction), or undetermined (neutral) given the "
+    "premise. The relationship can be chosen from {labels}"
+)
+_FORMS = {
+    "mgsm": Form(
+        "arithmetic reasoning", "Request: {question}", "retell the request",
+        "do step-by-step answer to obtain a number answer", "the answer", "Answer:",
+    ),
+    "pair-classification": Form(
+        "natural language inference", "Premise: {premise}\nHypothesis: {hypothesis}",
+        "retell the premise and hypothesis", _NLI, "the relationship", "Relationship:",
+    ),
+    "multiple-choice": Form(
+        "commonsense reasoning", "", "retell the premise and the options",
+        "do step-by-step answer to pick a choice", "the choice number", "Choice number:",
+    ),
+    "span": Form(
+        "question answering", "{context}\nQuestion: {question}", "retell the question",
+        "answer the question with words of the text", "the answer in {language}", "Answer:",
+    ),
+    "generation": Form(
+        "multilingual summarization", "", "repeat the entire text",
+        "think step-by-step to summarize the entire text in a maximum of two sentences",
+        "the summary into one sentence in {language}", "Summary:",
+    ),
+    "classification": Form(
+        "text classification", "{text}", "retell the text", "choose the topic of the text from {labels}",
+        "the topic", "Topic:",
+    ),
+}  # fmt: skip
+_NAMES = """
+    am:Amharic ar:Arabic ay:Aymara bg:Bulgarian bn:Bengali cs:Czech de:German el:Greek en:English es:Spanish et:Estonian
+    fa:Persian fi:Finnish fr:French gn:Guarani ha:Hausa he:Hebrew hi:Hindi ht:Haitian hu:Hungarian id:Indonesian ig:Igbo
+    is:Icelandic it:Italian ja:Japanese jv:Javanese ko:Korean mi:Maori my:Burmese nl:Dutch pl:Polish pt:Portuguese
+    qu:Quechua ro:Romanian ru:Russian rw:Kinyarwanda so:Somali sv:Swedish sw:Swahili ta:Tamil te:Telugu th:Thai
+    tk:Turkmen tr:Turkish uk:Ukrainian ur:Urdu uz:Uzbek vi:Vietnamese wo:Wolof xh:Xhosa yo:Yoruba zh:Chinese zu:Zulu
+"""
+LANGUAGE_NAMES = dict(pair.split(":") for pair in _NAMES.split())
+"""Code -> English name; a language that is not here goes by its code."""
+_LONGER = 512  # pieces that the template and the steps to the answer may add
+
+
+def asked_with_xlt(task: Target, language: str) -> Target:
+    """The task with XLT's prompt for a language, its answer written after the form's mark.
+
+    Raises: ConfigError: a kind of task that the template has no words for.
+    """
+    form = _FORMS.get(task.name) or _FORMS.get(task.kind)
+    if form is None:
+        raise ConfigError(
+            f"there is no XLT prompt for a {task.kind} task",
+            where=task.name,
+            expected=f"one of {', '.join(_FORMS)}",
+            fix="leave out the methods xlt and xlt_english_tuning",
+        )
+    if isinstance(task, MultipleChoice):
+        options = "".join(f"\nChoice {number}: {{{name}}}" for number, name in enumerate(task.choices, 1))
+        form = form._replace(request=task.context + options)
+    elif isinstance(task, Generation) and not form.request:
+        form = form._replace(request=task.prompt)
+    name = LANGUAGE_NAMES.get(language, language)
+    labels = list(getattr(task, "labels", ()))
+    named = ", ".join(labels[:-1]) + (f" and {labels[-1]}" if labels else "")
+    form = form._replace(goal=form.goal.replace("{labels}", named))
+    prompt = _TEMPLATE.format(
+        article="an" if form.expert[0] in "aeiou" else "a",
+        form=form,
+        language=name,
+        output=form.output.replace("{language}", name),
+    )
+    if isinstance(task, Classification):
+        return task.model_copy(update={"prompt": f"{prompt}\n{form.mark}", "max_length": task.max_length + _LONGER})
+    changes = {"prompt": prompt, "answer_after": form.mark, "max_length": task.max_length + _LONGER}
+    return task.model_copy(update=changes)

@@ -1,0 +1,281 @@
+"""The rivals that train weights, and XLT, through the whole way; and a method of the user's own."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adamergex.adapters.sparse import read_difference
+from adamergex.config import METHODS, parse
+from adamergex.errors import ConfigError
+from adamergex.graph import Store
+from adamergex.pipeline import summary, transfer
+from adamergex.plan import Plan, absolute, facts
+from adamergex.recipes import RECIPES
+from adamergex.settings import Classification, Generation, MultipleChoice, PairClassification, SpanAnswering
+from adamergex.studies.estimate import estimate
+from adamergex.studies.settings import Assumed
+from adamergex.tasks.catalogue import task_file
+from adamergex.tasks.cross_lingual_thought import asked_with_xlt
+from test_pipeline import Counting, counted, settings, silent
+
+__all__ = ["counted"]  # a fixture
+
+QUICK = {"steps": 3, "batch_size": 8, "learning_rate": 1e-3}
+WEIGHTS = ["full_fine_tuning", "mlm_source", "mlm_target", "lf_sft"]
+RIVALS = {
+    "full": {"language": {"segment": 16, "optimisation": QUICK}, "learning_rate": 1e-3},
+    "lf_sft": {
+        "language": {"segment": 16, "entries": 300, "first_steps": 2, "optimisation": QUICK},
+        "task": {"entries": 0.05, "first_steps": 2, "optimisation": QUICK},
+    },
+    "proxy": None,
+}
+
+
+def save_decoder(tiny_encoder: Path, folder: Path) -> Path:
+    """A Llama of two layers with the tiny encoder's tokenizer, long enough for XLT's prompt."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder, model_max_length=1600)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=48, max_position_embeddings=1600, tie_word_embeddings=True, bos_token_id=0, eos_token_id=2,
+        pad_token_id=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_decoder(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_decoder(tiny_encoder, tmp_path_factory.mktemp("tiny-decoder"))
+
+
+@pytest.mark.parametrize("family", ["encoder", "decoder"])
+def test_the_whole_way(
+    tiny_encoder: Path, tiny_decoder: Path, small_data: Path, tmp_path: Path, counted: Counting, family: str
+) -> None:
+    base = tiny_encoder if family == "encoder" else tiny_decoder
+    given = settings(base, small_data, tmp_path / "run", methods=["english_tuning", *WEIGHTS], **RIVALS)
+    config = parse(given)
+    results = transfer(config, say=silent)
+    # LoRA's task; the task on the base, on en, sw and tr; whole languages en, sw, tr; sparse ones; the sparse task.
+    assert counted.runs["train"] == 1 + 4 + 3 + 3 + 1
+    assert {(cell["method"], cell["language"]) for cell in results["cells"]} == {
+        (method, language) for method in config.methods for language in config.targets
+    }
+    for cell in results["cells"]:
+        found = (tmp_path / "run" / cell["predictions"]).read_text(encoding="utf-8").splitlines()
+        assert cell["n"] == len(found) == 24
+    table = summary(results, tmp_path / "run")
+    assert all(label in table for label in ("Full-FT", "MLM-SRC", "MLM-TRG", "LF-SFT"))
+    sizes = {item["name"].partition(" ·")[0]: item for item in results["adapters"]}
+    assert sizes["sparse language"]["parameters"] == 300
+    assert sizes["sparse language"]["bytes"] < 300 * 8 + 8000 < sizes["full language"]["bytes"]
+    # The output has what a cell was made of: the target's language, and a task that was learned on the source's.
+    folder = tmp_path / "run" / "adapters" / "lf_sft-sw-seed0"
+    assert read_difference(folder / "language").sparse and read_difference(folder / "task").sparse
+    lineage = json.loads((folder / "task" / "lineage.json").read_text(encoding="utf-8"))
+    assert lineage["parents"]["below"]["language"] == "en" and lineage["language"] == "en"
+    counted.runs.clear()
+    assert transfer(config, say=silent)["cells"] == results["cells"]
+    assert sum(counted.runs.values()) == 0
+    store, plan = Store(tmp_path / "run" / "store"), Plan(absolute(config), facts(absolute(config)))
+    for (method, language, _), (*_, top) in plan.adapters.items():
+        if method.startswith("mlm_"):
+            below = json.loads((store.path(top) / "lineage.json").read_text())["parents"]["below"]["language"]
+            assert below == (language if method == "mlm_target" else "en")
+
+
+def test_languages_serve_every_task(tiny_encoder: Path, small_data: Path, tmp_path: Path, counted: Counting) -> None:
+    shared = {"store": str(tmp_path / "store"), "methods": ["lf_sft", "mlm_target"], "targets": ["sw"], **RIVALS}
+    transfer(parse(settings(tiny_encoder, small_data, tmp_path / "a", **shared)), say=silent)
+    assert counted.runs["train"] == 2 + 1 + 1 + 1
+    counted.runs.clear()
+    other = settings(tiny_encoder, small_data, tmp_path / "b", **shared)
+    other["task"]["max_length"] = 20
+    transfer(parse(other), say=silent)
+    assert counted.runs["train"] == 2  # the task, in two ways
+
+
+def test_the_estimate_counts_both_phases(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    config = absolute(parse(settings(tiny_encoder, small_data, tmp_path, methods=["lf_sft"], **RIVALS)))
+    steps = [step for step in Plan(config, facts(config)).trainings if step.label.startswith("sparse language · sw")]
+    (step,) = steps
+    cost = estimate([step], Store(tmp_path / "store"), Assumed(parameters=10, tokens=16)).kinds["train"]
+    # (2 + 3) steps of 8 segments of 16 pieces, and 6 FLOPs for each parameter.
+    assert cost.tokens == pytest.approx(5 * 8 * 16, rel=0.35) and cost.flops == pytest.approx(cost.tokens * 6 * 10)
+
+
+def test_xlt_asks_the_base_and_the_tuned_model(
+    tiny_decoder: Path, small_data: Path, tmp_path: Path, counted: Counting
+) -> None:
+    methods = ["vanilla", "english_tuning", "xlt", "xlt_english_tuning"]
+    config = parse(settings(tiny_decoder, small_data, tmp_path / "run", methods=methods, proxy=None))
+    results = transfer(config, say=silent)
+    assert counted.runs["train"] == 1 and len(results["cells"]) == 8
+    config = absolute(config)
+    plan = Plan(config, facts(config))
+    asked = {cell[0]: step for cell, step in plan.evaluations.items() if cell[1] == "sw"}
+    prompt = asked["xlt"].job["task"]["prompt"]
+    assert prompt.startswith(
+        "I want you to act as a text classification expert for Swahili.\n{text}\nYou should retell"
+    )
+    assert asked["xlt_english_tuning"].inputs == asked["english_tuning"].inputs
+    scores = {cell["method"]: _scores(tmp_path / "run", cell) for cell in results["cells"] if cell["language"] == "sw"}
+    assert scores["xlt"] != scores["vanilla"] and scores["xlt_english_tuning"] != scores["english_tuning"]
+
+
+def _scores(run: Path, cell: dict[str, Any]) -> list[Any]:
+    return [json.loads(line)["scores"] for line in (run / cell["predictions"]).read_text("utf-8").splitlines()]
+
+
+def test_xlt_writes_and_reads_what_follows_its_mark(
+    tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A random model never says "Choice number:", so that what is read is tried on given texts as well."""
+    rows = [
+        {"premise": "it rained", "choice1": "the street is wet", "choice2": "the sun shines", "label": label}
+        for label in (0, 1, 1, 0)
+    ]
+    for part, language in (("train", "en"), ("test", "sw")):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{language}.{part}.jsonl").write_text(text, encoding="utf-8")
+    said = [
+        "The premise says that it rained.\nStep 2 is easy.\nChoice number: 1\n\nPremise: another\nChoice number: 2",
+        "Choice number: (2)",
+        "Choice number: the sun shines.",
+        "I cannot say.",
+    ]
+    seen: list[Any] = []
+
+    def write(model: Any, prompts: Any, *args: Any, **options: Any) -> tuple[list[str], int]:
+        seen.append(([prompt.whole for prompt in prompts], options))
+        return said, 0
+
+    given = settings(tiny_decoder, tmp_path, tmp_path / "run", methods=["xlt"], targets=["sw"], proxy=None)
+    given["task"] = {
+        "kind": "multiple-choice", "context": "{premise}", "train": f"{tmp_path}/{{language}}.train.jsonl",
+        "test": f"{tmp_path}/{{language}}.test.jsonl",
+    }  # fmt: skip
+    (cell,) = transfer(parse(given), say=silent)["cells"]  # for real: nothing that it writes has the mark
+    assert cell["unparsable"] == 4 and cell["score"] == 0
+    monkeypatch.setattr("adamergex.tasks.kinds.generate", write)
+    (cell,) = transfer(parse(given | {"output": str(tmp_path / "said")}), say=silent)["cells"]
+    (prompts, options), *_ = seen
+    assert prompts[0] == (
+        "I want you to act as a commonsense reasoning expert for Swahili.\n"
+        "it rained\nChoice 1: the street is wet\nChoice 2: the sun shines\n"
+        "You should retell the premise and the options in English.\n"
+        "You should do step-by-step answer to pick a choice.\nYou should step-by-step answer the request.\n"
+        "You should tell me the choice number in this format 'Choice number:'."
+    )
+    assert options["stop"] == () and options["max_new_tokens"] >= 256
+    assert cell["score"] == 75 and cell["unparsable"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("mgsm", ["an arithmetic reasoning expert for Thai", "Request: {question}", "'Answer:'"]),
+        ("xnli", ["chosen from entailment, neutral and contradiction", "'Relationship:'"]),
+        ("xcopa", ["{premise} What is the {question}?\nChoice 1: {choice1}", "'Choice number:'"]),
+        ("xquad", ["{context}\nQuestion: {question}", "the answer in Thai", "'Answer:'"]),
+        ("xlsum", ["summarize the entire text", "the summary into one sentence in Thai", "'Summary:'"]),
+        ("sib200", ["a text classification expert for Thai.\n{text}\n", "\nTopic:"]),
+    ],
+)
+def test_every_task_of_the_paper_has_its_form(name: str, parts: list[str]) -> None:
+    task = task_file(name).TASK
+    asked = asked_with_xlt(task, "th")
+    assert isinstance(asked, (Classification, Generation, MultipleChoice, PairClassification, SpanAnswering))
+    assert type(asked).model_validate(asked.model_dump()) == asked
+    for part in parts:
+        assert part in asked.prompt
+    # Nothing is left of the template but columns of the rows.
+    assert set(re.findall(r"{(\w+)}", asked.prompt)) <= set(re.findall(r"{(\w+)}", task.prompt + "{context}{question}"))
+    assert "answer_after" not in task.model_dump() or task.answer_after is not None
+
+
+def test_what_cannot_be_is_said_before_anything_is_trained(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    for method in ("xlt", "xlt_english_tuning"):
+        config = absolute(parse(settings(tiny_encoder, small_data, tmp_path, methods=[method], proxy=None)))
+        with pytest.raises(ConfigError, match="needs a model that writes"):
+            facts(config)
+    tags = {"kind": "tagging", "types": ["PER"], "train": str(small_data / "{language}.train.tsv"),
+            "test": str(small_data / "{language}.test.tsv")}  # fmt: skip
+    config = absolute(parse(settings(tiny_encoder, small_data, tmp_path, methods=["xlt"], proxy=None, task=tags)))
+    with pytest.raises(ConfigError, match="no XLT prompt for a tagging task"):
+        facts(config)
+    given = settings(
+        tiny_encoder, small_data, tmp_path, structure={"kind": "full"}, methods=["lf-sft"],
+        lf_sft={"language": {"optimisation": {"weight_decay": 0.1}, "entris": 3}},
+    )  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        parse(given)
+    assert "lf_sft.language.entris: no such setting; did you mean 'entries'?" in str(caught.value)
+    assert "methods.0: 'lf-sft' is none of" in str(caught.value) and "did you mean 'lf_sft'" in str(caught.value)
+    given |= {"methods": ["lf_sft"], "lf_sft": {"language": {"optimisation": {"weight_decay": 0.1}}}}
+    with pytest.raises(ConfigError, match=r"(?s)'full' is no adapter.*lf_sft.language.optimisation.weight_decay"):
+        parse(given)
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+
+
+def test_a_method_of_the_users_own(tiny_encoder: Path, small_data: Path, tmp_path: Path, counted: Counting) -> None:
+    """The file that docs/methods.md shows, as it stands there."""
+    (code,) = re.findall(r"```python\n# my_recipe.py\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "my_recipe.py").write_text(code, encoding="utf-8")
+    methods = ["english_tuning", "average", "my_recipe.py:target_heavy"]
+    given = settings(tiny_encoder, small_data, tmp_path / "run", methods=methods, proxy=None, folder=str(tmp_path))
+    results = transfer(parse(given), say=silent)
+    assert counted.runs["train"] == 3 and counted.runs["merge"] == 4  # AriMerge's adapters serve it as well
+    own = results["methods"][-1]
+    assert (own["name"], own["label"]) == ("target_heavy", "target heavy") and own["about"].startswith("AriMerge")
+    cells = [cell for cell in results["cells"] if cell["method"] == "target_heavy"]
+    assert [cell["weight"] for cell in cells] == [0.8, 0.8]
+    assert (tmp_path / "run" / "adapters" / "target_heavy-sw-seed0" / "lineage.json").is_file()
+    assert "target heavy" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (None, "no such recipe file"),
+        ("1 / 0", "does not run"),
+        ("", "no such function"),
+        ("def mine(x):\n    return x.merg()", "the recipe does not run"),
+        ("def mine(x):\n    return 3", "something else than adapters"),
+        (
+            "def mine(x):\n    a = x.train(x.task, x.source)\n"
+            "    return x.merge(task=a, target_reference=x.train(x.reference, x.target), rule='average')",
+            "nothing says on what",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_said(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, code: str | None, message: str
+) -> None:
+    if code is not None:
+        (tmp_path / "own.py").write_text(code, encoding="utf-8")
+    given = settings(tiny_encoder, small_data, tmp_path / "run", methods=["own.py:mine"], proxy=None)
+    with pytest.raises(ConfigError, match=message):
+        transfer(parse(given | {"folder": str(tmp_path)}), say=silent)
+
+
+def test_the_page_has_every_method() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for name in METHODS:
+        assert f"`{name}`" in page and RECIPES[name].label in page, name
+    assert set(METHODS) == set(RECIPES)
