@@ -94,12 +94,13 @@ def reference() -> str:
 
 def entry(module: ModuleType, name: str) -> str:
     thing = getattr(module, name)
-    signature = (
-        ""
-        if issubclass_of(thing, Exception)
-        else re.sub(r"<(?:built-in )?function (\w+)[^>]*>", r"\1", str(inspect.signature(thing)))
-    )
+    signature = "" if issubclass_of(thing, Exception) else named(str(inspect.signature(thing)))
     return f"### `{name}{signature}`\n\n```text\n{inspect.getdoc(thing) or ''}\n```"
+
+
+def named(signature: str) -> str:
+    """Functions that are defaults by their names: their addresses differ from run to run."""
+    return re.sub(r"<(?:built-in )?function (\w+)[^>]*>", r"\1", signature)
 
 
 def issubclass_of(thing: Any, parent: type) -> bool:
