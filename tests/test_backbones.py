@@ -35,7 +35,8 @@ def test_size_dtype_and_card(name: str) -> None:
 def test_one_tokenizer_serves_both_and_loses_nothing() -> None:
     one, other = (load(name, kind).tokenizer for name, kind in zip(NAMES, ("masked-lm", "causal-lm"), strict=True))
     for text in ("Daktari alisema kwamba mgonjwa amepona.", "The parliament voted 312 to 4.", "国会通过了法案 🤖"):
-        assert one(text).input_ids == other(text).input_ids
+        plain, opened = one(text).input_ids, other(text).input_ids
+        assert plain == [*opened, one.eos_token_id]  # a decoder's texts stay open at their end
         assert one.decode(one(text).input_ids, skip_special_tokens=True) == text
 
 

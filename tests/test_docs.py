@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from adamergex.cli import parser
-from adamergex.config import parse
+from adamergex.config import _method, parse
 from adamergex.studies.settings import parse_study
 from adamergex.train_config import parse_training
 
@@ -45,7 +45,9 @@ def test_commands_parse(page: Path) -> None:
 def test_settings_validate(page: Path) -> None:
     for block in blocks(page, "yaml"):
         settings = yaml.safe_load(block)
-        if "kind" in settings:
+        if settings.keys() == {"methods"}:  # a part of a table's settings
+            assert [_method(name) for name in settings["methods"]]
+        elif "kind" in settings:
             assert parse_training(settings).output
         else:
             assert parse_study(settings).tables if "tasks" in settings else parse(settings).targets

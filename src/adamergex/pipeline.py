@@ -259,11 +259,18 @@ def summary(results: dict[str, Any], output: str | Path) -> str:
     for method in results["methods"]:
         texts, means = [], []
         for language in languages:
-            cells = found[method["name"], language]
+            cells = found.get((method["name"], language))
+            if cells is None:
+                texts.append("not done")
+                continue
             means.append(fmean(cell["score"] for cell in cells))
             low, high = (fmean(cell["interval"][end] for cell in cells) for end in (0, 1))
             texts.append(f"{means[-1]:.1f} [{low:.1f}, {high:.1f}]")
-        lines.append(f"{method['label']:18s}" + "".join(f"{text:>20s}" for text in texts) + f"{fmean(means):8.1f}")
+        lines.append(
+            f"{method['label']:18s}"
+            + "".join(f"{text:>20s}" for text in texts)
+            + (f"{fmean(means):8.1f}" if len(means) == len(languages) else f"{'–':>8s}")
+        )
     chosen = [f"{item['method']} λ={item['chosen']:g}" for item in results["tuning"] if "measure" not in item]
     tuned = f"tuned on {results['proxy']}: {', '.join(chosen)}\n" if chosen else ""
     free = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,9 @@ def gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 def work(rank: int, folder: str, kind: str, mixed: bool) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=120)
+    )
     model = stacked(kind, Path(folder) / "lora")
     own = slice(2 * rank, 2 * rank + 2)
     if mixed:
@@ -42,6 +45,7 @@ def work(rank: int, folder: str, kind: str, mixed: bool) -> None:
     wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=mixed)
     wrapped(**{name: tensor[own] for name, tensor in inputs(kind, rows=4).items()}).logits.square().mean().backward()
     torch.save(gradients(model), f"{folder}/{rank}.pt")
+    dist.barrier()  # one that leaves first can leave the other waiting
     dist.destroy_process_group()
 
 

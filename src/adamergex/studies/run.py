@@ -129,7 +129,7 @@ def _record_of(
                 "output": table.config.output,
                 "methods": list(table.config.methods),
                 "targets": list(table.config.targets),
-                "complete": name in written,
+                "complete": all(store.has(step) for step in table.wanted),
             }
             for name, table in plan.tables.items()
         },
