@@ -31,8 +31,7 @@ def vectors(model: nn.Module, tokenizer: PreTrainedTokenizerFast, texts: list[st
     for start in range(0, len(texts), 32):
         chunk = [text + (" Topic:" if causal else "") for text in texts[start : start + 32]]
         batch = tokenizer(chunk, padding=True, truncation=True, max_length=200, return_tensors="pt")
-        if causal:  # the template closes with </s>; the vector is read at the cue before it
-            batch = {key: value[:, :-1] for key, value in batch.items()}
+        if causal:  # the vector is read at the cue, before a </s> that the template may close with
             ended = batch["input_ids"] != tokenizer.eos_token_id
             batch["attention_mask"] = batch["attention_mask"] * ended
         hidden = body(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
