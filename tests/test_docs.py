@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
 from adamergex.cli import parser
-from adamergex.config import _method, parse
+from adamergex.config import MethodName, parse
 from adamergex.studies.settings import parse_study
 from adamergex.train_config import parse_training
 
@@ -46,7 +47,7 @@ def test_settings_validate(page: Path) -> None:
     for block in blocks(page, "yaml"):
         settings = yaml.safe_load(block)
         if settings.keys() == {"methods"}:  # a part of a table's settings
-            assert [_method(name) for name in settings["methods"]]
+            assert TypeAdapter(list[MethodName]).validate_python(settings["methods"])
         elif "kind" in settings:
             assert parse_training(settings).output
         else:

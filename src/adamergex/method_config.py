@@ -66,6 +66,7 @@ class TaskReference(Settings):
     task: Annotated[TaskConfig, BeforeValidator(_train_is_enough)] = Field(description="test may be left out")
     text: Where | None = Field(default=None, description="unlabelled text, for MAD-X's language adapters")
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    objective: Objective = Field(default="auto", description=OBJECTIVE)
 
     @property
     def optimisation(self) -> Optimisation:

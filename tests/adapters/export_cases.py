@@ -1,6 +1,6 @@
 """The adapters of golden g6_export, made from seeds, and exported with `convert`.
 
-python tests/adapters/export_cases.py tests/goldens/g6_export /tmp/ours
+python tests/adapters/export_cases.py tests/goldens/g6_export OUTPUT
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class Experiment:
             segment=settings.segment,
             segments=settings.segments,
             mask_rate=reference.mask_rate,
-            objective=getattr(reference, "objective", "auto"),
+            objective=reference.objective,
         )
         assert reference.text is not None  # the settings were checked for it
         name = "language" if structure.invertible else "language −INV"

@@ -75,7 +75,7 @@ def _language(x: Experiment, structure: Structure, settings: FullLanguage | Spar
         segment=settings.segment,
         segments=settings.segments,
         mask_rate=reference.mask_rate,
-        objective=getattr(reference, "objective", "auto"),
+        objective=reference.objective,
     )
     assert reference.text is not None  # the settings were checked for it
     name = f"{structure.kind} language"
