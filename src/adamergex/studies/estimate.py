@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from adamergex.errors import AdamergexError
 from adamergex.graph import Step, Store
-from adamergex.settings import Optimisation, Rows, Structure, first_phase
+from adamergex.settings import AnyRows, Optimisation, Structure, TaskRows, first_phase
 from adamergex.studies.devices import DEVICES
 from adamergex.studies.settings import Assumed
 
+_ROWS: TypeAdapter[AnyRows] = TypeAdapter(AnyRows)
 SAMPLE = 200  # rows that are tokenized to know the mean
 
 
@@ -167,9 +170,11 @@ class _Facts:
     def _measure(self, rows: str, language: str, base: str) -> tuple[float, float | None] | None:
         """Number of rows, and the mean pieces of their texts: of the first ones, every text of a row counted."""
         from adamergex.data import read
+        from adamergex.tasks.catalogue import read_rows
 
+        wanted = _ROWS.validate_json(rows)
         try:
-            found = read(Rows.model_validate_json(rows), language)
+            found = read_rows(wanted, language) if isinstance(wanted, TaskRows) else read(wanted, language)
         except AdamergexError:
             return None
         try:
