@@ -226,6 +226,12 @@ def test_inheritance() -> None:
     common = {"a": {"kind": "x", "n": 1, "m": 2}, "b": [1], "c": 3}
     assert inherited(common, {"a": {"n": 5}, "b": [2]}) == {"a": {"kind": "x", "n": 5, "m": 2}, "b": [2], "c": 3}
     assert inherited(common, {"a": {"kind": "y", "k": 1}}) == {"a": {"kind": "y", "k": 1}, "b": [1], "c": 3}
+    common_reference = {"reference": {"text": "t", "segment": 64}, "structure": {"rank": 4}}
+    labelled = {"reference": {"kind": "task", "task": {}}, "structure": {"kind": "lora", "alpha": 8}}
+    assert inherited(common_reference, labelled) == {
+        "reference": {"kind": "task", "task": {}},  # text is what a reference without a kind is
+        "structure": {"rank": 4, "kind": "lora", "alpha": 8},
+    }
     assert inherited(common, {"a": {"m": None}, "c": None}) == {"a": {"kind": "x", "n": 1}, "b": [1]}
     assert common == {"a": {"kind": "x", "n": 1, "m": 2}, "b": [1], "c": 3}
 

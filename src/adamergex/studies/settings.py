@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from adamergex.config import TransferConfig, read_yaml, refused, validated
-from adamergex.settings import Settings
+from adamergex.method_config import TextReference
+from adamergex.settings import Settings, Structure
 
 Raw = dict[str, Any]
 
@@ -109,15 +110,21 @@ def inherited(common: Mapping[str, Any], changes: Mapping[str, Any]) -> Raw:
         before = result.get(name)
         if value is None:
             result.pop(name, None)
-        elif isinstance(value, Mapping) and isinstance(before, Mapping) and _same_kind(before, value):
+        elif isinstance(value, Mapping) and isinstance(before, Mapping) and _same_kind(name, before, value):
             result[name] = inherited(before, value)
         else:
             result[name] = value
     return result
 
 
-def _same_kind(before: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
-    return "kind" not in value or before.get("kind", value["kind"]) == value["kind"]
+def _same_kind(name: str, before: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+    if "kind" not in value:
+        return True
+    return bool(before.get("kind", _UNNAMED_KIND.get(name, value["kind"])) == value["kind"])
+
+
+_UNNAMED_KIND = {"structure": Structure().kind, "reference": TextReference.model_fields["kind"].default}
+"""What a mapping without a ``kind`` is."""
 
 
 def _tables(config: StudyConfig) -> Iterator[tuple[str, list[Raw]]]:
