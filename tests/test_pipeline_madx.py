@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 import adamergex
@@ -31,24 +30,6 @@ __all__ = ["counted"]  # a fixture
 QUICK = {"steps": 3, "batch_size": 8, "learning_rate": 1e-2}
 MAD_X = {"language": {"reduction": 4, "segment": 16, "optimisation": QUICK}, "task": {"reduction": 8}}
 METHODS = ["mad_x", "mad_x_no_invertible", "mad_x_task_only"]
-
-
-@pytest.fixture(scope="module")
-def tiny_decoder(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of two layers with the tiny encoder's tokenizer."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("tiny-decoder")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        intermediate_size=48, max_position_embeddings=96, tie_word_embeddings=True, bos_token_id=0, eos_token_id=2,
-        pad_token_id=1,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixed_batch import loss_of
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import (
@@ -21,7 +22,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from adamergex import data, evaluation, lineage, models, training, tuning
+from adamergex import evaluation, lineage, models, training, tuning
 from adamergex.adapters import peft_backed
 from adamergex.config import parse
 from adamergex.errors import AdapterFileError, ModelError
@@ -160,21 +161,6 @@ def job(base: str, rows: Path, task: Any = TASK, language: str = "en", **changes
         base=base, structure=PREFIX, task=task, language=language, rows=Rows(path=str(rows)),
         optimisation=Optimisation(**(fast | changes)), seed=1,
     )  # fmt: skip
-
-
-def loss_of(backbone: models.Loaded, wanted: TrainJob, adapter: Path | None) -> float:
-    examples = training.examples_of(wanted, backbone, data.read(wanted.rows, "en"))
-    if adapter is None:
-        wrapped = attached(
-            backbone.model, wanted.seed, task_head=backbone.kind == "sequence-classification",
-            base_sha256=backbone.sha256, fresh=backbone.fresh,
-        )  # fmt: skip
-    else:
-        wrapped = peft_backed.load(backbone.model, adapter)
-    with torch.inference_mode():
-        found = examples.loss(wrapped.eval(), examples.batch(range(60), 0)).item()
-    peft_backed.detach(wrapped)
-    return found
 
 
 @pytest.mark.parametrize("labelled_task", [True, False])

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixed_batch import loss_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback, logging
 
-from adamergex import data, lineage, models, training
+from adamergex import lineage, models, training
 from adamergex.adapters import peft_backed
 from adamergex.errors import AdapterFileError, ModelError
 from adamergex.settings import Classification, LanguageModeling, Optimisation, Rows, Structure, TrainJob
@@ -52,22 +53,6 @@ class StopAfter(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step:
             raise KeyboardInterrupt
-
-
-def loss_of(backbone: models.Loaded, wanted: TrainJob, adapter: Path | None) -> float:
-    """Of one fixed batch, masks included, under a new or a trained adapter."""
-    examples = training.examples_of(wanted, backbone, data.read(wanted.rows, "en"))
-    if adapter is None:
-        wrapped = peft_backed.attach(
-            backbone.model, wanted.structure, task_head=backbone.kind == "sequence-classification",
-            base_sha256=backbone.sha256, seed=wanted.seed, fresh=backbone.fresh,
-        )  # fmt: skip
-    else:
-        wrapped = peft_backed.load(backbone.model, adapter)
-    with torch.inference_mode():
-        found = examples.loss(wrapped.eval(), examples.batch(range(60), 0)).item()
-    peft_backed.detach(wrapped)
-    return found
 
 
 @pytest.mark.parametrize(
