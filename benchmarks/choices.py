@@ -38,9 +38,7 @@ Rows = tuple[list[str], list[list[str]]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="nano-causal")
-    parser.add_argument(
-        "--rows", type=int, default=12, help="the small model reads 8 × as many"
-    )
+    parser.add_argument("--rows", type=int, default=12, help="the small model reads 8 × as many")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
