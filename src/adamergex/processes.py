@@ -92,6 +92,7 @@ def leave() -> None:
         import torch.distributed as dist
 
         if dist.is_initialized():
+            launched().wait()  # one that leaves first can leave another waiting
             dist.destroy_process_group()
 
 
