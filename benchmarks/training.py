@@ -27,7 +27,7 @@ from transformers import (
     XLMRobertaForMaskedLM,
 )
 
-from adamergex import models, training
+from adamergex import loop, models, training
 from adamergex.adapters import peft_backed
 from adamergex.logits import IGNORE, labelled_loss
 from adamergex.settings import Classification, Optimisation, Rows, Structure, TrainJob
@@ -136,7 +136,7 @@ def attached(job: TrainJob, loaded: models.Loaded) -> Any:
 def bare_loop(job: TrainJob, loaded: models.Loaded, rows: list[dict[str, str]], steps: int) -> Timing:
     """The same batches, loss and optimiser, and nothing else."""
     examples, wrapped = training.examples_of(job, loaded, rows), attached(job, loaded)
-    plan = training.batches(examples.lengths, BATCH, steps, job.seed)
+    plan = loop.batches(examples.lengths, BATCH, steps, job.seed)
     parameters = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
     wrapped.train()

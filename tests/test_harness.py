@@ -58,11 +58,13 @@ def test_choices_score_as_in_the_harness(case: str, tmp_path: Path) -> None:
     assert np.abs(log_likelihoods(bare) - wanted).max() > 1  # what is compared is the adapter
 
 
-@pytest.mark.parametrize("case", [name for name in CHOICES if name.endswith("xcopa")])
+@pytest.mark.parametrize("case", CHOICES)
 def test_normalised_choices_are_the_harness_acc_norm(case: str, tmp_path: Path) -> None:
-    golden = EXPECTED[case]
+    golden, task = EXPECTED[case], task_of(CASES[case].task)
+    choices = ASKED[task.kind].choices
+    assert choices is not None
     scores, found = ours(case, tmp_path / "out", normalised=True)
-    characters = np.array([[len(item["choice1"]), len(item["choice2"])] for item in items("xcopa")])
+    characters = np.array([[len(choice) for choice in choices(task, item)] for item in items(CASES[case].task)])
     wanted = np.array([item["loglikelihoods"] for item in golden["items"]]) / characters
     np.testing.assert_allclose(log_likelihoods(found), wanted, **NEAR)
     assert [item["gold"] == item["predicted"] for item in found] == [item["acc_norm"] == 1 for item in golden["items"]]

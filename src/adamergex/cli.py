@@ -9,7 +9,8 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from adamergex.errors import AdamergexError
+from adamergex.errors import AdamergexError, ConfigError
+from adamergex.processes import launched, leave
 from adamergex.studies.devices import DEVICES
 
 Verb = Callable[[argparse.Namespace], None]
@@ -104,6 +105,9 @@ def train(arguments: argparse.Namespace) -> None:
     config = load_training(Path(arguments.config))
     _quiet()
     written = run(config, arguments.output, progress=True)
+    leave()
+    if not launched().first:
+        return
     done = json.loads((written / "lineage.json").read_text(encoding="utf-8"))["settings"]["training"]
     print(f"{done['parameters']:,} parameters, {done['examples']} examples, {done['steps']} steps: ", end="")
     print(f"loss {done['first_loss']:.3f} at first, {done['loss']:.3f} at last")
@@ -350,9 +354,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.verb is None:
         top.print_help()
         return 2
+    speaker = "adamergex"
     try:
+        team = launched()
+        if team.size > 1:
+            speaker = f"adamergex, process {team.rank + 1} of {team.size}"
+            _require_alone(arguments.verb)
         arguments.run(arguments)
     except AdamergexError as error:
-        print(f"adamergex: {error}", file=sys.stderr)
+        print(f"{speaker}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _require_alone(verb: str) -> None:
+    """Raises: ConfigError: what the launcher started more than once would be done more than once."""
+    if verb != "train":
+        raise ConfigError(
+            f"only train works in several processes that share one adapter, {verb} does not",
+            where="the launcher (torchrun, accelerate)",
+            expected="one process",
+            fix="start adamergex itself; study --workers N keeps N GPUs busy, with a step each"
+            if verb in ("study", "transfer")
+            else "start adamergex itself",
+        )

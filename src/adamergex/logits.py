@@ -21,7 +21,7 @@ IGNORE = -100
 def head(model: nn.Module) -> nn.Module:
     """The language-model head: the top-level child of the model that is, or holds, its output embeddings.
 
-    Looks through PEFT's wrapping. Raises: ModelError when the model has no such child.
+    Looks through PEFT's and DistributedDataParallel's wrapping. Raises: ModelError when the model has no such child.
     """
     alone = without_adapter(model)
     output = alone.get_output_embeddings() if hasattr(alone, "get_output_embeddings") else None
@@ -75,12 +75,20 @@ def labelled_loss(
     here from the labels). ``learned`` [batch, length]: the labels that count, of those that the decoder reads; by
     default all. A batch without labels has loss 0.
     """
-    targets = functional.pad(labels[:, 1:], (0, 1), value=IGNORE) if shift else labels
-    if learned is not None:
-        targets = targets.masked_fill(~learned, IGNORE)
+    targets = _targets(labels, shift, learned)
     wanted = targets != IGNORE
     logits = logits_at(model, inputs, wanted, labels)
     return functional.cross_entropy(logits.float(), targets[wanted], reduction="sum") / wanted.sum().clamp(min=1)
+
+
+def labelled(labels: Tensor, *, shift: bool, learned: Tensor | None = None) -> int:
+    """How many positions ``labelled_loss`` is a mean over, of the same labels."""
+    return int((_targets(labels, shift, learned) != IGNORE).sum())
+
+
+def _targets(labels: Tensor, shift: bool, learned: Tensor | None) -> Tensor:
+    targets = functional.pad(labels[:, 1:], (0, 1), value=IGNORE) if shift else labels
+    return targets if learned is None else targets.masked_fill(~learned, IGNORE)
 
 
 def logits_at(model: nn.Module, inputs: Mapping[str, Tensor], wanted: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -100,4 +108,6 @@ def logits_at(model: nn.Module, inputs: Mapping[str, Tensor], wanted: Tensor, la
 
 def without_adapter(model: Any) -> Any:
     """The transformers model itself, in which the adapter's modules still sit."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
     return model.get_base_model() if hasattr(model, "get_base_model") else model

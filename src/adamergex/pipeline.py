@@ -19,6 +19,7 @@ from adamergex.graph import Step, Store, in_order
 from adamergex.inventory import record
 from adamergex.lineage import package_versions
 from adamergex.plan import Plan, absolute, facts, train_job
+from adamergex.processes import launched
 from adamergex.recipes import recipe
 from adamergex.recipes.experiment import Stack
 from adamergex.train_config import LanguageTraining, TaskTraining, load_training, parse_training
@@ -235,7 +236,8 @@ def run_training(settings: str | Path | dict[str, Any], output: str | Path | Non
 def train(config: LanguageTraining | TaskTraining, output: str | Path | None = None, progress: bool = False) -> Path:
     """Train the adapter of a ``train`` file into ``output`` (default: the file's, relative to its folder).
 
-    What a stopped run left beside it is gone on with: the same settings end in the same bytes.
+    What a stopped run left beside it is gone on with: the same settings end in the same bytes. Started by torchrun or
+    accelerate, several processes train it together.
 
     Raises:
         AdamergexError: bad data, a model that does not load, adapters that do not fit.
@@ -245,7 +247,8 @@ def train(config: LanguageTraining | TaskTraining, output: str | Path | None = N
     target = Path(output) if output else Path(config.folder) / config.output
     workdir = target.parent / f".{target.name}.unfinished"
     train_adapter(train_job(config), target, workdir=workdir, progress=progress)
-    shutil.rmtree(workdir, ignore_errors=True)
+    if launched().first:
+        shutil.rmtree(workdir, ignore_errors=True)
     return target
 
 

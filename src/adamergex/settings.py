@@ -165,6 +165,7 @@ class PairClassification(LabelledTask):
     prompt: str = "Premise: {premise}\nHypothesis: {hypothesis}\nRelationship:"
     metric: str = "accuracy"
     answer_by: AnswerBy = "likelihood"
+    normalised: bool = Field(default=False, description="log-likelihood a character of the label's word, not its sum")
 
 
 class MultipleChoice(LabelledTask):
@@ -257,7 +258,7 @@ class Optimisation(Settings):
     epochs: PositiveFloat = 3.0
     steps: PositiveInt | None = None
     learning_rate: PositiveFloat = 2e-4
-    batch_size: PositiveInt = 16
+    batch_size: PositiveInt = Field(default=16, description="of a step, whatever the number of processes")
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     max_grad_norm: PositiveFloat = 0.3

@@ -14,7 +14,7 @@ from fixed_batch import loss_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback, logging
 
-from adamergex import lineage, models, training
+from adamergex import lineage, loop, models, training
 from adamergex.adapters import peft_backed
 from adamergex.errors import AdapterFileError, ModelError
 from adamergex.settings import Classification, LanguageModeling, Optimisation, Rows, Structure, TrainJob
@@ -187,12 +187,12 @@ def test_the_backbone_given_must_fit(checkpoints: dict[str, str], labelled: Path
 
 def test_batches_hold_every_example_once_an_epoch_in_similar_lengths() -> None:
     lengths = np.random.default_rng(0).integers(3, 90, 333).tolist()
-    plan = training.batches(lengths, 8, 84, seed=3)
+    plan = loop.batches(lengths, 8, 84, seed=3)
     first, second = plan[:42], plan[42:]
     for epoch in (first, second):
         assert sorted(index for batch in epoch for index in batch) == list(range(333))
-    assert first != second and plan == training.batches(lengths, 8, 84, seed=3)
-    assert plan != training.batches(lengths, 8, 84, seed=4)
+    assert first != second and plan == loop.batches(lengths, 8, 84, seed=3)
+    assert plan != loop.batches(lengths, 8, 84, seed=4)
     padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in plan)
     assert padded < 1.25 * 2 * sum(lengths)  # in a random order: about 1.8
 

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 
 class Examples(Protocol):
-    """What training needs of a task: how long each example is, a batch of some of them, and the batch's loss."""
+    """What training needs of a task: how long each example is, a batch of some of them, the batch's loss, and over how
+    many labelled positions (or texts) that is a mean. The tensors of a batch have a row for each of its examples."""
 
     @property
     def lengths(self) -> Sequence[int]: ...
@@ -18,6 +19,8 @@ class Examples(Protocol):
     def batch(self, indices: Sequence[int], step: int) -> dict[str, Tensor]: ...
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor: ...
+
+    def labelled(self, batch: Mapping[str, Tensor]) -> int: ...
 
 
 def pieces_of(tokenizer: object, texts: Sequence[str]) -> list[list[int]]:

@@ -54,6 +54,10 @@ class ChoiceExamples:
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         return functional.cross_entropy(model(**inputs).logits.float(), batch["labels"])
 
+    def labelled(self, batch: Mapping[str, Tensor]) -> int:
+        """How many items the loss is a mean over."""
+        return len(batch["labels"])
+
 
 def pair_examples(
     task: PairClassification, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, longest: int, where: object

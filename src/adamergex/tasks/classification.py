@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adamergex.errors import ConfigError, DataError
-from adamergex.logits import IGNORE, labelled_loss
+from adamergex.logits import IGNORE, labelled, labelled_loss
 from adamergex.models import frame
 from adamergex.tasks import pieces_of
 from adamergex.tasks.prompts import Pieces, Prompt, fitted, following, prompt_of
@@ -47,6 +47,10 @@ class HeadExamples:
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         return functional.cross_entropy(model(**inputs).logits.float(), batch["labels"])
 
+    def labelled(self, batch: Mapping[str, Tensor]) -> int:
+        """How many texts the loss is a mean over."""
+        return len(batch["labels"])
+
 
 @dataclass(frozen=True)
 class PromptExamples:
@@ -72,6 +76,10 @@ class PromptExamples:
         """Mean cross-entropy over the answers' pieces (nats)."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         return labelled_loss(model, inputs, batch["labels"], shift=True)
+
+    def labelled(self, batch: Mapping[str, Tensor]) -> int:
+        """How many pieces the loss is a mean over."""
+        return labelled(batch["labels"], shift=True)
 
 
 @dataclass(frozen=True)
@@ -99,8 +107,14 @@ class AnswerExamples:
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Mean cross-entropy over the answers' pieces (nats)."""
         inputs, labels = {name: tensor for name, tensor in batch.items() if name != "labels"}, batch["labels"]
-        learned = torch.arange(labels.shape[1], device=labels.device).expand_as(labels) >= self.opening
-        return labelled_loss(model, inputs, labels, shift=False, learned=learned)
+        return labelled_loss(model, inputs, labels, shift=False, learned=self._learned(labels))
+
+    def labelled(self, batch: Mapping[str, Tensor]) -> int:
+        """How many pieces the loss is a mean over."""
+        return labelled(batch["labels"], shift=False, learned=self._learned(batch["labels"]))
+
+    def _learned(self, labels: Tensor) -> Tensor:
+        return torch.arange(labels.shape[1], device=labels.device).expand_as(labels) >= self.opening
 
 
 def answered(

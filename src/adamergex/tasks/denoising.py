@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adamergex.errors import ConfigError
-from adamergex.logits import labelled_loss
+from adamergex.logits import labelled, labelled_loss
 from adamergex.models import frame
 from adamergex.tasks.language_modeling import cut
 
@@ -90,12 +90,19 @@ class Pairs:
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Mean cross-entropy (nats a piece) over what the decoder says: no end is learned where a text was cut."""
         ids, labels = batch["input_ids"], batch["labels"]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return labelled_loss(model, inputs, labels, shift=False, learned=self._learned(labels))
+
+    def labelled(self, batch: Mapping[str, Tensor]) -> int:
+        """How many pieces the loss is a mean over."""
+        return labelled(batch["labels"], shift=False, learned=self._learned(batch["labels"]))
+
+    def _learned(self, labels: Tensor) -> Tensor:
         learned = torch.ones_like(labels, dtype=torch.bool)
         learned[:, : len(self.before)] = False
         if self.corruption is None:
             learned[:, labels.shape[1] - len(self.after) :] = False
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return labelled_loss(model, inputs, labels, shift=False, learned=learned)
+        return learned
 
     def _divided(self, ids: Array, step: int) -> tuple[Array, Array]:
         if self.corruption is None:

@@ -263,7 +263,7 @@ def _answer_say(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
     choices = [way.choices(task, row) for row in ask.rows]
     scores, truncated = choice_scores(
         model, prompts, choices, ask.loaded.tokenizer, longest=ask.limit, batch_tokens=batch_tokens,
-        normalised=getattr(task, "normalised", False),
+        normalised=task.normalised,
     )  # fmt: skip
     labels = list(getattr(task, "labels", None) or range(len(task.choices)))
     gold = [row["label"] for row in ask.rows]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adamergex.errors import ConfigError, DataError
-from adamergex.logits import IGNORE, labelled_loss
+from adamergex.logits import IGNORE, labelled, labelled_loss
 from adamergex.models import frame
 from adamergex.tasks import pieces_of
 
@@ -70,6 +70,10 @@ class Segments:
         ids = batch["input_ids"]
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return labelled_loss(model, inputs, batch["labels"], shift=self.masking is None)
+
+    def labelled(self, batch: Mapping[str, Tensor]) -> int:
+        """How many pieces the loss is a mean over."""
+        return labelled(batch["labels"], shift=self.masking is None)
 
 
 def segments(

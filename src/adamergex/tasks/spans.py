@@ -82,6 +82,10 @@ class SpanExamples:
         spans = batch["spans"]
         return (functional.nll_loss(first, spans[:, 0]) + functional.nll_loss(last, spans[:, 1])) / 2
 
+    def labelled(self, batch: Mapping[str, Tensor]) -> int:
+        """How many windows the loss is a mean over."""
+        return len(batch["spans"])
+
 
 def span_examples(
     task: SpanAnswering, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, longest: int

@@ -58,10 +58,15 @@ class TagExamples:
         return {**self.sequences.inputs(indices), "labels": labels}
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean cross-entropy over the tokens of the batch (nats)."""
+        """Mean cross-entropy over the tokens of the batch (nats); 0 for a batch without tokens."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        logits = model(**inputs).logits.float()
-        return functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE)
+        logits, labels = model(**inputs).logits.float().flatten(0, 1), batch["labels"].flatten()
+        total = functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+        return total / (labels != IGNORE).sum().clamp(min=1)
+
+    def labelled(self, batch: Mapping[str, Tensor]) -> int:
+        """How many tokens the loss is a mean over."""
+        return int((batch["labels"] != IGNORE).sum())
 
 
 def tag_names(task: Tagging) -> tuple[str, ...]:
