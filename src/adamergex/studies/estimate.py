@@ -161,7 +161,9 @@ class _Facts:
         count, pieces = found or (None, None)
         if pieces is None:
             self.noted[f"pieces of a row: {self.assumed.tokens}"] += 1
-        count = count or float(self.assumed.rows if training else self.assumed.test_rows)
+        if count is None:
+            assumed = self.assumed.rows if training else self.assumed.test_rows
+            count = float(min(assumed, job["rows"].get("limit") or assumed))
         return count, pieces or float(self.assumed.tokens)
 
     def _measure(self, rows: str, language: str, base: str) -> tuple[float, float | None] | None:
