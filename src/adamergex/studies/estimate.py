@@ -144,14 +144,26 @@ class _Facts:
     def tokens(self, job: Mapping[str, Any], *, training: bool) -> float:
         """Of all examples of a job, once."""
         task = job.get("task") or {}
-        if task.get("segments") and training:
-            return float(task["segments"] * task["segment"])
+        if "segment" in task:
+            return self._segments(job) * float(task["segment"])
         rows, pieces = self._of_rows(job, training=training)
         return rows * min(pieces, float(task.get("max_length") or math.inf))
 
     def examples(self, job: Mapping[str, Any], *, training: bool) -> float:
-        task = job.get("task") or {}
-        return float(task.get("segments") or self._of_rows(job, training=training)[0])
+        if "segment" in (job.get("task") or {}):
+            return self._segments(job)
+        return self._of_rows(job, training=training)[0]
+
+    def _segments(self, job: Mapping[str, Any]) -> float:
+        """Of raw text: as many as the settings say, or as the text has."""
+        task = job["task"]
+        if task.get("segments"):
+            return float(task["segments"])
+        if self._measured(json.dumps(job["rows"], sort_keys=True), str(job["language"]), str(job["base"])) is None:
+            self.noted[f"segments of a language's text, which is not here: {self.assumed.segments}"] += 1
+            return float(self.assumed.segments)
+        rows, pieces = self._of_rows(job, training=True)
+        return rows * pieces / float(task["segment"])
 
     def _of_rows(self, job: Mapping[str, Any], *, training: bool) -> tuple[float, float]:
         rows = json.dumps(job["rows"], sort_keys=True)
