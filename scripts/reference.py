@@ -74,6 +74,7 @@ SETTINGS = [
             "LfSftConfig",
             "SparseLanguage",
             "SparseTask",
+            "PapersConfig",
         ],
     ),
     (task_config, ["BuiltIn", "Part", *(model.__name__ for model in task_config.OWN.values())]),

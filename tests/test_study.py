@@ -25,11 +25,12 @@ from adamergex.errors import ConfigError
 from adamergex.graph import Step, Store, held, short
 from adamergex.inventory import Garbage, collect, entries, forget_study, garbage, record, studies
 from adamergex.pipeline import transfer
+from adamergex.studies.changes import parse_change
 from adamergex.studies.devices import DEVICES
 from adamergex.studies.estimate import estimate, flops_factor, parameters
 from adamergex.studies.plan import StudyPlan
 from adamergex.studies.run import Engine, dry_run, run_study
-from adamergex.studies.settings import Assumed, inherited, parse_study
+from adamergex.studies.settings import Assumed, Study, inherited, parse_study
 
 QUICK = {"steps": 3, "batch_size": 8, "learning_rate": 1e-2}
 TOPICS = ("nature", "health", "sports", "travel")
@@ -236,6 +237,53 @@ def test_inheritance() -> None:
     assert common == {"a": {"kind": "x", "n": 1, "m": 2}, "b": [1], "c": 3}
 
 
+def test_changes_have_the_last_word_in_every_table(tiny_encoder: Path, wide_data: Path, tmp_path: Path) -> None:
+    wanted = settings(tiny_encoder, wide_data, tmp_path, ["topics", "tones"])
+    wanted["tasks"]["tones"]["task"]["optimisation"] = {"learning_rate": 5e-3}
+    wanted["variants"] = {"ia3": {"structure": {"kind": "ia3"}, "targets": ["ar"]}}
+
+    def changed(*texts: str) -> Study:
+        return parse_study(wanted, changes=[parse_change(text) for text in texts])
+
+    study = changed(
+        "task.optimisation.learning_rate=2e-4", "targets=[sw, de]", 'reference.text={path: "x{language}", limit: 3}'
+    )
+    assert list(study.tables) == ["topics", "topics-ia3", "tones", "tones-ia3"]
+    for table in study.tables.values():
+        assert (table.task.optimisation.learning_rate, table.task.optimisation.steps) == (2e-4, QUICK["steps"])
+        assert table.targets == ("sw", "de")
+        assert table.reference.text is not None and (table.reference.text.limit, table.reference.segment) == (3, 16)
+    study = changed("tasks.tones.targets=[sw]", "variants.fixed.merge.weight=0.5", f"store={tmp_path / 'else'}")
+    assert study.store == str(tmp_path / "else") and study.tables["topics-fixed"].merge.weight == 0.5
+    assert [study.tables[name].targets for name in ("topics", "tones", "tones-ia3")] == [("sw", "tr"), ("sw",), ("ar",)]
+    study = changed("tasks.tones=null", "merge.grid=null", "variants.ia3=null")
+    assert list(study.tables) == ["topics"] and len(study.tables["topics"].merge.grid) == 11
+    assert wanted["merge"] == {"grid": [0.5, 1.0]} and "tones" in wanted["tasks"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task.optimisation.steps", "sets nothing(.|\n)*NAME=VALUE"),
+        ("=3", "sets nothing"),
+        ("merge..grid=[0]", "sets nothing"),
+        ("merge.grid=[0", "the value is no YAML"),
+        ("tasks.tons=null", "nothing to take away(.|\n)*no 'tasks.tons'(.|\n)*perhaps 'tones'"),
+        ("tasks.tones.task.tset=null", "no 'tasks.tones.task.tset'(.|\n)*perhaps 'test'"),
+        ("base.name=x", "'base' holds no settings of its own"),
+        ("merge.modlues=all", "  - merge.modlues: no such setting; did you mean 'modules'"),
+        ("metods=[vanilla]", "  - metods: no such setting; did you mean 'methods'"),
+        ("task.optimisation.steps=many", "  - task.optimisation.steps: Input should be a valid integer"),
+    ],
+)
+def test_changes_that_fit_nothing_are_refused(
+    tiny_encoder: Path, wide_data: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    wanted = settings(tiny_encoder, wide_data, tmp_path, ["topics", "tones"])
+    with pytest.raises(ConfigError, match=message):
+        parse_study(wanted, changes=[parse_change(text)])
+
+
 # --- a real study, whole and killed
 
 
@@ -386,6 +434,16 @@ def test_factors_of_the_formula() -> None:
     assert flops_factor({"optimisation": {}, "structure": None}) == 6
 
 
+def test_absent_rows_are_assumed_up_to_their_limit(tmp_path: Path) -> None:
+    wanted = settings(Path("nano"), tmp_path / "absent", tmp_path / "run", ["topics"], methods=["vanilla"])
+    wanted["tasks"]["topics"]["task"] |= {"test": {"path": "none/{language}.tsv", "limit": 7}, "labels": ["a", "b"]}
+    steps = StudyPlan(parse_study(wanted), assume=True).steps
+    assert [estimate(steps, Store(tmp_path), Assumed(test_rows=rows, tokens=5)).tokens for rows in (100, 3)] == [
+        2 * 7 * 5,
+        2 * 3 * 5,
+    ]
+
+
 def test_a_dry_run_needs_neither_model_nor_data_nor_network(tmp_path: Path) -> None:
     wanted = settings(Path("some-org/some-7b"), tmp_path / "absent", tmp_path / "run", ["topics", "tones"])
     wanted |= {"proxy": None, "merge": {"weight": 0.5}}
@@ -410,6 +468,21 @@ def test_a_dry_run_needs_neither_model_nor_data_nor_network(tmp_path: Path) -> N
     assert float(rows["evaluate"][3]) == pytest.approx(12 * 100 * 64, rel=0.05)
     assert "assumed" in result.stdout and "parameters without embeddings: 6.5e+09" in result.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_language_adapters_cost_steps_of_segments(finished: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    """MAD-X's have no number of segments: steps × batch × segment pieces, whatever the rows of text are."""
+    wanted, _ = finished
+    adapters = {"language": {"segment": 16, "optimisation": {"steps": 30, "batch_size": 4}}}
+    changes = {"methods": ["mad_x"], "mad_x": adapters, "variants": {}, "store": str(tmp_path)}
+    study = parse_study({**wanted, **changes})
+    languages = [step for step in StudyPlan(study).steps if step.label.startswith("language")]
+    assert len(languages) == 3
+    assert estimate(languages, Store(tmp_path), Assumed()).tokens == pytest.approx(3 * 30 * 4 * 16)
+    absent = parse_study({**wanted, **changes, "reference": {**wanted["reference"], "text": "none/{language}.txt"}})
+    languages = [step for step in StudyPlan(absent, assume=True).steps if step.label.startswith("language")]
+    found = estimate(languages, Store(tmp_path), Assumed(segments=500))
+    assert found.tokens == pytest.approx(3 * 30 * 4 * 16) and "which is not here: 500" in found.notes[0]
 
 
 def test_measured_speed_replaces_the_table(finished: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
@@ -489,6 +562,8 @@ def test_the_verbs(
     file.write_text(yaml.safe_dump({**small, "title": "Small"}), encoding="utf-8")
     assert main(["study", str(file), "--dry-run", "--device", "cpu"]) == 0
     assert "1 tables, 1 cells" in capsys.readouterr().out and not store.exists()
+    assert main(["study", str(file), "--dry-run", "--set", "targets=[sw, tr]", "--set", "seeds=[0, 1]"]) == 0
+    assert "1 tables, 4 cells" in capsys.readouterr().out
     assert main(["study", str(file)]) == 0
     assert "2 steps, 0 of them reused" in capsys.readouterr().out
     assert main(["study", str(file), "--force", "evaluate"]) == 0

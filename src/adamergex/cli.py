@@ -122,7 +122,7 @@ def study(arguments: argparse.Namespace) -> None:
     from adamergex.studies.run import Engine, dry_run, run_study
     from adamergex.studies.settings import load_study
 
-    wanted = load_study(Path(arguments.config))
+    wanted = load_study(Path(arguments.config), arguments.set)
     _quiet()
     if arguments.dry_run:
         speed = arguments.tokens_per_second
@@ -306,6 +306,9 @@ def _add_merging(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _add_studies(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     verb = _verb(verbs, "study", study, "many tables over one store: each adapter is trained once for all of them")
     verb.add_argument("config", metavar="CONFIG.yaml")
+    verb.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting: task.optimisation.steps=3"
+    )
     verb.add_argument("--dry-run", action="store_true", help="print steps, tokens, FLOPs and hours; do nothing")
     verb.add_argument("--device", choices=list(DEVICES), default="h200", help="of the estimate")
     verb.add_argument("--tokens-per-second", type=float, metavar="X", help="of training, measured; for the estimate")

@@ -21,6 +21,7 @@ from adamergex.method_config import (
     LfSftConfig,
     MadXConfig,
     MergeConfig,
+    PapersConfig,
     ReferenceConfig,
     TaskReference,
     TextReference,
@@ -95,6 +96,7 @@ class TransferConfig(Settings):
     store: str | None = Field(
         default=None, description="where adapters are kept and found again; default: OUTPUT/store"
     )
+    papers: PapersConfig = PapersConfig()
     folder: str = Field(".", description="what relative paths are relative to; set to the config file's folder")
 
     @property

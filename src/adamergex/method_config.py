@@ -83,6 +83,32 @@ ReferenceConfig = Annotated[
 ]
 
 
+def _several(value: Any) -> Any:
+    """One value or several, as text: a paper's tables have numbers and names."""
+    return tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_several)]
+"""One value, or a list of them; empty: any."""
+
+
+class PapersConfig(Settings):
+    """Which of the papers' numbers a report sets beside a table: the lines whose columns hold one of these values."""
+
+    paper: Words = ()
+    table: Words = ()
+    model: Words = ()
+    structure: Words = ()
+    source: Words = ()
+    reference: Words = ()
+    label: Words = ()
+
+    @property
+    def chosen(self) -> dict[str, tuple[str, ...]]:
+        """Column -> its values, of the columns that matter."""
+        return {name: values for name, values in self if values}
+
+
 class SwapConfig(Settings):
     """Layers that layer_swapping takes from the target's reference (2410.01335)."""
 

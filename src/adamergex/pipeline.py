@@ -92,6 +92,7 @@ def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[st
         "merges": list(_merges(plan, store)),
         "missing": list(_missing(plan, store)),
         "environment": environment(),
+        "papers": config.papers.chosen,
         "commands": [],
         "notes": [],
     }

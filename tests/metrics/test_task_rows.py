@@ -24,6 +24,7 @@ FILES: dict[str, list[dict[str, Any]]] = {
     "xcopa/th.val": [{"id": "c0", **COPA, "question": "effect", "question_en": "reason", "label": 0}],
     "xnli/sw.dev": [{"id": "x0", "premise": "P", "hypothesis": "H", "label": "neutral"}],
     "xnli/sw.test": [{"id": "x0", "premise": "P", "hypothesis": "H", "label": "maybe"}],
+    "xnli/sw.train": [{"id": "t0", "premise": "P", "hypothesis": "H", "label": "contradiction"}],
     "multinli/en.train": [{"id": "x0", "premise": "P", "hypothesis": "H", "label": "entailment"}],
     "americasnli/ay.test": [{"id": "a0", "premise": "P", "hypothesis": "H", "label": "contradiction"}],
     "sib200/yo.test": [{"id": "s0", "text": "T", "label": "sports"}],
@@ -71,6 +72,7 @@ def test_choices_carry_the_english_question(folder: Path) -> None:
 def test_inference_of_three_corpora(folder: Path) -> None:
     found = [xnli.rows(folder, *where)[0] for where in (("sw", "validation"), ("en", "train"), ("ay", "test"))]
     assert [row["label"] for row in found] == ["neutral", "entailment", "contradiction"]
+    assert [row["id"] for row in xnli.rows(folder, "sw", "train")] == ["t0"]  # not MultiNLI's own
     assert xnli.prompt(found[0]).endswith("given the premise. Premise: P Hypothesis: H")
 
 
@@ -82,6 +84,7 @@ def test_topics(folder: Path) -> None:
 def test_questions_are_joined_with_their_contexts_and_divided_by_fold(folder: Path) -> None:
     ids = {split: [row["id"] for row in xquad.rows(folder, "en", split)] for split in xquad.FOLDS}
     assert ids == {"train": ["q0"], "held-out": ["q3"], "test": ["q0", "q3"]}
+    assert [row["id"] for row in xquad.rows(folder, "en", "folds 2 3")] == ["q3"]
     (row,) = xquad.rows(folder, "en", "train", folds=(3,))
     assert row["answers"] == ["1958"]
     assert row["starts"] == [6]
@@ -109,7 +112,9 @@ def test_tags(folder: Path) -> None:
         (xcopa, ("th", "validation"), "no question 'reason'"),
         (xcopa, ("th", "train"), "no language 'th'"),
         (xnli, ("sw",), "label is not known"),
-        (xnli, ("sw", "train"), "no language 'sw'"),
+        (xnli, ("th", "train"), "no such file"),
+        (xnli, ("ay", "train"), "no language 'ay'"),
+        (xquad, ("en", "fold 4"), "no split 'fold 4'"),
         (xquad, ("en", "validation"), "no split 'validation'"),
         (xquad, ("en", "test", (7,)), "no rows in these folds"),
         (tata, ("sw", "validation"), "no split"),
@@ -182,6 +187,24 @@ def test_xquad_on_the_hub(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert (found["answers"], found["starts"]) == (["1932"], [3])
     with pytest.raises(DataError, match="no such rows"):
         xquad.rows("hub", "th", "train")
+
+
+def test_folds_of_the_hub_are_articles(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two questions a paragraph, five paragraphs an article, six articles."""
+    answers = {"text": ["1932"], "answer_start": [3]}
+    rows = [
+        {"id": f"{paragraph // 5}-{paragraph}-{number}", "context": f"In 1932, {paragraph}", "question": "?"}
+        | {"answers": answers}
+        for paragraph in range(30)
+        for number in range(2)
+    ]
+    place = hub(cached, {"xquad.en": {"validation": rows}})
+    monkeypatch.setitem(xquad.HUB, "test", xquad.HUB["test"].model_copy(update={"hub": place, "revision": None}))
+    articles = {split: {row["id"][0] for row in xquad.rows("hub", "en", split)} for split in ("folds 0 1", "fold 3")}
+    assert articles == {"folds 0 1": set("0145"), "fold 3": {"3"}}
+    assert len(xquad.rows("hub", "en", "fold 2")) == 10 and len(xquad.rows("hub", "en")) == 60
+    with pytest.raises(DataError, match="no such rows"):
+        xquad.rows("hub", "en", "train", (0,))
 
 
 def test_tags_on_the_hub_are_named_by_the_dataset(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,3 +295,12 @@ def test_the_real_questions_of_thai_are_those_of_english_and_folds_share_no_arti
     train, held_out = (xquad.rows(str(REAL), "en", split) for split in ("train", "held-out"))
     assert len(train) + len(held_out) == 1190
     assert not {row["context"] for row in train} & {row["context"] for row in held_out}
+
+
+@pytest.mark.skipif(REAL is None, reason="ADAMERGEX_DATA names no data folder")
+@pytest.mark.parametrize("language", xquad.LANGUAGES)
+def test_the_order_of_paragraphs_tells_the_fold(language: str) -> None:
+    """The folds of the hub, which names no article, are those of the data folder, which does."""
+    found = xquad.rows(str(REAL), language, "test")
+    told = xquad._in_folds([dict(row) for row in found], range(4))
+    assert [row["fold"] for row in told] == [row["fold"] for row in found]

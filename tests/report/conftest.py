@@ -45,6 +45,7 @@ def sample(
         "environment": {"python": "3.11.2", "torch": "2.10.0", "transformers": "5.5.0", "peft": "0.21.0", "threads": 2},
         "commands": ["adamergex transfer topics.yaml" + text],
         "notes": ["Swahili is unseen by the backbone." + text],
+        "papers": {},
     }
 
 

@@ -135,12 +135,13 @@ def _beside(items: Sequence[Beside]) -> list[str]:
             number(item.ours),
             plain(item.quoted.model),
             plain(f"{item.quoted.paper}, Table {item.quoted.table}"),
+            plain(item.title),
             plain(item.quoted.note),
         ]
         for item in items
     ]
-    header = ["Method", "Task", "Language", "Paper", "Ours", "Paper's model", "Table", "Note"]
-    return ["## Beside the papers' numbers", table(header, rows, "lllrrlll")]
+    header = ["Method", "Task", "Language", "Paper", "Ours", "Paper's model", "Table", "Our table", "Note"]
+    return ["## Beside the papers' numbers", table(header, rows, "lllrrllll")]
 
 
 def scores_markdown(results: Results) -> str:

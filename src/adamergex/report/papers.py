@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from adamergex.errors import DataError
 from adamergex.report.results import Results
@@ -83,16 +84,34 @@ def _quoted(path: Path, number: int, row: dict[str, str | None]) -> Quoted:
 
 
 def beside(quoted: Sequence[Quoted], runs: Iterable[Results]) -> tuple[Beside, ...]:
-    """Every quoted number for which a run has one: the same task, method and language, and the same structure where
-    the paper names one. A mean is set beside our mean, each over its own languages."""
-    found = []
-    for results in runs:
+    """Every quoted number for which a run has one: the same task, method and language, and the same structure and
+    source where the paper names one; of these, what the run's settings (``papers``) leave.
+
+    A mean over languages is set beside our mean, each over its own languages; a mean over source languages beside that
+    of our tables, which are two at least."""
+    found, tables = [], list(runs)
+    for results in tables:
         for item in quoted:
-            if _key(item.task) == _key(results.task) and item.structure in ("", _structure(results)):
-                ours = _ours(results, item)
-                if ours is not None:
-                    found.append(Beside(item, results.title, ours))
+            ours = _ours(results, item) if _fits(item, results) and not _over_sources(item) else None
+            if ours is not None:
+                found.append(Beside(item, results.title, ours))
+    for item in filter(_over_sources, quoted):
+        for base in dict.fromkeys(results.base for results in tables):
+            alike = [results for results in tables if results.base == base and _fits(item, results)]
+            values = {results.source: ours for results in alike if (ours := _ours(results, item)) is not None}
+            if len(values) > 1:
+                found.append(Beside(item, f"mean of {len(values)} source languages", fmean(values.values())))
     return tuple(found)
+
+
+def _fits(item: Quoted, results: Results) -> bool:
+    wanted = all(getattr(item, name) in values for name, values in results.papers.items())
+    structure, source = item.structure in ("", _structure(results)), item.source in ("", results.source)
+    return wanted and _key(item.task) == _key(results.task) and structure and (source or _over_sources(item))
+
+
+def _over_sources(item: Quoted) -> bool:
+    return item.source.startswith("mean of")
 
 
 def _ours(results: Results, item: Quoted) -> float | None:

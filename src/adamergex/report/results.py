@@ -156,7 +156,9 @@ class Merge(_Record):
 
 @dataclass(frozen=True)
 class Results(_Record):
-    """Everything a report shows; the content of ``results.json``."""
+    """Everything a report shows; the content of ``results.json``.
+
+    ``papers``: the papers' numbers that stand beside these: column -> its values; empty: all that fit."""
 
     title: str
     base: str
@@ -176,6 +178,7 @@ class Results(_Record):
     environment: dict[str, str | int | float | bool | None] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    papers: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def measure(self) -> str:

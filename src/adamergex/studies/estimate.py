@@ -14,12 +14,13 @@ from pydantic import TypeAdapter
 
 from adamergex.errors import AdamergexError
 from adamergex.graph import Step, Store
-from adamergex.settings import AnyRows, Optimisation, Structure, TaskRows, first_phase
+from adamergex.settings import AnyRows, Optimisation, Structure, Task, first_phase
 from adamergex.studies.devices import DEVICES
 from adamergex.studies.settings import Assumed
 
-_ROWS: TypeAdapter[AnyRows] = TypeAdapter(AnyRows)
 SAMPLE = 200  # rows that are tokenized to know the mean
+_TASK: TypeAdapter[Task] = TypeAdapter(Task)
+_ROWS: TypeAdapter[AnyRows] = TypeAdapter(AnyRows)
 
 
 @dataclass
@@ -147,34 +148,49 @@ class _Facts:
     def tokens(self, job: Mapping[str, Any], *, training: bool) -> float:
         """Of all examples of a job, once."""
         task = job.get("task") or {}
-        if task.get("segments") and training:
-            return float(task["segments"] * task["segment"])
+        if "segment" in task:
+            return self._segments(job) * float(task["segment"])
         rows, pieces = self._of_rows(job, training=training)
         return rows * min(pieces, float(task.get("max_length") or math.inf))
 
     def examples(self, job: Mapping[str, Any], *, training: bool) -> float:
-        task = job.get("task") or {}
-        return float(task.get("segments") or self._of_rows(job, training=training)[0])
+        if "segment" in (job.get("task") or {}):
+            return self._segments(job)
+        return self._of_rows(job, training=training)[0]
+
+    def _segments(self, job: Mapping[str, Any]) -> float:
+        """Of raw text: as many as the settings say, or as the text has."""
+        task = job["task"]
+        if task.get("segments"):
+            return float(task["segments"])
+        if self._found(job) is None:
+            self.noted[f"segments of a language's text, which is not here: {self.assumed.segments}"] += 1
+            return float(self.assumed.segments)
+        rows, pieces = self._of_rows(job, training=True)
+        return rows * pieces / float(task["segment"])
 
     def _of_rows(self, job: Mapping[str, Any], *, training: bool) -> tuple[float, float]:
-        rows = json.dumps(job["rows"], sort_keys=True)
-        found = self._measured(rows, str(job["language"]), str(job["base"]))
+        found = self._found(job)
         if found is None:
             self.noted[f"rows that are not here: {self.assumed.rows} to train, {self.assumed.test_rows} to test"] += 1
         count, pieces = found or (None, None)
         if pieces is None:
             self.noted[f"pieces of a row: {self.assumed.tokens}"] += 1
-        count = count or float(self.assumed.rows if training else self.assumed.test_rows)
+        if count is None:
+            assumed = self.assumed.rows if training else self.assumed.test_rows
+            count = float(min(assumed, job["rows"].get("limit") or assumed))
         return count, pieces or float(self.assumed.tokens)
 
-    def _measure(self, rows: str, language: str, base: str) -> tuple[float, float | None] | None:
-        """Number of rows, and the mean pieces of their texts: of the first ones, every text of a row counted."""
-        from adamergex.data import read
-        from adamergex.tasks.catalogue import read_rows
+    def _found(self, job: Mapping[str, Any]) -> tuple[float, float | None] | None:
+        task, rows = (json.dumps(job[name], sort_keys=True) for name in ("task", "rows"))
+        return self._measured(task, rows, str(job["language"]), str(job["base"]))
 
-        wanted = _ROWS.validate_json(rows)
+    def _measure(self, task: str, rows: str, language: str, base: str) -> tuple[float, float | None] | None:
+        """Number of rows, and the mean pieces of their texts: of the first ones, every text of a row counted."""
+        from adamergex.tasks.rows import read
+
         try:
-            found = read_rows(wanted, language) if isinstance(wanted, TaskRows) else read(wanted, language)
+            found = read(_TASK.validate_json(task), _ROWS.validate_json(rows), language)
         except AdamergexError:
             return None
         try:
@@ -183,8 +199,7 @@ class _Facts:
             pieces = tokenizer(base)
         except AdamergexError:
             return float(len(found)), None
-        sample = [" ".join(value for value in row.values() if isinstance(value, str)) for row in found[:SAMPLE]]
-        counts = [len(ids) for ids in pieces(sample)["input_ids"]]
+        counts = [len(ids) for ids in pieces([_text(row) for row in found[:SAMPLE]])["input_ids"]]
         return float(len(found)), sum(counts) / len(counts)
 
     def _parameters(self, base: str) -> float:
@@ -196,6 +211,13 @@ class _Facts:
         except AdamergexError:
             self.noted[f"parameters of {base}: unknown, no FLOPs counted; set assumed.parameters"] += 1
             return 0.0
+
+
+def _text(row: Mapping[str, Any]) -> str:
+    """Every text of a row, tokens and several answers too."""
+    values = [value for name, value in row.items() if name not in ("id", "language", "tags")]
+    lists = [value if isinstance(value, list) else [value] for value in values]
+    return " ".join(item for items in lists for item in items if isinstance(item, str))
 
 
 def parameters(base: str) -> float:

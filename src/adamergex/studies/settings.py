@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 from adamergex.config import TransferConfig, read_yaml, refused, validated
 from adamergex.method_config import TextReference
 from adamergex.settings import Settings, Structure
+from adamergex.studies.changes import Change, check_removal, parse_change
 
 Raw = dict[str, Any]
 
@@ -54,21 +55,30 @@ class Study(Settings):
     assumed: Assumed
 
 
-def load_study(path: Path) -> Study:
-    """The study of a YAML file; relative paths of data and base start at the file's folder.
+def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
+    """The study of a YAML file, with changes (``NAME=VALUE``, see ``parse_study``); relative paths of data and base
+    start at the file's folder.
 
     Raises:
         ConfigError: the file is missing, is no YAML, or has problems; all are named at once.
     """
-    return parse_study(read_yaml(path), str(path))
+    return parse_study(read_yaml(path), str(path), [parse_change(text) for text in changes])
 
 
-def parse_study(settings: Mapping[str, Any], where: str = "settings") -> Study:
+def parse_study(settings: Mapping[str, Any], where: str = "settings", changes: Sequence[Change] = ()) -> Study:
     """A validated study.
+
+    Changes of what only a study has (``tasks.topics.proxy``, ``output``) are changes of the file; those of a table's
+    settings (``task.optimisation.steps``) have the last word in every table, over its task and variant.
 
     Raises:
         ConfigError: one error that lists every problem of every table once.
     """
+    of_study = [item for item in changes if item.place[0] in StudyConfig.model_fields]
+    of_tables = [item for item in changes if item not in of_study]
+    for item in of_study:
+        check_removal(settings, item)
+        settings = item.of(settings)
     own = {name: value for name, value in settings.items() if name in StudyConfig.model_fields}
     problems = list(_unknown_names(settings))
     try:
@@ -81,10 +91,12 @@ def parse_study(settings: Mapping[str, Any], where: str = "settings") -> Study:
     store = config.store or str(Path(config.output) / "store")
     tables: dict[str, TransferConfig] = {}
     found: dict[str, list[str]] = {}
-    for name, changes in _tables(config):
+    for name, layers in _tables(config):
         table = common
-        for change in changes:
-            table = inherited(table, change)
+        for layer in layers:
+            table = inherited(table, layer)
+        for item in of_tables:
+            table = item.of(table)
         place = {"title": f"{config.title}: {name}", "output": str(Path(config.output) / name), "store": store}
         checked = validated(table | place | {"folder": config.folder})
         if isinstance(checked, list):

@@ -4,8 +4,9 @@ An item (our words; XNLI itself is CC BY-NC 4.0):
   premise     The market opens at six, and by nine the fish is gone.
   hypothesis  Nobody sells fish at the market.                       label  contradiction
 
-Train: MultiNLI (Williams et al. 2018), English. Test: Conneau et al. 2018, XNLI (arXiv 1809.05053), 5010 items;
-Ebrahimi et al. 2022, AmericasNLI (arXiv 2104.08726), up to 750. Metric of both: accuracy.
+Train: MultiNLI (Williams et al. 2018), English; in XNLI's other languages its machine translation, which comes with
+XNLI. Test: Conneau et al. 2018, XNLI (arXiv 1809.05053), 5010 items; Ebrahimi et al. 2022, AmericasNLI (arXiv
+2104.08726), up to 750. Metric of both: accuracy.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _AMERICAS = "nala-cub/americas_nli"
 # All on main, labels as numbers (parquet: no loading script is needed).
 HUB = {
     "train": Rows(hub="nyu-mll/multi_nli", split="train", columns=_COLUMNS),
+    "translated train": Rows(hub=_XNLI, config="{language}", split="train", columns=_COLUMNS),
     "validation": Rows(hub=_XNLI, config="{language}", split="validation", columns=_COLUMNS),
     "test": Rows(hub=_XNLI, config="{language}", split="test", columns=_COLUMNS),
     "americas validation": Rows(hub=_AMERICAS, config="{language}", split="validation", columns=_COLUMNS),
@@ -48,6 +50,7 @@ HUB = {
 }
 LOCAL = {
     "train": Rows(path="multinli/{language}.train.jsonl.gz", columns=_COLUMNS),
+    "translated train": Rows(path="xnli/{language}.train.jsonl.gz", columns=_COLUMNS),
     "validation": Rows(path="xnli/{language}.dev.jsonl.gz", columns=_COLUMNS),
     "test": Rows(path="xnli/{language}.test.jsonl.gz", columns=_COLUMNS),
     "americas validation": Rows(path="americasnli/{language}.dev.jsonl.gz", columns=_COLUMNS),
@@ -59,13 +62,16 @@ SPLITS = ("train", "validation", "test")
 def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Any]]:
     """Rows {id, language, premise, hypothesis, label (a name)} from "hub" or a data folder.
 
-    ``split``: train (MultiNLI, en only), validation, test: of XNLI or of AmericasNLI, whichever has the language.
+    ``split``: train (MultiNLI; in XNLI's other languages its machine translation), validation, test: of XNLI or of
+    AmericasNLI, whichever has the language.
     Raises: DataError (split, language, anything missing or empty in the data).
     """
     known(split, dict.fromkeys(SPLITS), "split", "XNLI")
-    languages = {"en": "en"} if split == "train" else {**dict.fromkeys(XNLI_LANGUAGES), **AMERICAS_LANGUAGES}
-    known(language, languages, "language", f"XNLI {split}")
+    others = {} if split == "train" else AMERICAS_LANGUAGES
+    known(language, {**dict.fromkeys(XNLI_LANGUAGES), **others}, "language", f"XNLI {split}")
     name = f"americas {split}" if language in AMERICAS_LANGUAGES else split
+    if split == "train" and language != "en":
+        name = "translated train"
     if source == "hub":
         found = read(HUB[name], AMERICAS_LANGUAGES.get(language, language))
     else:

@@ -8,11 +8,13 @@ Train: SQuAD 1.1 (Rajpurkar et al. 2016), English. Test: Artetxe et al. 2020 (ar
 and token F1, best over the gold answers, with the multilingual normalisation of MLQA; ``normalisation="squad"`` is the
 English one of XTREME's published numbers. SQuAD is not in the data folder: there, ``train`` is folds 0 to 2 of XQuAD
 itself, and the test of an adapter trained on it is ``held-out``, fold 3. Its paragraphs are parallel, so ``test`` (all
-folds) would hold translations of the training paragraphs.
+folds) would hold translations of the training paragraphs. Everywhere, "fold 3" and "folds 0 1" are splits too: what
+learns from XQuAD in a language that SQuAD lacks is tested on other articles.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,8 @@ CONTEXTS = Rows(
 )
 FOLDS = {"train": (0, 1, 2), "held-out": (3,), "test": (0, 1, 2, 3)}
 """Of a data folder: split -> the folds (article number mod 4) it holds."""
+PARAGRAPHS = 5
+"""Of every article, in the order of the hub's rows (checked: all twelve languages of the data folder)."""
 FOLDER_SPLITS = {"validation": "held-out", "test": "held-out"}
 TASK = SpanAnswering(name="xquad", prompt=PROMPT)
 
@@ -60,23 +64,34 @@ def rows(
     """Rows {id, language, context, question, answers (texts), starts (characters)} from "hub" or a data folder.
 
     ``split``: "hub" has train and validation (SQuAD, en) and test; a folder has train, held-out and test (``FOLDS``,
-    or the ``folds`` given), and its rows carry ``fold``. Raises: DataError (split, language, anything missing or empty,
-    an answer that is not where it should be).
+    or the ``folds`` given); both have "fold 3", "folds 0 1" and so on. Rows of folds carry ``fold``. Raises: DataError
+    (split, language, anything missing or empty, an answer that is not where it should be).
     """
     known(language, dict.fromkeys(LANGUAGES), "language", "XQuAD")
+    if named := re.fullmatch(r"folds?((?: [0-3])+)", split):
+        split, folds = "test", [int(number) for number in named[1].split()]
     if source != "hub":
         return _folder_rows(Path(source), language, folds or known(split, FOLDS, "split", "XQuAD in a folder"))
     place = known(split, HUB, "split", "XQuAD on the hub")
-    if folds is not None or (split != "test" and language != "en"):
+    if split != "test" and (folds is not None or language != "en"):
         raise DataError(
             "the hub has no such rows",
             where=f"XQuAD {split}, {language}" + (f", folds {folds}" if folds is not None else ""),
-            expected="train and validation in en (SQuAD), test, no folds",
+            expected="train and validation in en (SQuAD, without folds), test, folds of test",
         )
-    found = read(place, language)
-    return [
-        _row(row, language, row["context"], row["answers"]["text"], row["answers"]["answer_start"]) for row in found
+    rows = [
+        _row(row, language, row["context"], row["answers"]["text"], row["answers"]["answer_start"])
+        for row in read(place, language)
     ]
+    return rows if folds is None else _in_folds(rows, folds)
+
+
+def _in_folds(rows: Sequence[dict[str, Any]], folds: Collection[int]) -> list[dict[str, Any]]:
+    """The rows whose article is in the folds: the hub names no article, but its paragraphs come in order."""
+    numbers: dict[str, int] = {}
+    for row in rows:
+        row["fold"] = numbers.setdefault(row["context"], len(numbers)) // PARAGRAPHS % 4
+    return [row for row in rows if row["fold"] in folds]
 
 
 def prompt(row: Mapping[str, Any]) -> str:

@@ -1,0 +1,84 @@
+"""Changes to a study's settings from outside its file: ``NAME=VALUE``, the name dotted, the value YAML."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import yaml
+
+from adamergex.errors import ConfigError
+
+
+class Change(NamedTuple):
+    """A value and its place in the settings; None takes the setting away."""
+
+    place: tuple[str, ...]
+    value: Any
+
+    def of(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings with this change; mappings on the way are made where there are none.
+
+        Raises:
+            ConfigError: something else than a mapping is on the way.
+        """
+        return _changed(settings, self.place, self)
+
+
+def parse_change(text: str) -> Change:
+    """``task.optimisation.steps=3``, ``targets=[sw, tr]``, ``tasks.xlsum=null``.
+
+    Raises:
+        ConfigError: no name, no value, or a value that is no YAML.
+    """
+    name, equals, value = text.partition("=")
+    place = tuple(name.strip().split("."))
+    if not equals or not value.strip() or not all(place):
+        raise ConfigError(
+            "this sets nothing", where="--set", found=text, expected="NAME=VALUE, as in task.optimisation.steps=3"
+        )
+    try:
+        return Change(place, yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise ConfigError("the value is no YAML", where=f"--set {text}", found=str(error)) from None
+
+
+def check_removal(settings: Mapping[str, Any], change: Change) -> None:
+    """That what a change takes away is there: a misspelt name would leave it in place.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    inner: Any = settings
+    for depth, name in enumerate(change.place):
+        if change.value is None and (not isinstance(inner, Mapping) or name not in inner):
+            known = list(inner) if isinstance(inner, Mapping) else []
+            near = difflib.get_close_matches(name, map(str, known), 1)
+            raise ConfigError(
+                "there is nothing to take away",
+                where=f"--set {'.'.join(change.place)}=null",
+                found=f"no '{'.'.join(change.place[: depth + 1])}'",
+                expected=f"perhaps '{near[0]}'" if near else f"one of {', '.join(map(str, known)) or 'nothing'}",
+            )
+        inner = inner.get(name) if isinstance(inner, Mapping) else None
+
+
+def _changed(settings: Mapping[str, Any], place: tuple[str, ...], change: Change) -> dict[str, Any]:
+    name, *rest = place
+    result = dict(settings)
+    if rest:
+        inner = result.get(name)
+        if inner is not None and not isinstance(inner, Mapping):
+            raise ConfigError(
+                f"'{name}' holds no settings of its own",
+                where=f"--set {'.'.join(change.place)}",
+                found=repr(inner),
+                fix=f"set {name} as a whole: '{name}={{…}}'",
+            )
+        result[name] = _changed(inner or {}, tuple(rest), change)
+    elif change.value is None:
+        result.pop(name, None)
+    else:
+        result[name] = change.value
+    return result
