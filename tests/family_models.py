@@ -37,9 +37,10 @@ _SIZE = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_d
 _BART = {**_SIZE, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 96}
 
 
-def save_family(name: str, folder: Path) -> str:
-    """One checkpoint with its tokenizer, in ``folder``."""
+def save_family(name: str, folder: Path, *, longest: int = 96) -> str:
+    """One checkpoint with its tokenizer, whose inputs have at most ``longest`` pieces, in ``folder``."""
     tokenizer = _tokenizer(name)
+    tokenizer.model_max_length = longest
     torch.manual_seed(0)
     model = _model(name, len(tokenizer))
     model.save_pretrained(folder)
@@ -110,6 +111,6 @@ def _tokenizer(name: str) -> PreTrainedTokenizerFast:
     if name != "t5":
         names["bos_token"] = "<s>"
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **names, model_max_length=96,
+        tokenizer_object=tokenizer, **names,
         additional_special_tokens=extra or (["en_XX"] if name == "mbart" else None),
     )  # fmt: skip
