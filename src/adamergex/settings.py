@@ -38,7 +38,7 @@ _PROJECTIONS = ("rank", "alpha", "dropout", "modules")
 class Structure(Settings):
     """The adapter: its kind and shape. A setting of another kind is refused, and kept out of what is stored.
 
-    LoRA and (IA)³: ``modules`` is "paper" (METHOD: all attention and feed-forward projections for LoRA; key, value and
+    LoRA and (IA)³: ``modules`` is "paper" (all attention and feed-forward projections for LoRA; key, value and
     feed-forward down-projection for (IA)³), a regular expression, or a list of name endings.
     Bottleneck: ``leave_out`` numbers layers from 0, a decoder's after its encoder's.
     Full and sparse are no adapters: they train the weights, all of them or the ``entries`` that move most (LF-SFT)."""

@@ -1,7 +1,7 @@
 """LoRA, (IA)³ and prefixes on a model, through PEFT: the only place that imports it.
 
 Two laws live here. *Same start*: every adapter of one base and one shape begins from identical tensors, whatever head
-the model carries, so that A[R,g] - A[R,s] is a difference of what was learned (METHOD §1). *Strict files*: a missing or
+the model carries, so that A[R,g] - A[R,s] is a difference of what was learned (2402.18913, Eq 4). *Strict files*: a missing or
 unexpected tensor is an error, where PEFT warns and goes on with a partly random adapter.
 """
 

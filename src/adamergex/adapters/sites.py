@@ -79,7 +79,7 @@ FAMILIES = {
 def targets(model: nn.Module, structure: Structure) -> Targets:
     """The modules that an adapter of this structure touches.
 
-    "paper" is METHOD's choice: LoRA on {q, k, v, o} and the feed-forward projections, (IA)³ on {k, v} and the
+    "paper" is the papers' choice: LoRA on {q, k, v, o} and the feed-forward projections, (IA)³ on {k, v} and the
     feed-forward down-projection; "all-linear" every nn.Linear of the backbone. Another string is a regular expression
     for whole module names, a tuple holds name endings. Heads and poolers are never touched: they train as they are,
     and adapters of one base have the same modules under any head.

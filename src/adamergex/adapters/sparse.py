@@ -1,7 +1,7 @@
 """Sparse differences of composable fine-tuning: its ``pytorch_diff.bin`` and our safetensors, applied and taken off.
 
 A difference holds, for some parameters, flat row-major indices and the values to add there, and for others (a task's
-head) whole tensors that replace the model's. Source: Ansell et al. 2022 (2110.07560) §3; METHOD.md §3 (LF-SFT).
+head) whole tensors that replace the model's. Source: Ansell et al. 2022 (2110.07560) §3.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """LoRA in weight space: exact combinations of ΔW = s·B·A as one LoRA, and truncation of its rank.
 
-ΔW itself, of the size of the base's weight, is never formed. Ours: the paper merges factors (METHOD, section 1).
+ΔW itself, of the size of the base's weight, is never formed. Ours: the paper merges factors (2402.18913, Eq 7).
 """
 
 from __future__ import annotations
