@@ -1,8 +1,8 @@
 """LoRA, (IA)³ and prefixes on a model, through PEFT: the only place that imports it.
 
 Two laws live here. *Same start*: every adapter of one base and one shape begins from identical tensors, whatever head
-the model carries, so that A[R,g] - A[R,s] is a difference of what was learned (2402.18913, Eq 4). *Strict files*: a missing or
-unexpected tensor is an error, where PEFT warns and goes on with a partly random adapter.
+the model carries, so that A[R,g] - A[R,s] is a difference of what was learned (2402.18913, §3). *Strict files*: a
+missing or unexpected tensor is an error, where PEFT warns and goes on with a partly random adapter.
 """
 
 from __future__ import annotations
