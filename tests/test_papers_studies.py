@@ -206,7 +206,7 @@ SCALED = {
             "xquad": {**FEW, "targets": ["th"], "methods": ["vanilla", *SHORT]},
             "xlsum": {**FEW, "targets": ["sw"], "methods": ["vanilla", *SHORT]},
         },
-        base="DECODER",  # longer than nano-causal: XLT's thoughts have 512 pieces
+        base="DECODER",  # longer than nano-causal: XLT may answer in 256 pieces
         sets=REFERENCE,
         quoted=("XLT(Eng-FT)", "MGSM", "sw", "4.4"),
     ),
