@@ -84,6 +84,14 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def roomy_t5(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny T5 for inputs as long as the papers' prompts are in the pieces of its small vocabulary."""
+    from family_models import save_family
+
+    return save_family("t5", tmp_path_factory.mktemp("t5"), longest=1600)
+
+
+@pytest.fixture(scope="session")
 def tiny_decoder(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of two layers with the tiny encoder's tokenizer, long enough for XLT's prompt."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM

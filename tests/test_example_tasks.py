@@ -75,11 +75,23 @@ def test_the_examples_of_tasks_run(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(REAL is None, reason="ADAMERGEX_DATA names no data folder")
-@pytest.mark.parametrize("name", ["xcopa", "xnli", "xquad", "ner"])
-def test_choices_spans_and_tags_run_on_decoders_too(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        *((name, "nano-causal") for name in ("xcopa", "xnli", "xquad", "ner")),
+        *((name, "T5") for name in ("sib200", "xcopa", "xnli", "xquad", "ner", "mgsm", "tata")),
+    ],
+)
+def test_every_task_runs_on_models_that_write_too(name: str, base: str, roomy_t5: str, tmp_path: Path) -> None:
     settings = small(ROOT / "examples" / "tasks" / f"{name}.yaml", tmp_path / "run", str(REAL))
-    settings |= {"base": "nano-causal", "methods": ["vanilla", "english_tuning"], "targets": settings["targets"][:1]}
+    settings |= {"base": base, "methods": ["vanilla", "english_tuning"], "targets": settings["targets"][:1]}
     settings["task"]["settings"] = {"max_length": 512}
+    if base == "T5":  # it knows few words, so that its inputs have many pieces
+        settings |= {"base": roomy_t5}
+        settings["task"]["settings"] = {
+            "max_length": 1600,
+            **({"max_new_tokens": 4} if name in ("mgsm", "tata") else {}),
+        }
     results = transfer(parse(settings), say=silent)
     assert [cell["n"] for cell in results["cells"]] == [6, 6]
 

@@ -20,7 +20,6 @@ from adamergex.cli import main
 from adamergex.config import read_yaml
 from adamergex.report.papers import read
 from adamergex.studies.settings import load_study
-from family_models import save_family
 
 ROOT = Path(__file__).parents[1]
 FILES = {path.stem: path for path in sorted((ROOT / "studies").glob("*.yaml"))}
@@ -317,12 +316,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             with gzip.open(folder / "xlsum" / f"{language}.{split}.jsonl.gz", "wt", encoding="utf-8") as stream:
                 stream.writelines(json.dumps(row) + "\n" for row in rows[:6])
     return folder
-
-
-@pytest.fixture(scope="module")
-def roomy_t5(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tiny T5 for inputs as long as the papers' prompts are in the pieces of its small vocabulary."""
-    return save_family("t5", tmp_path_factory.mktemp("t5"), longest=1600)
 
 
 class Line(NamedTuple):

@@ -129,14 +129,18 @@ class LabelledTask(Settings):
     max_length: PositiveInt = 256
     metric: str
     measured_as: str | None = None
+    chat: bool = Field(
+        default=False, description="ask in the tokenizer's chat template: models that write, in training too"
+    )
     answer_after: str | None = Field(
         default=None, description="what stands before a written answer; the line after it is what is read"
     )
 
     @model_serializer(mode="wrap")
     def _without_unused(self, write: Callable[[LabelledTask], dict[str, Any]]) -> dict[str, Any]:
-        # Steps of tasks without it keep the keys that they had before there was such a setting.
-        return {name: value for name, value in write(self).items() if (name, value) != ("answer_after", None)}
+        # Steps of tasks without them keep the keys that they had before there were such settings.
+        unused = (("answer_after", None), ("chat", False))
+        return {name: value for name, value in write(self).items() if (name, value) not in unused}
 
 
 AnswerBy = Literal["likelihood", "generate"]
@@ -153,6 +157,7 @@ class Classification(LabelledTask):
     words: dict[str, str] = Field(default_factory=dict, description="label -> what a decoder says for it")
     prompt: str = "{text}\nTopic:"
     metric: str = "accuracy"
+    normalised: bool = Field(default=False, description="log-likelihood a character of the label's word, not its sum")
 
 
 class PairClassification(LabelledTask):
@@ -228,7 +233,6 @@ class Generation(LabelledTask):
     max_length: PositiveInt = 512
     max_new_tokens: PositiveInt = 64
     stop: tuple[str, ...] = ("\n",)
-    chat: bool = Field(default=False, description="put the prompt into the tokenizer's chat template")
     prompt: str = "{text}"
     metric: str = "rougeL"
     measured_as: str | None = "xlsum"

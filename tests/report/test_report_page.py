@@ -292,3 +292,14 @@ def test_a_rival_far_away_does_not_press_the_rest_together(sample: Sample) -> No
 def test_ticks_cover_the_range_in_round_steps() -> None:
     assert ticks(0, 78) == [0, 20, 40, 60, 80] and ticks(0, 1, 5) == [0, 0.2, 0.4, 0.6, 0.8, 1]
     assert ticks(5, 5) == [4, 4.5, 5, 5.5, 6]
+
+
+def test_what_was_cut_and_not_read_is_told_in_both(sample: Sample, tmp_path: Path) -> None:
+    given = sample()
+    for number, cell in enumerate(given["cells"]):
+        cell |= {"truncated": 3 * (number == 0), "unparsable": 2 * (number == 0)}
+    write_report(parse(given), tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "Inputs cut to the model's length: 3 over all cells" in text
+    assert "Answers that could not be read: 2 over all cells" in text
+    assert "Inputs cut to the model's length: 3" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -240,7 +240,7 @@ def test_prompts_are_scored_as_whole_texts_are(checkpoints: dict[str, str]) -> N
     answers = answer_pieces(loaded.tokenizer, task)
     assert max(map(len, answers)) > 1
     for text, row in zip(texts, found, strict=True):
-        [prompt], _ = prompt_pieces([text], loaded.tokenizer, task.prompt, 80 - max(map(len, answers)))
+        [prompt], _ = prompt_pieces([text], loaded.tokenizer, task, 80 - max(map(len, answers)), close=False)
         for answer, score in zip(answers, row, strict=True):
             whole = logits(wrapped, {"input_ids": torch.tensor([prompt + answer])})[0].log_softmax(-1)
             places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)

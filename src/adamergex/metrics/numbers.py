@@ -16,6 +16,9 @@ from adamergex.metrics.checks import check_pairs, check_texts, known, percent
 
 # Arabic thousands and decimal separators; minus signs and the full-width stop that stand for the ASCII ones.
 _SIGNS = str.maketrans({"٬": ",", "٫": ".", "\uff0e": ".", "\u2212": "-", "\uff0d": "-", "\ufe63": "-"})
+# "1，234": a full-width comma groups thousands, and elsewhere divides clauses. "-$5" is a negative amount.
+_FULL_WIDTH_GROUP = re.compile(r"(?<=[0-9])，(?=[0-9]{3}(?![0-9]))")
+_SIGNED_AMOUNT = re.compile(r"-[$€£¥₹₺₽฿৳](?=[0-9])")
 # A minus after a digit or a closing bracket is a subtraction or a range.
 _NUMBER = re.compile(r"(?:(?<![0-9)\]}])-)?[0-9][0-9,]*(?:\.[0-9]+)?")
 
@@ -75,10 +78,10 @@ EXTRACTORS: dict[str, Callable[[str], str | None]] = {
 
 
 def _ascii(text: str) -> str:
-    if text.isascii():
-        return text
-    digits = {ord(char): str(int(char)) for char in set(text) if char.isdecimal()}
-    return text.translate(_SIGNS).translate(digits)
+    if not text.isascii():
+        digits = {ord(char): str(int(char)) for char in set(text) if char.isdecimal()}
+        text = _FULL_WIDTH_GROUP.sub(",", text.translate(_SIGNS).translate(digits))
+    return _SIGNED_AMOUNT.sub("-", text)
 
 
 def _canonical(number: str) -> str:

@@ -26,6 +26,11 @@ _ARTICLES = {
     "de": r"\b(ein|eine|einen|einem|eines|einer|der|die|das|den|dem|des)\b",
     "ar": "ال",
 }
+# ISO 639-3, as FLORES and NLLB name languages ("zho_Hans") -> the code of the rules.
+_CODES = {
+    "arb": "ar", "ara": "ar", "deu": "de", "eng": "en", "jpn": "ja", "khm": "km", "lao": "lo", "mya": "my",
+    "spa": "es", "tha": "th", "vie": "vi", "zho": "zh", "cmn": "zh",
+}  # fmt: skip
 # Characters that are words of their own. zh is MLQA's; the others, which MLQA does not know, are ours.
 _ALONE = {
     "zh": "\u4e00-\u9fa5",
@@ -57,6 +62,7 @@ def normalised(text: str, language: str, normalisation: Normalisation = "mlqa") 
         raise DataError("there is no such normalisation", found=normalisation, expected="mlqa, squad")
     unicode_rules = normalisation == "mlqa"
     code = re.split("[-_]", language.lower())[0] if unicode_rules else "en"
+    code = _CODES.get(code, code)
     lowered = text.lower()
     kept = lowered.translate({ord(char): None for char in set(lowered) if _is_punctuation(char, unicode_rules)})
     if code in _ARTICLES:

@@ -51,6 +51,7 @@ def _run(results: Results, evidence: Evidence, mark: str) -> list[str]:
         scores_markdown(results),
         *_missing(results),
         *(f"- {plain(note)}" for note in evidence.notes),
+        *_unread(results),
         *_differences(results),
         *_tuning(results),
         *_seeds(results),
@@ -93,6 +94,12 @@ def _missing(results: Results) -> list[str]:
     ]
     done = len(results.cells)
     return [f"**{len(lines)} of {len(lines) + done} cells are not done.**", "\n".join(lines)]
+
+
+def _unread(results: Results) -> list[str]:
+    cut, unread = (sum(getattr(cell, name) for cell in results.cells) for name in ("truncated", "unparsable"))
+    lines = [f"- Inputs cut to the model's length: {cut} over all cells."] if cut else []
+    return lines + ([f"- Answers that could not be read: {unread} over all cells."] if unread else [])
 
 
 def _seeds(results: Results) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from adamergex.metrics.entities import entities
+from adamergex.metrics.numbers import last_number
 from adamergex.settings import Generation, MultipleChoice, PairClassification, SpanAnswering, Tagging
 from adamergex.tasks.prompts import Prompt
 from adamergex.tasks.templates import asked, filled
@@ -54,12 +55,15 @@ def _choice_texts(task: MultipleChoice, row: Row) -> list[str]:
 
 
 def _choice_read(task: MultipleChoice, row: Row, text: str) -> tuple[int | None, bool]:
-    """The choice that is written out (alone), or its letter or number: "(A)", "A.", "B: …", "2"."""
+    """The choice that is written out (alone), or its letter or number: "(A)", "A.", "B: …", "2", "… is (B)"."""
     said = [number for number, choice in enumerate(_choice_texts(task, row)) if _plain(choice) in _plain(text)]
     if len(said) == 1:
         return said[0], True
-    sign = re.match(r"\W*(?:([A-Z])|([1-9]))\b", text)
-    number = -1 if sign is None else ord(sign[1]) - ord("A") if sign[1] else int(sign[2]) - 1
+    # A bare sign at the start must end there: "A woman fell" is no letter, "2 things" no number.
+    signs = set(re.findall(r"^\W*([A-Z1-9])(?=\s*(?:[).:,\]]|$))", text))
+    signs = signs or set(re.findall(r"\(([A-Z1-9])\)", text))
+    sign = signs.pop() if len(signs) == 1 else ""
+    number = "123456789".find(sign) if sign.isdigit() else ord(sign or "@") - ord("A")
     return (number, True) if 0 <= number < len(task.choices) else (None, False)
 
 
@@ -126,6 +130,11 @@ def _learned(task: Generation, row: Row) -> list[str]:
     return [filled(task.target, {**row, task.reference: references[0]})]
 
 
+def _free_read(task: Generation, row: Row, text: str) -> tuple[str, bool]:
+    """What was written; where a number is measured, an answer without one cannot be read."""
+    return text, bool(text) and (task.measured_as != "mgsm" or last_number(text) is not None)
+
+
 ASKED: dict[str, Asked] = {
     "pair-classification": Asked(
         _pair_prompt,
@@ -142,7 +151,5 @@ ASKED: dict[str, Asked] = {
         lambda task, row: [written_entities(row["tokens"], row["tags"])],
         lambda task, row, text: read_entities(row["tokens"], task.types, text),
     ),
-    "generation": Asked(
-        lambda task, row: asked(task.prompt, row, task.cut), _learned, lambda task, row, text: (text, bool(text))
-    ),
+    "generation": Asked(lambda task, row: asked(task.prompt, row, task.cut), _learned, _free_read),
 }

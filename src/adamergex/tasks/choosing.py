@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from adamergex.adapters.peft_backed import virtual_tokens
 from adamergex.errors import ConfigError, DataError
 from adamergex.logits import logits_at, without_adapter
-from adamergex.models import frame
 from adamergex.tasks import pieces_of
 from adamergex.tasks.classification import padded
-from adamergex.tasks.prompts import Pieces, Prompt, fitted, following, prompt_of
+from adamergex.tasks.prompts import Pieces, Prompt, fitted, following, framed
 from adamergex.tasks.reading import Reading, by_length, read
 
 if TYPE_CHECKING:
@@ -39,20 +38,22 @@ def choice_scores(
     longest: int,
     batch_tokens: int,
     normalised: bool = False,
+    chat: bool = False,
 ) -> tuple[list[NDArray[np.float64]], int]:
     """log p(choice | context) of each row's choices (nats), and how many contexts were cut.
 
     The sum over the choice's pieces, without an end piece, as lm-evaluation-harness scores ``acc``. ``normalised``:
     divided by the choice's characters, as it does for ``acc_norm`` (fair between languages whose pieces differ in
     length; by UTF-8 bytes it would be ``acc_bytes``). A decoder reads "context choice"; an encoder-decoder's encoder
-    reads the context, its decoder says the choice. Only a ``Prompt``'s text is cut; of a plain string, the beginning.
-    Raises: DataError for a row without choices or an empty choice; ConfigError when a context does not fit.
+    reads the context, its decoder says the choice. ``chat``: contexts are users' messages in the chat template. Only a
+    ``Prompt``'s text is cut; of a plain string, the beginning.
+    Raises: DataError for a row without choices or an empty choice; ConfigError when a context does not fit, or for a
+    chat without a template.
     """
     _require_choices(contexts, choices)
-    prompts = [prompt_of(context) for context in contexts]
+    prompts, before, after = framed(contexts, tokenizer, chat=chat)
     counts = [len(row) for row in choices]
     flat = [choice for row in choices for choice in row]
-    before, after = frame(tokenizer)
     if without_adapter(model).config.is_encoder_decoder:
         pieces, closing = pieces_of(tokenizer, flat), after
         rooms = [longest - len(before) - len(after)] * len(prompts)

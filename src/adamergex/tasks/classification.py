@@ -15,7 +15,7 @@ from adamergex.errors import ConfigError, DataError
 from adamergex.logits import IGNORE, labelled, labelled_loss
 from adamergex.models import frame
 from adamergex.tasks import pieces_of
-from adamergex.tasks.prompts import Pieces, Prompt, fitted, following, prompt_of
+from adamergex.tasks.prompts import Pieces, Prompt, fitted, following, framed, prompt_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -162,27 +162,26 @@ def prompt_examples(
     words = answer_pieces(tokenizer, task, family)
     limit, texts = min(task.max_length, longest), [str(row["text"]) for row in rows]
     if family == "encoder-decoder":
-        _, after = frame(tokenizer)
-        prompts, truncated = prompt_pieces(texts, tokenizer, task.prompt, limit, special=len(after))
+        prompts, truncated = prompt_pieces(texts, tokenizer, task, limit, close=True)
         said = [words[index] for index in label_indices(rows, task, where)]
-        return answered([prompt + after for prompt in prompts], said, tokenizer, truncated)
+        return answered(prompts, said, tokenizer, truncated)
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     answers = [words[index] + end for index in label_indices(rows, task, where)]
-    prompts, truncated = prompt_pieces(texts, tokenizer, task.prompt, limit - max(map(len, words)) - len(end))
+    room = limit - max(map(len, words)) - len(end)
+    prompts, truncated = prompt_pieces(texts, tokenizer, task, room, close=False)
     return PromptExamples(prompts, answers, int(tokenizer.pad_token_id), truncated)
 
 
 def prompt_pieces(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, prompt: str, room: int, *, special: int = 0
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, task: Classification, room: int, *, close: bool
 ) -> tuple[list[Pieces], int]:
-    """The filled prompts, after the special pieces that open a text, in at most ``room`` pieces; and how many were cut.
-
-    Only ``{text}`` is ever cut, at its end: what the prompt says after it stays. ``special``: pieces to leave free.
+    """The filled prompts after the special pieces that open a text, with ``close`` before those that end it, in at most
+    ``room`` pieces; and how many were cut: only ``{text}`` ever is, at its end, not what the prompt says after it.
     """
-    filled = text_prompts(texts, prompt)
-    before, _ = frame(tokenizer)
-    found, truncated = fitted(filled, tokenizer, [room - len(before) - special] * len(texts))
-    return [before + pieces for pieces in found], truncated
+    prompts, before, after = framed(text_prompts(texts, task.prompt), tokenizer, chat=task.chat)
+    after = after if close else []
+    found, truncated = fitted(prompts, tokenizer, [room - len(before) - len(after)] * len(texts))
+    return [before + pieces + after for pieces in found], truncated
 
 
 def text_prompts(texts: Sequence[str], prompt: str) -> list[Prompt]:

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from adamergex.errors import ConfigError, DataError
 from adamergex.logits import without_adapter
-from adamergex.models import frame
 from adamergex.tasks import Examples, pieces_of
 from adamergex.tasks.classification import PromptExamples, answered
-from adamergex.tasks.prompts import Pieces, Prompt, fitted, following, prompt_of
+from adamergex.tasks.prompts import Pieces, Prompt, fitted, following, framed
 from adamergex.tasks.reading import Reading, by_length, read
 
 if TYPE_CHECKING:
@@ -41,12 +40,9 @@ def generate(
     tokenizer's chat template. Only a ``Prompt``'s text is cut; of a plain string, the beginning.
     Raises: ConfigError when a prompt does not fit, or when a chat is asked for that the tokenizer has no template of.
     """
-    asked = [prompt_of(prompt) for prompt in prompts]
-    before, after = frame(tokenizer)
-    if chat:
-        asked, before = [_chat(prompt, tokenizer) for prompt in asked], []  # templates write the opening piece
+    asked, before, after = framed(prompts, tokenizer, chat=chat)
     both = bool(without_adapter(model).config.is_encoder_decoder)
-    after = after if both and not chat else []
+    after = after if both else []
     room = longest - len(before) - len(after) - (0 if both else max_new_tokens)
     found, truncated = fitted(asked, tokenizer, [room] * len(asked), where="longest")
     whole = [before + pieces + after for pieces in found]
@@ -67,6 +63,7 @@ def answer_examples(
     longest: int,
     where: object = None,
     family: Family,
+    chat: bool = False,
 ) -> Examples:
     """Examples whose loss is on each answer and the end piece after it, never on its prompt.
 
@@ -79,11 +76,7 @@ def answer_examples(
     for number, answer in enumerate(answers, 1):
         if not answer.strip():
             raise DataError("an answer is empty", where=f"{where}, row {number}", fix="correct the data")
-    asked, (before, after), limit = (
-        [prompt_of(prompt) for prompt in prompts],
-        frame(tokenizer),
-        min(max_length, longest),
-    )
+    (asked, before, after), limit = framed(prompts, tokenizer, chat=chat), min(max_length, longest)
     if family == "encoder-decoder":
         said = pieces_of(tokenizer, answers)
         rooms = [limit - len(before) - len(after)] * len(asked)
@@ -132,8 +125,10 @@ def _text(pieces: Pieces, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _until(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first stop string, and whether there is one."""
-    places = [place for place in (text.find(mark) for mark in stop) if place >= 0]
+    """The text before the first stop string, and whether there is one. A blank stop string ends an answer that has
+    begun: a model that opens its answer with a line break has not answered yet."""
+    begun = len(text) - len(text.lstrip())
+    places = [place for mark in stop if (place := text.find(mark, 0 if mark.strip() else begun)) >= 0]
     return (text[: min(places)], True) if places else (text, False)
 
 
@@ -142,22 +137,6 @@ def _end_pieces(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     named = getattr(model.generation_config, "eos_token_id", None)
     several = named if isinstance(named, (list, tuple)) else [named]
     return {int(piece) for piece in (*several, tokenizer.eos_token_id) if piece is not None}
-
-
-def _chat(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:
-    if not tokenizer.chat_template:
-        raise ConfigError(
-            "the tokenizer has no chat template",
-            where=tokenizer.name_or_path,
-            found="chat: true",
-            fix="prompt without chat, or choose a model that was tuned for chats",
-        )
-
-    def fill(text: str) -> str:
-        message = [{"role": "user", "content": prompt.fill(text)}]
-        return str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
-
-    return prompt._replace(fill=fill)
 
 
 def _require_room(rooms: Sequence[int], limit: int, where: object) -> None:

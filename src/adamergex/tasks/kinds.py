@@ -87,6 +87,8 @@ def model_kind(task: Task, base: str, *, bare: bool = False) -> Kind:
     """
     head = kind_of(task).head
     kind = kind_for(base, labelled=False) if head is None or bare else kind_for(base, labelled=True, head=head)
+    if getattr(task, "chat", False) and kind not in ("causal-lm", "sequence-to-sequence"):
+        raise ConfigError("an encoder does not chat", where="chat", found=f"{base}, a {kind} model", fix="chat: false")
     way = kind_of(task).ways.get(kind)
     if way is None or (bare and way.say is None):
         raise ConfigError(
@@ -239,8 +241,6 @@ def _tag_say(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
 
 
 def _answer_learn(ask: Ask) -> Examples:
-    if getattr(ask.task, "chat", False):
-        raise ConfigError("adapters are not trained on chats", where="chat", fix="use chat with vanilla alone")
     way = ASKED[ask.task.kind]
     taught = [(way.prompt(ask.task, row), answer) for row in ask.rows for answer in way.answers(ask.task, row)]
     return answer_examples(
@@ -251,6 +251,7 @@ def _answer_learn(ask: Ask) -> Examples:
         longest=ask.longest,
         where=ask.where,
         family=ask.loaded.family,
+        chat=ask.task.chat,
     )
 
 
@@ -263,7 +264,7 @@ def _answer_say(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
     choices = [way.choices(task, row) for row in ask.rows]
     scores, truncated = choice_scores(
         model, prompts, choices, ask.loaded.tokenizer, longest=ask.limit, batch_tokens=batch_tokens,
-        normalised=task.normalised,
+        normalised=task.normalised, chat=task.chat,
     )  # fmt: skip
     labels = list(getattr(task, "labels", None) or range(len(task.choices)))
     gold = [row["label"] for row in ask.rows]
@@ -284,7 +285,7 @@ def _written(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
         stop=() if task.answer_after else getattr(task, "stop", ("\n",)),
         longest=ask.limit,
         batch_tokens=batch_tokens,
-        chat=getattr(task, "chat", False),
+        chat=task.chat,
     )
     found = [_after(task.answer_after, text) for text in texts]
     read = [way.read(task, row, answer) for row, (answer, _) in zip(ask.rows, found, strict=True)]

@@ -1,8 +1,8 @@
 """NER: people, organisations, places (and dates) in a tokenised sentence, as IOB2 tags.
 
-An item (our words):
-  tokens  Amina   Odhiambo  alizaliwa  Kisumu  .
-  tags    B-PER   I-PER     O          B-LOC   O
+An item (en, CC BY-SA 4.0, Universal NER's English Web Treebank):
+  tokens  colorado  beat  texas  a&m    .
+  tags    B-ORG     O     B-ORG  I-ORG  O
 
 Corpora: WikiANN (Pan et al. 2017; the split of Rahimi et al. 2019, arXiv 1902.00193), MasakhaNER 2.0 (Adelani et al.
 2022, arXiv 2210.12391; also DATE), Universal NER (Mayhew et al. 2024, arXiv 2311.09122). Metric: entity F1, micro, as

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from adamergex.errors import ConfigError
+from adamergex.models import frame
 from adamergex.tasks import pieces_of
 
 if TYPE_CHECKING:
@@ -45,6 +46,35 @@ def prompt_of(prompt: str | Prompt) -> Prompt:
     """
     given = prompt if isinstance(prompt, Prompt) else Prompt(prompt, str, "end")
     return given._replace(fill=lambda text: given.fill(text).rstrip(" "))
+
+
+def framed(
+    prompts: Sequence[str | Prompt], tokenizer: PreTrainedTokenizerBase, *, chat: bool = False
+) -> tuple[list[Prompt], Pieces, Pieces]:
+    """The prompts, and the special pieces before and after each; in a ``chat`` the template has written those.
+
+    Raises: ConfigError: a chat is asked for, and the tokenizer has no template.
+    """
+    asked = [prompt_of(prompt) for prompt in prompts]
+    if chat:
+        return [_in_chat(prompt, tokenizer) for prompt in asked], [], []
+    return asked, *frame(tokenizer)
+
+
+def _in_chat(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            "the tokenizer has no chat template",
+            where=tokenizer.name_or_path,
+            found="chat: true",
+            fix="prompt without chat, or choose a model that was tuned for chats",
+        )
+
+    def fill(text: str) -> str:
+        message = [{"role": "user", "content": prompt.fill(text)}]
+        return str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+
+    return prompt._replace(fill=fill)
 
 
 def fitted(

@@ -50,18 +50,19 @@ def word_scores(
 
     The *sum* over the word's pieces, the quantity that training raises: a mean would favour words of many pieces, of
     which all but the first are near certain once learned. The end piece is counted only where a word is the beginning
-    of another, which the sum could not tell apart. The prompt is read once for all labels.
+    of another, which the sum could not tell apart.
+    ``normalised``: divided by the word's characters. The prompt is read once for all labels.
     """
     family: Family = "encoder-decoder" if without_adapter(model).config.is_encoder_decoder else "decoder"
     answers = answer_pieces(tokenizer, task, family)
     if _one_begins_another(answers) and tokenizer.eos_token_id is not None:
         answers = [answer + [int(tokenizer.eos_token_id)] for answer in answers]
-    room, closing = min(task.max_length, longest), frame(tokenizer)[1]
-    if family == "decoder":
-        room, closing = room - max(map(len, answers)), []
-    prompts, truncated = prompt_pieces(texts, tokenizer, task.prompt, room, special=len(closing))
-    whole = [prompt + closing for prompt in prompts]
-    return np.stack(piece_scores(model, whole, [answers] * len(whole), tokenizer, batch_tokens)), truncated
+    room = min(task.max_length, longest) - (max(map(len, answers)) if family == "decoder" else 0)
+    prompts, truncated = prompt_pieces(texts, tokenizer, task, room, close=family == "encoder-decoder")
+    scores = np.stack(piece_scores(model, prompts, [answers] * len(prompts), tokenizer, batch_tokens))
+    if task.normalised:
+        scores = scores / [len(task.words.get(label, label)) for label in task.labels]
+    return scores, truncated
 
 
 def cloze_scores(

@@ -1,7 +1,8 @@
 """SIB-200: the topic of a sentence, seven topics, the same 204 test sentences in 205 languages.
 
-An item (our words; the sentences are FLORES-200, CC BY-SA 4.0):
-  text   The ferry to the islands leaves twice a day, and tickets sell out in July.    label  travel
+An item (en, CC BY-SA 4.0, Davlan/sib200, a sentence of FLORES-200):
+  text   Turkey is encircled by seas on three sides: the Aegean Sea to the west, the Black Sea to the north and the
+         Mediterranean Sea to the south.                                              label  geography
 
 Adelani et al. 2024, SIB-200 (arXiv 2309.07445); metric: accuracy (their §4). Not a task of the AdaMergeX papers: the
 prompt is ours. Train and validation exist in every language; zero-shot transfer reads those of source and proxy only.

@@ -1,8 +1,8 @@
 """XQuAD: a question on a paragraph, answered by a span of it; 1190 questions, the same in twelve languages.
 
-An item (our words; XQuAD is CC BY-SA 4.0):
-  context   The bridge was finished in 1932 and carried trams until 1958.
-  question  When did the bridge carry its last trams?          answers  ["1958"]
+An item (en, CC BY-SA 4.0, google/xquad), its context cut short here:
+  context   The Panthers defense gave up just 308 points, ranking sixth in the league, while also leading the NFL in …
+  question  How many points did the Panthers defense surrender?          answers  ["308"]
 
 Train: SQuAD 1.1 (Rajpurkar et al. 2016), English. Test: Artetxe et al. 2020 (arXiv 1910.11856). Metrics: exact match
 and token F1, best over the gold answers, with the multilingual normalisation of MLQA; ``normalisation="squad"`` is the
