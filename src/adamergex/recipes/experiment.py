@@ -86,7 +86,7 @@ class Experiment:
         )
         assert reference.text is not None  # the settings were checked for it
         name = "language" if structure.invertible else "language −INV"
-        return self.train_as(name, structure, task, language, reference.text, settings.optimisation)
+        return self.train_as(name, structure, task, language, reference.text, settings.optimisation_of(language))
 
     def task_adapter(self, below: Step | None = None) -> Step:
         """MAD-X's task adapter in the source language, on a frozen language adapter or alone."""
