@@ -138,7 +138,7 @@ class MergeConfig(Settings):
     grid: Annotated[tuple[float, ...], AfterValidator(_with_zero)] = GRID
     granularity: Literal["all", "layer"] = Field(default="all", description="entropy: one λ, or one a layer")
     unlabelled: Literal["test", "validation"] = Field(
-        default="test", description="entropy: whose inputs in the target language; labels are never read"
+        default="test", description="entropy: whose inputs in the target language; files need no labels"
     )
     unlabelled_rows: PositiveInt = Field(default=256, description="entropy: at most so many of them, the first")
     swap: SwapConfig = SwapConfig()
