@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -18,6 +19,7 @@ import torch
 
 from adamergex import actions, models, residency
 from adamergex.engines.local import StepsFailedError, run
+from adamergex.engines.walk import walk
 from adamergex.engines.worker import WorkerLostError, perform, sendable
 from adamergex.errors import DataError
 from adamergex.graph import Step, Store, held
@@ -100,6 +102,42 @@ def test_a_worker_that_dies_takes_only_its_step_with_it(tmp_path: Path) -> None:
         run([*after, fine], store, ACTIONS, silent, processes=2)
     assert isinstance(caught.value.__cause__, WorkerLostError)
     assert store.has(after[1]) and not store.has(after[0])
+
+
+class Elsewhere:
+    """A worker whose results are seen here ``delay`` seconds after it has told of them; None: never."""
+
+    def __init__(self, store: Store, delay: float | None) -> None:
+        self.store, self.delay = store, delay
+        self.done: list[tuple[Step, Exception | None]] = []
+
+    def idle(self) -> list[Any]:
+        return ["there"]
+
+    def start(self, worker: Any, step: Step) -> None:
+        if self.delay is not None:
+            threading.Timer(self.delay, perform, (step, self.store, ACTIONS)).start()
+        self.done.append((step, None))
+
+    def finished(self) -> list[tuple[Step, Exception | None]]:
+        done, self.done = self.done, []
+        return done
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_result_that_a_file_system_hides_for_a_while_is_waited_for(tmp_path: Path) -> None:
+    log, store = tmp_path / "log", Store(tmp_path / "store")
+    first = step(log, "first")
+    steps = [first, step(log, "second", {"a": first})]
+    walk(steps, store, Elsewhere(store, 0.3), silent, late=30)
+    assert all(store.has(item) for item in steps) and started(log) == ["first", "second"]
+    others = [step(log, f"lost-{number}") for number in range(4)]
+    began = time.monotonic()
+    with pytest.raises(StepsFailedError, match=r"4 of 4(.|\n)*not in the store that this process sees"):
+        walk(others, store, Elsewhere(store, None), silent, late=0.5)
+    assert 0.5 <= time.monotonic() - began < 1  # one wait, not four
 
 
 def test_an_error_crosses_processes(tmp_path: Path) -> None:

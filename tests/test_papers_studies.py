@@ -193,7 +193,12 @@ REFERENCE = (
 FEW = {"task.settings.max_new_tokens": 4}
 SHORT = ["english_tuning", "average", "adamergex"]  # XLT's 256 pieces once, not five times
 MAD_X = (TEXT, *(f"mad_x.language.{item}" for item in ("segment=32", *(f"optimisation.{item}" for item in QUICK))))
-FULL = (*MAD_X, *(f"full.language.{item}" for item in ("segment=32", *(f"optimisation.{item}" for item in QUICK))))
+EVERY = [f"{part}.language.steps_by_language=null" for part in ("mad_x", "full")]
+FULL = (
+    *MAD_X,
+    *EVERY,
+    *(f"full.language.{item}" for item in ("segment=32", *(f"optimisation.{item}" for item in QUICK))),
+)
 # Of XNLI the data folder has en, es and sw, and no translated training rows.
 XNLI = {"proxy": "sw", "targets": ["sw"]}
 SCALED = {
@@ -216,7 +221,7 @@ SCALED = {
             *REFERENCE, *MAD_X, *(f"mad_x.task.optimisation.{item}" for item in QUICK),
             *(f"lf_sft.{part}.{item}" for part in ("language", "task") for item in
               ("entries=0.05", "first_steps=2", *(f"optimisation.{item}" for item in QUICK))),
-            "lf_sft.language.segment=32",
+            "lf_sft.language.segment=32", "mad_x.language.steps_by_language=null",
         ),
         quoted=("LF-SFT", "XQuAD", "th", "65.5"),
     ),

@@ -12,7 +12,7 @@ import pytest
 from adamergex.adapters.sparse import read_difference
 from adamergex.config import METHODS, parse
 from adamergex.errors import ConfigError
-from adamergex.graph import Store
+from adamergex.graph import Step, Store
 from adamergex.pipeline import summary, transfer
 from adamergex.plan import Plan, absolute, facts
 from adamergex.recipes import RECIPES
@@ -27,7 +27,7 @@ __all__ = ["counted"]  # a fixture
 
 QUICK = {"steps": 3, "batch_size": 8, "learning_rate": 1e-3}
 WEIGHTS = ["full_fine_tuning", "mlm_source", "mlm_target", "lf_sft"]
-RIVALS = {
+RIVALS: dict[str, Any] = {
     "full": {"language": {"segment": 16, "optimisation": QUICK}, "learning_rate": 1e-3},
     "lf_sft": {
         "language": {"segment": 16, "entries": 300, "first_steps": 2, "optimisation": QUICK},
@@ -82,6 +82,40 @@ def test_languages_serve_every_task(tiny_encoder: Path, small_data: Path, tmp_pa
     other["task"]["max_length"] = 20
     transfer(parse(other), say=silent)
     assert counted.runs["train"] == 2  # the task, in two ways
+
+
+def test_languages_may_have_steps_of_their_own(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    def trainings(own: dict[str, int]) -> dict[str, Step]:
+        few = {"segment": 16, "optimisation": QUICK, "steps_by_language": own}
+        given = {"mad_x": {"language": few}, "full": {"language": few}, "lf_sft": {"language": {**few, "entries": 300}}}
+        wanted = settings(
+            tiny_encoder, small_data, tmp_path, methods=["mad_x", "mlm_target", "lf_sft"], proxy=None, **given
+        )
+        config = absolute(parse(wanted))
+        return {step.label: step for step in Plan(config, facts(config)).trainings}
+
+    before, after = trainings({}), trainings({"sw": 2})
+    own = {f"{kind} language · sw · seed 0" for kind in ("full", "sparse")} | {"language · sw · seed 0"}
+    assert own < before.keys() == after.keys()
+    # The target's own, and what is learned on them: MLM-TRG's task. Those of en and tr keep their keys.
+    changed = {label for label in before if before[label].key != after[label].key}
+    assert changed - own == {"full task on full language · sw · en · seed 0"}
+    assert {after[label].job["optimisation"]["steps"] for label in own} == {2}
+    assert all(before[label].job == after[label].job for label in before.keys() - own)
+    with pytest.raises(ConfigError) as caught:
+        trainings({"swa": 2})
+    for place in ("mad_x", "full", "lf_sft"):
+        assert f"{place}.language.steps_by_language: 'swa' is none of the table's" in str(caught.value)
+    assert "did you mean 'sw'?" in str(caught.value)
+
+
+def test_the_task_of_lf_sft_freezes_layer_norms(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    """As composable-sft's own scripts of tasks do."""
+    for given, frozen in (({}, True), ({"freeze_norms": False}, False)):
+        rivals = {**RIVALS, "lf_sft": {**RIVALS["lf_sft"], "task": {**RIVALS["lf_sft"]["task"], **given}}}
+        config = absolute(parse(settings(tiny_encoder, small_data, tmp_path, methods=["lf_sft"], **rivals)))
+        (step,) = (step for step in Plan(config, facts(config)).trainings if step.label.startswith("sparse task"))
+        assert step.job["structure"]["freeze_norms"] is frozen
 
 
 def test_the_estimate_counts_both_phases(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:

@@ -11,18 +11,20 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from pydantic import TypeAdapter
 
 from adamergex import training
 from adamergex.adapters import resident
 from adamergex.config import parse
 from adamergex.entropy import minimise
-from adamergex.errors import ConfigError
+from adamergex.errors import ConfigError, DataError
 from adamergex.evaluation import evaluate, load_for
 from adamergex.graph import Store
 from adamergex.merging import merge
 from adamergex.pipeline import summary, transfer
 from adamergex.plan import Plan, absolute, facts
-from adamergex.settings import EvaluateJob, Rows, Structure, TrainJob
+from adamergex.settings import EvaluateJob, Rows, Structure, Task, TrainJob
+from adamergex.tasks.rows import read
 from test_pipeline import Counting, counted, settings, silent
 
 __all__ = ["counted"]  # a fixture
@@ -283,6 +285,55 @@ def test_entropy_the_whole_way(
     assert "least entropy: adamergex sw" in summary(results, tmp_path / "run")
     counted.runs.clear()
     assert transfer(parse(wanted), say=silent)["cells"] == results["cells"] and not counted.runs
+
+
+def without_labels(path: Path, label: bool | None) -> str:
+    """The rows of a labelled file with their labels, with empty ones (False), or without the column (None)."""
+    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    place = lines[0].index("label")
+    for line in lines if label is None else lines[1:] if label is False else []:
+        line[place : place + 1] = [] if label is None else [""]
+    return "".join("\t".join(line) + "\n" for line in lines)
+
+
+def test_entropy_reads_files_without_labels(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, counted: Counting
+) -> None:
+    """And is the same search, under the same key, as with them."""
+    wanted = settings(
+        tiny_encoder, small_data, tmp_path / "run", methods=["adamergex"], targets=["sw"], proxy=None,
+        merge={"weight": "entropy", "grid": [0.5, 1.0], "unlabelled": "validation"},
+    )  # fmt: skip
+    file = tmp_path / "sw.tsv"
+    wanted["task"] |= {"labels": ["nature", "health", "sports", "travel"], "validation": f"{tmp_path}/{{language}}.tsv"}
+    found = []
+    for label in (True, False, None):
+        file.write_text(without_labels(small_data / "sw.validation.tsv", label), encoding="utf-8")
+        found.append(transfer(parse(wanted), say=silent)["tuning"])
+    assert counted.runs["tune"] == 1 and found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    ("task", "labelled"),
+    [
+        ({"kind": "classification", "labels": ["a", "b"]}, {"text": "one", "label": "b"}),
+        ({"kind": "pair-classification", "labels": ["a", "b"]}, {"premise": "p", "hypothesis": "h", "label": "b"}),
+        (
+            {"kind": "multiple-choice", "context": "{text}", "choices": ["x", "y"], "prompt": "{text}"},
+            {"text": "t", "x": "1", "y": "2", "label": 1},
+        ),
+        ({"kind": "tagging", "types": ["PER"]}, {"tokens": ["Ann", "ran"], "tags": ["B-PER", "O"]}),
+    ],
+)
+def test_rows_without_labels_are_read_alike(task: dict[str, Any], labelled: dict[str, Any], tmp_path: Path) -> None:
+    found, kind = [], TypeAdapter(Task).validate_python(task)
+    for row in (labelled, {name: value for name, value in labelled.items() if name not in ("label", "tags")}):
+        (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
+        rows = Rows(path=str(tmp_path / "rows.jsonl"), columns={"label": "label"} if "label" in labelled else {})
+        found.append(read(kind, rows, "en", labelled=False))
+    assert found[0] == found[1] and found[0][0].keys() >= labelled.keys()
+    with pytest.raises(DataError, match="there is no column '(label|tags)'"):
+        read(kind, rows, "en")
 
 
 def test_a_labelled_task_as_reference(tiny_encoder: Path, small_data: Path, tmp_path: Path, counted: Counting) -> None:

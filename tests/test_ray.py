@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import pickle
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from adamergex.engines.walk import StepsFailedError
+from adamergex.engines.walk import StepsFailedError, walk
 from adamergex.errors import AdamergexError
 from adamergex.graph import Store
 from counted_actions import ACTIONS, grid, started, step
@@ -77,6 +78,40 @@ def test_an_action_that_fails_is_not_tried_again(cluster: Any, tmp_path: Path) -
     assert Counter(started(log))["dying"] == 2
 
 
+def test_a_worker_that_cannot_start_is_said(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Actions of a module that the driver alone can import, as where adamergex is missing on a machine; then an
+    environment that cannot be made, of which Ray says so by another class of error."""
+    from adamergex.engines import ray as engine
+
+    (tmp_path / "only_here.py").write_text("def work(job, inputs, output, workdir):\n    output.mkdir()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    actions, one = {"work": importlib.import_module("only_here").work}, step(tmp_path / "log", "one")
+    with pytest.raises(AdamergexError, match=r"does not start(.|\n)*No module named 'only_here'(.|\n)*every machine"):
+        engine.run([one], Store(tmp_path / "store"), actions, silent, workers=1)
+    import ray
+
+    store = Store(tmp_path / "store")
+    workers = engine._Cluster(ray, store, ACTIONS, 0, 0, 1, silent)
+    workers.remote = ray.remote(engine._Worker).options(num_cpus=1, runtime_env={"conda": "there-is-none"})
+    workers._hire(0)
+    with pytest.raises(AdamergexError, match=r"does not start(.|\n)*every machine"):
+        walk([one], store, workers, silent)
+
+
+def test_a_step_that_a_worker_cannot_read_fails_alone(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adamergex.engines import ray as engine
+
+    (tmp_path / "not_there.py").write_text("def thing():\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    log, store, said = tmp_path / "log", Store(tmp_path / "store"), []
+    odd = step(log, "odd", thing=importlib.import_module("not_there").thing)
+    with pytest.raises(StepsFailedError, match="No module named 'not_there'"):
+        engine.run([odd, step(log, "fine")], store, ACTIONS, said.append)
+    assert started(log) == ["fine"] and not any("again" in line for line in said)
+
+
 def test_a_store_that_is_not_shared_is_said(cluster: Any, tmp_path: Path) -> None:
     from adamergex.engines import ray as engine
 
@@ -87,7 +122,7 @@ def test_a_store_that_is_not_shared_is_said(cluster: Any, tmp_path: Path) -> Non
             return None
 
     with pytest.raises(AdamergexError, match="not in the store that this process sees"):
-        engine.run([step(tmp_path / "log", "one")], Elsewhere(tmp_path / "store"), ACTIONS, silent)
+        engine.run([step(tmp_path / "log", "one")], Elsewhere(tmp_path / "store"), ACTIONS, silent, late=1)
 
 
 def test_a_real_study_on_the_cluster(cluster: Any, tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from adamergex.errors import ConfigError
 from adamergex.graph import Step, Store, held, short
 from adamergex.inventory import Garbage, collect, entries, forget_study, garbage, record, studies
 from adamergex.pipeline import transfer
+from adamergex.settings import Structure
 from adamergex.studies.changes import parse_change
 from adamergex.studies.devices import DEVICES
 from adamergex.studies.estimate import estimate, flops_factor, parameters
@@ -256,6 +257,8 @@ def test_changes_have_the_last_word_in_every_table(tiny_encoder: Path, wide_data
     study = changed("tasks.tones.targets=[sw]", "variants.fixed.merge.weight=0.5", f"store={tmp_path / 'else'}")
     assert study.store == str(tmp_path / "else") and study.tables["topics-fixed"].merge.weight == 0.5
     assert [study.tables[name].targets for name in ("topics", "tones", "tones-ia3")] == [("sw", "tr"), ("sw",), ("ar",)]
+    study = changed("structure.rank=null")  # the variants have none
+    assert study.tables["topics"].structure.rank == Structure().rank != wanted["structure"]["rank"]
     study = changed("tasks.tones=null", "merge.grid=null", "variants.ia3=null")
     assert list(study.tables) == ["topics"] and len(study.tables["topics"].merge.grid) == 11
     assert wanted["merge"] == {"grid": [0.5, 1.0]} and "tones" in wanted["tasks"]
@@ -270,6 +273,9 @@ def test_changes_have_the_last_word_in_every_table(tiny_encoder: Path, wide_data
         ("merge.grid=[0", "the value is no YAML"),
         ("tasks.tons=null", "nothing to take away(.|\n)*no 'tasks.tons'(.|\n)*perhaps 'tones'"),
         ("tasks.tones.task.tset=null", "no 'tasks.tones.task.tset'(.|\n)*perhaps 'test'"),
+        ("metods=null", "nothing to take away(.|\n)*no 'metods'(.|\n)*perhaps 'methods'"),
+        ("merge.gird=null", "no 'merge.gird'(.|\n)*perhaps 'grid'"),
+        ("task.optimisation.steps.x=null", "no 'task.optimisation.steps.x'(.|\n)*one of nothing"),
         ("base.name=x", "'base' holds no settings of its own"),
         ("merge.modlues=all", "  - merge.modlues: no such setting; did you mean 'modules'"),
         ("metods=[vanilla]", "  - metods: no such setting; did you mean 'methods'"),
@@ -502,7 +508,7 @@ def leaf(name: str, inputs: dict[str, Step] | None = None) -> Step:
     return Step("write", {"name": name}, {"task": {"name": name}}, inputs or {}, label=name)
 
 
-def test_only_what_no_study_needs_is_removed(tmp_path: Path) -> None:
+def test_only_what_no_study_needs_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, root = Store(tmp_path / "store"), leaf("root")
     one, two, odd = leaf("one", {"a": root}), leaf("two", {"a": root}), leaf("odd")
     run([one, two, odd], store, Recorder(), say=silent)  # type: ignore[arg-type]
@@ -523,7 +529,8 @@ def test_only_what_no_study_needs_is_removed(tmp_path: Path) -> None:
     assert sorted(entry.label for entry in entries(store)) == ["one", "root", "two"]
     with pytest.raises(ConfigError, match=r"no study of this name(.|\n)*First, Second"):
         forget_study(store, "Thrid")
-    forget_study(store, "First")
+    monkeypatch.chdir(tmp_path)
+    forget_study(store, "first/")  # its folder, as the user sees it from here
     collect(store, garbage(store))
     assert sorted(entry.label for entry in entries(store)) == ["root", "two"]
     record(store, "Renamed", tmp_path / "second", [root])  # the same output: the new note replaces the old one

@@ -190,6 +190,7 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     for name, optimisation in (("language", config.lf_sft.language), ("task", config.lf_sft.task)):
         if problem := decaying(Structure(kind="sparse"), optimisation.optimisation):
             yield f"lf_sft.{name}.{problem}"
+    yield from _strange_languages(config)
     if config.structure.kind != "lora" and config.merge.space == "delta":
         yield f"merge.space: 'delta' is for lora, the structure is {config.structure.kind}"
     if config.structure.kind != "lora" and "adamergex_delta" in config.methods:
@@ -202,6 +203,17 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     for name, where in (*found, ("reference.text", config.reference.text)):
         if isinstance(where, Rows) and where.path is not None and "{language}" not in where.path:
             yield f"{name}: '{where.path}' has no {{language}} in it, so every language would read the same file"
+
+
+def _strange_languages(config: TransferConfig) -> Iterator[str]:
+    """Languages with steps of their own that nothing here would train."""
+    known = dict.fromkeys((config.source, *config.targets, *([config.proxy] if config.proxy else ())))
+    for place in ("mad_x", "full", "lf_sft"):
+        for language in getattr(config, place).language.steps_by_language:
+            if language not in known:
+                near = difflib.get_close_matches(language, known, 1)
+                hint = f"; did you mean '{near[0]}'?" if near else f", which are {', '.join(known)}"
+                yield f"{place}.language.steps_by_language: '{language}' is none of the table's languages{hint}"
 
 
 CHOOSING = ("classification", "pair-classification", "multiple-choice")

@@ -74,7 +74,7 @@ def minimise(
             found=f"{adapters[0].layout.kind}, space {choices.space}",
             fix="use granularity all",
         )
-    rows = read(job.task, job.rows, job.language)
+    rows = read(job.task, job.rows, job.language, labelled=False)
     curve: list[dict[str, Any]] = []
     layers, reached = None, None
     with quiet():

@@ -122,7 +122,8 @@ def forget_study(store: Store, name: str) -> None:
     """
     with held(store.root / STUDIES / _LOCK):
         known = _notes(store)
-        chosen = [path for path, found in known if name in (found["title"], found["output"])]
+        place = os.path.abspath(name)  # notes hold whole paths, so that no folder of today matters
+        chosen = [path for path, found in known if found["title"] == name or os.path.abspath(found["output"]) == place]
         if not chosen:
             titles = ", ".join(sorted({found["title"] for _, found in known})) or "none"
             raise ConfigError("no study of this name is in the store", where=store.root, found=name, expected=titles)

@@ -138,21 +138,38 @@ class MergeConfig(Settings):
     grid: Annotated[tuple[float, ...], AfterValidator(_with_zero)] = GRID
     granularity: Literal["all", "layer"] = Field(default="all", description="entropy: one λ, or one a layer")
     unlabelled: Literal["test", "validation"] = Field(
-        default="test", description="entropy: whose inputs in the target language; labels are never read"
+        default="test", description="entropy: whose inputs in the target language; files need no labels"
     )
     unlabelled_rows: PositiveInt = Field(default=256, description="entropy: at most so many of them, the first")
     swap: SwapConfig = SwapConfig()
     combine: CombineConfig = CombineConfig()
 
 
-class LanguageAdapters(Settings):
+LONG = Optimisation(steps=100_000, learning_rate=5e-5, batch_size=8, schedule="linear", warmup=0, max_grad_norm=1.0)
+
+
+class OnText(Settings):
+    """A training on the text of one language after the other."""
+
+    segment: PositiveInt = 256
+    segments: PositiveInt | None = Field(default=None, description="default: all that the language has")
+    optimisation: Optimisation = LONG
+    steps_by_language: dict[str, PositiveInt] = Field(
+        default_factory=dict, description="language -> steps, in place of optimisation.steps: of those with little text"
+    )
+
+    def optimisation_of(self, language: str) -> Optimisation:
+        """How long and how fast this language is learned."""
+        steps = self.steps_by_language.get(language)
+        return self.optimisation if steps is None else self.optimisation.model_copy(update={"steps": steps})
+
+
+class LanguageAdapters(OnText):
     """MAD-X's language adapters: trained on ``reference.text``, with its ``mask_rate`` and ``objective``, once a
     language for all tasks and methods."""
 
     reduction: PositiveFloat = 2.0
     invertible: bool = Field(default=True, description="with a NICE block at the embeddings")
-    segment: PositiveInt = 256
-    segments: PositiveInt | None = Field(default=None, description="default: all that the language has")
     optimisation: LanguageOptimisation = LANGUAGE
 
 
@@ -163,16 +180,11 @@ class TaskAdapters(Settings):
     optimisation: Optimisation | None = Field(default=None, description="default: task.optimisation")
 
 
-LONG = Optimisation(steps=100_000, learning_rate=5e-5, batch_size=8, schedule="linear", warmup=0, max_grad_norm=1.0)
 NER = LONG.model_copy(update={"steps": None, "epochs": 10.0})
 
 
-class FullLanguage(Settings):
+class FullLanguage(OnText):
     """MLM-SRC and MLM-TRG: all weights trained on ``reference.text`` before the task."""
-
-    segment: PositiveInt = 256
-    segments: PositiveInt | None = Field(default=None, description="default: all that the language has")
-    optimisation: Optimisation = LONG
 
 
 class FullConfig(Settings):
@@ -183,7 +195,7 @@ class FullConfig(Settings):
     learning_rate: PositiveFloat = 2e-5
 
 
-class SparseLanguage(Settings):
+class SparseLanguage(OnText):
     """LF-SFT's difference of a language. The default K is 7.67 of XLM-R base's 278 million."""
 
     entries: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -191,9 +203,6 @@ class SparseLanguage(Settings):
     )
     l1: Annotated[float, Field(ge=0)] = Field(default=0.1, description="of the mean absolute difference")
     first_steps: PositiveInt | None = Field(default=None, description="of the phase that chooses; default: as many")
-    segment: PositiveInt = 256
-    segments: PositiveInt | None = Field(default=None, description="default: all that the language has")
-    optimisation: Optimisation = LONG
 
 
 class SparseTask(Settings):
@@ -203,6 +212,9 @@ class SparseTask(Settings):
         default=0.0511, description="how many weights change, or which share of them"
     )
     l1: Annotated[float, Field(ge=0)] = 0.0
+    freeze_norms: bool = Field(
+        default=True, description="layer norms stay as they are, as in its authors' task scripts"
+    )
     first_epochs: PositiveFloat | None = Field(default=3.0, description="of the phase that chooses; default: as many")
     first_steps: PositiveInt | None = Field(default=None, description="the same in steps")
     optimisation: Optimisation = NER

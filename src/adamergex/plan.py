@@ -118,10 +118,10 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
     reference = _task(labelled, config.source) if labelled and needs_references(config) else None
     known: dict[str, str] = {}
 
-    def content(task: Task, rows: AnyRows, language: str) -> str:
-        place = f"{task.kind} {language} {rows.model_dump_json()}"
+    def content(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> str:
+        place = f"{task.kind} {language} {labelled} {rows.model_dump_json()}"
         if place not in known:
-            known[place] = content_hash(read(task, rows, language))
+            known[place] = content_hash(read(task, rows, language, labelled))
         return known[place]
 
     segments = _segments(config, languages)

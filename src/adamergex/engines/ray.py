@@ -8,16 +8,18 @@ machine goes to another worker. The driver keeps nothing that the store does not
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from adamergex.engines.walk import alike, walk
+from adamergex.engines.walk import LATE, alike, walk
 from adamergex.engines.worker import Action, WorkerLostError, attempt
 from adamergex.errors import AdamergexError
 from adamergex.graph import Step, Store
 
 PATIENCE = 30.0  # seconds without any worker before it is said
+HIRES = 3  # workers of one number that may fail one after the other before one of them is ready
 
 
 def run(
@@ -32,6 +34,7 @@ def run(
     cpus: float = 1,
     retries: int = 2,
     group: Callable[[Step], Hashable] = alike,
+    late: float = LATE,
 ) -> None:
     """Run what is missing on a Ray cluster; ``actions`` must be importable functions.
 
@@ -41,6 +44,7 @@ def run(
             start when machines join.
         gpus, cpus: what each worker holds; by default one GPU where the cluster has any, and one core.
         retries: how often a step is tried again when its worker was lost.
+        late: seconds until what another machine has written must be seen on this one.
 
     Raises:
         StepsFailedError: one or more steps failed. The first failure is its cause.
@@ -52,7 +56,8 @@ def run(
         gpus = 1 if room.get("GPU", 0) >= 1 else 0
     if workers is None:
         workers = max(1, int(min(room.get("CPU", 1) / cpus, room.get("GPU", 0) / gpus if gpus else float("inf"))))
-    walk(wanted, store, _Cluster(ray, store, actions, workers, gpus, cpus, say), say, group=group, retries=retries)
+    crew = _Cluster(ray, store, actions, workers, gpus, cpus, say)
+    walk(wanted, store, crew, say, group=group, retries=retries, late=late)
 
 
 def _connected(address: str | None) -> Any:
@@ -106,6 +111,7 @@ class _Cluster:
         self.given = str(store.root.absolute()), dict(actions)
         self.actors: dict[int, Any] = {}
         self.ready: set[int] = set()
+        self.stillborn: Counter[int] = Counter()  # those that failed since this number's last worker was ready
         self.calls: dict[Any, tuple[int, Step | None]] = {}  # reference -> worker and its step; None: is it there?
         for number in range(count):
             self._hire(number)
@@ -132,20 +138,48 @@ class _Cluster:
         outcomes: list[tuple[Step, Exception | None]] = []
         for call in done:
             number, step = self.calls.pop(call)
-            try:
-                error = self.ray.get(call)
-                self.ready.add(number)
-            except self.ray.exceptions.RayActorError as lost:
-                self.ready.discard(number)
-                self._hire(number)
-                error = _lost(step, lost) if step is not None else None
+            error = self._outcome(call, number, step)
             if step is not None:
-                outcomes.append((step, error if isinstance(error, Exception) else None))
+                outcomes.append((step, error))
         return outcomes
+
+    def _outcome(self, call: Any, number: int, step: Step | None) -> Exception | None:
+        """What a call has come to. Whatever Ray itself says of it (lost with its machine, no memory, no environment)
+        costs the worker; what our code raised is the step's own error, and comes back as a value but where the step
+        could not even be read."""
+        try:
+            error = self.ray.get(call)
+        except self.ray.exceptions.RayError as failed:
+            if step is not None and isinstance(failed, self.ray.exceptions.RayTaskError):
+                return failed.cause if isinstance(failed.cause, Exception) else failed
+            self._replace(number, failed)
+            return _lost(step, failed) if step is not None else None
+        self.ready.add(number)
+        del self.stillborn[number]
+        return error if isinstance(error, Exception) else None
+
+    def _replace(self, number: int, error: Exception) -> None:
+        """Another worker for one that failed; the old one, which may still hold its GPU, goes."""
+        if number not in self.ready:
+            self.stillborn[number] += 1
+            if self.stillborn[number] == HIRES:
+                raise _unstartable(error)
+        self.ready.discard(number)
+        self.ray.kill(self.actors[number])
+        self._hire(number)
 
     def close(self) -> None:
         for actor in self.actors.values():
             self.ray.kill(actor)
+
+
+def _unstartable(error: Exception) -> AdamergexError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return AdamergexError(
+        f"a worker of the cluster does not start, tried {HIRES} times",
+        found=lines[-1] if lines else type(error).__name__,  # of a traceback the last line names the cause
+        fix="install adamergex, and what your own tasks import, in the same environment on every machine",
+    )
 
 
 def _lost(step: Step, error: Exception) -> WorkerLostError:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import heapq
 import math
+import os
+import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
 from typing import Protocol
 
 from adamergex.engines.worker import WorkerLostError
 from adamergex.errors import AdamergexError
 from adamergex.graph import Step, Store, in_order
+
+LATE = 60.0
+"""Seconds that a result of another machine may stay hidden: NFS keeps what it knows of a directory that long."""
 
 
 class StepsFailedError(AdamergexError):
@@ -57,11 +63,13 @@ def walk(
     *,
     group: Callable[[Step], Hashable] = alike,
     retries: int = 0,
+    late: float = LATE,
 ) -> None:
     """Run what is missing. A failed step fails what depends on it and nothing else; then one error names them all.
 
     A worker gets a step of the ``group`` of its last one when there is one, so that what it has loaded serves again.
-    A step whose worker was lost is tried ``retries`` times more.
+    A step whose worker was lost is tried ``retries`` times more. A result that another machine has just written may
+    take up to ``late`` seconds to be seen here.
 
     Raises:
         StepsFailedError: one or more steps failed. The first failure is its cause.
@@ -74,8 +82,9 @@ def walk(
                 if step is not None:
                     workers.start(worker, step)
             for step, error in workers.finished():
-                if error is None and store.manifest(step) is None:
+                if error is None and not _seen(step, store, late):
                     error = _not_shared(step, store)
+                    late = 0  # the other steps of a store that is not shared need not be waited for as well
                 state.end(step, error)
     finally:
         workers.close()
@@ -168,6 +177,18 @@ class _Walk:
             found=f"{type(first).__name__}: {first}",
             fix="mend the first one and run the same command again: what is done is kept",
         ) from first
+
+
+def _seen(step: Step, store: Store, late: float) -> bool:
+    """Whether this process sees the step's result, at once or within ``late`` seconds."""
+    deadline = time.monotonic() + late
+    while store.manifest(step) is None:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.1)
+        with suppress(OSError):
+            os.listdir(store.path(step).parent)  # a network file system asks its server again when a folder is opened
+    return True
 
 
 def _not_shared(step: Step, store: Store) -> AdamergexError:

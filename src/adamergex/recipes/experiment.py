@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from adamergex.config import TransferConfig
 from adamergex.errors import ConfigError
@@ -24,8 +24,12 @@ from adamergex.tasks.catalogue import identity
 
 Stack = tuple[Step, ...]
 Build = Callable[["Experiment"], Step | Stack | None]
-Content = Callable[[Task, AnyRows, str], str]
-"""SHA-256 of the rows of a language, as a task reads them."""
+
+
+class Content(Protocol):
+    """SHA-256 of the rows of a language, as a task reads them; with or without their labels."""
+
+    def __call__(self, task: Task, rows: AnyRows, language: str, labelled: bool = True) -> str: ...
 
 
 class Facts(NamedTuple):
@@ -86,7 +90,7 @@ class Experiment:
         )
         assert reference.text is not None  # the settings were checked for it
         name = "language" if structure.invertible else "language −INV"
-        return self.train_as(name, structure, task, language, reference.text, settings.optimisation)
+        return self.train_as(name, structure, task, language, reference.text, settings.optimisation_of(language))
 
     def task_adapter(self, below: Step | None = None) -> Step:
         """MAD-X's task adapter in the source language, on a frozen language adapter or alone."""
@@ -229,7 +233,7 @@ class Experiment:
         rows = rows.model_copy(update={"limit": min(rows.limit or settings.unlabelled_rows, settings.unlabelled_rows)})
         evaluation = self._evaluate_job(self.target, rows)
         shared = {"merge": merge.job, "grid": list(settings.grid), "granularity": settings.granularity}
-        identity = {**shared, "evaluate": self._identity(evaluation, self.task, rows, self.target)}
+        identity = {**shared, "evaluate": self._identity(evaluation, self.task, rows, self.target, labelled=False)}
         label = f"{merge.label} (unlabelled)"
         return Step("tune", identity, {**shared, "evaluate": evaluation}, merge.inputs, label=label)
 
@@ -250,10 +254,13 @@ class Experiment:
         label = f"{merge.label} (proxy)"
         return Step("tune", identity, {**shared, "evaluate": evaluation}, merge.inputs, label=label)
 
-    def _identity(self, job: Mapping[str, Any], task: Task, rows: AnyRows, language: str) -> dict[str, Any]:
+    def _identity(
+        self, job: Mapping[str, Any], task: Task, rows: AnyRows, language: str, *, labelled: bool = True
+    ) -> dict[str, Any]:
         """The job with contents in the place of names: the same base, text or task file elsewhere is the same step;
         adapters below are inputs."""
         named = {key: value for key, value in job.items() if key not in ("base", "rows", "below")}
         if not isinstance(task, LanguageModeling):
             named["task"] = {**job["task"], "measured_as": identity(task.measured_as)}
-        return {**named, "base": self.facts.base_sha256, "rows": self.facts.content(task, rows, language)}
+        content = self.facts.content(task, rows, language, labelled)
+        return {**named, "base": self.facts.base_sha256, "rows": content}

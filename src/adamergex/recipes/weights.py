@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adamergex.graph import Step
-from adamergex.method_config import FullLanguage, SparseLanguage
+from adamergex.method_config import OnText
 from adamergex.settings import LanguageModeling, Structure
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def sparse_task(x: Experiment, below: Step | None = None) -> Step:
     return x.train_as("sparse task", structure, x.task, x.source, rows, settings.optimisation, below)
 
 
-def _language(x: Experiment, structure: Structure, settings: FullLanguage | SparseLanguage, language: str) -> Step:
+def _language(x: Experiment, structure: Structure, settings: OnText, language: str) -> Step:
     reference = x.config.reference
     task = LanguageModeling(
         segment=settings.segment,
@@ -79,4 +79,4 @@ def _language(x: Experiment, structure: Structure, settings: FullLanguage | Spar
     )
     assert reference.text is not None  # the settings were checked for it
     name = f"{structure.kind} language"
-    return x.train_as(name, structure, task, language, reference.text, settings.optimisation)
+    return x.train_as(name, structure, task, language, reference.text, settings.optimisation_of(language))

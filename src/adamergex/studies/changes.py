@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import yaml
@@ -44,24 +44,27 @@ def parse_change(text: str) -> Change:
         raise ConfigError("the value is no YAML", where=f"--set {text}", found=str(error)) from None
 
 
-def check_removal(settings: Mapping[str, Any], change: Change) -> None:
-    """That what a change takes away is there: a misspelt name would leave it in place.
+def check_removal(settings: Iterable[Mapping[str, Any]], change: Change) -> None:
+    """That what a change takes away is in one of the settings: a misspelt name would leave it in place.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: it is in none.
     """
-    inner: Any = settings
+    if change.value is not None:
+        return
+    inner: list[Any] = list(settings)
     for depth, name in enumerate(change.place):
-        if change.value is None and (not isinstance(inner, Mapping) or name not in inner):
-            known = list(inner) if isinstance(inner, Mapping) else []
-            near = difflib.get_close_matches(name, map(str, known), 1)
+        mappings = [item for item in inner if isinstance(item, Mapping)]
+        inner = [item[name] for item in mappings if name in item]
+        if not inner:
+            known = list(dict.fromkeys(str(other) for item in mappings for other in item))
+            near = difflib.get_close_matches(name, known, 1)
             raise ConfigError(
                 "there is nothing to take away",
                 where=f"--set {'.'.join(change.place)}=null",
                 found=f"no '{'.'.join(change.place[: depth + 1])}'",
-                expected=f"perhaps '{near[0]}'" if near else f"one of {', '.join(map(str, known)) or 'nothing'}",
+                expected=f"perhaps '{near[0]}'" if near else f"one of {', '.join(known) or 'nothing'}",
             )
-        inner = inner.get(name) if isinstance(inner, Mapping) else None
 
 
 def _changed(settings: Mapping[str, Any], place: tuple[str, ...], change: Change) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from adamergex.errors import AdamergexError
+from adamergex.errors import AdamergexError, DataError
 from adamergex.graph import Step, Store
 from adamergex.settings import AnyRows, Optimisation, Structure, Task, first_phase
 from adamergex.studies.devices import DEVICES
@@ -189,8 +189,12 @@ class _Facts:
         """Number of rows, and the mean pieces of their texts: of the first ones, every text of a row counted."""
         from adamergex.tasks.rows import read
 
+        kind, place = _TASK.validate_json(task), _ROWS.validate_json(rows)
         try:
-            found = read(_TASK.validate_json(task), _ROWS.validate_json(rows), language)
+            try:
+                found = read(kind, place, language)
+            except DataError:  # perhaps the inputs of a search without labels
+                found = read(kind, place, language, labelled=False)
         except AdamergexError:
             return None
         try:

@@ -93,11 +93,11 @@ class StudyPlan:
     def _lenient(self, content: Content) -> Content:
         absent: dict[tuple[str, str], str] = {}
 
-        def hashed(task: Task, rows: AnyRows, language: str) -> str:
+        def hashed(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> str:
             place = rows.model_dump_json(), language
             if place not in absent:
                 try:
-                    return content(task, rows, language)
+                    return content(task, rows, language, labelled)
                 except AdamergexError:
                     where = source(rows, language)
                     self.absent.setdefault(f"rows of {where}", []).append(language)
@@ -118,7 +118,7 @@ def assumed_facts(config: TransferConfig, assumed: Assumed) -> Facts:
         base_sha256=_named(config.base),
         task=_assumed_task(config.task),
         segments=segments,
-        content=lambda task, rows, language: _named((rows.model_dump_json(), language)),
+        content=lambda task, rows, language, labelled=True: _named((rows.model_dump_json(), language)),
         reference=labelled,
     )
 

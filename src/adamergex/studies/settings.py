@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def parse_study(settings: Mapping[str, Any], where: str = "settings", changes: S
     of_study = [item for item in changes if item.place[0] in StudyConfig.model_fields]
     of_tables = [item for item in changes if item not in of_study]
     for item in of_study:
-        check_removal(settings, item)
+        check_removal([settings], item)
         settings = item.of(settings)
     own = {name: value for name, value in settings.items() if name in StudyConfig.model_fields}
     problems = list(_unknown_names(settings))
@@ -89,14 +90,13 @@ def parse_study(settings: Mapping[str, Any], where: str = "settings", changes: S
     problems += list(_unknown_tasks(config))
     common = {name: value for name, value in settings.items() if name in TransferConfig.model_fields}
     store = config.store or str(Path(config.output) / "store")
+    every = {name: reduce(inherited, layers, common) for name, layers in _tables(config)}
+    for item in of_tables:
+        check_removal(every.values(), item)
+        every = {name: item.of(table) for name, table in every.items()}
     tables: dict[str, TransferConfig] = {}
     found: dict[str, list[str]] = {}
-    for name, layers in _tables(config):
-        table = common
-        for layer in layers:
-            table = inherited(table, layer)
-        for item in of_tables:
-            table = item.of(table)
+    for name, table in every.items():
         place = {"title": f"{config.title}: {name}", "output": str(Path(config.output) / name), "store": store}
         checked = validated(table | place | {"folder": config.folder})
         if isinstance(checked, list):
@@ -104,9 +104,8 @@ def parse_study(settings: Mapping[str, Any], where: str = "settings", changes: S
                 found.setdefault(sentence, []).append(name)
         else:
             tables[name] = checked
-    every = sum(1 for _ in _tables(config))
     # A problem of the common settings stands in every table: it is said once.
-    problems += [text if len(names) == every else f"{', '.join(names)}: {text}" for text, names in found.items()]
+    problems += [text if len(names) == len(every) else f"{', '.join(names)}: {text}" for text, names in found.items()]
     if problems:
         raise refused(where, problems)
     return Study(title=config.title, output=config.output, store=store, tables=tables, assumed=config.assumed)

@@ -24,12 +24,17 @@ from adamergex.tasks.templates import names_in
 Found = Mapping[str, Any]
 
 
-def read(task: Task, rows: AnyRows, language: str) -> list[dict[str, Any]]:
+def read(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> list[dict[str, Any]]:
     """The rows of one language: text for language modelling; else the columns of the kind (``columns``), checked.
 
-    A csv may hold tokens and tags divided by blanks, and one answer with its start. Raises: DataError.
+    A csv may hold tokens and tags divided by blanks, and one answer with its start. Of files of choices and of tags
+    that are not ``labelled`` the gold column is not read; an arbitrary valid one stands in its place.
+    Raises: DataError.
     """
-    found = read_rows(rows, language) if isinstance(rows, TaskRows) else _file_rows(task, rows, language)
+    if isinstance(rows, TaskRows):
+        found = read_rows(rows, language)
+    else:
+        found = (_file_rows if labelled or task.kind not in GOLD else _unlabelled)(task, rows, language)
     check = _CHECKS.get(task.kind)
     if check is None:
         return found
@@ -38,6 +43,24 @@ def read(task: Task, rows: AnyRows, language: str) -> list[dict[str, Any]]:
 
 def _file_rows(task: Task, rows: Rows, language: str) -> list[dict[str, Any]]:
     return data.read(rows, language, columns(task), also=(*data.OURS, *_ALSO.get(task.kind, ())))
+
+
+GOLD = {"classification": "label", "pair-classification": "label", "multiple-choice": "label", "tagging": "tags"}
+"""Kind of task -> the column that a file without labels lacks."""
+
+
+def _unlabelled(task: Any, rows: Rows, language: str) -> list[dict[str, Any]]:
+    gold = GOLD[task.kind]
+    rows = rows.model_copy(update={"columns": {name: column for name, column in rows.columns.items() if name != gold}})
+    found = data.read(rows, language, [name for name in columns(task) if name != gold], also=("id",))
+    return [{**row, gold: _any_gold(task, row)} for row in found]
+
+
+def _any_gold(task: Any, row: Found) -> Any:
+    if isinstance(task, Tagging):
+        tokens = row["tokens"].split() if isinstance(row["tokens"], str) else row["tokens"]
+        return ["O"] * len(tokens) if isinstance(tokens, list) else []
+    return "0" if isinstance(task, MultipleChoice) else task.labels[0]
 
 
 def source(rows: AnyRows, language: str) -> str:
