@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from adamergex.report import charts, parse, pictures, write_report
+from adamergex.report import charts, parse, pictures, report, save, write_report
 from adamergex.report.page import page
 from adamergex.report.papers import Quoted
 from adamergex.report.svg import ticks
@@ -303,3 +303,16 @@ def test_what_was_cut_and_not_read_is_told_in_both(sample: Sample, tmp_path: Pat
     assert "Inputs cut to the model's length: 3 over all cells" in text
     assert "Answers that could not be read: 2 over all cells" in text
     assert "Inputs cut to the model's length: 3" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_the_titles_of_a_study_share_is_said_once(sample: Sample, tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in ("lora", "ia3", "other")]
+    for run, title in zip(runs, ("Topics: lora", "Topics: ia3", "Other: lora"), strict=True):
+        save(parse(sample() | {"title": title}), run / "results.json")
+    whole = report(runs[:2], tmp_path / "report").read_text(encoding="utf-8")
+    text, cells = ((tmp_path / "report" / name).read_text(encoding="utf-8") for name in ("report.md", "scores.csv"))
+    assert text.startswith("# Topics: 2 tables\n") and "| Method | lora (Accuracy) | ia3 (Accuracy) |" in text
+    assert "\n## ia3\n" in text and "Topics: ia3" not in text
+    assert "<h1>Topics: 2 tables</h1>" in whole and "Topics: ia3" not in whole
+    assert "Topics: ia3" in cells
+    assert "<h1>3 tables</h1>" in report(runs, tmp_path / "report").read_text(encoding="utf-8")

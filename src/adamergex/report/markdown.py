@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from adamergex.merging import Similarity
 from adamergex.report.evidence import Evidence
 from adamergex.report.matrices import seed_means, similarity_caption
-from adamergex.report.overview import overview
+from adamergex.report.overview import overview, under_one_title
 from adamergex.report.papers import Beside
 from adamergex.report.results import Adapter, Results
 from adamergex.report.summary import (
@@ -32,10 +32,10 @@ def report_markdown(
 ) -> str:
     """The whole report; every number is that of the HTML page."""
     partial = "\n".join(["**Not everything is there.**\n", *(f"- {plain(note)}" for note in notes)]) if notes else ""
-    alone = len(runs) == 1
-    parts = [f"# {plain(runs[0].title)}" if alone else f"# {len(runs)} tables", partial]
-    parts += [] if alone else _together(runs)
-    for results, own in zip(runs, evidence, strict=True):
+    alone, (title, named) = len(runs) == 1, under_one_title(runs)
+    parts = [f"# {plain(title)}", partial]
+    parts += [] if alone else _together(named)
+    for results, own in zip(named, evidence, strict=True):
         parts += [] if alone else [f"## {plain(results.title)}"]
         parts += _run(results, own, "##" if alone else "###")
     parts += _beside(beside)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adamergex.report.matrices import task_matrices
 from adamergex.report.results import Adapter, Method, Results
@@ -26,6 +26,17 @@ class Overview:
         "Mean over the target languages of each table, in percent of its own metric; the best of a column is bold; "
         "means that lack a language are marked and not compared."
     )
+
+
+def under_one_title(runs: Sequence[Results]) -> tuple[str, list[Results]]:
+    """The title of a report, and its tables by the names they have in it: what a study's tables share is said once."""
+    if len(runs) == 1:
+        return runs[0].title, list(runs)
+    titles = [results.title.partition(": ") for results in runs]
+    if len({study for study, _, _ in titles}) > 1 or not all(name for _, _, name in titles):
+        return f"{len(runs)} tables", list(runs)
+    named = [replace(results, title=name) for results, (_, _, name) in zip(runs, titles, strict=True)]
+    return f"{titles[0][0]}: {len(runs)} tables", named
 
 
 def overview(runs: Sequence[Results]) -> Overview:

@@ -14,7 +14,7 @@ from adamergex.errors import DataError
 from adamergex.report import views
 from adamergex.report.evidence import Evidence, gather
 from adamergex.report.markdown import report_markdown
-from adamergex.report.overview import overview
+from adamergex.report.overview import overview, under_one_title
 from adamergex.report.papers import Quoted, beside
 from adamergex.report.papers import read as read_papers
 from adamergex.report.results import Results, parse
@@ -90,17 +90,17 @@ def page(
     environment.filters.update(number=number, signed=signed, span=span, probability=probability, link=views.link)
     environment.filters.update(size=views.size, time=views.time, unbroken=views.unbroken)
     script = _text("page.js")
-    alone = len(runs) == 1
+    alone, (title, named) = len(runs) == 1, under_one_title(runs)
     shown = [
         views.run_view(results, own, "" if alone else f"run{index}-")
-        for index, (results, own) in enumerate(zip(runs, evidence, strict=True), 1)
+        for index, (results, own) in enumerate(zip(named, evidence, strict=True), 1)
     ]
     return environment.get_template("page.html.j2").render(
         runs=shown,
         alone=alone,
         h="h2" if alone else "h3",
-        title=runs[0].title if alone else f"{len(runs)} tables",
-        together=None if alone else overview(runs),
+        title=title,
+        together=None if alone else overview(named),
         beside=beside(quoted, runs),
         quoted=quoted,
         partial=notes,
