@@ -141,19 +141,20 @@ def _segments(config: TransferConfig, languages: Iterable[str] | None) -> int | 
         return None
     if config.reference.segments is not None or not needs_references(config):
         return config.reference.segments
-    from adamergex.data import read
     from adamergex.models import family, load_config, tokenizer
     from adamergex.tasks.language_modeling import count_segments
+    from adamergex.tasks.rows import read
 
     pieces, masked = tokenizer(config.base), family(load_config(config.base)) != "decoder"
     chosen = dict.fromkeys(languages or languages_of(config))
-    texts = {language: [row["text"] for row in read(config.reference.text, language)] for language in chosen}
+    text = config.reference.text
+    texts = {language: [row["text"] for row in read(LanguageModeling(), text, language)] for language in chosen}
     segment = config.reference.segment
-    counts = {name: count_segments(text, pieces, segment, masked=masked) for name, text in texts.items()}
+    counts = {name: count_segments(own, pieces, segment, masked=masked) for name, own in texts.items()}
     if min(counts.values()) < 1:
         raise DataError(
             "too little text for one segment",
-            where=config.reference.text.path or config.reference.text.hub,
+            where=text.path or text.hub,
             found=f"segments of {segment} pieces: {counts}",
             fix="give more text or a smaller reference.segment",
         )

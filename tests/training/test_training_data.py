@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,26 @@ def test_parquet(tmp_path: Path) -> None:
         data.read(Rows(path=str(tmp_path / "bad.parquet")), "en")
 
 
+@pytest.mark.parametrize(("library", "rows"), [("pyarrow", {"path": "a.parquet"}), ("datasets", {"hub": "some/rows"})])
+def test_a_library_that_is_not_there_is_named_with_its_extra(
+    library: str, rows: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, library, None)  # what an import finds in an installation without it
+    with pytest.raises(DataError, match=rf"{library}[\s\S]*pip install 'adamergex\[hub\]'"):
+        data.read(Rows(**rows), "en")
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_long_fields_and_unnamed_columns(ending: str, tmp_path: Path) -> None:
+    """An article is longer than the csv module's own limit; a spreadsheet leaves columns without a name."""
+    divider, long = {"csv": ",", "tsv": "\t"}[ending], "word " * 60_000
+    lines = (divider.join(fields) + "\n" for fields in (["text", "label", "", ""], [long, "a", "", ""]))
+    (tmp_path / f"a.{ending}").write_text("".join(lines), encoding="utf-8")
+    assert data.read(Rows(path=str(tmp_path / f"a.{ending}")), "en") == [{"text": long, "label": "a"}]
+
+
 def test_txt_is_one_text_a_line(tmp_path: Path) -> None:
     (tmp_path / "en.txt").write_text("one \n\n two\n", encoding="utf-8")
     assert data.read(Rows(path=str(tmp_path / "en.txt")), "en") == [{"text": "one"}, {"text": "two"}]
@@ -85,6 +106,7 @@ def test_positions_name_columns_of_a_file_without_header(tmp_path: Path) -> None
         ("a.jsonl", "[1]\n", {}, "a line is not a JSON object"),
         ("a.json", '{"text": "x"}', {}, "not a list of objects"),
         ("a.json", "{", {}, "this is not JSON"),
+        ("a.csv", "text,label,text\nx,y,z\n", {}, r"names a column twice[\s\S]*row 1[\s\S]*'text'"),
         ("a.txt", "\n\n", {}, "there are no rows"),
         ("a.doc", "x", {}, r"format is not known[\s\S]*\.doc"),
     ],

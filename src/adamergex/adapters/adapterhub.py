@@ -7,7 +7,6 @@ Ours is AdapterHub's ``adapter_config.json`` beside ``adapter_model.safetensors`
 from __future__ import annotations
 
 import json
-import pickle
 import stat
 import tempfile
 import zipfile
@@ -182,8 +181,10 @@ def read_pickle(path: Path, allowed: tuple[Any, ...] = ()) -> Any:
     try:
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location="cpu", weights_only=True)
-    # A file made by someone else can make the reader fail in any way; all of them mean the same to the user.
-    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, EOFError, AttributeError) as error:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # the machine's trouble, not the file's
+        # A file made by someone else can make the reader fail in any way; all of them mean the same to the user.
         raise AdapterFileError(
             "the file is damaged, or holds more than tensors; nothing in it was run",
             where=path,
