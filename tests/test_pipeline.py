@@ -130,6 +130,26 @@ def test_keys_follow_contents_not_paths(tiny_encoder: Path, small_data: Path, tm
     assert keys(moved) != keys(small_data)
 
 
+@pytest.mark.parametrize(("role", "language"), [("test", "tr"), ("validation", "fr")])
+def test_unknown_labels_are_told_before_anything_is_trained(
+    role: str, language: str, tiny_encoder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    for file in small_data.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with (tmp_path / f"{language}.{role}.tsv").open("a", encoding="utf-8") as file:
+        file.write("sport\tfutbol\n")
+    wanted = settings(tiny_encoder, tmp_path, tmp_path / "run", methods=["adamergex"])
+    said = rf"not one of the task's[\s\S]*{language}\.{role}\.tsv, row 25[\s\S]*'sport'[\s\S]*'sports'"
+    with pytest.raises(DataError, match=said):
+        transfer(parse(wanted), say=silent)
+    assert not (tmp_path / "run").exists()
+    # Inputs for the entropy of predictions need no true labels.
+    wanted["merge"] = {"weight": "entropy", "unlabelled": "validation"}
+    wanted["task"]["test"] = f"{small_data}/{{language}}.test.tsv"
+    config = absolute(parse({**wanted, "proxy": None, "targets": ["fr"]}))
+    assert Plan(config, facts(config)).tunings
+
+
 def test_a_killed_run_goes_on(
     tiny_encoder: Path, small_data: Path, tmp_path: Path, counted: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:

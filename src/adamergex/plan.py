@@ -12,7 +12,16 @@ from adamergex.graph import Step
 from adamergex.method_config import TaskReference, TextReference
 from adamergex.recipes import recipe
 from adamergex.recipes.experiment import Experiment, Facts, Stack
-from adamergex.settings import AnyRows, LanguageModeling, Rows, Target, Task, TrainJob
+from adamergex.settings import (
+    AnyRows,
+    Classification,
+    LanguageModeling,
+    PairClassification,
+    Rows,
+    Target,
+    Task,
+    TrainJob,
+)
 from adamergex.task_config import BuiltIn, Own
 from adamergex.train_config import LanguageTraining, TaskTraining
 
@@ -100,7 +109,8 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
     from adamergex.data import content_hash
     from adamergex.models import base_sha256
     from adamergex.tasks import kinds
-    from adamergex.tasks.rows import read
+    from adamergex.tasks.classification import label_indices
+    from adamergex.tasks.rows import read, source
 
     task = _task(config.task, config.source)
     for method in config.methods:  # before anything is trained
@@ -119,9 +129,12 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
     known: dict[str, str] = {}
 
     def content(task: Task, rows: AnyRows, language: str) -> str:
-        place = f"{task.kind} {language} {rows.model_dump_json()}"
+        place = f"{task.kind} {getattr(task, 'labels', '')} {language} {rows.model_dump_json()}"
         if place not in known:
-            known[place] = content_hash(read(task, rows, language))
+            found = read(task, rows, language)
+            if isinstance(task, Classification | PairClassification) and task.labels:  # other kinds check as they read
+                label_indices(found, task, source(rows, language))
+            known[place] = content_hash(found)
         return known[place]
 
     segments = _segments(config, languages)

@@ -229,7 +229,9 @@ class Experiment:
         rows = rows.model_copy(update={"limit": min(rows.limit or settings.unlabelled_rows, settings.unlabelled_rows)})
         evaluation = self._evaluate_job(self.target, rows)
         shared = {"merge": merge.job, "grid": list(settings.grid), "granularity": settings.granularity}
-        identity = {**shared, "evaluate": self._identity(evaluation, self.task, rows, self.target)}
+        # No label of these rows is read, so none of them can be wrong.
+        blind = self.task.model_copy(update={"labels": ()}) if hasattr(self.task, "labels") else self.task
+        identity = {**shared, "evaluate": self._identity(evaluation, blind, rows, self.target)}
         label = f"{merge.label} (unlabelled)"
         return Step("tune", identity, {**shared, "evaluate": evaluation}, merge.inputs, label=label)
 
