@@ -51,7 +51,7 @@ def train_job(config: LanguageTraining | TaskTraining) -> TrainJob:
         found = placed.rows("train")
         assert found is not None  # every task is trained on something
         rows, task = found, _task(placed, config.language)
-        optimisation = placed.optimisation
+        optimisation = placed.optimisation.of(config.structure)
         below = tuple(str((folder / path).absolute()) for path in config.below)
     else:
         rows, optimisation = _placed(folder, config.text), config.optimisation

@@ -125,7 +125,7 @@ class Experiment:
             task=task,
             language=language,
             rows=rows,
-            optimisation=optimisation,
+            optimisation=optimisation.of(structure),
             seed=self.seed,
         ).model_dump(mode="json")
         inputs = {} if below is None else {"below": below}
