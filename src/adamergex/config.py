@@ -198,6 +198,9 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
         yield f"merge.space: 'delta' is for lora, the structure is {config.structure.kind}"
     if config.structure.kind != "lora" and "adamergex_delta" in config.methods:
         yield f"methods: adamergex_delta is for lora, the structure is {config.structure.kind}"
+    for name, value, usual in (("span", config.merge.span, "per_layer"), ("form", config.merge.form, "left")):
+        if config.structure.kind != "prefix" and value != usual:
+            yield f"merge.{name}: '{value}' is for prefix, the structure is {config.structure.kind}"
     if config.merge.rank is not None and config.merge.space != "delta" and "adamergex_delta" not in config.methods:
         yield "merge.rank: truncates delta merges only; set merge.space to delta"
     found = [] if task is None else [("task.test", task.rows("test"))]

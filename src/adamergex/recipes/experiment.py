@@ -168,6 +168,8 @@ class Experiment:
             "modules": modules or settings.modules,
             "rank": settings.rank if chosen == "delta" else None,
             "weight": weight,
+            # Said only where it is not usual, so that other merges keep the keys that they had before.
+            **(settings.model_dump(include={"span", "form"}, exclude_defaults=True) if rule == "adaptive" else {}),
             **(more or {}),
         }
         inputs = {"task": task, "target_reference": target_reference}
