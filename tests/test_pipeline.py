@@ -153,6 +153,23 @@ def test_unknown_labels_are_told_before_anything_is_trained(
     assert Plan(config, facts(config)).tunings
 
 
+def test_labels_beside_reference_text_change_nothing(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    def keys(*labels: str | None) -> set[str]:
+        folder = tmp_path / str(labels)
+        folder.mkdir()
+        for file in small_data.glob("*.txt"):
+            rows = [{"text": text} for text in file.read_text(encoding="utf-8").splitlines()]
+            rows = [row | ({"label": labels[number % 2]} if labels else {}) for number, row in enumerate(rows)]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / f"{file.stem}.jsonl").write_text(lines, encoding="utf-8")
+        wanted = settings(tiny_encoder, small_data, tmp_path / "run")
+        wanted["reference"]["text"] = str(folder / "{language}.jsonl")
+        config = absolute(parse(wanted))
+        return {step.key for step in Plan(config, facts(config)).wanted}
+
+    assert keys() == keys(None, "a")
+
+
 def test_a_prefix_is_merged_in_the_span_and_form_that_is_asked_for(
     tiny_encoder: Path, small_data: Path, tmp_path: Path
 ) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from adamergex import data
 from adamergex.errors import DataError
-from adamergex.settings import Rows
+from adamergex.settings import Classification, LanguageModeling, Rows
+from adamergex.tasks import rows as task_rows
 
 ROWS = [{"text": "Bread, with “butter”", "label": "food"}, {"text": 'a "quoted" match', "label": "sports"}]
 
@@ -68,6 +69,18 @@ def test_long_fields_and_unnamed_columns(ending: str, tmp_path: Path) -> None:
     lines = (divider.join(fields) + "\n" for fields in (["text", "label", "", ""], [long, "a", "", ""]))
     (tmp_path / f"a.{ending}").write_text("".join(lines), encoding="utf-8")
     assert data.read(Rows(path=str(tmp_path / f"a.{ending}")), "en") == [{"text": long, "label": "a"}]
+
+
+@pytest.mark.parametrize("columns", [{}, {"text": "text", "label": "label"}])
+def test_labels_beside_reference_text_are_not_read(columns: dict[str, str], tmp_path: Path) -> None:
+    contents = [{"text": "hello", "id": "1", "label": None}, {"text": "good day", "id": "2", "label": "x"}]
+    lines = "".join(json.dumps(row) + "\n" for row in contents)
+    (tmp_path / "en.jsonl").write_text(lines, encoding="utf-8")
+    rows = Rows(path=str(tmp_path / "{language}.jsonl"), columns=columns)
+    found = task_rows.read(LanguageModeling(), rows, "en")
+    assert found == [{"text": "hello", "id": "1"}, {"text": "good day", "id": "2"}]
+    with pytest.raises(DataError, match="a label is empty"):
+        task_rows.read(Classification(labels=("x", "y")), rows, "en")
 
 
 def test_txt_is_one_text_a_line(tmp_path: Path) -> None:
