@@ -94,10 +94,10 @@ def write_files(directory: Path, files: AdapterFiles) -> None:
     """The same into a directory that is there. Raises: AdapterFileError when a tensor is not finite."""
     _require_finite(files.tensors, directory)
     _write_json(directory / CONFIG, _config_json(files))
-    save_file(_plain(files.tensors), directory / TENSORS, metadata={"format": "pt"})
+    _save(files.tensors, directory / TENSORS)
     if files.head:
         _write_json(directory / HEAD_CONFIG, files.head.config)
-        save_file(_plain(files.head.tensors), directory / HEAD_SAFE, metadata={"format": "pt"})
+        _save(files.head.tensors, directory / HEAD_SAFE)
     if files.lineage:
         files.lineage.write(directory)
 
@@ -290,10 +290,15 @@ def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    if path.suffix == ".safetensors":
-        save_file(_plain(tensors), path, metadata={"format": "pt"})
-    else:
+    if path.suffix != ".safetensors":
         torch.save(_plain(tensors), path)
+        return
+    try:
+        save_file(_plain(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise AdapterFileError(
+            "the tensors cannot be written", where=path, found=error, fix="see that the disk has room, or go elsewhere"
+        ) from error
 
 
 def _write_json(path: Path, contents: Mapping[str, Any]) -> None:
