@@ -3,7 +3,8 @@
     python benchmarks/merge.py [--quick]
 
 Every figure is a ratio from one interleaved run: best of N in wall time, with CPU time beside it. Files lie in memory
-(/dev/shm) where there is one, so that no disk is measured; both sides read, write and sync the same bytes there.
+(/dev/shm) where there is one, so that no disk is measured; both sides read, write and sync the same bytes there. Peak
+memory also at the size of Llama-2-70B, from files (1 and 7 GB) in the temporary folder.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,40 +31,57 @@ from adamergex.merging.layout import layout
 from adamergex.merging.rules import rule_for
 from adamergex.merging.stream import ElementwiseMerge
 
-HIDDEN, INNER, LAYERS = 4096, 11008, 32
-MODULES = {
-    **{f"self_attn.{name}_proj": (HIDDEN, HIDDEN) for name in "qkvo"},
-    "mlp.gate_proj": (INNER, HIDDEN),
-    "mlp.up_proj": (INNER, HIDDEN),
-    "mlp.down_proj": (HIDDEN, INNER),
-}
+
+class Shape(NamedTuple):
+    """A Llama: its widths (of keys and values together, where heads share them), and its layers."""
+
+    hidden: int
+    inner: int
+    shared: int
+    layers: int
+
+    @property
+    def modules(self) -> dict[str, tuple[int, int]]:
+        """Linear module of a layer -> (out, in)."""
+        return {
+            "self_attn.q_proj": (self.hidden, self.hidden),
+            "self_attn.k_proj": (self.shared, self.hidden),
+            "self_attn.v_proj": (self.shared, self.hidden),
+            "self_attn.o_proj": (self.hidden, self.hidden),
+            "mlp.gate_proj": (self.inner, self.hidden),
+            "mlp.up_proj": (self.inner, self.hidden),
+            "mlp.down_proj": (self.hidden, self.inner),
+        }
+
+
+SEVEN, SEVENTY = Shape(4096, 11008, 4096, 32), Shape(8192, 28672, 1024, 80)
 ROLES = ("task", "target_reference", "source_reference")
 BLOCK = 512 * 1024  # bytes that the limit reads or writes at a time: the fastest of 32 KiB to 2 MiB here
 Timing = tuple[float, float]
 
 
-def write_adapter(path: Path, rank: int, dtype: str, seed: int) -> None:
-    """A LoRA of the shape of Llama-2-7B, as PEFT saves it, with a lineage that tells its start."""
+def write_adapter(path: Path, rank: int, dtype: str, seed: int, shape: Shape = SEVEN) -> None:
+    """A LoRA of this shape, as PEFT saves it, with a lineage that tells its start."""
     path.mkdir(parents=True)
     infos = []
-    for layer in range(LAYERS):
-        for name, (out, width) in MODULES.items():
+    for layer in range(shape.layers):
+        for name, (out, width) in shape.modules.items():
             stem = f"base_model.model.model.layers.{layer}.{name}"
             infos.append(TensorInfo(f"{stem}.lora_A.weight", dtype, (rank, width)))
             infos.append(TensorInfo(f"{stem}.lora_B.weight", dtype, (out, rank)))
     pool = (np.random.default_rng(seed).standard_normal(1 << 21) * 0.02).astype(np.float32)
     writer, encode = SafetensorsWriter(path / TENSORS, infos), Encoder()
     for index, info in enumerate(writer.order):
-        start = (index * 7919) % (len(pool) - INNER * 64)
-        for begin in range(start, start + info.size, CHUNK):
-            writer.write(encode(pool[begin : min(begin + CHUNK, start + info.size)], dtype))
+        start = (index * 7919) % (len(pool) - CHUNK)
+        for begin in range(0, info.size, CHUNK):
+            writer.write(encode(pool[start : start + min(CHUNK, info.size - begin)], dtype))
     writer.close()
     config = {
         "peft_type": "LORA",
         "base_model_name_or_path": "skeleton",
         "r": rank,
         "lora_alpha": 2 * rank,
-        "target_modules": sorted(name.rpartition(".")[2] for name in MODULES),
+        "target_modules": sorted(name.rpartition(".")[2] for name in shape.modules),
         "bias": "none",
         "inference_mode": True,
     }
@@ -144,9 +162,9 @@ def skeleton() -> Any:
     base = nn.Module()
     base.model = nn.Module()
     layers = nn.ModuleList()
-    for _ in range(LAYERS):
+    for _ in range(SEVEN.layers):
         layer = nn.Module()
-        for name, (out, width) in MODULES.items():
+        for name, (out, width) in SEVEN.modules.items():
             part, _, leaf = name.partition(".")
             if not hasattr(layer, part):
                 setattr(layer, part, nn.Module())
@@ -269,6 +287,20 @@ def processes(folder: Path, rank: int, dtype: str, rounds: int, with_peft: bool)
     row(f"peak RSS MB of our process, r{rank} {dtype.lower()}", max(run[2] for run in ours), "<= 64", "")
 
 
+def memory(rank: int, rounds: int) -> None:
+    """Our peak at the size of Llama-2-70B: the same few chunks, whatever the files hold."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for seed, role in enumerate(ROLES):
+            write_adapter(folder / role, rank, "BF16", seed, SEVENTY)
+        size = (folder / ROLES[0] / TENSORS).stat().st_size / 1e6
+        peaks = []
+        for _ in range(rounds):
+            shutil.rmtree(folder / "merged", ignore_errors=True)
+            peaks.append(process(OURS, str(folder))[2])
+        row(f"peak RSS MB of our process, 70B r{rank} bf16", max(peaks), "<= 64", f"{size:,.0f} MB an adapter")
+
+
 def first_words(rounds: int) -> None:
     """``adamergex --help`` over ``import torch``, each in processes of its own."""
     work = {"help": HELP, "torch": "import torch"}
@@ -315,8 +347,10 @@ def main() -> None:
             processes(folder, rank, dtype, rounds, with_peft=(rank, dtype) == (8, "BF16"))
             if dtype == "BF16":
                 against_peft(folder, rank, dtype, rounds if rank == 8 else 2)
+    for rank in (8,) if quick else (8, 64):
+        memory(rank, min(rounds, 3))
     first_words(rounds)
-    truncation(1024 if quick else HIDDEN)
+    truncation(1024 if quick else SEVEN.hidden)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,21 @@ def test_a_wrong_path_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("verb", ["transfer", "train", "study"])
+def test_a_folder_is_no_settings_file(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "the settings file cannot be read" in error and str(tmp_path) in error
+
+
+@pytest.mark.parametrize("column", ["text", "=sentence", "text="])
+def test_a_column_is_a_pair(column: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--base", "nano", "--adapter", "a", "--test", "b", "--language", "en", "--output", "c"]
+    with pytest.raises(SystemExit):
+        main(["evaluate", *given, "--column", column])
+    assert "OURS=THEIRS" in capsys.readouterr().err
+
+
 def test_transfer_then_inspect_merge_and_evaluate(
     tiny_encoder: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,10 @@ import pytest
 from adamergex.config import load, parse
 from adamergex.demo import CORPUS
 from adamergex.errors import ConfigError
+from adamergex.plan import Plan, train_job
+from adamergex.studies.plan import assumed_facts
+from adamergex.studies.settings import Assumed
+from adamergex.train_config import parse_training
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -29,6 +33,47 @@ def test_defaults_are_the_papers() -> None:
     assert (config.task.optimisation.learning_rate, config.task.optimisation.epochs) == (2e-4, 3)
     assert config.reference.segment == 512
     assert config.merge.grid[0] == 0.0 and config.merge.weight == "tuned"
+
+
+SAID = {"learning_rate": 3e-4, "warmup": 0.05}
+
+
+def rates(kind: str, **optimisation: Any) -> set[tuple[str, float, float]]:
+    """(structure, learning rate, warm-up) of every training of a table."""
+    own = {"train": "en.jsonl", "test": "{language}.jsonl", "labels": ["a", "b"], "optimisation": optimisation}
+    reference = {"text": "{language}.txt", "optimisation": optimisation}
+    config = parse(settings(structure={"kind": kind}, methods=["adamergex", "mad_x", "full_fine_tuning"],
+                            task=own, reference=reference, merge={"weight": 0.5}))  # fmt: skip
+    jobs = [step.job for step in Plan(config, assumed_facts(config, Assumed())).trainings]
+    return {
+        (job["structure"]["kind"], job["optimisation"]["learning_rate"], job["optimisation"]["warmup"]) for job in jobs
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate", "warmup"),
+    [("lora", 2e-4, 0.05), ("prefix", 2e-4, 0.05), ("bottleneck", 2e-4, 0.05), ("ia3", 5e-4, 0.03)],
+)
+def test_a_structure_has_its_own_rate_unless_one_is_said(kind: str, rate: float, warmup: float) -> None:
+    others = {("bottleneck", 1e-4, 0.0), ("bottleneck", 2e-4, 0.05), ("full", 2e-5, 0.05)}  # language and task, weights
+    assert rates(kind) == {(kind, rate, warmup), *others}
+    assert rates(kind, warmup=0.1) >= {(kind, rate, 0.1)}
+    assert {item for item in rates(kind, learning_rate=2e-4) if item[0] == kind} >= {(kind, 2e-4, warmup)}
+    shared = {"base": "nano", "language": "en", "structure": {"kind": kind}, "output": "out"}
+    own = {"kind": "task", "task": {"train": "en.jsonl", "labels": ["a", "b"]}, **shared}
+    found = train_job(parse_training(own)).optimisation
+    assert (found.learning_rate, found.warmup) == (rate, warmup)
+    found = train_job(parse_training({**own, "task": {**own["task"], "optimisation": SAID}})).optimisation
+    assert (found.learning_rate, found.warmup) == (3e-4, 0.05)
+    text = {"kind": "language", "text": "en.txt", **shared}
+    for said, wanted in (
+        ({}, (rate, warmup) if kind == "ia3" else (1e-4, 0)),  # the others': MAD-X's
+        ({"optimisation": {"steps": 5}}, (rate, warmup) if kind == "ia3" else (1e-4, 0)),
+        ({"optimisation": SAID}, (3e-4, 0.05)),
+    ):
+        found = train_job(parse_training({**text, **said})).optimisation
+        assert (found.learning_rate, found.warmup) == wanted
+        assert found.schedule == "linear" and found.steps == (5 if "steps" in said.get("optimisation", {}) else 50_000)
 
 
 def test_zero_is_always_in_the_grid() -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import adamergex
-from adamergex import actions
+from adamergex import actions, tuning
 from adamergex.config import parse
-from adamergex.errors import DataError, ModelError
+from adamergex.errors import ConfigError, DataError, ModelError
 from adamergex.graph import Store
+from adamergex.merging import merge, rule_for
 from adamergex.pipeline import summary, transfer
 from adamergex.plan import Plan, absolute, facts
 
@@ -128,6 +131,88 @@ def test_keys_follow_contents_not_paths(tiny_encoder: Path, small_data: Path, tm
     with (moved / "sw.txt").open("a", encoding="utf-8") as file:
         file.write("mstari mpya\n")
     assert keys(moved) != keys(small_data)
+
+
+@pytest.mark.parametrize(("role", "language"), [("test", "tr"), ("validation", "fr")])
+def test_unknown_labels_are_told_before_anything_is_trained(
+    role: str, language: str, tiny_encoder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    for file in small_data.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with (tmp_path / f"{language}.{role}.tsv").open("a", encoding="utf-8") as file:
+        file.write("sport\tfutbol\n")
+    wanted = settings(tiny_encoder, tmp_path, tmp_path / "run", methods=["adamergex"])
+    said = rf"not one of the task's[\s\S]*{language}\.{role}\.tsv, row 25[\s\S]*'sport'[\s\S]*'sports'"
+    with pytest.raises(DataError, match=said):
+        transfer(parse(wanted), say=silent)
+    assert not (tmp_path / "run").exists()
+    # Inputs for the entropy of predictions need no true labels.
+    wanted["merge"] = {"weight": "entropy", "unlabelled": "validation"}
+    wanted["task"]["test"] = f"{small_data}/{{language}}.test.tsv"
+    config = absolute(parse({**wanted, "proxy": None, "targets": ["fr"]}))
+    assert Plan(config, facts(config)).tunings
+
+
+def test_labels_beside_reference_text_change_nothing(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    def keys(*labels: str | None) -> set[str]:
+        folder = tmp_path / str(labels)
+        folder.mkdir()
+        for file in small_data.glob("*.txt"):
+            rows = [{"text": text} for text in file.read_text(encoding="utf-8").splitlines()]
+            rows = [row | ({"label": labels[number % 2]} if labels else {}) for number, row in enumerate(rows)]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / f"{file.stem}.jsonl").write_text(lines, encoding="utf-8")
+        wanted = settings(tiny_encoder, small_data, tmp_path / "run")
+        wanted["reference"]["text"] = str(folder / "{language}.jsonl")
+        config = absolute(parse(wanted))
+        return {step.key for step in Plan(config, facts(config)).wanted}
+
+    assert keys() == keys(None, "a")
+
+
+def test_a_prefix_is_merged_in_the_span_and_form_that_is_asked_for(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    """In the table as in the search of λ; what is usual is not written, so that keys stay what they were."""
+    shared: dict[str, Any] = {"structure": {"kind": "prefix", "virtual_tokens": 3}, "targets": ["sw"]}
+    shared |= {"methods": ["average", "adamergex"], "store": str(tmp_path / "store")}
+
+    def jobs(**merge: Any) -> dict[str, dict[str, Any]]:
+        wanted = settings(tiny_encoder, small_data, tmp_path, **shared, merge={"grid": [0.5], **merge})
+        config = absolute(parse(wanted))
+        steps = Plan(config, facts(config)).wanted
+        return {step.key: step.job for step in steps if step.kind in ("merge", "tune")}
+
+    usual = jobs()
+    assert usual == jobs(span="per_layer", form="left")
+    assert not any({"span", "form"} & {*job, *job.get("merge", {})} for job in usual.values())
+    other = jobs(span="whole", form="literal")
+    assert [job["rule"] for key, job in other.items() if key in usual] == ["average"]  # which has neither
+    merging = {"grid": [0.5], "span": "whole", "form": "literal"}
+    results = transfer(parse(settings(tiny_encoder, small_data, tmp_path / "run", **shared, merge=merging)), say=silent)
+    [cell] = [cell for cell in results["cells"] if cell["method"] == "adamergex"]
+    lineage = json.loads((tmp_path / "run" / cell["adapter"] / "lineage.json").read_text(encoding="utf-8"))
+    assert (lineage["merge"]["span"], lineage["merge"]["form"]) == ("whole", "literal")
+    with pytest.raises(ConfigError, match=r"merge\.span: 'whole' is for prefix[\s\S]*merge\.form: 'literal'"):
+        parse(settings(tiny_encoder, small_data, tmp_path, merge=merging))
+
+
+@pytest.mark.parametrize(("span", "form"), [("whole", "left"), ("per_kv", "literal")])
+def test_the_search_makes_what_a_merge_in_this_span_and_form_writes(span: str, form: str, tmp_path: Path) -> None:
+    config = {"peft_type": "PREFIX_TUNING", "base_model_name_or_path": "BASE", "num_virtual_tokens": 3,
+              "num_layers": 2, "token_dim": 4, "num_attention_heads": 2, "num_transformer_submodules": 1}  # fmt: skip
+    roles, generator = ("task", "target_reference", "source_reference"), torch.Generator().manual_seed(0)
+    for role in roles:
+        (tmp_path / role).mkdir()
+        (tmp_path / role / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+        tensors = {"prompt_embeddings": torch.randn(3, 16, generator=generator)}
+        save_file(tensors, tmp_path / role / "adapter_model.safetensors")
+    merge(**{role: tmp_path / role for role in roles}, weight=0.5, span=span, form=form, output=tmp_path / "out")  # type: ignore[arg-type]
+    choices = tuning.Choices(rule_for("adaptive", "prefix"), "adaptive", "factors", None, None, span, form)
+    adapters = tuning.opened(*(tmp_path / role for role in roles))
+    found = {candidate.weight: candidate.tensors for candidate in tuning.candidates(adapters, choices, [0.5])}
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert torch.equal(found[0.5]["prompt_embeddings"], written["prompt_embeddings"])
 
 
 def test_a_killed_run_goes_on(

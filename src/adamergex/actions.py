@@ -50,6 +50,8 @@ def merge(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
         space=job["space"],
         rank=job["rank"],
         rule=job["rule"],
+        span=job.get("span"),
+        form=job.get("form"),
     )
 
 
@@ -74,6 +76,8 @@ def tune(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
         space=choices["space"],
         modules=choices["modules"],
         rank=choices["rank"],
+        span=choices.get("span"),
+        form=choices.get("form"),
         output=output,
     )
 

@@ -74,6 +74,7 @@ class AdapterDirectory:
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
+    file: str = TENSORS
 
     @classmethod
     def open(cls, path: str | Path) -> AdapterDirectory:
@@ -92,13 +93,13 @@ class AdapterDirectory:
                 fix="give the directory that save_pretrained wrote",
             )
         config = _read_config(directory / CONFIG)
-        tensors, metadata = _read_header(_tensors_path(directory))
+        tensors, metadata = read_header(_tensors_path(directory))
         return cls(directory, config, tensors, metadata)
 
     @property
     def tensors_path(self) -> Path:
         """The safetensors file."""
-        return self.path / TENSORS
+        return self.path / self.file
 
 
 def _tensors_path(directory: Path) -> Path:
@@ -154,7 +155,8 @@ class _Damage(Exception):
     """What is wrong with a header: problem, found, expected."""
 
 
-def _read_header(path: Path) -> tuple[Mapping[str, TensorInfo], Mapping[str, str]]:
+def read_header(path: Path) -> tuple[Mapping[str, TensorInfo], Mapping[str, str]]:
+    """Tensors and metadata of a safetensors file, its bytes accounted for. Raises: AdapterFileError."""
     total = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)

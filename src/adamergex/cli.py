@@ -8,8 +8,9 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 
-from adamergex.errors import AdamergexError, ConfigError
+from adamergex.errors import AdamergexError, ConfigError, of_machine
 from adamergex.processes import launched, leave
 from adamergex.studies.devices import DEVICES
 
@@ -194,7 +195,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         test=arguments.test,
         language=arguments.language,
         output=arguments.output,
-        columns=dict(pair.split("=", 1) for pair in arguments.column),
+        columns=dict(arguments.column),
     )
     low, high = scores["interval"]
     print(f"{scores['metric']} {scores[scores['metric']]:.1f} % [{low:.1f}, {high:.1f}] on {scores['n']} items")
@@ -257,7 +258,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--test", required=True, metavar="FILE", help="jsonl, csv, tsv or parquet with text and label")
     verb.add_argument("--language", required=True, help="code of the file's language, for the records")
     verb.add_argument("--output", required=True, metavar="DIR")
-    verb.add_argument("--column", action="append", default=[], metavar="OURS=THEIRS", help="such as text=sentence")
+    verb.add_argument(
+        "--column", type=_pair, action="append", default=[], metavar="OURS=THEIRS", help="such as text=sentence"
+    )
 
     verb = _verb(verbs, "demo", demo, "the whole method on the shipped backbone and corpus, offline")
     verb.add_argument("--output", default="runs/demo", metavar="DIR")
@@ -337,6 +340,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _pair(text: str) -> tuple[str, str]:
+    ours, _, theirs = text.partition("=")
+    if not ours or not theirs:
+        raise argparse.ArgumentTypeError(f"{text!r} is no OURS=THEIRS, such as text=sentence")
+    return ours, theirs
+
+
 def _add_rule(verb: argparse.ArgumentParser, rules: list[str]) -> None:
     verb.add_argument("--space", choices=["factors", "delta"], default="factors", help="LoRA: merge A and B, or ΔW")
     verb.add_argument("--rule", choices=rules, default="adaptive")
@@ -347,6 +357,8 @@ def _add_rule(verb: argparse.ArgumentParser, rules: list[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without λ loses the sign, not what was done
     top = parser()
     arguments = top.parse_args(argv)
     if arguments.version:
@@ -364,8 +376,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             speaker = f"adamergex, process {team.rank + 1} of {team.size}"
             _require_alone(arguments.verb)
         arguments.run(arguments)
-    except AdamergexError as error:
-        print(f"{speaker}: {error}", file=sys.stderr)
+    except (AdamergexError, OSError) as error:
+        # Of the machine: a full disk, a limit, a missing right. Bad input is told by errors of ours before.
+        said = error if isinstance(error, AdamergexError) else of_machine(error)
+        print(f"{speaker}: {said}", file=sys.stderr)
         return 2
     return 0
 

@@ -136,7 +136,7 @@ def load(path: Path) -> TransferConfig:
     """The settings of a YAML file; relative paths in it are relative to its folder.
 
     Raises:
-        ConfigError: the file is missing, is no YAML, or has problems.
+        ConfigError: the file is missing, cannot be read, is no YAML, or has problems.
     """
     return parse(read_yaml(path), str(path))
 
@@ -145,12 +145,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A settings file as it stands, with the folder that its relative paths start from.
 
     Raises:
-        ConfigError: the file is missing, is no YAML, or holds no mapping.
+        ConfigError: the file is missing, cannot be read, is no YAML, or holds no mapping.
     """
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("no such settings file", where=path, fix="check the path") from None
+    except OSError as error:
+        raise ConfigError(
+            "the settings file cannot be read", where=path, found=error.strerror, fix="name a YAML file"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError("the settings file is no YAML", where=path, found=str(error)) from None
     if not isinstance(settings, dict):
@@ -195,6 +199,9 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
         yield f"merge.space: 'delta' is for lora, the structure is {config.structure.kind}"
     if config.structure.kind != "lora" and "adamergex_delta" in config.methods:
         yield f"methods: adamergex_delta is for lora, the structure is {config.structure.kind}"
+    for name, value, usual in (("span", config.merge.span, "per_layer"), ("form", config.merge.form, "left")):
+        if config.structure.kind != "prefix" and value != usual:
+            yield f"merge.{name}: '{value}' is for prefix, the structure is {config.structure.kind}"
     if config.merge.rank is not None and config.merge.space != "delta" and "adamergex_delta" not in config.methods:
         yield "merge.rank: truncates delta merges only; set merge.space to delta"
     found = [] if task is None else [("task.test", task.rows("test"))]

@@ -1,7 +1,7 @@
 """Rows of text and labels from a local file or a hub dataset, checked while they are read, and their hash.
 
 Every row that comes out is ``{"text": ..., ...}`` with our column names. jsonl, csv, tsv and txt need the standard
-library only.
+library only; parquet and the hub need the extra ``adamergex[hub]``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import gzip
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -180,8 +180,17 @@ def _tsv(path: Path, stream: IO[str], rows: Rows) -> Numbered:
 
 
 def _table(path: Path, lines: Iterator[list[str]], rows: Rows) -> Numbered:
+    csv.field_size_limit(2**31 - 1)  # the module's own limit, 128 KiB, is less than an article may have
     positions = bool(rows.columns) and all(column.isdigit() for column in rows.columns.values())
     header = None if positions else next(lines, [])
+    if twice := sorted({name for name in header or () if name and (header or []).count(name) > 1}):
+        raise DataError(
+            "the header names a column twice",
+            where=f"{path}, row 1",
+            found=f"{twice[0]!r} in columns {', '.join(header or ())}",
+            expected="names that differ",
+            fix="rename one of them",
+        )
     for number, fields in enumerate(lines, 1 if positions else 2):
         if not fields:
             continue
@@ -198,9 +207,11 @@ def _table(path: Path, lines: Iterator[list[str]], rows: Rows) -> Numbered:
 
 
 def _parquet(path: Path) -> Numbered:
-    import pyarrow  # type: ignore[import-untyped]
-    from pyarrow import parquet
-
+    try:
+        import pyarrow  # type: ignore[import-untyped]
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        raise _not_installed("parquet files need the library pyarrow", path, error) from error
     try:
         yield from enumerate(parquet.read_table(path).to_pylist(), 1)
     except pyarrow.ArrowException as error:
@@ -208,8 +219,7 @@ def _parquet(path: Path) -> Numbered:
 
 
 def _hub(rows: Rows, language: str) -> Numbered:
-    from datasets import load_dataset
-
+    load_dataset = hub_loader(source(rows, language))
     named = {name: value.replace("{language}", language) for name, value in _hub_names(rows)}
     try:
         dataset = load_dataset(**named)
@@ -221,6 +231,20 @@ def _hub(rows: Rows, language: str) -> Numbered:
             fix="check hub, config, split and revision, and that there is a network",
         ) from error
     yield from enumerate(dataset, 1)
+
+
+def hub_loader(where: object) -> Callable[..., Any]:
+    """``datasets.load_dataset``. Raises: DataError where the library is not installed."""
+    try:
+        from datasets import load_dataset
+    except ModuleNotFoundError as error:
+        raise _not_installed("hub datasets need the library datasets", where, error) from error
+    loader: Callable[..., Any] = load_dataset
+    return loader
+
+
+def _not_installed(problem: str, where: object, error: ModuleNotFoundError) -> DataError:
+    return DataError(problem, where=where, found=error, fix="pip install 'adamergex[hub]'")
 
 
 def _hub_names(rows: Rows) -> list[tuple[str, str]]:

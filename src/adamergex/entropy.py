@@ -48,6 +48,8 @@ def minimise(
     space: str | None = "factors",
     modules: str | None = None,
     rank: int | None = None,
+    span: str | None = None,
+    form: str | None = None,
     output: Path | str | None = None,
     backbone: Loaded | None = None,
     allow_different_start: bool = False,
@@ -65,13 +67,14 @@ def minimise(
     if not 0 <= weights[0] <= weights[-1] <= 1:
         raise ConfigError("entropy is minimised over λ in [0, 1]", where="grid", found=weights)
     adapters = opened(task, target_reference, source_reference)
-    choices = Choices(rule_for(rule, adapters[0].layout.kind), rule, space or "factors", modules, rank)
+    kind = adapters[0].layout.kind
+    choices = Choices(rule_for(rule, kind), rule, space or "factors", modules, rank, span, form)
     require_mergeable(adapters, choices, allow_different_start)
-    if granularity == "layer" and (choices.space != "factors" or adapters[0].layout.kind == "prefix"):
+    if granularity == "layer" and (choices.space != "factors" or kind == "prefix"):
         raise ConfigError(
             "a λ a layer is for the factors of LoRA, (IA)³ and bottlenecks",
             where="granularity",
-            found=f"{adapters[0].layout.kind}, space {choices.space}",
+            found=f"{kind}, space {choices.space}",
             fix="use granularity all",
         )
     rows = read(job.task, job.rows, job.language, labelled=False)

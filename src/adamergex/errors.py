@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class AdamergexError(Exception):
     """A problem that the user can act on. The command line prints it without a traceback and exits with 2.
@@ -49,3 +51,21 @@ class DataError(AdamergexError):
 
 class ModelError(AdamergexError):
     """A backbone that cannot be loaded, or whose sites cannot be found."""
+
+
+_ROOM = {
+    errno.ENOSPC: "free some room on the disk, or choose an output on another",
+    errno.EDQUOT: "free some room, or choose an output where you may write more",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+
+
+def of_machine(error: OSError) -> AdamergexError:
+    """What the operating system refused (a full disk, a limit, a missing right), in our words."""
+    return AdamergexError(
+        "the machine refused to read or write",
+        where=error.filename,
+        found=error.strerror or str(error) or type(error).__name__,
+        fix=_ROOM.get(error.errno or 0, "check the path, who may read and write there, and that the disk has room"),
+    )

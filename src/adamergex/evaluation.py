@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adamergex import data, lineage
-from adamergex.checkpoint import staged_directory
-from adamergex.errors import DataError, ModelError
+from adamergex.checkpoint import require_free, staged_directory
+from adamergex.errors import AdapterFileError, DataError, ModelError
 from adamergex.tasks import resampling
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def evaluate(
     from adamergex.tasks import measuring
     from adamergex.tasks import rows as task_rows
 
+    if output is not None:
+        require_free(output)  # before the work, not after it
     rows = task_rows.read(job.task, job.rows, job.language)
     with quiet():
         loaded = load_for(job, bare=adapter is None) if backbone is None else backbone
@@ -158,7 +160,7 @@ def evaluate_directory(
     lineage.
 
     Without an adapter the bare ``base`` is prompted, and the labels are those of the file.
-    Raises: DataError, ModelError; also when the lineage does not tell the task or the base.
+    Raises: AdapterFileError, DataError, ModelError; also when the lineage does not tell the task or the base.
     """
     from pydantic import TypeAdapter
 
@@ -166,6 +168,9 @@ def evaluate_directory(
 
     rows = Rows(path=test, columns=dict(columns or {}))
     stack = [] if adapter is None else [Path(adapter)] if isinstance(adapter, str | Path) else [*map(Path, adapter)]
+    for path in stack:
+        if not path.is_dir():
+            raise AdapterFileError("there is no such adapter directory", where=path, fix="check the path")
     found = lineage.read(stack[-1]) if stack else None
     known = None if found is None else found.base.get("name")
     if base is None and not known:

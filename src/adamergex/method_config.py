@@ -134,6 +134,8 @@ class MergeConfig(Settings):
     space: Literal["factors", "delta"] = Field(default="factors", description="LoRA: merge A and B, or ΔW")
     modules: str | None = Field(default=None, description="attention-qv (for LoRA), all, or a regular expression")
     rank: PositiveInt | None = Field(default=None, description="truncate delta merges to this rank")
+    span: Literal["per_layer", "per_kv", "whole"] = Field(default="per_layer", description="prefix: what shares one D")
+    form: Literal["left", "literal"] = Field(default="left", description="prefix: (I + λ(D − I))·P, or λ·D·P")
     weight: Literal["tuned", "entropy"] | float = "tuned"
     grid: Annotated[tuple[float, ...], AfterValidator(_with_zero)] = GRID
     granularity: Literal["all", "layer"] = Field(default="all", description="entropy: one λ, or one a layer")

@@ -8,9 +8,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -166,6 +168,13 @@ def _load(base: str, kind: Kind, labels: Sequence[str] | None) -> Loaded:
                 ignore_mismatched_sizes=kind in HEADS,
                 output_loading_info=True,
             )
+        except (SafetensorError, UnpicklingError, EOFError, IndexError) as error:
+            raise ModelError(
+                "the model's weights are damaged",
+                where=_damaged(base),
+                found=str(error) or type(error).__name__,
+                fix="copy or download the checkpoint again",
+            ) from error
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise _unreadable(base, error) from error
     missing = [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]
@@ -304,6 +313,19 @@ def _file(place: str, name: str) -> Path | None:
         return path if path.is_file() else None
     found = cached_file(place, name, _raise_exceptions_for_missing_entries=False)
     return None if found is None else Path(found)
+
+
+def _damaged(base: str) -> Path | str:
+    """The weight file that cannot be opened, or the only one; the library's error does not tell which it was."""
+    weights = _files(base)[1:]
+    for path in weights:
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "pt"):
+                    pass
+            except SafetensorError:
+                return path
+    return weights[0] if len(weights) == 1 else base
 
 
 @functools.lru_cache(maxsize=64)

@@ -12,7 +12,16 @@ from adamergex.graph import Step
 from adamergex.method_config import TaskReference, TextReference
 from adamergex.recipes import recipe
 from adamergex.recipes.experiment import Experiment, Facts, Stack
-from adamergex.settings import AnyRows, LanguageModeling, Rows, Target, Task, TrainJob
+from adamergex.settings import (
+    AnyRows,
+    Classification,
+    LanguageModeling,
+    PairClassification,
+    Rows,
+    Target,
+    Task,
+    TrainJob,
+)
 from adamergex.task_config import BuiltIn, Own
 from adamergex.train_config import LanguageTraining, TaskTraining
 
@@ -42,7 +51,7 @@ def train_job(config: LanguageTraining | TaskTraining) -> TrainJob:
         found = placed.rows("train")
         assert found is not None  # every task is trained on something
         rows, task = found, _task(placed, config.language)
-        optimisation = placed.optimisation
+        optimisation = placed.optimisation.of(config.structure)
         below = tuple(str((folder / path).absolute()) for path in config.below)
     else:
         rows, optimisation = _placed(folder, config.text), config.optimisation
@@ -100,7 +109,8 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
     from adamergex.data import content_hash
     from adamergex.models import base_sha256
     from adamergex.tasks import kinds
-    from adamergex.tasks.rows import read
+    from adamergex.tasks.classification import label_indices
+    from adamergex.tasks.rows import read, source
 
     task = _task(config.task, config.source)
     for method in config.methods:  # before anything is trained
@@ -119,9 +129,13 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
     known: dict[str, str] = {}
 
     def content(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> str:
-        place = f"{task.kind} {language} {labelled} {rows.model_dump_json()}"
+        place = f"{task.model_dump_json()} {language} {labelled} {rows.model_dump_json()}"
         if place not in known:
-            known[place] = content_hash(read(task, rows, language, labelled))
+            found = read(task, rows, language, labelled)
+            # Other kinds check their labels as they read.
+            if labelled and isinstance(task, Classification | PairClassification) and task.labels:
+                label_indices(found, task, source(rows, language))
+            known[place] = content_hash(found)
         return known[place]
 
     segments = _segments(config, languages)
@@ -141,19 +155,20 @@ def _segments(config: TransferConfig, languages: Iterable[str] | None) -> int | 
         return None
     if config.reference.segments is not None or not needs_references(config):
         return config.reference.segments
-    from adamergex.data import read
     from adamergex.models import family, load_config, tokenizer
     from adamergex.tasks.language_modeling import count_segments
+    from adamergex.tasks.rows import read
 
     pieces, masked = tokenizer(config.base), family(load_config(config.base)) != "decoder"
     chosen = dict.fromkeys(languages or languages_of(config))
-    texts = {language: [row["text"] for row in read(config.reference.text, language)] for language in chosen}
+    text = config.reference.text
+    texts = {language: [row["text"] for row in read(LanguageModeling(), text, language)] for language in chosen}
     segment = config.reference.segment
-    counts = {name: count_segments(text, pieces, segment, masked=masked) for name, text in texts.items()}
+    counts = {name: count_segments(own, pieces, segment, masked=masked) for name, own in texts.items()}
     if min(counts.values()) < 1:
         raise DataError(
             "too little text for one segment",
-            where=config.reference.text.path or config.reference.text.hub,
+            where=text.path or text.hub,
             found=f"segments of {segment} pieces: {counts}",
             fix="give more text or a smaller reference.segment",
         )

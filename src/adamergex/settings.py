@@ -256,18 +256,29 @@ Task = Annotated[Target | LanguageModeling, Field(discriminator="kind")]
 AnyRows = Rows | TaskRows
 
 
+OPTIMISED: dict[str, dict[str, float]] = {"ia3": {"learning_rate": 5e-4, "warmup": 0.03}}
+"""Kind of structure -> where its defaults of ``Optimisation`` differ (2402.18913's reference code)."""
+
+
 class Optimisation(Settings):
     """How long and how fast. ``steps`` overrides ``epochs``."""
 
     epochs: PositiveFloat = 3.0
     steps: PositiveInt | None = None
-    learning_rate: PositiveFloat = 2e-4
+    learning_rate: PositiveFloat = Field(default=2e-4, description="default of (IA)³: 5e-4")
     batch_size: PositiveInt = Field(default=16, description="of a step, whatever the number of processes")
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.05, description="share of the steps; default of (IA)³: 0.03"
+    )
     max_grad_norm: PositiveFloat = 0.3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     checkpoint_every: PositiveInt = 500
+
+    def of(self, structure: Structure) -> Optimisation:
+        """The same with the structure's own defaults for what nobody said."""
+        own = OPTIMISED.get(structure.kind, {})
+        return self.model_copy(update={name: own[name] for name in own.keys() - self.model_fields_set})
 
 
 def first_phase(structure: Structure, optimisation: Optimisation) -> Optimisation:

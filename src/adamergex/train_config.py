@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from adamergex.config import read_yaml, refused, typed
 from adamergex.method_config import LANGUAGE, OBJECTIVE, LanguageOptimisation
-from adamergex.settings import Objective, Settings, Structure, decaying, unstackable
+from adamergex.settings import OPTIMISED, Objective, Settings, Structure, decaying, unstackable
 from adamergex.task_config import BUILT_IN, OWN, BuiltIn, TaskConfig, Where, known_fields
 
 
@@ -57,6 +57,14 @@ class LanguageTraining(_TrainConfig):
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
     objective: Objective = Field(default="auto", description=OBJECTIVE)
     optimisation: LanguageOptimisation = LANGUAGE
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_structure_has_it(cls, values: Any) -> Any:
+        structure = values.get("structure") if isinstance(values, dict) else None
+        own = OPTIMISED.get(str(structure.get("kind"))) if isinstance(structure, dict) else None
+        given = values.get("optimisation", {}) if own else None
+        return {**values, "optimisation": {**own, **given}} if own and isinstance(given, dict) else values
 
 
 class TaskTraining(_TrainConfig):

@@ -1,6 +1,6 @@
 """The search for λ: the three adapters stay in memory and A(λ) is made on the loaded model; only the table is written.
 
-λ = 0 is Eng-FT and always in the grid; of equal scores the smallest λ wins.
+λ = 0 is Eng-FT (but in a prefix's literal form) and always in the grid; of equal scores the smallest λ wins.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ def tune(
     space: str | None = "factors",
     modules: str | None = None,
     rank: int | None = None,
+    span: str | None = None,
+    form: str | None = None,
     output: Path | str | None = None,
     backbone: Loaded | None = None,
     allow_different_start: bool = False,
@@ -73,7 +75,8 @@ def tune(
     curve = []
     with quiet():
         loaded = load_for(job, bare=False) if backbone is None else backbone
-        choices = Choices(rule_for(rule, adapters[0].layout.kind), rule, space or "factors", modules, rank)
+        kind = adapters[0].layout.kind
+        choices = Choices(rule_for(rule, kind), rule, space or "factors", modules, rank, span, form)
         require_mergeable(adapters, choices, allow_different_start)
         with closing(on_model(adapters, choices, grid, loaded, task)) as steps:
             for weight, placed in steps:
@@ -120,6 +123,8 @@ class Choices(NamedTuple):
     space: str
     modules: str | None
     rank: int | None
+    span: str | None = None
+    form: str | None = None
 
 
 def candidates(adapters: list[Adapter], choices: Choices, grid: Iterable[float]) -> Iterator[Candidate]:
@@ -165,6 +170,8 @@ def _factor_candidates(adapters: list[Adapter], choices: Choices, weights: list[
             rule=choices.rule_name,
             modules=choices.modules,
             layers=own.layout.settings.get("num_layers"),
+            span=choices.span,
+            form=choices.form,
         )
         rounded = {name: tensor.to(dtypes[name]) for name, tensor in merged.items()}
         yield Candidate(weight, own.layout.directory.config, rounded)

@@ -274,7 +274,7 @@ def test_a_malicious_pickle_is_refused_and_does_nothing(write: Any, tmp_path: Pa
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("content", [b"", b"garbage", pickle.dumps([1, 2]), pickle.dumps({"x": 1})])
+@pytest.mark.parametrize("content", [b"", b".", b"0.", b"garbage", pickle.dumps([1, 2]), pickle.dumps({"x": 1})])
 def test_damaged_files_are_refused(content: bytes, tmp_path: Path) -> None:
     source = adapter_directory(tmp_path / "a", {"config": OLD, "name": "sw"}, {})
     (source / "pytorch_adapter.bin").write_bytes(content)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -180,3 +182,12 @@ def test_nothing_is_run_and_nothing_is_overwritten(tmp_path: Path, capsys: pytes
     assert main(["convert", str(TAGGER), "--output", str(tmp_path / "out")]) == 2
     assert "in use" in capsys.readouterr().err
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_a_file_that_cannot_grow_is_one_message(tmp_path: Path) -> None:
+    """A limit on the size of files fails in the middle of an import, as a full disk does."""
+    given = [sys.executable, "-m", "adamergex", "convert", str(TAGGER), "--output", str(tmp_path / "out")]
+    limited = ["bash", "-c", 'ulimit -f 4; exec "$@"', "bash", *given]
+    result = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and not any(tmp_path.iterdir())
+    assert result.stderr.startswith("adamergex: the tensors cannot be written") and "too large" in result.stderr

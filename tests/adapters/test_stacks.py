@@ -307,6 +307,30 @@ def test_adapters_come_and_go() -> None:
     assert torch.equal(model(**batch).logits, tiny("bert")(**batch).logits)
 
 
+def test_names_may_be_a_list() -> None:
+    model = stacked("bert")
+    model.set_stack(["tr", "ner"])
+    assert model.adapter_stack.active == ("tr", "ner")
+    with model.using(["sw", "qa"]):
+        assert model.adapter_stack.active == ("sw", "qa")
+    model.set_stack([])
+    assert model.adapter_stack.active == ()
+
+
+def test_a_stack_is_of_one_invert_head() -> None:
+    model = tiny("bert")
+    attach(model, TASK, names=["a"], invert_head=False)
+    attach(model, TASK, names=["b"])
+    attach(model, TASK, names=["c"], invert_head=False)
+    with pytest.raises(ConfigError, match="another invert_head"):
+        attach(model, TASK, names=["d"], invert_head=True)
+    assert model.adapter_stack.names == ("a", "b", "c") and not model.adapter_stack.invert_head
+    other = stacked("bert")
+    assert other.adapter_stack.invert_head
+    with pytest.raises(ConfigError, match="another invert_head"):
+        attach(other, TASK, names=["d"], invert_head=False)
+
+
 @pytest.mark.parametrize("name", ["sw", "a.b", "", "keys", None])
 def test_names_that_cannot_be(name: str | None) -> None:
     model = stacked("bert")

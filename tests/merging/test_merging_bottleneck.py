@@ -268,6 +268,31 @@ def test_another_base_or_start_is_refused(tmp_path: Path) -> None:
         merge(**paths, weight=0.5, output=tmp_path / "again")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_head_that_is_not_finite_is_refused(value: float, tmp_path: Path) -> None:
+    paths = trio(tmp_path)
+    tensors = {"classifier.bias": torch.ones(3, dtype=torch.int32), "classifier.weight": torch.ones(2, 400_000)}
+    tensors["classifier.weight"][1, 399_999] = value  # in the last chunk of several
+    save_file(tensors, paths["task"] / "model_head.safetensors")
+    with pytest.raises(AdapterFileError, match=r"model_head\.safetensors: classifier\.weight"):
+        merge(**paths, weight=0.5, output=tmp_path / "out")
+    (paths["task"] / "model_head.safetensors").write_bytes(b"damaged")
+    with pytest.raises(AdapterFileError, match="truncated"):
+        merge(**paths, weight=0.5, output=tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == set(ROLES)
+
+
+def test_a_pickled_head_is_to_be_converted(tmp_path: Path) -> None:
+    paths = trio(tmp_path)
+    head = paths["task"] / "pytorch_model_head.bin"
+    torch.save({"classifier.weight": torch.ones(2, 4)}, head)
+    merge(**paths, weight=0.5, output=tmp_path / "out")
+    assert not (tmp_path / "out" / head.name).exists()  # the safetensors beside it is the head
+    (paths["task"] / "model_head.safetensors").unlink()
+    with pytest.raises(AdapterFileError, match="adamergex convert"):
+        merge(**paths, weight=0.5, output=tmp_path / "again")
+
+
 def test_adapterhubs_pickles_are_to_be_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hub = MADX / "xlmr_seqbn" / "adapters" / "lang"
     arguments = ["merge", "--task", str(hub), "--target-reference", str(hub), "--source-reference", str(hub)]

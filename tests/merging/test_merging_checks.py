@@ -349,7 +349,7 @@ def test_a_divergence_must_fit(tmp_path: Path) -> None:
     divergence(**references, output=tmp_path / "d", modules="q_proj")
     task = {"task": paths["task"], "divergence": tmp_path / "d"}
     refuse(IncompatibleAdaptersError, "made for another merge", task, tmp_path, space="delta")
-    refuse(IncompatibleAdaptersError, "lacks modules", task, tmp_path)
+    assert "--modules all" not in refuse(IncompatibleAdaptersError, "lacks modules", task, tmp_path)  # no such option
     refuse(IncompatibleAdaptersError, "This is no divergence", {**task, "divergence": paths["task"]}, tmp_path)
     refuse(IncompatibleAdaptersError, "no reference adapter", {**paths, "target_reference": tmp_path / "d"}, tmp_path)
     with pytest.raises(ConfigError, match="Averaging has no divergence"):
@@ -362,7 +362,8 @@ def test_a_divergence_of_unknown_start_needs_insistence(tmp_path: Path) -> None:
         target_reference=paths["target_reference"], source_reference=paths["source_reference"], output=tmp_path / "d"
     )
     task = {"task": paths["task"], "divergence": tmp_path / "d"}
-    assert "no start in the lineage" in refuse(IncompatibleAdaptersError, "different random starts", task, tmp_path)
+    text = refuse(IncompatibleAdaptersError, "not known whether the adapters began from one", task, tmp_path)
+    assert "no start in the lineage" in text and "different random starts" not in text
     merge(**task, weight=0.5, output=tmp_path / "out", allow_different_start=True)
 
 
@@ -370,6 +371,13 @@ def test_the_config_must_say_rank_and_alpha(tmp_path: Path) -> None:
     paths = trio(tmp_path)
     (paths["task"] / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     refuse(AdapterFileError, "Rank or alpha cannot be read", paths, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rank_pattern": [["q_proj", 4]]}, {"alpha_pattern": ["q_proj"]}, {"rank_pattern": 4}]
+)
+def test_patterns_that_are_no_mapping(changes: dict[str, Any], tmp_path: Path) -> None:
+    refuse(AdapterFileError, "Rank or alpha cannot be read", trio(tmp_path, **changes), tmp_path)
 
 
 def test_alpha_zero_is_refused(tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from adamergex import data
 from adamergex.errors import DataError
-from adamergex.settings import Rows
+from adamergex.settings import Classification, LanguageModeling, Rows
+from adamergex.tasks import rows as task_rows
 
 ROWS = [{"text": "Bread, with “butter”", "label": "food"}, {"text": 'a "quoted" match', "label": "sports"}]
 
@@ -49,6 +51,38 @@ def test_parquet(tmp_path: Path) -> None:
         data.read(Rows(path=str(tmp_path / "bad.parquet")), "en")
 
 
+@pytest.mark.parametrize(("library", "rows"), [("pyarrow", {"path": "a.parquet"}), ("datasets", {"hub": "some/rows"})])
+def test_a_library_that_is_not_there_is_named_with_its_extra(
+    library: str, rows: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, library, None)  # what an import finds in an installation without it
+    with pytest.raises(DataError, match=rf"{library}[\s\S]*pip install 'adamergex\[hub\]'"):
+        data.read(Rows(**rows), "en")
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_long_fields_and_unnamed_columns(ending: str, tmp_path: Path) -> None:
+    """An article is longer than the csv module's own limit; a spreadsheet leaves columns without a name."""
+    divider, long = {"csv": ",", "tsv": "\t"}[ending], "word " * 60_000
+    lines = (divider.join(fields) + "\n" for fields in (["text", "label", "", ""], [long, "a", "", ""]))
+    (tmp_path / f"a.{ending}").write_text("".join(lines), encoding="utf-8")
+    assert data.read(Rows(path=str(tmp_path / f"a.{ending}")), "en") == [{"text": long, "label": "a"}]
+
+
+@pytest.mark.parametrize("columns", [{}, {"text": "text", "label": "label"}])
+def test_labels_beside_reference_text_are_not_read(columns: dict[str, str], tmp_path: Path) -> None:
+    contents = [{"text": "hello", "id": "1", "label": None}, {"text": "good day", "id": "2", "label": "x"}]
+    lines = "".join(json.dumps(row) + "\n" for row in contents)
+    (tmp_path / "en.jsonl").write_text(lines, encoding="utf-8")
+    rows = Rows(path=str(tmp_path / "{language}.jsonl"), columns=columns)
+    found = task_rows.read(LanguageModeling(), rows, "en")
+    assert found == [{"text": "hello", "id": "1"}, {"text": "good day", "id": "2"}]
+    with pytest.raises(DataError, match="a label is empty"):
+        task_rows.read(Classification(labels=("x", "y")), rows, "en")
+
+
 def test_txt_is_one_text_a_line(tmp_path: Path) -> None:
     (tmp_path / "en.txt").write_text("one \n\n two\n", encoding="utf-8")
     assert data.read(Rows(path=str(tmp_path / "en.txt")), "en") == [{"text": "one"}, {"text": "two"}]
@@ -85,6 +119,7 @@ def test_positions_name_columns_of_a_file_without_header(tmp_path: Path) -> None
         ("a.jsonl", "[1]\n", {}, "a line is not a JSON object"),
         ("a.json", '{"text": "x"}', {}, "not a list of objects"),
         ("a.json", "{", {}, "this is not JSON"),
+        ("a.csv", "text,label,text\nx,y,z\n", {}, r"names a column twice[\s\S]*row 1[\s\S]*'text'"),
         ("a.txt", "\n\n", {}, "there are no rows"),
         ("a.doc", "x", {}, r"format is not known[\s\S]*\.doc"),
     ],

@@ -98,6 +98,18 @@ def test_a_directory_is_evaluated_by_its_lineage(labelled: Path, trained: Any, t
         )  # fmt: skip
 
 
+def test_a_missing_directory_and_an_output_in_use_are_told_first(
+    labelled: Path, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"base": None, "test": str(labelled), "language": "en", "output": tmp_path}
+    with pytest.raises(AdapterFileError, match="no such adapter directory"):
+        evaluation.evaluate_directory(**given, adapter=tmp_path / "none")
+    (tmp_path / "there").touch()
+    monkeypatch.setattr(evaluation, "predict", None)  # nothing is predicted before
+    with pytest.raises(AdapterFileError, match="The output is in use"):
+        evaluation.evaluate_directory(**given, adapter=trained("xlm-r", "lora")["task"])
+
+
 def test_an_adapter_of_another_base_is_refused(checkpoints: dict[str, str], labelled: Path, trained: Any) -> None:
     with pytest.raises(ModelError, match="trained on another base"):
         evaluation.evaluate(evaluation_of(checkpoints["bert"], labelled), trained("xlm-r", "lora")["task"])

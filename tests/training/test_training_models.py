@@ -73,6 +73,25 @@ def test_a_damaged_checkpoint_is_refused(checkpoints: dict[str, str], tmp_path: 
         models.load(str(folder), "masked-lm")
 
 
+def test_cut_weights_are_named(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    folder = copied(checkpoints["xlm-r"], tmp_path)
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    for kept in (len(whole) - 100, 4, 0):
+        weights.write_bytes(whole[:kept])
+        with pytest.raises(ModelError, match=r"weights are damaged[\s\S]*model\.safetensors"):
+            models.load(str(folder), "masked-lm")
+    weights.unlink()
+    with pytest.raises(ModelError):
+        models.load(str(folder), "masked-lm")
+    torch.save(load_file(Path(checkpoints["xlm-r"]) / "model.safetensors"), folder / "pytorch_model.bin")
+    pickled = (folder / "pytorch_model.bin").read_bytes()
+    for kept in (len(pickled) - 100, 4, 0):
+        (folder / "pytorch_model.bin").write_bytes(pickled[:kept])
+        with pytest.raises(ModelError):
+            models.load(str(folder), "masked-lm")
+
+
 def test_the_hash_is_of_weights_and_config(checkpoints: dict[str, str], tmp_path: Path) -> None:
     folder = copied(checkpoints["xlm-r"], tmp_path)
     same = models.base_sha256(str(folder))

@@ -7,7 +7,6 @@ Ours is AdapterHub's ``adapter_config.json`` beside ``adapter_model.safetensors`
 from __future__ import annotations
 
 import json
-import pickle
 import stat
 import tempfile
 import zipfile
@@ -95,10 +94,10 @@ def write_files(directory: Path, files: AdapterFiles) -> None:
     """The same into a directory that is there. Raises: AdapterFileError when a tensor is not finite."""
     _require_finite(files.tensors, directory)
     _write_json(directory / CONFIG, _config_json(files))
-    save_file(_plain(files.tensors), directory / TENSORS, metadata={"format": "pt"})
+    _save(files.tensors, directory / TENSORS)
     if files.head:
         _write_json(directory / HEAD_CONFIG, files.head.config)
-        save_file(_plain(files.head.tensors), directory / HEAD_SAFE, metadata={"format": "pt"})
+        _save(files.head.tensors, directory / HEAD_SAFE)
     if files.lineage:
         files.lineage.write(directory)
 
@@ -182,8 +181,10 @@ def read_pickle(path: Path, allowed: tuple[Any, ...] = ()) -> Any:
     try:
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location="cpu", weights_only=True)
-    # A file made by someone else can make the reader fail in any way; all of them mean the same to the user.
-    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, EOFError, AttributeError) as error:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # the machine's trouble, not the file's
+        # A file made by someone else can make the reader fail in any way; all of them mean the same to the user.
         raise AdapterFileError(
             "the file is damaged, or holds more than tensors; nothing in it was run",
             where=path,
@@ -289,10 +290,15 @@ def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    if path.suffix == ".safetensors":
-        save_file(_plain(tensors), path, metadata={"format": "pt"})
-    else:
+    if path.suffix != ".safetensors":
         torch.save(_plain(tensors), path)
+        return
+    try:
+        save_file(_plain(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise AdapterFileError(
+            "the tensors cannot be written", where=path, found=error, fix="see that the disk has room, or go elsewhere"
+        ) from error
 
 
 def _write_json(path: Path, contents: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ Stack = tuple[str, ...]
 
 
 def attach(
-    model: PreTrainedModel, *adapters: Source, names: Sequence[str] | None = None, invert_head: bool = True
+    model: PreTrainedModel, *adapters: Source, names: Sequence[str] | None = None, invert_head: bool | None = None
 ) -> PreTrainedModel:
     """Put adapters on a model, in place, and make them its stack: the first lowest, nearest to the base.
 
@@ -36,8 +36,9 @@ def attach(
     adapters in memory; ``names`` are theirs, by default the files' own, or the directory's where a file has none. A
     head in a PEFT directory answers in place of the model's while its adapter is active. The first bottleneck adapter's
     invertible part changes the embeddings, and its inverse what the output projection reads, unless ``invert_head`` is
-    false. All weights, the base's too, are frozen: ``model.adapter_stack.train_only`` opens what should learn. On a
-    model that has a stack, more are added to it; an adapter's name that is there already is refused. The model gains
+    false (default: true, or as the model's stack has it). All weights, the base's too, are frozen:
+    ``model.adapter_stack.train_only`` opens what should learn. On a model that has a stack, more are added to it; a
+    name that is there already, and another ``invert_head`` than the stack's, are refused. The model gains
     ``adapter_stack`` (an AdapterStack, with ``add`` and all else), ``set_stack``, ``using`` and ``detach``.
 
     Raises: AdapterFileError, IncompatibleAdaptersError, ConfigError, ModelError. Source: METHOD.md §2 (MAD-X).
@@ -45,7 +46,17 @@ def attach(
     if names is not None and len(names) != len(adapters):
         raise ConfigError("attach needs one name for each adapter", found=len(names), expected=len(adapters))
     present = getattr(model, "adapter_stack", None)
-    stack = present if isinstance(present, AdapterStack) else AdapterStack(model, invert_head=invert_head)
+    if not isinstance(present, AdapterStack):
+        stack = AdapterStack(model, invert_head=invert_head is not False)
+    elif invert_head in (None, present.invert_head):
+        stack = present
+    else:
+        raise ConfigError(
+            "the model's stack is of another invert_head",
+            found=f"invert_head={invert_head}",
+            expected=f"{present.invert_head}, as when the first adapters were attached",
+            fix="leave it out, or detach the stack first",
+        )
     added: list[str] = []
     try:
         for position, adapter in enumerate(adapters):
@@ -128,13 +139,14 @@ class AdapterStack(nn.Module):
         self._plans = {stack: plan for stack, plan in self._plans.items() if name not in stack}
         del self.adapters[name]
 
-    def set_stack(self, *names: str) -> None:
-        """Activate resident adapters in this order, the first lowest; none for the bare base.
+    def set_stack(self, *names: str | Sequence[str]) -> None:
+        """Activate resident adapters, names or a list of them, the first lowest; none for the bare base.
 
         Raises: ConfigError for a name that is not resident; IncompatibleAdaptersError for an order that cannot be.
         """
-        self._running.use(self._planned(names))
-        self._active, self._rows = names, ()
+        stack = tuple(name for given in names for name in ((given,) if isinstance(given, str) else given))
+        self._running.use(self._planned(stack))
+        self._active, self._rows = stack, ()
 
     def set_rows(self, rows: Sequence[Sequence[str]]) -> None:
         """Give each row of the next batches its own stack: ``rows[i]`` for row i, in one forward pass.
@@ -149,7 +161,9 @@ class AdapterStack(nn.Module):
         self._active, self._rows = (), stacks
 
     @contextmanager
-    def using(self, *names: str, rows: Sequence[Sequence[str]] | None = None) -> Iterator[PreTrainedModel]:
+    def using(
+        self, *names: str | Sequence[str], rows: Sequence[Sequence[str]] | None = None
+    ) -> Iterator[PreTrainedModel]:
         """``with model.using("sw", "ner-en"): ...`` or ``using(rows=[("sw", "ner-en"), ("tr", "ner-en")])``; afterwards
         the stack before it is active again."""
         active, before = self._active, self._rows

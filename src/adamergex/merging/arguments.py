@@ -132,5 +132,5 @@ def require_covered(other: Adapter, chosen: frozenset[str], there: Iterable[str]
             where=other.where,
             found=f"no {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
             expected=f"all {len(chosen)} selected modules",
-            fix="make the divergence with --modules all, or select fewer modules",
+            fix="make it again with adamergex divergence, which takes all modules, or select fewer with --modules",
         )

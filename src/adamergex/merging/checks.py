@@ -232,11 +232,13 @@ def require_same_start(adapters: Sequence[Adapter], allowed: bool) -> None:
     first = adapters[0]
     for other in adapters[1:]:
         starts = [adapter.lineage.start if adapter.lineage else None for adapter in (first, other)]
+        problem = "The adapters began from different random starts: their tensors cannot be combined."
         if all(starts):
             same, found = starts[0] == starts[1], f"start {str(starts[1])[:12]}"
         elif kind == "prefix":
             continue
         elif "divergence" in (first.role, other.role):
+            problem = "It is not known whether the adapters began from one random start."
             same, found = False, "no start in the lineage of " + (other.where if not starts[1] else first.where)
         else:
             cosine = _mean_cosine(first, other)
@@ -244,7 +246,7 @@ def require_same_start(adapters: Sequence[Adapter], allowed: bool) -> None:
         if not same:
             expected = f"start {str(starts[0])[:12]}" if all(starts) else f"one start (cosine at least {SAME_START})"
             raise _differ(
-                "The adapters began from different random starts: their tensors cannot be combined.",
+                problem,
                 first,
                 other,
                 found,

@@ -230,7 +230,7 @@ def ranks(config: Mapping[str, Any], module: str) -> tuple[int, float]:
     try:
         rank = int(rank_pattern.get(_pattern_key(rank_pattern, module), config["r"]))
         alpha = float(alpha_pattern.get(_pattern_key(alpha_pattern, module), config["lora_alpha"]))
-    except (KeyError, TypeError, ValueError, re.error) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, re.error) as error:
         raise AdapterFileError(
             "Rank or alpha cannot be read from the config.",
             where=f"adapter_config.json: {module}",

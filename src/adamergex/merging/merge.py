@@ -24,6 +24,7 @@ from adamergex.merging.arguments import (
     require_space,
 )
 from adamergex.merging.checks import Adapter, require_fitting, require_references, require_same_start
+from adamergex.merging.heads import copy_head, require_head
 from adamergex.merging.layers import Weight, by_layer, by_module
 from adamergex.merging.layout import layout, ranks
 from adamergex.merging.report import MergeReport, ModuleChange
@@ -34,8 +35,6 @@ from adamergex.merging.stream import ElementwiseMerge, write_divergence
 from adamergex.merging.stream_delta import DeltaMerge, FactorSource, ReferenceFactors, SavedFactors, write_factors
 
 StrPath = str | Path
-HEADS = ("head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
-"""Where AdapterHub's layout keeps the task's head: beside the adapter."""
 
 
 class Choices(NamedTuple):
@@ -115,6 +114,8 @@ def merge(
     require_covered(others[0], chosen, _modules(others[0], span))
     if space == "factors":
         require_same_start([own, *others], allow_different_start)
+    if own.layout.kind == "bottleneck":
+        require_head(own.layout.directory.path)
     with _hashes([own, *others]) as hashes, staged_directory(path) as stage:
         choices = Choices(chosen_rule, space, mean, layers, rank, span, form)
         items, config = _write(stage / TENSORS, own, others, choices, chosen)
@@ -136,7 +137,7 @@ def merge(
         _require_change(summary, parents)
         _write_beside(stage, summary, config, _merged_lineage(own, others, parents, summary, config))
         if own.layout.kind == "bottleneck":
-            _copy_head(own.layout.directory.path, stage)
+            copy_head(own.layout.directory.path, stage)
     return _warned(summary)
 
 
@@ -365,12 +366,6 @@ def _write_beside(stage: Path, summary: MergeReport, config: Mapping[str, Any], 
     card = lineages.model_card(lineage, summary.lines(), task_type=config.get("task_type"))
     (stage / "README.md").write_text(card, encoding="utf-8")
     lineage.write(stage)
-
-
-def _copy_head(source: Path, stage: Path) -> None:
-    for name in HEADS:
-        if (source / name).is_file():
-            (stage / name).write_bytes((source / name).read_bytes())
 
 
 def _warned(summary: MergeReport) -> MergeReport:

@@ -129,7 +129,7 @@ class Experiment:
             task=task,
             language=language,
             rows=rows,
-            optimisation=optimisation,
+            optimisation=optimisation.of(structure),
             seed=self.seed,
         ).model_dump(mode="json")
         inputs = {} if below is None else {"below": below}
@@ -172,6 +172,8 @@ class Experiment:
             "modules": modules or settings.modules,
             "rank": settings.rank if chosen == "delta" else None,
             "weight": weight,
+            # Said only where it is not usual, so that other merges keep the keys that they had before.
+            **(settings.model_dump(include={"span", "form"}, exclude_defaults=True) if rule == "adaptive" else {}),
             **(more or {}),
         }
         inputs = {"task": task, "target_reference": target_reference}

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from adamergex.data import hub_loader
 from adamergex.errors import DataError
 from adamergex.metrics.checks import check_pairs, known
 from adamergex.metrics.entities import Mode, check_iob2, entity_scores, repaired
@@ -119,11 +120,10 @@ def _file(path: Path) -> Iterable[Mapping[str, Any]]:
 
 
 def _hub(corpus: str, language: str, split: str) -> Iterable[Mapping[str, Any]]:
-    from datasets import load_dataset
-
     table = HUB_LANGUAGES.get(corpus, {language: language})
     code = known(language, table, "language", f"{corpus} on the hub")
     named = {name: value.replace("{language}", code) for name, value in HUB[corpus].items()}
+    load_dataset = hub_loader(named["path"])
     try:
         dataset = load_dataset(**named, split=split)
         names = dataset.features["ner_tags"].feature.names

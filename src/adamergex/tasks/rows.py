@@ -11,6 +11,7 @@ from adamergex.metrics.entities import check_iob2, repaired
 from adamergex.settings import (
     AnyRows,
     Generation,
+    LanguageModeling,
     MultipleChoice,
     Rows,
     SpanAnswering,
@@ -25,7 +26,7 @@ Found = Mapping[str, Any]
 
 
 def read(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> list[dict[str, Any]]:
-    """The rows of one language: text for language modelling; else the columns of the kind (``columns``), checked.
+    """The rows of one language: text and id for language modelling; else the kind's ``columns``, checked.
 
     A csv may hold tokens and tags divided by blanks, and one answer with its start. Of files of choices and of tags
     that are not ``labelled`` the gold column is not read; an arbitrary valid one stands in its place.
@@ -42,6 +43,10 @@ def read(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> lis
 
 
 def _file_rows(task: Task, rows: Rows, language: str) -> list[dict[str, Any]]:
+    if isinstance(task, LanguageModeling):
+        # A label beside the text is not learned: it must be neither there nor the same for the text to be the same.
+        own = {name: column for name, column in rows.columns.items() if name in ("text", "id")}
+        return data.read(rows.model_copy(update={"columns": own}), language, columns(task), also=("id",))
     return data.read(rows, language, columns(task), also=(*data.OURS, *_ALSO.get(task.kind, ())))
 
 

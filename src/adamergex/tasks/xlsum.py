@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adamergex.data import read
+from adamergex.data import hub_loader, read
 from adamergex.errors import DataError
 from adamergex.metrics.checks import known
 from adamergex.metrics.echo import without_prompts
@@ -86,8 +86,7 @@ def score(
 
 
 def _hub(folder: str, split: str) -> Iterable[Mapping[str, Any]]:
-    from datasets import load_dataset
-
+    load_dataset = hub_loader(HUB["path"])
     try:
         found: Iterable[Mapping[str, Any]] = load_dataset(**HUB, data_dir=folder, split=split)
     except Exception as error:  # datasets raises whatever its builders, and the network, raise
