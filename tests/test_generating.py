@@ -161,6 +161,18 @@ def test_an_answer_is_never_cut(families: dict[str, str], name: str) -> None:
         answer_examples(["a"], ["b"], found.tokenizer, max_length=40, longest=96, family="encoder")
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_answers_that_are_too_long_can_be_left_out(families: dict[str, str], name: str) -> None:
+    found = loaded(families[name])
+    answers = ["seven", "The cook baked fresh bread again " * 20, "a ferry"]
+    settings = {"max_length": 40, "longest": 96, "family": found.family}
+    made = answer_examples(PROMPTS[:3], answers, found.tokenizer, leave_out=True, **settings)
+    alone = answer_examples([PROMPTS[0], PROMPTS[2]], [answers[0], answers[2]], found.tokenizer, **settings)
+    assert (made.prompts, made.answers, made.left_out) == (alone.prompts, alone.answers, 1) and alone.left_out == 0
+    with pytest.raises(DataError, match="leaves no room for its prompt.*(\n.*)*row 1"):
+        answer_examples(PROMPTS[1:2], answers[1:2], found.tokenizer, leave_out=True, **settings)
+
+
 def test_trained_answers_come_back(families: dict[str, str]) -> None:
     """Train a little by hand on two prompts; greedy decoding says what was learned, prompt and end left out."""
     for name in FAMILIES:

@@ -132,6 +132,9 @@ class LabelledTask(Settings):
     chat: bool = Field(
         default=False, description="ask in the tokenizer's chat template: models that write, in training too"
     )
+    too_long: Literal["reject", "leave-out"] = Field(
+        default="reject", description="training rows whose written answer leaves no room for a prompt"
+    )
     answer_after: str | None = Field(
         default=None, description="what stands before a written answer; the line after it is what is read"
     )
@@ -139,7 +142,7 @@ class LabelledTask(Settings):
     @model_serializer(mode="wrap")
     def _without_unused(self, write: Callable[[LabelledTask], dict[str, Any]]) -> dict[str, Any]:
         # Steps of tasks without them keep the keys that they had before there were such settings.
-        unused = (("answer_after", None), ("chat", False))
+        unused = (("answer_after", None), ("chat", False), ("too_long", "reject"))
         return {name: value for name, value in write(self).items() if (name, value) not in unused}
 
 

@@ -175,14 +175,16 @@ def _lineage(
     if job.structure.kind == "ia3":
         shape = {name: shape[name] for name in ("kind", "modules")}
     settings = job.optimisation.model_dump(mode="json") | {"seed": job.seed, "training": outcome}
-    truncated = getattr(examples, "truncated", None)
+    counts = {name: getattr(examples, name, 0) for name in ("truncated", "left_out")}
     return Lineage(
         base={"name": job.base, "sha256": loaded.sha256},
         structure=shape,
         start=start,
         task=task,
         language=job.language,
-        data=found | {"source": source(job.rows, job.language)} | ({"truncated": truncated} if truncated else {}),
+        data=found
+        | {"source": source(job.rows, job.language)}
+        | {name: count for name, count in counts.items() if count},
         settings=settings,
         versions=package_versions(),
     )

@@ -54,12 +54,15 @@ class HeadExamples:
 
 @dataclass(frozen=True)
 class PromptExamples:
-    """Prompts and answers as a decoder reads them; only the answer, and the end after it, are learned."""
+    """Prompts and answers as a decoder reads them; only the answer, and the end after it, are learned.
+
+    ``left_out``: examples whose answer was too long (``LabelledTask.too_long``)."""
 
     prompts: list[Pieces]
     answers: list[Pieces]
     pad: int
     truncated: int
+    left_out: int = 0
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -94,6 +97,7 @@ class AnswerExamples:
     pad: int
     truncated: int
     opening: int
+    left_out: int = 0
 
     @property
     def lengths(self) -> Sequence[int]:

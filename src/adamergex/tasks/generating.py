@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,11 +65,13 @@ def answer_examples(
     where: object = None,
     family: Family,
     chat: bool = False,
+    leave_out: bool = False,
 ) -> Examples:
     """Examples whose loss is on each answer and the end piece after it, never on its prompt.
 
     A decoder reads prompt and answer in at most ``max_length`` pieces; of an encoder-decoder, the encoder's prompt and
     the decoder's answer have as many each. Only prompts are cut: a ``Prompt``'s text, a plain string's beginning.
+    ``leave_out``: an answer that leaves no room for its prompt is not learned, instead of being an error.
     Raises: DataError for an empty answer or one that leaves no room; ConfigError for an encoder.
     """
     if family == "encoder":
@@ -79,16 +82,21 @@ def answer_examples(
     (asked, before, after), limit = framed(prompts, tokenizer, chat=chat), min(max_length, longest)
     if family == "encoder-decoder":
         said = pieces_of(tokenizer, answers)
-        rooms = [limit - len(before) - len(after)] * len(asked)
-        _require_room([limit - len(before) - len(pieces) - len(after) for pieces in said], limit, where)
-        found, truncated = fitted(asked, tokenizer, rooms)
-        return answered([before + pieces + after for pieces in found], said, tokenizer, truncated)
+        spare = [limit - len(before) - len(pieces) - len(after) for pieces in said]
+        kept = _with_room(spare, limit, where, leave_out)
+        found, truncated = fitted([asked[at] for at in kept], tokenizer, [limit - len(before) - len(after)] * len(kept))
+        inputs = [before + pieces + after for pieces in found]
+        made = answered(inputs, [said[at] for at in kept], tokenizer, truncated)
+        return replace(made, left_out=len(said) - len(kept))
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     said = [pieces + end for pieces in following(tokenizer, [prompt.whole for prompt in asked], answers)]
     rooms = [limit - len(before) - len(pieces) for pieces in said]
-    _require_room([room - 1 for room in rooms], limit, where)
-    found, truncated = fitted(asked, tokenizer, rooms)
-    return PromptExamples([before + pieces for pieces in found], said, int(tokenizer.pad_token_id), truncated)
+    # To leave out: where what is never cut of the prompt, and a piece of its text, have no room.
+    uncut = pieces_of(tokenizer, [prompt.cut(0) for prompt in asked]) if leave_out else [[]] * len(asked)
+    kept = _with_room([room - len(part) - 1 for room, part in zip(rooms, uncut, strict=True)], limit, where, leave_out)
+    found, truncated = fitted([asked[at] for at in kept], tokenizer, [rooms[at] for at in kept])
+    inputs, learned = [before + pieces for pieces in found], [said[at] for at in kept]
+    return PromptExamples(inputs, learned, int(tokenizer.pad_token_id), truncated, len(said) - len(kept))
 
 
 def _say(reading: Reading, tokenizer: PreTrainedTokenizerBase, most: int, stop: Sequence[str]) -> list[str]:
@@ -139,13 +147,16 @@ def _end_pieces(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {int(piece) for piece in (*several, tokenizer.eos_token_id) if piece is not None}
 
 
-def _require_room(rooms: Sequence[int], limit: int, where: object) -> None:
-    for number, room in enumerate(rooms, 1):
-        if room < 0:
-            raise DataError(
-                "an answer leaves no room for its prompt",
-                where=f"{where}, row {number}",
-                found=f"{limit - room} pieces",
-                expected=f"at most {limit}",
-                fix="raise max_length or shorten the answer: answers are never cut",
-            )
+def _with_room(spare: Sequence[int], limit: int, where: object, leave_out: bool) -> list[int]:
+    """The places of the answers that leave room for a prompt: all, or all but those to leave out."""
+    kept = [place for place, room in enumerate(spare) if room >= 0]
+    if len(kept) == len(spare) or (kept and leave_out):
+        return kept
+    number = next(place for place, room in enumerate(spare) if room < 0)
+    raise DataError(
+        "an answer leaves no room for its prompt",
+        where=f"{where}, row {number + 1}",
+        found=f"{limit - spare[number]} pieces",
+        expected=f"at most {limit}",
+        fix="raise max_length or shorten the answer (answers are never cut), or set too_long: leave-out",
+    )

@@ -252,6 +252,7 @@ def _answer_learn(ask: Ask) -> Examples:
         where=ask.where,
         family=ask.loaded.family,
         chat=ask.task.chat,
+        leave_out=ask.task.too_long == "leave-out",
     )
 
 
