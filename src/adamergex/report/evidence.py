@@ -194,7 +194,7 @@ def _similarity(results: Results, folder: Path, notes: list[str]) -> Similarity 
         try:
             found.append(similarity(source, places))
         except AdamergexError as error:
-            notes.append(f"No similarity of divergences: {' '.join(str(error).split())}")
+            notes.append(f"No similarity of divergences: {str(error).splitlines()[0]}")
             return None
     if not found or len({item.languages for item in found}) > 1:
         return None
