@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from test_training_runs import StopAfter
+from stopping import StopAfter
 from transformers import TrainerCallback
 
 from adamergex import attach, data, evaluation, lineage, models, training, tuning

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fixed_batch import loss_of
+from stopping import StopAfter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback, logging
 
@@ -42,17 +43,6 @@ def weights(folder: Path) -> bytes:
 
 def outcome(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "lineage.json").read_text())["settings"]["training"]
-
-
-class StopAfter(TrainerCallback):
-    """A crash in the middle of a run."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

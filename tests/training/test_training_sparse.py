@@ -12,8 +12,8 @@ from hypothesis import settings as trials
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from stopping import StopAfter
 from test_training_madx import TASK, TEXT, UPPER, hashes, job
-from test_training_runs import StopAfter
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, TrainerCallback
 
 from adamergex import data, evaluation, lineage, models, training

@@ -6,24 +6,12 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from stopping import StopAfter
 
 from adamergex import processes, training
 from adamergex.settings import TrainJob
-
-
-class StopAfter(TrainerCallback):
-    """A crash of all processes in the middle of a run."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 def main(jobs: Path) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from adamergex.metrics.entities import entities
-from adamergex.metrics.numbers import last_number
 from adamergex.settings import Generation, MultipleChoice, PairClassification, SpanAnswering, Tagging
+from adamergex.tasks.catalogue import task_file
 from adamergex.tasks.prompts import Prompt
 from adamergex.tasks.templates import asked, filled
 
@@ -131,8 +131,9 @@ def _learned(task: Generation, row: Row) -> list[str]:
 
 
 def _free_read(task: Generation, row: Row, text: str) -> tuple[str, bool]:
-    """What was written; where a number is measured, an answer without one cannot be read."""
-    return text, bool(text) and (task.measured_as != "mgsm" or last_number(text) is not None)
+    """What was written, and whether the task that measures it can read it."""
+    readable = getattr(task_file(task.measured_as), "readable", bool) if task.measured_as else bool
+    return text, bool(text) and readable(text)
 
 
 ASKED: dict[str, Asked] = {

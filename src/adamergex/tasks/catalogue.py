@@ -25,7 +25,8 @@ _WANTED = ("TASK", "rows", "score")
 
 class TaskFile(Protocol):
     """What a task's module holds. It may also hold ``FOLDER_SPLITS``: role (train, validation, test) -> the split of a
-    folder that serves as it, where that has another name."""
+    folder that serves as it, where that has another name; and ``readable(text)``: whether a free answer, which is not
+    empty, has what is measured."""
 
     TASK: Target
 

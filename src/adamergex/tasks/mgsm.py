@@ -88,6 +88,11 @@ def prompt(row: Mapping[str, Any]) -> str:
     return PROMPT.format(question=row["question"])
 
 
+def readable(text: str) -> bool:
+    """Whether an answer has a number."""
+    return last_number(text) is not None
+
+
 def score(
     predictions: Sequence[str],
     references: Sequence[str | int | float],
