@@ -22,6 +22,7 @@ LAYERS = [
     ["checkpoint"],
     ["merging", "metrics"],
     ["inspection"],
+    ["pooling"],
     ["models", "data", "adapters"],
     ["logits", "conversion"],
     ["tasks"],

@@ -147,6 +147,8 @@ class LabelledTask(Settings):
 
 
 AnswerBy = Literal["likelihood", "generate"]
+HeadInput = Literal["auto", "cls", "mean"]
+HEAD = "encoders: what the head reads, the first token or the mean over the text; auto: mean for sentence encoders"
 Objective = Literal["auto", "span-corruption", "continuation"]
 
 
@@ -154,6 +156,7 @@ class Classification(LabelledTask):
     """One label a text. Encoders: a head. Decoders and encoder-decoders: the prompt, and the label words scored by
     log-likelihood."""
 
+    head: HeadInput = Field(default="auto", description=HEAD)
     kind: Literal["classification"] = "classification"
     name: str = "classification"
     labels: tuple[str, ...]
@@ -166,6 +169,7 @@ class Classification(LabelledTask):
 class PairClassification(LabelledTask):
     """One label for a premise and a hypothesis; what is too long is cut from the premise."""
 
+    head: HeadInput = Field(default="auto", description=HEAD)
     kind: Literal["pair-classification"] = "pair-classification"
     name: str = "pair-classification"
     labels: tuple[str, ...]
@@ -181,6 +185,7 @@ class MultipleChoice(LabelledTask):
 
     ``label`` is the position of the right one among ``choices`` (names of columns), from 0."""
 
+    head: HeadInput = Field(default="auto", description=HEAD)
     kind: Literal["multiple-choice"] = "multiple-choice"
     name: str = "multiple-choice"
     choices: Annotated[tuple[str, ...], Field(min_length=2)] = ("choice1", "choice2")

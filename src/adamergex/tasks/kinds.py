@@ -15,7 +15,7 @@ from torch import nn
 
 from adamergex.adapters.peft_backed import virtual_tokens
 from adamergex.errors import ConfigError
-from adamergex.models import Head, Kind, Loaded, kind_for, load, longest_input
+from adamergex.models import Head, Kind, Loaded, head_input, kind_for, load, longest_input
 from adamergex.settings import Target, Task
 from adamergex.tasks import Examples, scoring
 from adamergex.tasks.asking import ASKED
@@ -105,7 +105,9 @@ def model_kind(task: Task, base: str, *, bare: bool = False) -> Kind:
 def load_for(task: Task, base: str, *, bare: bool = False) -> Loaded:
     """The backbone that a task needs."""
     kind, found = model_kind(task, base, bare=bare), kind_of(task)
-    return load(base, kind, found.classes(task) if kind == found.head else None)
+    headed = kind == found.head
+    head = head_input(base, getattr(task, "head", "cls")) if headed else "cls"
+    return load(base, kind, found.classes(task) if headed else None, head)
 
 
 def examples(
