@@ -142,7 +142,8 @@ def _phases(
         shutil.rmtree(folder / "first", ignore_errors=True)
     outcome = fitted(job, folder=folder)
     tokens = outcome["tokens"] + first["tokens"]
-    return outcome | {"tokens": tokens, "parameters": adapter.moving, "first_phase": first}
+    parted = {"output_matrix": "frozen, parted from the embeddings"} if adapter.parted else {}
+    return outcome | {"tokens": tokens, "parameters": adapter.moving, "first_phase": first, **parted}
 
 
 def _parents(job: TrainJob, loaded: Loaded) -> dict[str, dict[str, Any]]:
