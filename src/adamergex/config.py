@@ -206,7 +206,7 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
             yield f"merge.{name}: '{value}' is for prefix, the structure is {config.structure.kind}"
     in_delta = config.merge.space == "delta" or not {"adamergex_delta", "ties", "dare"}.isdisjoint(config.methods)
     if config.merge.rank is not None and not (in_delta and config.structure.kind == "lora"):
-        yield "merge.rank: truncates delta merges, ties and dare of lora only; set merge.space to delta"
+        yield "merge.rank: truncates delta merges only (ties and dare too), of lora; set merge.space to delta"
     found = [] if task is None else [("task.test", task.rows("test"))]
     if isinstance(config.reference, TaskReference) and not isinstance(config.reference.task, BuiltIn):
         found.append(("reference.task.train", config.reference.task.train))
