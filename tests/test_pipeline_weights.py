@@ -65,6 +65,35 @@ def test_the_rivals_whole_way(tiny_encoder: Path, small_data: Path, tmp_path: Pa
     assert transfer(parse(wanted), say=silent)["cells"] == results["cells"] and not counted.runs
 
 
+@pytest.mark.parametrize(
+    ("structure", "merge_settings", "expected"),
+    [
+        ("lora", {}, {"ties": ("delta", None), "dare": ("delta", None), "ties_factors": ("factors", None)}),
+        ("lora", {"rank": 3}, {"ties": ("delta", 3), "dare": ("delta", 3), "dare_factors": ("factors", None)}),
+        ("ia3", {}, {"ties": ("factors", None), "dare": ("factors", None)}),
+    ],
+)
+def test_ties_and_dare_of_each_structure(
+    tiny_encoder: Path,
+    small_data: Path,
+    tmp_path: Path,
+    structure: str,
+    merge_settings: dict[str, Any],
+    expected: dict[str, tuple[str, int | None]],
+) -> None:
+    wanted = settings(
+        tiny_encoder, small_data, tmp_path / "run", methods=list(expected), targets=["sw"], proxy=None, seeds=[1],
+        structure={"kind": structure}, merge=merge_settings,
+    )  # fmt: skip
+    transfer(parse(wanted), say=silent)
+    for name, (space, rank) in expected.items():
+        folder = tmp_path / "run" / "adapters" / f"{name}-sw-seed1"
+        made = json.loads((folder / "lineage.json").read_text())["merge"]
+        assert (made["rule"], made["space"], made["rank"]) == (name, space, rank)
+        cut = [item["truncation"] for item in json.loads((folder / "merge_report.json").read_text())["modules"]]
+        assert all((part is not None and part > 0) == (rank is not None) for part in cut)
+
+
 def test_language_arithmetic_is_the_mix_of_two_language_adapters(
     tiny_encoder: Path, small_data: Path, tmp_path: Path
 ) -> None:

@@ -112,7 +112,7 @@ def ties(x: Experiment) -> Step:
 
 
 def dare(x: Experiment) -> Step:
-    """Random entries of what A[T,s] and A[R,g] add to the weights dropped, the rest scaled up, then summed (2311.03099)."""
+    """Random entries of what A[T,s] and A[R,g] add to the weights dropped, the rest scaled up, summed (2311.03099)."""
     return x.combine("dare")
 
 
