@@ -101,13 +101,13 @@ def score(
     prompts: Sequence[str] | None = None,
     extractor: str = "recommended",
 ) -> dict[str, float]:
-    """{"exact_match"} in percent, of raw outputs against numbers; the same in every language.
+    """{"exact_match"} in percent, of raw outputs against numbers, both read with the language's separators.
 
     ``prompts``: cut off where an output begins with its prompt (5 of the 250 questions end with their answer).
     ``extractor``: see ``metrics.numbers.EXTRACTORS``. Raises: DataError as ``metrics.numbers.exact_match``.
     """
     answers = without_prompts(predictions, prompts, "MGSM")
-    return {"exact_match": exact_match(answers, references, extractor=extractor)}
+    return {"exact_match": exact_match(answers, references, extractor=extractor, language=language)}
 
 
 def _row(found: Mapping[str, Any], language: str, split: str, number: int) -> dict[str, Any]:
