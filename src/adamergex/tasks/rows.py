@@ -196,10 +196,10 @@ def _answers(row: Found, where: str) -> list[tuple[Any, Any]]:
     places = starts if isinstance(starts, list) else [starts] if len(texts) == 1 else starts
     if places is None or places == "":
         places = [None] * len(texts)
-    if not isinstance(places, list) or len(places) != len(texts):
+    if texts and (not isinstance(places, list) or len(places) != len(texts)):
         raise DataError("a question has not as many starts as answers", where=where,
                         found=f"answers {answers!r}, starts {starts!r}", expected=_SHAPES)  # fmt: skip
-    return list(zip(texts, places, strict=True))
+    return list(zip(texts, places if texts else [], strict=True))
 
 
 def _nested(answer: Any, where: str) -> list[tuple[Any, Any]]:

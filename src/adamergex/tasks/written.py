@@ -33,8 +33,8 @@ def plain(text: str) -> str:
 
 
 def exact(text: str, options: Sequence[str]) -> int | None:
-    """The one option that the text is, letter for letter or else in ``plain`` form."""
-    forms: tuple[Callable[[str], str], ...] = (lambda given: " ".join(comparable(given).split()), plain)
+    """The one option that the text is: letter for letter, else whatever its case, else in ``plain`` form."""
+    forms: tuple[Callable[[str], str], ...] = (_spaced, lambda given: _spaced(given.casefold()), plain)
     for form in forms:
         wanted = form(text)
         same = [number for number, option in enumerate(options) if wanted and form(option) == wanted]
@@ -60,19 +60,24 @@ def mentions(text: str, options: Sequence[str]) -> list[int]:
 
 
 def sign(text: str, count: int) -> int | None:
-    """The number of an option by its letter or number: "(A)", "A.", "B: …", "2", "… is (B)", digits of any script.
+    """The place of an option by its sign: "(A)", "A.", "B: …", "2", "choice2", "… is (B)", digits of any script.
 
     A bare sign at the start must end there: "A woman fell" is no letter, "2 things" no number.
     """
     shown = unicodedata.normalize("NFKC", comparable(text))
     shown = "".join(str(unicodedata.decimal(char, char)) for char in shown)
     found = set(re.findall(r"^\W*([A-Z]|[1-9][0-9]?)(?=\s*(?:[).:,\]。]|$))(?![.,][0-9])", shown))
+    found = found or set(re.findall(r"\bchoice ?([1-9])\b", shown, re.IGNORECASE))
     found = found or set(re.findall(r"\(([A-Z]|[1-9][0-9]?)\)", shown))
     if len(found) != 1:
         return None
     only = found.pop()
     number = int(only) - 1 if only.isdigit() else ord(only) - ord("A")
     return number if number < count else None
+
+
+def _spaced(text: str) -> str:
+    return " ".join(comparable(text).split())
 
 
 def _occurrences(text: str, words: str) -> Iterator[int]:
