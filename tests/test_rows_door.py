@@ -236,3 +236,29 @@ def test_rows_without_a_sample_keep_their_keys() -> None:
     assert not {"sample", "seed"} & Rows(path="a.txt").model_dump().keys()
     place = TaskRows(task="xnli", data="hub", sample=5, seed=3)
     assert TaskRows.model_validate(place.model_dump()) == place and place.model_dump()["seed"] == 3
+
+
+def test_tables_and_datasets_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pandas = pytest.importorskip("pandas")
+    datasets = pytest.importorskip("datasets")
+    good = [GOOD["choice"], {**GOOD["choice"], "label": 0}]
+    expected = from_file(tmp_path, "choice", good)
+    table = pandas.DataFrame(good)
+    assert from_python(tmp_path, "choice", table, monkeypatch) == expected
+    assert from_python(tmp_path, "choice", datasets.Dataset.from_list(good), monkeypatch) == expected
+    for missing in (pandas.NA, pandas.NaT, None, float("nan")):
+        for column in ("choice2", "label", "question"):
+            broken = table.astype(object)
+            broken.loc[1, column] = missing
+            with pytest.raises(DataError, match="is empty") as caught:
+                from_python(tmp_path, "choice", broken, monkeypatch)
+            assert f"row 2, column '{column}'" in str(caught.value)
+
+
+def test_labels_that_look_the_same_are_the_same(tmp_path: Path) -> None:
+    given = [{"text": "x", "label": label} for label in ("caf\u00e9", "cafe\u0301", " caf\u00e9\u200b ")]
+    for labels in (("caf\u00e9", "b"), ("cafe\u0301", "b")):
+        found = from_file(tmp_path, "text", given, Classification(labels=labels))
+        assert {row["label"] for row in found} == {labels[0]}
+    unknown = Classification(labels=())  # as the labels of training rows are gathered
+    assert rows.labels_of(unknown, from_file(tmp_path, "text", given, unknown)) == ("caf\u00e9",)

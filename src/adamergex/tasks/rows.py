@@ -8,6 +8,7 @@ from typing import Any
 from adamergex import data
 from adamergex.errors import DataError
 from adamergex.metrics.entities import check_iob2, iob_tag, repaired
+from adamergex.metrics.text import comparable
 from adamergex.settings import (
     AnyRows,
     Generation,
@@ -135,6 +136,9 @@ _OWN_COLUMNS = {**dict.fromkeys(("classification", "pair-classification", "multi
 def _label(task: Any, row: Found, where: str) -> dict[str, Any]:
     label = label_of(row["label"], f"{where}, column 'label'")
     require_written(label, task.labels, f"{where}, column 'label'")
+    if label not in task.labels:  # the same to a reader, written otherwise
+        label = comparable(label).strip()
+        label = next((name for name in task.labels if comparable(name) == label), label)
     return {**row, "label": label}
 
 

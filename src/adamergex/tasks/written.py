@@ -6,6 +6,7 @@ An exact match counts first, then the longest match on word bounds. Everything i
 
 from __future__ import annotations
 
+import bisect
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -46,15 +47,20 @@ def exact(text: str, options: Sequence[str]) -> int | None:
 def mentions(text: str, options: Sequence[str]) -> list[int]:
     """The options that stand in the text on word bounds, in its order; of overlapping ones the longest."""
     whole = plain(text)
-    places = [
-        (start, start + len(words), number)
-        for number, words in enumerate(map(plain, options))
-        for start in _occurrences(whole, words)
-    ]
+    forms = [plain(option) for option in options]
+    places = [list(_occurrences(whole, form)) for form in forms]
+
+    def inside(start: int, form: str, other: int) -> bool:
+        """Whether an occurrence of a form is part of one of a longer form."""
+        spare = len(forms[other]) - len(form)
+        at = bisect.bisect_left(places[other], start - spare) if spare > 0 else len(places[other])
+        return at < len(places[other]) and places[other][at] <= start
+
     kept = [
         (start, number)
-        for start, end, number in places
-        if not any(begin <= start and end <= last and last - begin > end - start for begin, last, _ in places)
+        for number, form in enumerate(forms)
+        for start in places[number]
+        if not any(inside(start, form, other) for other in range(len(forms)))
     ]
     return [number for _, number in sorted(kept)]
 
