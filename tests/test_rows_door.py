@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from adamergex import data
 from adamergex.errors import DataError
@@ -22,6 +23,7 @@ from adamergex.settings import (
     Tagging,
     TaskRows,
 )
+from adamergex.task_config import BuiltIn, OwnClassification
 from adamergex.tasks import rows
 
 TASKS: dict[str, Any] = {
@@ -262,3 +264,21 @@ def test_labels_that_look_the_same_are_the_same(tmp_path: Path) -> None:
         assert {row["label"] for row in found} == {labels[0]}
     unknown = Classification(labels=())  # as the labels of training rows are gathered
     assert rows.labels_of(unknown, from_file(tmp_path, "text", given, unknown)) == ("caf\u00e9",)
+
+
+def test_settings_name_samples() -> None:
+    built_in = BuiltIn.model_validate({"name": "xnli", "data": "hub", "test": {"sample": 1000, "seed": 2}})
+    place = built_in.rows("test")
+    assert (place.sample, place.seed, place.limit) == (1000, 2, None) and built_in.rows("train").sample is None
+    given = {"train": "a.csv", "test": {"path": "b.csv", "sample": 7}, "labels": ["x", "y"]}
+    own = OwnClassification.model_validate(given)
+    assert own.test.sample == 7 and own.test.seed == 0
+    for wrong in ({"sample": 0}, {"sample": -1}, {"sample": "many"}, {"seed": -1}):
+        with pytest.raises(ValidationError):
+            BuiltIn.model_validate({"name": "xnli", "data": "hub", "test": wrong})
+
+
+def test_the_papers_studies_sample_where_the_papers_do() -> None:
+    for path in sorted((Path(__file__).parents[1] / "studies").glob("adamergex-table-*.yaml")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            assert "test: {limit" not in line, f"{path.name}: {line}"
