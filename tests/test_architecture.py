@@ -21,6 +21,7 @@ LAYERS = [
     ["lineage"],
     ["checkpoint"],
     ["merging", "metrics"],
+    ["values", "sampling"],
     ["inspection"],
     ["models", "data", "adapters"],
     ["logits", "conversion"],

@@ -232,7 +232,9 @@ class Experiment:
         settings = self.config.merge
         rows = self.config.task.rows(settings.unlabelled)
         assert rows is not None  # the settings were checked for them
-        rows = rows.model_copy(update={"limit": min(rows.limit or settings.unlabelled_rows, settings.unlabelled_rows)})
+        most = "limit" if rows.sample is None else "sample"
+        kept = min(getattr(rows, most) or settings.unlabelled_rows, settings.unlabelled_rows)
+        rows = rows.model_copy(update={most: kept})
         evaluation = self._evaluate_job(self.target, rows)
         shared = {"merge": merge.job, "grid": list(settings.grid), "granularity": settings.granularity}
         identity = {**shared, "evaluate": self._identity(evaluation, self.task, rows, self.target, labelled=False)}
