@@ -173,13 +173,12 @@ def attach(
     adapter = stacked.put(below, config_of(structure))
     # Learned in float32 whatever the base's dtype, as PEFT does.
     adapter.float().initialise(f"{base_sha256}\n{structure.kind} {structure.layout} {structure.reduction:g}")
+    stacked.stack.train_only(_TOP, also=stacked.heads)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name in stacked.heads:
-            model.get_submodule(name).float()
             if name in fresh:
                 redraw(model.get_submodule(name), model)
-    stacked.stack.train_only(_TOP, also=stacked.heads)
     return stacked
 
 

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adamergex.adapters import prefix
+from adamergex.adapters.precision import in_float32
 from adamergex.adapters.sites import targets
 from adamergex.errors import AdapterFileError, ModelError
 from adamergex.lineage import model_card
@@ -105,7 +106,11 @@ class _Prefixed(PeftModel):
 
 
 def _wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
-    return _Prefixed(model, config) if config.is_prompt_learning else PeftModel(model, config)
+    wrapped = _Prefixed(model, config) if config.is_prompt_learning else PeftModel(model, config)
+    for _, wrapper in _head_wrappers(wrapped):  # PEFT makes its own tensors float32, not the heads
+        for copy in wrapper.modules_to_save.values():
+            in_float32(copy)
+    return wrapped
 
 
 def virtual_tokens(model: nn.Module) -> int:
