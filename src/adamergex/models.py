@@ -228,6 +228,7 @@ def base_sha256(base: str) -> str:
 def longest_input(model: nn.Module, pieces: PreTrainedTokenizerBase) -> int:
     """How many pieces the model takes, special ones included (RoBERTa's positions start after the padding's)."""
     config: Any = model.config
+    config = config if config.is_encoder_decoder else config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or 10**9
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from adamergex.adapters.heads import head_parameters
+from adamergex.adapters.language_part import in_language_part
 from adamergex.adapters.peft_backed import WEIGHTS_FILE, head_modules, redraw
 from adamergex.adapters.places import is_norm
 from adamergex.adapters.sparse import (
@@ -209,7 +210,8 @@ class InWeights:
         return self.structure is not None and self.structure.kind == "sparse"
 
     def _trained(self) -> set[str]:
-        return {*self._entries(), *self._new_head} if self._sparse else set(self._own)
+        ours = in_language_part(self.model)
+        return {*self._entries(), *self._new_head} if self._sparse else {name for name in self._own if ours(name)}
 
     def _entries(self) -> list[str]:
         """The parameters of which entries can be chosen: the backbone's, not those of the output layer, and of layer
@@ -223,7 +225,8 @@ class InWeights:
             norms = [module for module in self.model.modules() if is_norm(module, width)]
             left |= {id(parameter) for module in norms for parameter in module.parameters()}
         taken = self._head | self._new_head.keys()
-        return [name for name, own in self._own.items() if name not in taken and id(own) not in left]
+        ours = in_language_part(self.model)
+        return [name for name, own in self._own.items() if name not in taken and id(own) not in left and ours(name)]
 
     def _wanted(self) -> int:
         assert self.structure is not None
