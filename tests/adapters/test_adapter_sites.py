@@ -74,6 +74,10 @@ STRUCTURES = {
 @pytest.mark.parametrize("name", MULTIMODAL)
 def test_the_language_part_alone_is_trained(name: str, structure: Structure) -> None:
     model = multimodal(name)
+    if (name, structure.kind) == ("paligemma", "prefix"):  # its text sees what comes after it
+        with pytest.raises(ModelError, match="takes no prefix"):
+            resident.attach(model, structure, task_head=False, base_sha256="x")
+        return
     placed = resident.attach(model, structure, task_head=False, base_sha256="x")
     placed.model.train()
     ids = torch.randint(3, 30, (2, 8), generator=torch.Generator().manual_seed(1))

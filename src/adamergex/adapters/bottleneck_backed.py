@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from adamergex.adapters import adapterhub, dialects
 from adamergex.adapters.bottleneck import BottleneckAdapter, BottleneckConfig
+from adamergex.adapters.guards import require_effect
 from adamergex.adapters.heads import head_of, head_parameters, load_head
 from adamergex.adapters.peft_backed import head_modules, redraw
 from adamergex.adapters.stack import AdapterStack
@@ -179,6 +180,11 @@ def attach(
         for name in stacked.heads:
             if name in fresh:
                 redraw(model.get_submodule(name), model)
+    try:
+        require_effect(model, adapter.parameters(), "bottleneck adapter")
+    except BaseException:
+        stacked.detach()
+        raise
     return stacked
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from adamergex.errors import ConfigError
 
-_TOWERS = frozenset("vision visual image images video audio speech vq vqmodel".split())
+_TOWERS = frozenset(["vision", "visual", "image", "images", "video", "audio", "speech", "vq", "vqmodel"])
 _NUMBER = re.compile(r"(?P<stack>.*?)\.(?P<layer>\d+)(?:\.|$)")
 
 T = TypeVar("T")
