@@ -21,6 +21,7 @@ LAYERS = [
     ["checkpoint"],
     ["merging", "metrics"],
     ["inspection"],
+    ["vocabulary"],
     ["models", "data", "adapters"],
     ["logits", "conversion"],
     ["tasks"],
