@@ -240,7 +240,7 @@ def _filled(
     try:
         adapter.load(tensors, where)
         if head is not None:
-            load_head(model, adapterhub.HeadFiles({}, head.tensors), where, fresh)
+            load_head(model, head, where, fresh, label=False)
     except BaseException:
         stacked.detach()
         raise
