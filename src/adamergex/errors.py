@@ -3,6 +3,22 @@
 from __future__ import annotations
 
 import errno
+import re
+
+SHOWN_PROBLEM = 16_000
+"""Most characters of a problem that a message shows; each other part shows ``SHOWN_PART``."""
+SHOWN_PART = 2_000
+# What moves a terminal's cursor, colours it or turns the direction of writing: C0 and C1 controls, bidi controls, and
+# halves of surrogate pairs, which no terminal can print.
+_UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(value: object, limit: int = SHOWN_PART) -> str:
+    """``value`` as text for a terminal or a page: controls escaped (not line ends), at most ``limit`` long."""
+    text = str(value)
+    if len(text) > limit:
+        text = f"{text[: limit * 3 // 4]} … ({len(text):,} characters in all) … {text[-limit // 4 :]}"
+    return _UNPRINTABLE.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
 class AdamergexError(Exception):
@@ -25,8 +41,10 @@ class AdamergexError(Exception):
         expected: object = None,
         fix: str | None = None,
     ) -> None:
+        self.problem, self.where, self.found, self.expected, self.fix = problem, where, found, expected, fix
         parts = (("where", where), ("found", found), ("expected", expected), ("next", fix))
-        super().__init__("\n".join([problem, *(f"  {name}: {value}" for name, value in parts if value is not None)]))
+        lines = [f"  {name}: {printable(value)}" for name, value in parts if value is not None]
+        super().__init__("\n".join([printable(problem, SHOWN_PROBLEM), *lines]))
 
 
 class AdapterFileError(AdamergexError):
