@@ -103,7 +103,7 @@ OTHER: dict[str, tuple[str, dict[str, Tensor], Any, str]] = {
     "electra-tanh": ("ElectraForSequenceClassification", TWO, SEQUENCE, "tanh"),
     "distilbert-tanh": ("DistilBertForSequenceClassification", TWO, SEQUENCE, "tanh"),
     "unknown-activation": ("XLMRobertaForSequenceClassification", TWO, SEQUENCE | {"activation_function": "x"}, ": x"),
-    "unknown-kind": ("XLMRobertaForSequenceClassification", TWO, SEQUENCE | {"head_type": "dependency_parsing"}, "depe"),
+    "unknown-kind": ("XLMRobertaForSequenceClassification", TWO, SEQUENCE | {"head_type": "parsing"}, "parsing"),
     "no-settings": ("XLMRobertaForSequenceClassification", TWO, None, "type: None"),
 }  # fmt: skip
 

@@ -20,7 +20,7 @@ from adamergex.adapters.heads import head_of, head_parameters, load_head
 from adamergex.adapters.peft_backed import head_modules, redraw
 from adamergex.adapters.stack import AdapterStack
 from adamergex.adapters.stack import attach as attach_stack
-from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError
+from adamergex.errors import AdapterFileError, ConfigError
 from adamergex.lineage import model_card
 
 if TYPE_CHECKING:
@@ -233,8 +233,6 @@ def _filled(
             expected="an adapter trained on a task with labels, or merged from one",
             fix="name the task adapter, last in the stack",
         )
-    if head is not None:
-        _require_labels(model, head, where)
     stacked = Stacked(model, head_modules(model, fresh) if head else (), fresh)
     adapter = stacked.put(below, config)
     try:
@@ -246,17 +244,3 @@ def _filled(
         raise
     model.train(False)
     return stacked
-
-
-def _require_labels(model: PreTrainedModel, head: HeadFiles, where: object) -> None:
-    """A head whose classes stand in another order would predict the wrong ones."""
-    stored: dict[str, Any] = head.config.get("label2id") or {}
-    own: dict[str, Any] = dict(model.config.label2id or {})
-    if stored and set(stored) == set(own) and stored != own:
-        raise IncompatibleAdaptersError(
-            "the adapter's head has the labels in another order",
-            where=where,
-            found=", ".join(sorted(stored, key=stored.__getitem__)),
-            expected=", ".join(sorted(own, key=own.__getitem__)),
-            fix="name the labels in the adapter's order",
-        )

@@ -37,7 +37,6 @@ from adamergex.adapters.sparse import (
 )
 from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError
 from adamergex.lineage import model_card
-from adamergex.lineage import read as read_lineage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -357,7 +356,7 @@ def _put_aside(model: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
 
 
 def _require_head(model: PreTrainedModel, found: SparseDifference, fresh: Sequence[str], where: Path) -> None:
-    """The head must be there, with its classes in the model's order: else the wrong ones would be predicted."""
+    """A head that the base lacks must be there."""
     inside = tuple(f"{module}." for module in fresh)
     absent = [name for name, _ in model.named_parameters() if name.startswith(inside) and name not in found.whole]
     if fresh and absent:
@@ -367,17 +366,6 @@ def _require_head(model: PreTrainedModel, found: SparseDifference, fresh: Sequen
             found=f"nothing for {absent[0]}",
             expected="a difference trained on a task with labels",
             fix="name the task's difference, last in the stack",
-        )
-    lineage = read_lineage(where)
-    stored = list((lineage.task or {}).get("labels") or ()) if lineage else []
-    own = [str(label) for _, label in sorted((model.config.id2label or {}).items())]
-    if fresh and sorted(stored) == sorted(own) and stored != own:
-        raise IncompatibleAdaptersError(
-            "the difference's head has the labels in another order",
-            where=where,
-            found=", ".join(stored),
-            expected=", ".join(own),
-            fix="name the labels in the difference's order",
         )
 
 
