@@ -23,6 +23,7 @@ LAYERS = [
     ["merging", "metrics"],
     ["values", "sampling"],
     ["inspection"],
+    ["vocabulary"],
     ["models", "data", "adapters"],
     ["logits", "conversion"],
     ["tasks"],
