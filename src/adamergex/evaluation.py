@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from adamergex.models import Loaded
-    from adamergex.settings import EvaluateJob
+    from adamergex.settings import UNLABELLED_KINDS, EvaluateJob
     from adamergex.tasks.kinds import Answers
 
 
@@ -176,7 +176,7 @@ def evaluate_directory(
     if base is None and not known:
         raise ModelError("which base is meant is not known", where=stack[-1] if stack else None, fix="name it: --base")
     task: Target
-    if found is not None and found.task and found.task.get("kind") != "language-modeling":
+    if found is not None and found.task and found.task.get("kind") not in UNLABELLED_KINDS:
         task = TypeAdapter(Target).validate_python(found.task)
     elif not stack:
         labels = sorted({str(row["label"]) for row in data.read(rows, language) if "label" in row})

@@ -16,7 +16,16 @@ from pydantic import (
     Tag,
 )
 
-from adamergex.settings import Activation, Objective, Optimisation, Settings
+from adamergex.settings import (
+    Activation,
+    LanguageModeling,
+    Objective,
+    Optimisation,
+    SentenceAlignment,
+    SentenceContrast,
+    Settings,
+    Unlabelled,
+)
 from adamergex.task_config import TaskConfig, Where
 
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -50,6 +59,54 @@ class TextReference(Settings):
     objective: Objective = Field(default="auto", description=OBJECTIVE)
     optimisation: Optimisation = Optimisation()
 
+    def unlabelled(self, segments: int | None, source: str) -> Unlabelled:
+        """The task that references are trained on; ``segments``: how many of every language."""
+        return LanguageModeling(
+            segment=self.segment, segments=segments, mask_rate=self.mask_rate, objective=self.objective
+        )
+
+
+class _OfSentences(Settings):
+    """What the reference tasks of sentence encoders share."""
+
+    text: Where
+    max_length: PositiveInt = 128
+    mask_rate: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.15, description="of MAD-X's language adapters")
+    objective: Objective = Field(default="auto", description="of MAD-X's language adapters")
+    optimisation: Optimisation = Optimisation()
+
+
+class ContrastReference(_OfSentences):
+    """Contrast of noisy views (2104.08821, with the noise of 2104.06979), for bases that read a text by its mean."""
+
+    kind: Literal["sentence-contrast"]
+    noise: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.6, description="share of the tokens that are deleted")
+    temperature: PositiveFloat = 0.05
+
+    def unlabelled(self, segments: int | None, source: str) -> Unlabelled:
+        """The task that references are trained on."""
+        return SentenceContrast(max_length=self.max_length, noise=self.noise, temperature=self.temperature)
+
+
+class AlignmentReference(_OfSentences):
+    """Alignment with the base's vectors of a parallel text (2004.09813), for bases that read a text by its mean."""
+
+    kind: Literal["sentence-alignment"]
+    temperature: PositiveFloat = 0.07
+    pivot: Where | None = Field(
+        default=None, description="the translations of all languages' text; default: a column pivot beside text"
+    )
+    pivot_language: str | None = Field(default=None, description="the language of the translations; default: source")
+
+    def unlabelled(self, segments: int | None, source: str) -> Unlabelled:
+        """The task that references are trained on."""
+        return SentenceAlignment(
+            max_length=self.max_length,
+            temperature=self.temperature,
+            pivot=self.pivot,
+            pivot_language=(self.pivot_language or source) if self.pivot else None,
+        )
+
 
 def _train_is_enough(value: Any) -> Any:
     """Of a labelled reference task only the training rows are read."""
@@ -78,7 +135,10 @@ def _kind_of_reference(value: Any) -> str:
 
 
 ReferenceConfig = Annotated[
-    Annotated[TextReference, Tag("language-modeling")] | Annotated[TaskReference, Tag("task")],
+    Annotated[TextReference, Tag("language-modeling")]
+    | Annotated[TaskReference, Tag("task")]
+    | Annotated[ContrastReference, Tag("sentence-contrast")]
+    | Annotated[AlignmentReference, Tag("sentence-alignment")],
     Discriminator(_kind_of_reference),
 ]
 

@@ -285,8 +285,40 @@ class LanguageModeling(Settings):
     objective: Objective = "auto"
 
 
+class SentenceContrast(Settings):
+    """A reference task of sentence encoders on unlabelled text: a text's vector is recognised among others from a copy
+    of which ``noise`` of the tokens are deleted (SimCSE with TSDAE's noise)."""
+
+    kind: Literal["sentence-contrast"] = "sentence-contrast"
+    max_length: PositiveInt = 128
+    noise: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.6, description="share of the tokens that are deleted")
+    temperature: PositiveFloat = 0.05
+
+
+class SentenceAlignment(Settings):
+    """A reference task of sentence encoders on parallel text: a text's vector becomes the base's own vector of its
+    translation in the pivot language. ``pivot``: rows of the translations, matched by id, else line by line; without
+    it every row has a column ``pivot``."""
+
+    kind: Literal["sentence-alignment"] = "sentence-alignment"
+    max_length: PositiveInt = 128
+    temperature: PositiveFloat = 0.07
+    pivot: Rows | None = None
+    pivot_language: str | None = None
+
+    @model_validator(mode="after")
+    def _of_a_language(self) -> SentenceAlignment:
+        if self.pivot is not None and self.pivot_language is None:
+            raise ValueError("pivot needs pivot_language, the language of its rows")
+        return self
+
+
 Target = Classification | PairClassification | MultipleChoice | SpanAnswering | Tagging | Generation
-Task = Annotated[Target | LanguageModeling, Field(discriminator="kind")]
+Unlabelled = LanguageModeling | SentenceContrast | SentenceAlignment
+UNLABELLED = (LanguageModeling, SentenceContrast, SentenceAlignment)
+"""Reference tasks: nothing is predicted for them, and no labels are read."""
+UNLABELLED_KINDS = frozenset(kind.model_fields["kind"].default for kind in UNLABELLED)
+Task = Annotated[Target | Unlabelled, Field(discriminator="kind")]
 AnyRows = Rows | TaskRows
 
 

@@ -14,7 +14,11 @@ from adamergex import models
 from adamergex.errors import DataError
 from adamergex.settings import SentenceAlignment, SentenceContrast
 from adamergex.tasks import sentences
-from conftest import LANGUAGES
+
+LANGUAGES = {
+    "en": ("the river is deep", "a kind doctor helps", "the match was won", "our train is late"),
+    "fr": ("la rivière est profonde", "un bon médecin aide", "le match est gagné", "notre train est en retard"),
+}
 
 
 def nce(a: np.ndarray, b: np.ndarray, temperature: float) -> float:

@@ -26,6 +26,7 @@ from adamergex.tasks.denoising import pairs as denoising_pairs
 from adamergex.tasks.generating import answer_examples, generate
 from adamergex.tasks.language_modeling import segments
 from adamergex.tasks.measuring import tallied
+from adamergex.tasks.sentences import alignment, contrast
 from adamergex.tasks.spans import span_answers, span_examples
 from adamergex.tasks.tagging import predicted_tags, tag_examples, tag_names
 
@@ -68,11 +69,13 @@ class Way(NamedTuple):
 
 
 class TaskKind(NamedTuple):
-    """``head``: what an encoder needs; ``classes``: its labels; ``ways``: kind of model -> way."""
+    """``head``: what an encoder needs; ``classes``: its labels; ``ways``: kind of model -> way; ``encoder``: what an
+    encoder without a head is loaded as."""
 
     head: Head | None
     classes: Callable[[Any], Sequence[str] | None]
     ways: Mapping[Kind, Way]
+    encoder: Kind = "masked-lm"
 
 
 def kind_of(task: Task) -> TaskKind:
@@ -87,6 +90,8 @@ def model_kind(task: Task, base: str, *, bare: bool = False) -> Kind:
     """
     head = kind_of(task).head
     kind = kind_for(base, labelled=False) if head is None or bare else kind_for(base, labelled=True, head=head)
+    if kind == "masked-lm":
+        kind = kind_of(task).encoder
     if getattr(task, "chat", False) and kind not in ("causal-lm", "sequence-to-sequence"):
         raise ConfigError("an encoder does not chat", where="chat", found=f"{base}, a {kind} model", fix="chat: false")
     way = kind_of(task).ways.get(kind)
@@ -328,6 +333,16 @@ _SEGMENTS: dict[Kind, Callable[..., Examples]] = {
 }
 
 
+def _contrast(ask: Ask) -> Examples:
+    texts = [str(row["text"]) for row in ask.rows]
+    return contrast(texts, ask.loaded, ask.task, seed=ask.seed, longest=ask.longest, where=ask.where)
+
+
+def _alignment(ask: Ask) -> Examples:
+    texts, pivots = ([str(row[name]) for row in ask.rows] for name in ("text", "pivot"))
+    return alignment(texts, pivots, ask.loaded, ask.task, longest=ask.longest, where=ask.where)
+
+
 _WORDS, _WRITING = Way(_word_learn, _word_say), Way(_answer_learn, _answer_say)
 _WRITERS: dict[Kind, Way] = {"causal-lm": _WRITING, "sequence-to-sequence": _WRITING}
 _TEXT: Way = Way(_segments, None)
@@ -360,6 +375,12 @@ KINDS: dict[str, TaskKind] = {
         "token-classification", tag_names, {"token-classification": Way(_tag_learn, _tag_say), **_WRITERS}
     ),
     "generation": TaskKind("sequence-classification", lambda task: None, _WRITERS),
+    "sentence-contrast": TaskKind(
+        None, lambda task: None, {"sentence-encoder": Way(_contrast, None)}, "sentence-encoder"
+    ),
+    "sentence-alignment": TaskKind(
+        None, lambda task: None, {"sentence-encoder": Way(_alignment, None)}, "sentence-encoder"
+    ),
     "language-modeling": TaskKind(
         None, lambda task: None, {"masked-lm": _TEXT, "causal-lm": _TEXT, "sequence-to-sequence": _TEXT}
     ),
