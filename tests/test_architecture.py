@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "adamergex"
 
 # Lowest first. A module may import from its own layer's package and from lower layers only.
 LAYERS = [
-    ["errors", "hashing", "settings", "backbones", "residency"],
+    ["errors", "hashing", "settings", "backbones", "residency", "statistics"],
     ["inputs"],
     ["graph", "processes"],
     ["inventory"],
@@ -96,6 +96,7 @@ HEAVY = ("torch", "transformers", "peft", "pydantic", "datasets", "jinja2")
         ("import adamergex.cli; adamergex.cli.parser()", ()),
         ("import adamergex.graph", ()),
         ("import adamergex.merging, adamergex.inspection", ()),
+        ("import adamergex.statistics, adamergex.statistics.table", ()),
         ("import adamergex.config, adamergex.recipes", ("pydantic",)),
     ],
 )

@@ -26,6 +26,7 @@ from adamergex.tasks.denoising import pairs as denoising_pairs
 from adamergex.tasks.generating import answer_examples, generate
 from adamergex.tasks.language_modeling import segments
 from adamergex.tasks.measuring import tallied
+from adamergex.tasks.rows import groups
 from adamergex.tasks.spans import span_answers, span_examples
 from adamergex.tasks.tagging import predicted_tags, tag_examples, tag_names
 
@@ -125,7 +126,7 @@ def answers(
     task: Target, rows: Sequence[Row], loaded: Loaded, model: nn.Module, language: str, batch_tokens: int,
     where: object = None,
 ) -> Answers:  # fmt: skip
-    """Predictions of a model (the loaded one, or with an adapter on it) with id, hash of the item, and tally.
+    """Predictions of a model (the loaded one, or with an adapter on it) with id, hash of the item, its group and tally.
 
     Raises: DataError, ConfigError, ModelError.
     """
@@ -134,8 +135,13 @@ def answers(
     longest = longest_input(loaded.model, loaded.tokenizer) - virtual_tokens(model)
     found = say(Ask(task, rows, loaded, longest, where), model, batch_tokens)
     items = [
-        {"id": row.get("id", index), "text_sha256": _item_sha256(row), **item}
-        for index, (row, item) in enumerate(zip(rows, found.items, strict=True))
+        {
+            "id": row.get("id", index),
+            "text_sha256": _item_sha256(row),
+            **({} if group is None else {"group": group}),
+            **item,
+        }
+        for index, (row, group, item) in enumerate(zip(rows, groups(rows), found.items, strict=True))
     ]
     return found._replace(items=tallied(task, items, language))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adamergex import data
@@ -47,7 +49,30 @@ def _file_rows(task: Task, rows: Rows, language: str) -> list[dict[str, Any]]:
         # A label beside the text is not learned: it must be neither there nor the same for the text to be the same.
         own = {name: column for name, column in rows.columns.items() if name in ("text", "id")}
         return data.read(rows.model_copy(update={"columns": own}), language, columns(task), also=("id",))
-    return data.read(rows, language, columns(task), also=(*data.OURS, *_ALSO.get(task.kind, ())))
+    return data.read(rows, language, columns(task), also=(*data.OURS, *GROUPS, *_ALSO.get(task.kind, ())))
+
+
+GROUPS = ("group", "context_id")
+"""Columns that name what a row shares with others."""
+_SHARED = ("context", "premise", "passage")
+
+
+def groups(found: Sequence[Found]) -> list[str | None]:
+    """What each row shares with others (a column of ``GROUPS``, or the same passage or premise); None for rows alone.
+
+    Rows of a group are not independent: intervals and tests take each group as one cluster.
+    """
+    names = [_group(row) for row in found]
+    counts = Counter(names)
+    return [name if name is not None and counts[name] > 1 else None for name in names]
+
+
+def _group(row: Found) -> str | None:
+    given = next((row[name] for name in GROUPS if row.get(name) is not None), None)
+    if given is not None:
+        return str(given)
+    text = next((row[name] for name in _SHARED if isinstance(row.get(name), str)), None)
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 GOLD = {"classification": "label", "pair-classification": "label", "multiple-choice": "label", "tagging": "tags"}
