@@ -17,6 +17,7 @@ from adamergex.report.markdown import report_markdown
 from adamergex.report.overview import overview, under_one_title
 from adamergex.report.papers import Quoted, beside
 from adamergex.report.papers import read as read_papers
+from adamergex.report.pooling import completed
 from adamergex.report.results import Results, parse
 from adamergex.report.runs import placed, read_runs
 from adamergex.report.summary import difference_span, number, probability, signed, span
@@ -55,6 +56,7 @@ def _write(runs: Sequence[Results], directory: Path, quoted: Sequence[Quoted] = 
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError("The report cannot be written.", where=directory, found=error, fix="choose a folder") from None
+    runs = [completed(results) for results in runs]
     evidence = [gather(results, directory) for results in runs]
     contents = {
         "report.html": page(runs, evidence, quoted, notes),

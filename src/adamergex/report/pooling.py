@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean, median, stdev
 
-from adamergex.report.results import BASELINE, Cell, Comparison, Interval, PooledComparison, Results
+from adamergex.report.results import BASELINE, Cell, Comparison, Interval, Pooled, PooledComparison, Results
 from adamergex.statistics import agreeing, holm, wilson
 from adamergex.statistics.distributions import normal_quantile
 from adamergex.statistics.nested import Spread
@@ -42,6 +43,19 @@ def score_interval(results: Results, cells: Sequence[Cell]) -> Interval:
     middle = fmean(cell.score for cell in cells)
     half = _spread([cell.score for cell in cells], [cell_interval(cell) for cell in cells]).half(ALPHA)
     return max(middle - half, 0.0), min(middle + half, 100.0)
+
+
+def completed(results: Results) -> Results:
+    """The results with intervals and comparisons, so that the parts of a report need not put them together again."""
+    seeds: dict[tuple[str, str], list[Cell]] = {}
+    for cell in results.cells:
+        seeds.setdefault((cell.method, cell.language), []).append(cell)
+    pooled = results.pooled or tuple(
+        Pooled(method, language, len(cells), fmean(cell.score for cell in cells), score_interval(results, cells))
+        for (method, language), cells in seeds.items()
+        if len(cells) > 1
+    )
+    return replace(results, pooled=pooled, comparisons=comparisons(results))
 
 
 def comparisons(results: Results) -> tuple[PooledComparison, ...]:
