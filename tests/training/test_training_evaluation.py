@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,8 @@ from adamergex.adapters import peft_backed
 from adamergex.errors import AdapterFileError, ConfigError, DataError, IncompatibleAdaptersError, ModelError
 from adamergex.merging import merge
 from adamergex.settings import Classification, EvaluateJob, LanguageModeling, Optimisation, Rows, Structure, TrainJob
+from adamergex.statistics import Sample
+from adamergex.statistics.samples import clusters
 from conftest import sentences
 
 TASK = Classification(labels=("food", "sports", "travel"))
@@ -119,6 +122,25 @@ def test_a_reference_adapter_has_no_head(checkpoints: dict[str, str], labelled: 
     adapter = trained("xlm-r", "lora")["source_reference"]
     with pytest.raises(AdapterFileError, match="the adapter has no head"):
         evaluation.evaluate(evaluation_of(checkpoints["xlm-r"], labelled), adapter)
+
+
+def test_rows_of_one_passage_are_one_cluster_of_the_interval(
+    checkpoints: dict[str, str], labelled: Path, trained: Any, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in labelled.read_text(encoding="utf-8").splitlines()]
+    grouped = tmp_path / "grouped.jsonl"
+    lines = [json.dumps({**row, "group": index // 6} if index < 60 else row) for index, row in enumerate(rows)]
+    grouped.write_text("\n".join(lines), encoding="utf-8")
+    adapter = trained("xlm-r", "lora")["task"]
+    alone = evaluation.evaluate(evaluation_of(checkpoints["xlm-r"], labelled), adapter)
+    scores = evaluation.evaluate(evaluation_of(checkpoints["xlm-r"], grouped), adapter, tmp_path / "out")
+    items = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [item.get("group") for item in items] == [str(index // 6) if index < 60 else None for index in range(72)]
+    assert scores["accuracy"] == alone["accuracy"] and scores["interval"] == evaluation.score(items)["interval"]
+    found = clusters([Sample.read(items)])
+    assert found.count == 10 + 12 and np.bincount(found.codes[0]).tolist() == [6] * 10 + [1] * 12
+    again = evaluation.paired_difference(tmp_path / "out" / "predictions.jsonl", items)
+    assert (again["difference"], again["p"]) == (0, 1)
 
 
 def rows_of(pattern: str, right: str = "x") -> list[dict[str, Any]]:
