@@ -45,10 +45,11 @@ def shown(words: str) -> str:
 def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[index]) for row in rows) + 2 for index in range(len(rows[0]))]
     first = max(widths[0], 18)
-    return [
-        (f"{row[0]:{first}s}" + "".join(f"{text:>{width}s}" for text, width in zip(row[1:], widths[1:], strict=True)))
+    lines = (
+        f"{row[0]:{first}s}" + "".join(f"{text:>{width}s}" for text, width in zip(row[1:], widths[1:], strict=True))
         for row in rows
-    ]
+    )
+    return [line.rstrip() for line in lines]
 
 
 def _legend(starred: bool, results: Results) -> list[str]:
