@@ -183,16 +183,16 @@ class Experiment:
         return Step("merge", job, job, inputs, label=label)
 
     def combine(self, method: str) -> Step:
-        """A[T,s] and A[R,g] combined by one of PEFT's methods."""
+        """A[T,s] and A[R,g] combined by TIES or DARE, on task vectors or (``_factors``) on A and B."""
         settings = self.config.merge.combine
         more: dict[str, Any] = {"density": settings.density, "weights": settings.weights}
-        if method == "dare":
+        if method.startswith("dare"):
             more["seed"] = self.seed
         return self.merge(
             task=self.train(self.task, self.source),
             target_reference=self.train(self.reference, self.target),
             rule=method,
-            space="factors",
+            space="delta" if self.config.structure.kind == "lora" and not method.endswith("_factors") else "factors",
             modules="all",
             weight=1.0,
             more=more,
