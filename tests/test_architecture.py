@@ -29,6 +29,7 @@ LAYERS = [
     ["progress"],
     ["loop"],
     ["training"],
+    ["preflight"],
     ["evaluation"],
     ["tuning"],
     ["entropy"],
