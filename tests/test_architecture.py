@@ -14,13 +14,14 @@ SOURCE = Path(__file__).parents[1] / "src" / "adamergex"
 
 # Lowest first. A module may import from its own layer's package and from lower layers only.
 LAYERS = [
-    ["errors", "hashing", "settings", "backbones", "residency"],
+    ["errors", "hashing", "settings", "backbones", "residency", "versions"],
     ["inputs"],
     ["graph", "processes"],
     ["inventory"],
     ["lineage"],
     ["checkpoint"],
     ["merging", "metrics"],
+    ["values", "sampling"],
     ["inspection"],
     ["vocabulary"],
     ["models", "data", "adapters"],

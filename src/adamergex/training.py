@@ -34,6 +34,7 @@ from adamergex.processes import Team, joined
 from adamergex.settings import TrainJob, first_phase
 from adamergex.tasks import Examples, kinds
 from adamergex.tasks.rows import read, source
+from adamergex.versions import version
 
 CHOICE = "chosen.safetensors"  # between the phases of a sparse fine-tuning
 
@@ -156,7 +157,8 @@ def _phases(
         shutil.rmtree(folder / "first", ignore_errors=True)
     outcome = fitted(job, folder=folder)
     tokens = outcome["tokens"] + first["tokens"]
-    return outcome | {"tokens": tokens, "parameters": adapter.moving, "first_phase": first}
+    parted = {"output_matrix": "frozen, parted from the embeddings"} if adapter.parted else {}
+    return outcome | {"tokens": tokens, "parameters": adapter.moving, "first_phase": first, **parted}
 
 
 def _parents(job: TrainJob, loaded: Loaded) -> dict[str, dict[str, Any]]:
@@ -173,10 +175,10 @@ def _parents(job: TrainJob, loaded: Loaded) -> dict[str, dict[str, Any]]:
 
 
 def _identity(job: TrainJob, loaded: Loaded, content: str, parents: Mapping[str, Mapping[str, Any]]) -> str:
-    """A name for the run's folder: another job, base, text, stack or library version never resumes it."""
+    """A name for the run's folder: another job, base, text, stack, library or trainer version never resumes it."""
     below = [parent["sha256"] for parent in parents.values()]
     own = job.model_dump(mode="json", exclude={"rows", "below"})
-    facts = [own, loaded.sha256, content, *([below] if below else []), package_versions()]
+    facts = [own, loaded.sha256, content, *([below] if below else []), package_versions(), version("train")]
     return "run-" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
