@@ -30,6 +30,7 @@ LAYERS = [
     ["progress"],
     ["loop"],
     ["training"],
+    ["preflight"],
     ["evaluation"],
     ["tuning"],
     ["entropy"],
