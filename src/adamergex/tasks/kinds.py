@@ -24,9 +24,9 @@ from adamergex.tasks.choosing import choice_scores
 from adamergex.tasks.classification import answer_pieces, head_examples, label_indices, prompt_examples
 from adamergex.tasks.denoising import pairs as denoising_pairs
 from adamergex.tasks.generating import answer_examples, generate
+from adamergex.tasks.grouping import groups
 from adamergex.tasks.language_modeling import segments
 from adamergex.tasks.measuring import tallied
-from adamergex.tasks.rows import groups
 from adamergex.tasks.spans import span_answers, span_examples
 from adamergex.tasks.tagging import predicted_tags, tag_examples, tag_names
 
@@ -279,7 +279,7 @@ def _answer_say(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
 
 
 _WRITTEN, _THOUGHT = 48, 256
-"""Pieces that a label or a choice may take when it is written; and what leads to an answer."""
+"""Pieces that a label or a choice may take when it is written; and, at least, what leads to an answer."""
 
 
 def _written(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
@@ -288,7 +288,8 @@ def _written(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
         model,
         [way.prompt(task, row) for row in ask.rows],
         ask.loaded.tokenizer,
-        max_new_tokens=max(getattr(task, "max_new_tokens", _WRITTEN), _THOUGHT if task.answer_after else 0),
+        max_new_tokens=getattr(task, "max_new_tokens", _WRITTEN),
+        thought=_THOUGHT if task.answer_after else 0,
         stop=() if task.answer_after else getattr(task, "stop", ("\n",)),
         longest=ask.limit,
         batch_tokens=batch_tokens,
