@@ -12,6 +12,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Strict,
     model_serializer,
     model_validator,
 )
@@ -90,10 +91,10 @@ class Structure(Settings):
 
 Limit = Annotated[PositiveInt | None, Field(description="keeps the first rows")]
 Sample = Annotated[
-    PositiveInt | None,
+    Annotated[PositiveInt, Strict()] | None,
     Field(description="draws so many rows at random (of those that limit keeps), the same ids in every language"),
 ]
-SampleSeed = Annotated[NonNegativeInt, Field(description="seed of the sample")]
+SampleSeed = Annotated[NonNegativeInt, Strict(), Field(description="seed of the sample")]
 
 
 def without_unused_sample(written: dict[str, Any]) -> dict[str, Any]:
