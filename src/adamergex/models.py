@@ -195,7 +195,7 @@ def outline(base: str, kind: Kind, labels: Sequence[str] | None = None) -> Loade
     try:
         with torch.device("meta"), quiet():
             model = _CLASSES[kind].from_config(config, trust_remote_code=False)
-    except (RuntimeError, NotImplementedError, ValueError, ImportError):
+    except (RuntimeError, NotImplementedError, ValueError, ImportError, LookupError, AttributeError, TypeError):
         return None
     return Loaded(base, kind, family(config), _fitting(model.eval(), pieces, base), pieces, ())
 
@@ -253,7 +253,7 @@ def longest_input(model: nn.Module, pieces: PreTrainedTokenizerBase) -> int:
     """How many pieces the model takes, special ones included (RoBERTa's positions start after the padding's)."""
     config: Any = model.config
     config = config if config.is_encoder_decoder else config.get_text_config()
-    names = ("max_position_embeddings", "max_seq_len", "n_positions")
+    names = ("max_position_embeddings", "max_seq_len")
     limit = next((value for name in names if (value := getattr(config, name, None))), 10**9)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
