@@ -14,8 +14,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "adamergex"
 
 # Lowest first. A module may import from its own layer's package and from lower layers only.
 LAYERS = [
-    ["errors", "hashing", "settings", "backbones", "residency"],
+    ["errors", "hashing", "backbones", "residency"],
     ["inputs"],
+    ["strict"],
+    ["settings"],
     ["graph", "processes"],
     ["inventory"],
     ["lineage"],

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    Field,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
+from adamergex import inputs
 from adamergex.errors import ConfigError
 from adamergex.method_config import (
     FullConfig,
@@ -26,7 +21,8 @@ from adamergex.method_config import (
     TaskReference,
     TextReference,
 )
-from adamergex.settings import Rows, Settings, Structure, decaying
+from adamergex.settings import Rows, Structure, decaying
+from adamergex.strict import Name, PathText, Seed, Settings, distinct, hint, path_text, plain, shown
 from adamergex.task_config import BuiltIn, Own, TaskConfig, known_fields
 
 Method = Literal[
@@ -55,10 +51,11 @@ METHODS: tuple[str, ...] = get_args(Method)
 
 def _method(name: str) -> str:
     if name not in METHODS and ".py:" not in name:
-        near = difflib.get_close_matches(name, METHODS, 1)
         known = ", ".join(repr(method) for method in METHODS)
-        raise ValueError(f"{name!r} is none of {known}" + (f"; did you mean '{near[0]}'?" if near else ""))
-    return name
+        raise ValueError(f"{shown(name)} is none of {known}{hint(name, METHODS)}")
+    if ".py:" in name:
+        plain(method_name(name))
+    return path_text(name)
 
 
 MethodName = Annotated[str, AfterValidator(_method)]
@@ -73,12 +70,12 @@ def method_name(method: str) -> str:
 class TransferConfig(Settings):
     """One table: methods × languages × seeds, for one base, one task and one adapter structure."""
 
-    title: str = "Cross-lingual transfer"
-    base: str = Field(description="nano, nano-causal, a folder or a hub id")
+    title: PathText = "Cross-lingual transfer"
+    base: PathText = Field(description="nano, nano-causal, a folder or a hub id")
     structure: Structure = Structure()
-    source: str = Field(default="en", description="the language with labels")
-    proxy: str | None = Field(default=None, description="the language whose labelled validation set tunes λ")
-    targets: Annotated[tuple[str, ...], Field(min_length=1)]
+    source: Name = Field(default="en", description="the language with labels")
+    proxy: Name | None = Field(default=None, description="the language whose labelled validation set tunes λ")
+    targets: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(distinct)]
     methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = (
         "vanilla",
         "english_tuning",
@@ -91,9 +88,11 @@ class TransferConfig(Settings):
     mad_x: MadXConfig = MadXConfig()
     full: FullConfig = FullConfig()
     lf_sft: LfSftConfig = LfSftConfig()
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
-    output: str = Field(default="runs/transfer", description="folder for adapters, predictions, scores and the report")
-    store: str | None = Field(
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(distinct)] = (0,)
+    output: PathText = Field(
+        default="runs/transfer", description="folder for adapters, predictions, scores and the report"
+    )
+    store: PathText | None = Field(
         default=None, description="where adapters are kept and found again; default: OUTPUT/store"
     )
     papers: PapersConfig = PapersConfig()
@@ -136,7 +135,7 @@ def load(path: Path) -> TransferConfig:
     """The settings of a YAML file; relative paths in it are relative to its folder.
 
     Raises:
-        ConfigError: the file is missing, cannot be read, is no YAML, or has problems.
+        ConfigError: the file is missing, cannot be read, is not valid YAML, or has problems.
     """
     return parse(read_yaml(path), str(path))
 
@@ -145,18 +144,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A settings file as it stands, with the folder that its relative paths start from.
 
     Raises:
-        ConfigError: the file is missing, cannot be read, is no YAML, or holds no mapping.
+        ConfigError: the file is missing, cannot be read, is not valid YAML, or holds no mapping.
     """
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("no such settings file", where=path, fix="check the path") from None
-    except OSError as error:
-        raise ConfigError(
-            "the settings file cannot be read", where=path, found=error.strerror, fix="name a YAML file"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("the settings file is no YAML", where=path, found=str(error)) from None
+    settings = inputs.read_yaml(path, what="the settings file", error=ConfigError)
     if not isinstance(settings, dict):
         raise ConfigError(
             "the settings file holds no mapping", where=path, found=type(settings).__name__, expected="name: value"
@@ -164,10 +154,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {"folder": str(path.parent), **settings}
 
 
+SHOWN_PROBLEMS = 40
+"""Most problems that one message lists."""
+
+
 def refused(where: str, problems: list[str]) -> ConfigError:
     """One error for all problems of a settings file."""
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return ConfigError(f"{count} in the settings:\n" + "\n".join(f"  - {line}" for line in problems), where=where)
+    several = list(dict.fromkeys(problems))
+    count = "1 problem" if len(several) == 1 else f"{len(several):,} problems"
+    lines = [f"  - {line}" for line in several[:SHOWN_PROBLEMS]]
+    lines += [f"  and {len(several) - SHOWN_PROBLEMS:,} more"] if len(several) > SHOWN_PROBLEMS else []
+    return ConfigError(f"{count} in the settings:\n" + "\n".join(lines), where=where)
 
 
 def _contradictions(config: TransferConfig) -> Iterator[str]:
@@ -177,8 +174,6 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
         task = None  # nothing more can be said of it
     if config.source in config.targets:
         yield f"targets: '{config.source}' is the source; it needs no transfer"
-    if len(set(config.targets)) < len(config.targets):
-        yield "targets: a language stands twice"
     if config.merge.weight == "tuned" and config.merges:
         if config.proxy is None:
             yield "proxy: missing; it is the language whose validation set tunes λ (or set merge.weight to a number)"
@@ -218,9 +213,8 @@ def _strange_languages(config: TransferConfig) -> Iterator[str]:
     for place in ("mad_x", "full", "lf_sft"):
         for language in getattr(config, place).language.steps_by_language:
             if language not in known:
-                near = difflib.get_close_matches(language, known, 1)
-                hint = f"; did you mean '{near[0]}'?" if near else f", which are {', '.join(known)}"
-                yield f"{place}.language.steps_by_language: '{language}' is none of the table's languages{hint}"
+                near = hint(language, known) or f", which are {', '.join(known)}"
+                yield f"{place}.language.steps_by_language: {shown(language)} is none of the table's languages{near}"
 
 
 CHOOSING = ("classification", "pair-classification", "multiple-choice")
@@ -258,24 +252,31 @@ def _rivals(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[str]
 
 
 def _sentence(problem: Any, model: type[BaseModel]) -> str:
-    place = ".".join(map(str, _without_forms(problem["loc"])))
-    if problem["type"] == "union_tag_invalid":
-        kinds, tag = problem["ctx"]["expected_tags"], problem["ctx"]["tag"]
-        near = difflib.get_close_matches(tag, kinds.replace("'", "").split(", "), 1)
-        return f"{place}.kind: '{tag}' is none of {kinds}" + (f"; did you mean '{near[0]}'?" if near else "")
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), _names_at(model, problem["loc"][:-1]), 1)
-        return f"{place}: no such setting" + (f"; did you mean '{near[0]}'?" if near else "")
-    if problem["type"] == "missing":
+    place, kind, context = place_of(problem["loc"]), problem["type"], problem.get("ctx", {})
+    if kind == "union_tag_invalid":
+        kinds = context["expected_tags"]
+        options = kinds.replace("'", "").split(", ")
+        return f"{place}.kind: {shown(context['tag'])} is none of {kinds}{hint(context['tag'], options)}"
+    if kind in ("extra_forbidden", "invalid_key"):
+        return f"{place}: no such setting{hint(problem['loc'][-1], _names_at(model, problem['loc'][:-1]))}"
+    if kind == "missing":
         return f"{place}: missing"
-    if problem["type"] == "literal_error":
-        expected = problem["ctx"]["expected"]
+    if kind == "literal_error":
+        expected = context["expected"]
         options = [option.strip("' ") for option in expected.replace(" or ", ", ").split(", ")]
-        near = difflib.get_close_matches(str(problem["input"]), options, 1)
-        return f"{place}: {problem['input']!r} is none of {expected}" + (f"; did you mean '{near[0]}'?" if near else "")
-    if problem["type"] == "value_error":  # a sentence of ours, which names what it found
-        return f"{place}: {problem['ctx']['error']}" if place else str(problem["ctx"]["error"])
-    return f"{place}: {problem['msg']} (found {problem['input']!r})"
+        return f"{place}: {shown(problem['input'])} is none of {expected}{hint(problem['input'], options)}"
+    if kind == "value_error":  # a sentence of ours, which names what it found
+        return f"{place}: {context['error']}" if place else str(context["error"])
+    return f"{place}: {problem['msg']} (found {shown(problem['input'])})"
+
+
+def place_of(place: tuple[Any, ...]) -> str:
+    """A place in the settings as the user wrote it: without the names that pydantic gives to members of unions."""
+    parts = [str(part) for part in _without_forms(place) if not _MEMBER.match(str(part))]
+    return ".".join(part if len(part) <= 60 else f"{part[:60]}…" for part in parts)
+
+
+_MEMBER = re.compile(r"(?:literal|constrained-|function-|tuple\[|\[key\]|str$|int$|float$)")
 
 
 def _without_forms(place: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -27,8 +27,12 @@ DEPTH = 64
 """Deepest nesting of lists and mappings."""
 YAML_NODES = 100_000
 """Most values of a YAML document, aliases counted as often as they stand for something."""
+DIGITS = 1000
+"""Most digits of a whole number in YAML."""
 PATH_PART = 100
 """Longest name that becomes a part of a path, in characters."""
+PLAIN = f"letters of a to z, digits, '-' and '_' (first and last a letter or digit), at most {PATH_PART}"
+"""What ``path_part`` takes, in words."""
 
 ErrorType = type[AdamergexError]
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -178,15 +182,21 @@ def path_part(name: str, *, what: str, error: ErrorType, where: object = None) -
 
     Raises: ``error`` for anything else: separators, dots, blanks, empty names, names that Windows keeps for devices.
     """
-    if isinstance(name, str) and len(name) <= PATH_PART and _NAME.fullmatch(name) and not _DEVICES.fullmatch(name):
+    if is_path_part(name):
         return name
     raise error(
         f"{what} cannot be part of a file name",
         where=where,
         found=repr(name),
-        expected=f"letters of a to z, digits, '-' and '_' (first and last a letter or digit), at most {PATH_PART}",
+        expected=PLAIN,
         fix="give it a plain name",
     )
+
+
+def is_path_part(name: object) -> bool:
+    """Whether ``path_part`` takes a name."""
+    plain = isinstance(name, str) and len(name) <= PATH_PART and _NAME.fullmatch(name)
+    return bool(plain) and not _DEVICES.fullmatch(str(name))
 
 
 def _file_type(mode: int) -> str:
@@ -318,6 +328,8 @@ def _line(mark: Any) -> str:
 
 def _yaml_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node)
+    if len(text) > DIGITS:
+        raise Malformed(f"a number has {len(text):,} digits ({_line(node.start_mark)}), at most {DIGITS} are read")
     return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
@@ -17,12 +16,12 @@ from adamergex.settings import (
     Optimisation,
     PairClassification,
     Rows,
-    Settings,
     SpanAnswering,
     Tagging,
     Target,
     TaskRows,
 )
+from adamergex.strict import Count, Names, PathText, Settings, hint, shown
 from adamergex.tasks import catalogue
 
 Role = Literal["train", "validation", "test"]
@@ -78,13 +77,17 @@ class Own(Settings):
 class OwnClassification(Own, Classification):
     """One label a text. Columns: text, label."""
 
-    labels: tuple[str, ...] | None = Field(default=None, description="default: those of the training rows, sorted")  # type: ignore[assignment]
+    labels: Annotated[Names, Field(min_length=2)] | None = Field(
+        default=None, description="default: those of the training rows, sorted"
+    )  # type: ignore[assignment]
 
 
 class OwnPairs(Own, PairClassification):
     """One label for two texts. Columns: premise, hypothesis, label."""
 
-    labels: tuple[str, ...] | None = Field(default=None, description="default: those of the training rows, sorted")  # type: ignore[assignment]
+    labels: Annotated[Names, Field(min_length=2)] | None = Field(
+        default=None, description="default: those of the training rows, sorted"
+    )  # type: ignore[assignment]
 
 
 class OwnChoices(Own, MultipleChoice):
@@ -98,7 +101,9 @@ class OwnSpans(Own, SpanAnswering):
 class OwnTags(Own, Tagging):
     """Entities. Columns: tokens, tags (IOB2), as lists or divided by blanks."""
 
-    types: tuple[str, ...] | None = Field(default=None, description="default: those of the training rows, sorted")  # type: ignore[assignment]
+    types: Annotated[Names, Field(min_length=1)] | None = Field(
+        default=None, description="default: those of the training rows, sorted"
+    )  # type: ignore[assignment]
 
 
 class OwnTexts(Own, Generation):
@@ -108,8 +113,8 @@ class OwnTexts(Own, Generation):
 class Part(Settings):
     """Which rows of a task serve as train, validation or test. ``options`` go to the task's ``rows``."""
 
-    split: str | None = None
-    limit: Annotated[int, Field(gt=0)] | None = None
+    split: PathText | None = None
+    limit: Count | None = None
     options: dict[str, str] = Field(default_factory=dict)
 
 
@@ -117,8 +122,8 @@ class BuiltIn(Settings):
     """A task that brings its data, prompt and metric: ``name`` of a shipped one or a .py file, ``data`` a folder or
     "hub". ``settings`` changes what its kind has (max_length, …)."""
 
-    name: str
-    data: str
+    name: PathText
+    data: PathText
     train: Part = Part()
     validation: Part = Part()
     test: Part = Part()
@@ -159,11 +164,13 @@ class BuiltIn(Settings):
         except ValidationError as error:
             for problem in error.errors():
                 place = ".".join(map(str, problem["loc"]))
-                near = difflib.get_close_matches(place, fields, 1)
                 unknown = problem["type"] == "extra_forbidden"
-                hint = f"; did you mean '{near[0]}'?" if unknown and near else ""
-                said = "no such setting" if unknown else f"{problem['msg']} (found {problem['input']!r})"
-                yield f"task.settings.{place}: {said}{hint}"
+                said = (
+                    problem["msg"]
+                    if problem["type"] == "value_error"
+                    else f"{problem['msg']} (found {shown(problem['input'])})"
+                )
+                yield f"task.settings.{place}: " + (f"no such setting{hint(place, fields)}" if unknown else said)
         except AdamergexError as error:
             yield "task.name: " + ", ".join(line.strip() for line in str(error).splitlines())
 
