@@ -23,7 +23,7 @@ LAYERS = [
     ["lineage"],
     ["checkpoint"],
     ["merging", "metrics"],
-    ["inspection"],
+    ["inspection", "data_files"],
     ["models", "data", "adapters"],
     ["logits", "conversion"],
     ["tasks"],
