@@ -39,6 +39,7 @@ LAYERS = [
     ["train_config"],
     ["recipes", "engines", "report"],
     ["plan"],
+    ["preflight"],
     ["pipeline"],
     ["studies"],
     ["demo"],

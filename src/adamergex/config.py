@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from adamergex import inputs
-from adamergex.errors import ConfigError
+from adamergex.errors import ConfigError, NothingMergedError
+from adamergex.merging.select import select
 from adamergex.method_config import (
     FullConfig,
     LfSftConfig,
@@ -23,7 +24,7 @@ from adamergex.method_config import (
 )
 from adamergex.settings import Rows, Structure, decaying
 from adamergex.strict import Name, PathText, Seed, Settings, distinct, hint, path_text, plain, shown
-from adamergex.task_config import BuiltIn, Own, TaskConfig, known_fields
+from adamergex.task_config import BuiltIn, Own, TaskConfig, known_fields, measurable
 
 Method = Literal[
     "vanilla",
@@ -172,6 +173,12 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     if isinstance(task, BuiltIn) and (problems := list(task.problems())):
         yield from problems
         task = None  # nothing more can be said of it
+    yield from measurable(task) if task is not None else ()
+    if isinstance(config.reference, TaskReference):
+        labelled = config.reference.task.placed(Path(config.folder))
+        wrong = [f"reference.{line}" for line in labelled.problems()] if isinstance(labelled, BuiltIn) else []
+        yield from wrong or measurable(labelled, "reference.task")
+    yield from _expressions(config)
     if config.source in config.targets:
         yield f"targets: '{config.source}' is the source; it needs no transfer"
     if config.merge.weight == "tuned" and config.merges:
@@ -205,6 +212,18 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     for name, where in (*found, ("reference.text", config.reference.text)):
         if isinstance(where, Rows) and where.path is not None and "{language}" not in where.path:
             yield f"{name}: '{where.path}' has no {{language}} in it, so every language would read the same file"
+
+
+def _expressions(config: TransferConfig) -> Iterator[str]:
+    """Modules that cannot be selected by any model."""
+    try:
+        select(["x"], config.merge.modules or "all")
+    except ConfigError as error:
+        yield f"merge.modules: {error.problem} ({error.found})"
+    except NothingMergedError:
+        pass  # which modules there are is known once the model is
+    if not config.merge.swap.bottom + config.merge.swap.top and "layer_swapping" in config.methods:
+        yield "merge.swap: no layer is swapped; set bottom or top"
 
 
 def _strange_languages(config: TransferConfig) -> Iterator[str]:

@@ -184,6 +184,20 @@ def _load(base: str, kind: Kind, labels: Sequence[str] | None) -> Loaded:
     return Loaded(base, kind, family(config), model.eval(), tokenizer(base), fresh)
 
 
+def skeleton(base: str, kind: Kind, labels: Sequence[str] | None = None) -> Loaded:
+    """The backbone without its weights, which takes no memory to speak of, and its tokenizer: for checks before work.
+
+    Raises: ModelError as ``load``; NotImplementedError, RuntimeError for an architecture that needs its weights.
+    """
+    config = load_config(base)
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+    with torch.device("meta"), quiet():
+        model = _CLASSES[kind].from_config(config, trust_remote_code=False)
+    return Loaded(base, kind, family(config), model.eval(), tokenizer(base), ())
+
+
 def tokenizer(base: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a backbone, able to pad. Raises: ModelError when it cannot be loaded, or cannot pad."""
     try:

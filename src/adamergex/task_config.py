@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
-from adamergex.errors import AdamergexError
+from adamergex.errors import AdamergexError, ConfigError
 from adamergex.settings import (
     Classification,
     Generation,
@@ -23,6 +23,7 @@ from adamergex.settings import (
 )
 from adamergex.strict import Count, Names, PathText, Settings, hint, shown
 from adamergex.tasks import catalogue
+from adamergex.tasks.measuring import require_metric
 
 Role = Literal["train", "validation", "test"]
 BUILT_IN = "built-in"
@@ -66,7 +67,11 @@ class Own(Settings):
         """What is trained and evaluated; ``labels`` are used where the settings leave them to the training rows."""
         names = {"train", "validation", "test", "optimisation"}
         values = {name: value for name, value in self if name not in names and value is not None}
-        return _TARGETS[values["kind"]].model_validate({**_labels(values["kind"], labels), **values})
+        try:
+            return _TARGETS[values["kind"]].model_validate({**_labels(values["kind"], labels), **values})
+        except ValidationError as error:  # of the labels that the rows brought: the settings alone were checked
+            said = "; ".join(str(problem.get("ctx", {}).get("error", problem["msg"])) for problem in error.errors())
+            raise ConfigError("the task does not fit its labels", where=self.train.path, found=said) from None
 
     @property
     def open_labels(self) -> bool:
@@ -191,6 +196,14 @@ OWN: dict[str, type[Own]] = {
     "tagging": OwnTags,
     "generation": OwnTexts,
 }
+
+
+def measurable(task: Own | BuiltIn, place: str = "task") -> Iterator[str]:
+    """What is wrong with how a task is measured; its settings are right by themselves."""
+    try:
+        require_metric(task.task(()))
+    except AdamergexError as error:
+        yield f"{place}.metric: " + ", ".join(line.strip() for line in str(error).splitlines())
 
 
 def tag_of(value: Any) -> str:

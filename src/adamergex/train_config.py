@@ -12,7 +12,7 @@ from adamergex.config import read_yaml, refused, typed
 from adamergex.method_config import LANGUAGE, OBJECTIVE, LanguageOptimisation
 from adamergex.settings import OPTIMISED, Objective, Structure, decaying, unstackable
 from adamergex.strict import Count, Name, PathText, Seed, Settings, Share, hint, shown
-from adamergex.task_config import BUILT_IN, OWN, BuiltIn, TaskConfig, Where, known_fields
+from adamergex.task_config import BUILT_IN, OWN, BuiltIn, TaskConfig, Where, known_fields, measurable
 
 
 def _one(value: Any) -> Any:
@@ -108,8 +108,10 @@ def parse_training(settings: Any, where: str = "settings") -> LanguageTraining |
 
 
 def _contradictions(config: LanguageTraining | TaskTraining) -> Iterator[str]:
-    if isinstance(config, TaskTraining) and isinstance(config.task, BuiltIn):
-        yield from config.task.placed(Path(config.folder)).problems()
+    if isinstance(config, TaskTraining):
+        task = config.task.placed(Path(config.folder))
+        wrong = list(task.problems()) if isinstance(task, BuiltIn) else []
+        yield from wrong or measurable(task)
     below = config.below if isinstance(config, TaskTraining) else ()
     optimisation = config.task.optimisation if isinstance(config, TaskTraining) else config.optimisation
     if problem := unstackable(config.structure, below) or decaying(config.structure, optimisation):

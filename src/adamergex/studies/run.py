@@ -16,6 +16,7 @@ from adamergex.graph import Store
 from adamergex.inventory import record
 from adamergex.pipeline import environment, summary, write_table
 from adamergex.plan import Plan
+from adamergex.preflight import require_trainable
 from adamergex.studies.devices import DEVICES
 from adamergex.studies.estimate import estimate
 from adamergex.studies.plan import StudyPlan
@@ -56,11 +57,12 @@ def run_study(
     """
     plan, store, output = StudyPlan(study), Store(Path(study.store)), Path(study.output)
     reused = {step.key for step in plan.steps if store.has(step)}
+    again = {} if force is None else {step.key: step for step in plan.matching(force)}
+    reused -= again.keys()
+    require_trainable(step for step in plan.steps if step.key not in reused)
     record(store, study.title, output, plan.steps)
-    if force is not None:
-        for step in plan.matching(force):
-            store.forget(step)
-            reused.discard(step.key)
+    for step in again.values():
+        store.forget(step)
     began, failure = time.monotonic(), None
     try:
         _walk(plan, store, engine, ACTIONS if actions is None else actions, say)
