@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -129,7 +130,7 @@ def typed(model: type[Model], settings: Any) -> Model | list[str]:
     try:
         return model.model_validate(settings)
     except ValidationError as error:
-        return [_sentence(problem, model) for problem in error.errors()]
+        return _sentences(error.errors(), model)
 
 
 def load(path: Path) -> TransferConfig:
@@ -268,6 +269,26 @@ def _rivals(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[str]
     delta = merge.space == "delta" or "adamergex_delta" in config.methods
     if merge.granularity == "layer" and (delta or kind == "prefix"):
         yield f"merge.granularity: a λ a layer is for factors, here is {'space delta' if delta else 'a prefix'}"
+
+
+def _sentences(problems: Sequence[Any], model: type[BaseModel]) -> list[str]:
+    """One sentence for each place: what could be one of several types has a problem with each of them."""
+    places = [problem["loc"] for problem in problems]
+    said: dict[str, str] = {}
+    for problem in problems:
+        here = problem["loc"]
+        if problem["type"] == "too_short" and any(len(other) > len(here) == _shared(other, here) for other in places):
+            continue  # of a list whose items are wrong, pydantic says that it is empty
+        place, sentence = place_of(here), _sentence(problem, model)
+        if place and place in said:
+            said[place] += f"; or: {sentence.removeprefix(f'{place}: ')}"
+        else:
+            said[place or sentence] = sentence
+    return list(said.values())
+
+
+def _shared(one: tuple[Any, ...], other: tuple[Any, ...]) -> int:
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _sentence(problem: Any, model: type[BaseModel]) -> str:
