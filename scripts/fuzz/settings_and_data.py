@@ -3,8 +3,8 @@
 python scripts/fuzz/settings_and_data.py settings|data [FIRST] [COUNT]
 
 Every seed makes one valid input, damages it, and goes as far as a run goes before it trains. Complaints: another
-exception than ours, no answer in 5 s of the processor or 60 s in all, a message that nobody can read, a file written or changed anywhere in the scratch
-folder, rows that are lost in silence. Exit 1 where there is one; a seed alone repeats it.
+exception than ours, no answer in 5 s of the processor or 60 s in all, a message that nobody can read, a file written or
+changed anywhere in the scratch folder, rows that are lost in silence. Exit 1 where there is one; a seed alone repeats it.
 """
 
 from __future__ import annotations
