@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "adamergex"
 
 # Lowest first. A module may import from its own layer's package and from lower layers only.
 LAYERS = [
-    ["errors", "hashing", "backbones", "residency"],
+    ["errors", "hashing", "backbones", "residency", "versions"],
     ["inputs"],
     ["strict"],
     ["settings"],
@@ -23,13 +23,16 @@ LAYERS = [
     ["lineage"],
     ["checkpoint"],
     ["merging", "metrics"],
+    ["values", "sampling"],
     ["inspection", "data_files"],
+    ["vocabulary"],
     ["models", "data", "adapters"],
     ["logits", "conversion"],
     ["tasks"],
     ["progress"],
     ["loop"],
     ["training"],
+    ["preflight"],
     ["evaluation"],
     ["tuning"],
     ["entropy"],
@@ -39,7 +42,6 @@ LAYERS = [
     ["train_config"],
     ["recipes", "engines", "report"],
     ["plan"],
-    ["preflight"],
     ["pipeline"],
     ["studies"],
     ["demo"],

@@ -4,7 +4,7 @@ python scripts/fuzz/settings_and_data.py settings|data [FIRST] [COUNT]
 
 Every seed makes one valid input, damages it, and goes as far as a run goes before it trains. Complaints: another
 exception than ours, no answer in 5 s of the processor or 60 s in all, a message that nobody can read, a file written or
-changed anywhere in the scratch folder, rows that are lost in silence. Exit 1 where there is one; a seed alone repeats it.
+changed anywhere in the scratch folder, rows lost in silence. Exit 1 where there is one; a seed alone repeats it.
 """
 
 from __future__ import annotations
@@ -186,10 +186,10 @@ def plan(verb: str, path: Path, changes: list[str]) -> None:
     elif verb == "study":
         study = load_study(path, changes)
         dry_run(study)
-        preflight.require_trainable(StudyPlan(study).steps)
+        preflight.require_possible(StudyPlan(study).steps)
     else:
         table = absolute(config.load(path))
-        preflight.require_trainable(in_order(Plan(table, facts(table)).wanted))
+        preflight.require_possible(in_order(Plan(table, facts(table)).wanted))
 
 
 def settings_case(r: random.Random, folder: Path) -> tuple[str, Callable[[], str]]:

@@ -19,7 +19,6 @@ from adamergex.graph import Step, Store, in_order
 from adamergex.inventory import record
 from adamergex.lineage import package_versions
 from adamergex.plan import Plan, absolute, facts, train_job
-from adamergex.preflight import require_job, require_trainable
 from adamergex.processes import launched
 from adamergex.recipes import recipe
 from adamergex.recipes.experiment import Stack
@@ -44,7 +43,9 @@ def transfer(config: TransferConfig, say: Callable[[str], None] = print, command
     store = Store(Path(config.store) if config.store else output / "store")
     plan = Plan(config, facts(config))
     reused = {step.key for step in plan.trainings if store.has(step)}
-    require_trainable(step for step in in_order(plan.wanted) if not store.has(step))
+    from adamergex.preflight import require_possible
+
+    require_possible(step for step in in_order(plan.wanted) if not store.has(step))
     record(store, config.title, output, plan.wanted)
     failure = None
     try:
@@ -249,9 +250,7 @@ def train(config: LanguageTraining | TaskTraining, output: str | Path | None = N
 
     target = Path(output) if output else Path(config.folder) / config.output
     workdir = target.parent / f".{target.name}.unfinished"
-    job = train_job(config)
-    require_job(job)
-    train_adapter(job, target, workdir=workdir, progress=progress)
+    train_adapter(train_job(config), target, workdir=workdir, progress=progress)
     if launched().first:
         shutil.rmtree(workdir, ignore_errors=True)
     return target

@@ -12,16 +12,19 @@ from adamergex.errors import AdamergexError, ConfigError
 from adamergex.settings import (
     Classification,
     Generation,
+    Limit,
     MultipleChoice,
     Optimisation,
     PairClassification,
     Rows,
+    Sample,
+    SampleSeed,
     SpanAnswering,
     Tagging,
     Target,
     TaskRows,
 )
-from adamergex.strict import Count, Names, PathText, Settings, hint, shown
+from adamergex.strict import Names, PathText, Settings, hint, shown
 from adamergex.tasks import catalogue
 from adamergex.tasks.measuring import require_metric
 
@@ -119,7 +122,9 @@ class Part(Settings):
     """Which rows of a task serve as train, validation or test. ``options`` go to the task's ``rows``."""
 
     split: PathText | None = None
-    limit: Count | None = None
+    limit: Limit = None
+    sample: Sample = None
+    seed: SampleSeed = 0
     options: dict[str, str] = Field(default_factory=dict)
 
 
@@ -139,7 +144,8 @@ class BuiltIn(Settings):
         """Where the rows of a role are."""
         part: Part = getattr(self, role)
         split = part.split or catalogue.split_for(self.name, self.data, role)
-        return TaskRows(task=self.name, data=self.data, split=split, options=part.options, limit=part.limit)
+        chosen = part.model_dump(include={"options", "limit", "sample", "seed"})
+        return TaskRows(task=self.name, data=self.data, split=split, **chosen)
 
     def placed(self, folder: Path) -> BuiltIn:
         """With paths that no longer depend on the settings file's folder."""

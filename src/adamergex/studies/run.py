@@ -12,11 +12,10 @@ from typing import Any, Literal
 from adamergex.actions import ACTIONS, backbone_group
 from adamergex.engines.worker import Action
 from adamergex.errors import AdamergexError, ConfigError
-from adamergex.graph import Store
+from adamergex.graph import Store, in_order
 from adamergex.inventory import record
 from adamergex.pipeline import environment, summary, write_table
 from adamergex.plan import Plan
-from adamergex.preflight import require_trainable
 from adamergex.studies.devices import DEVICES
 from adamergex.studies.estimate import estimate
 from adamergex.studies.plan import StudyPlan
@@ -59,7 +58,10 @@ def run_study(
     reused = {step.key for step in plan.steps if store.has(step)}
     again = {} if force is None else {step.key: step for step in plan.matching(force)}
     reused -= again.keys()
-    require_trainable(step for step in plan.steps if step.key not in reused)
+    if actions is None:
+        from adamergex.preflight import require_possible
+
+        require_possible(step for step in in_order(plan.steps) if step.key not in reused)
     record(store, study.title, output, plan.steps)
     for step in again.values():
         store.forget(step)
