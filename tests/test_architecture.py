@@ -14,15 +14,17 @@ SOURCE = Path(__file__).parents[1] / "src" / "adamergex"
 
 # Lowest first. A module may import from its own layer's package and from lower layers only.
 LAYERS = [
-    ["errors", "hashing", "settings", "backbones", "residency", "statistics", "versions"],
+    ["errors", "hashing", "backbones", "residency", "statistics", "versions"],
     ["inputs"],
+    ["strict"],
+    ["settings"],
     ["graph", "processes"],
     ["inventory"],
     ["lineage"],
     ["checkpoint"],
     ["merging", "metrics"],
     ["values", "sampling"],
-    ["inspection"],
+    ["inspection", "data_files"],
     ["vocabulary"],
     ["models", "data", "adapters"],
     ["logits", "conversion"],

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from adamergex import data, lineage, statistics
 from adamergex.checkpoint import require_free, staged_directory
-from adamergex.errors import AdapterFileError, DataError, ModelError
+from adamergex.errors import AdapterFileError, ConfigError, DataError, ModelError
+from adamergex.inputs import path_part
 from adamergex.statistics import mcnemar as mcnemar
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ def evaluate_directory(
 
     from adamergex.settings import Classification, EvaluateJob, Rows, Target
 
+    path_part(language, what="the language", error=ConfigError, where="--language")
     rows = Rows(path=test, columns=dict(columns or {}))
     stack = [] if adapter is None else [Path(adapter)] if isinstance(adapter, str | Path) else [*map(Path, adapter)]
     for path in stack:

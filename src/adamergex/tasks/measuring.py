@@ -30,6 +30,27 @@ def scores(task: Target, items: Sequence[Item], language: str) -> dict[str, floa
     return task_file(task.measured_as).score(predicted, gold, language)
 
 
+def require_metric(task: Target) -> None:
+    """That the task's ``metric`` is one of its scores, as far as a made-up answer can tell before there are any.
+
+    Raises: ConfigError, DataError: there is no such task to measure by, or no such metric.
+    """
+    if task.measured_as is None:
+        known(task.metric, {"accuracy": None}, "metric", f"the scores of {task.name}")
+        return
+    score, answer = task_file(task.measured_as).score, _made_up(task)
+    try:
+        found = score([answer], [[answer] if task.kind == "span" else answer], "en")
+    except Exception:  # the user's own function may not take it; it is asked again with real answers
+        return
+    known(task.metric, found, "metric", f"the scores of {task.name}")
+
+
+def _made_up(task: Target) -> Any:
+    labels = getattr(task, "labels", None) or ("1",)
+    return {"multiple-choice": 0, "tagging": ["B-X"], "span": "1", "generation": "1"}.get(task.kind, labels[0])
+
+
 def tallied(task: Target, items: Sequence[dict[str, Any]], language: str) -> list[dict[str, Any]]:
     """The items with their ``tally`` [hits, of]; labels need none, they are right or wrong.
 
