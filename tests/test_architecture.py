@@ -14,15 +14,17 @@ SOURCE = Path(__file__).parents[1] / "src" / "adamergex"
 
 # Lowest first. A module may import from its own layer's package and from lower layers only.
 LAYERS = [
-    ["errors", "hashing", "settings", "backbones", "residency", "versions"],
+    ["errors", "hashing", "backbones", "residency", "statistics", "versions"],
     ["inputs"],
+    ["strict"],
+    ["settings"],
     ["graph", "processes"],
     ["inventory"],
     ["lineage"],
     ["checkpoint"],
     ["merging", "metrics"],
     ["values", "sampling"],
-    ["inspection"],
+    ["inspection", "data_files"],
     ["pooling", "vocabulary"],
     ["models", "data", "adapters"],
     ["logits", "conversion"],
@@ -30,6 +32,7 @@ LAYERS = [
     ["progress"],
     ["loop"],
     ["training"],
+    ["preflight"],
     ["evaluation"],
     ["tuning"],
     ["entropy"],
@@ -98,6 +101,7 @@ HEAVY = ("torch", "transformers", "peft", "pydantic", "datasets", "jinja2")
         ("import adamergex.cli; adamergex.cli.parser()", ()),
         ("import adamergex.graph", ()),
         ("import adamergex.merging, adamergex.inspection", ()),
+        ("import adamergex.statistics, adamergex.statistics.table", ()),
         ("import adamergex.config, adamergex.recipes", ("pydantic",)),
     ],
 )

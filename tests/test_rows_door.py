@@ -273,7 +273,7 @@ def test_settings_name_samples() -> None:
     given = {"train": "a.csv", "test": {"path": "b.csv", "sample": 7}, "labels": ["x", "y"]}
     own = OwnClassification.model_validate(given)
     assert own.test.sample == 7 and own.test.seed == 0
-    for wrong in ({"sample": 0}, {"sample": -1}, {"sample": "many"}, {"seed": -1}):
+    for wrong in ({"sample": 0}, {"sample": True}, {"sample": 4.0}, {"sample": "many"}, {"seed": True}, {"seed": -1}):
         with pytest.raises(ValidationError):
             BuiltIn.model_validate({"name": "xnli", "data": "hub", "test": wrong})
 

@@ -198,10 +198,29 @@ def _load(base: str, kind: Kind, labels: Sequence[str] | None, head: HeadInput) 
         fresh = trains_without(fresh)
     if torch.cuda.is_available():
         model.to("cuda")
-    pieces, embeddings = tokenizer(base), model.get_input_embeddings()
+    pieces = tokenizer(base)
+    return Loaded(base, kind, family(config), _fitting(model.eval(), pieces, base), pieces, fresh)
+
+
+def outline(base: str, kind: Kind, labels: Sequence[str] | None = None) -> Loaded | None:
+    """A backbone of the right shape without weights, and its tokenizer, to ask what would be possible; None for an
+    architecture that cannot be made so. Raises: ModelError, as ``load`` does, but for the weights."""
+    config, pieces = load_config(base), tokenizer(base)
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+    try:
+        with torch.device("meta"), quiet():
+            model = _CLASSES[kind].from_config(config, trust_remote_code=False)
+    except (RuntimeError, NotImplementedError, ValueError, ImportError, LookupError, AttributeError, TypeError):
+        return None
+    return Loaded(base, kind, family(config), _fitting(model.eval(), pieces, base), pieces, ())
+
+
+def _fitting(model: PreTrainedModel, pieces: PreTrainedTokenizerBase, base: str) -> PreTrainedModel:
+    embeddings = model.get_input_embeddings()
     if isinstance(embeddings, nn.Embedding):
         require_embeddings(pieces, embeddings.num_embeddings, base)
-    return Loaded(base, kind, family(config), model.eval(), pieces, fresh)
+    return model
 
 
 def tokenizer(base: str) -> PreTrainedTokenizerBase:
@@ -250,7 +269,8 @@ def longest_input(model: nn.Module, pieces: PreTrainedTokenizerBase) -> int:
     """How many pieces the model takes, special ones included (RoBERTa's positions start after the padding's)."""
     config: Any = model.config
     config = config if config.is_encoder_decoder else config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None) or 10**9
+    names = ("max_position_embeddings", "max_seq_len")
+    limit = next((value for name in names if (value := getattr(config, name, None))), 10**9)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             limit = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)

@@ -25,11 +25,11 @@ from adamergex import data
 from adamergex.adapters import resident
 from adamergex.adapters.weights_backed import InWeights
 from adamergex.checkpoint import staged_directory
-from adamergex.errors import ModelError
+from adamergex.errors import ConfigError, ModelError
 from adamergex.hashing import file_sha256
 from adamergex.lineage import Lineage, package_versions, require_base
 from adamergex.loop import fit, require_rows
-from adamergex.models import HEADS, Loaded, head_input, quiet
+from adamergex.models import HEADS, Loaded, frame, head_input, longest_input, quiet
 from adamergex.processes import Team, joined
 from adamergex.settings import TrainJob, first_phase
 from adamergex.tasks import Examples, kinds
@@ -118,9 +118,24 @@ def _fitting(job: TrainJob, backbone: Loaded | None) -> Loaded:
 
 def examples_of(job: TrainJob, loaded: Loaded, rows: Sequence[Mapping[str, Any]]) -> Examples:
     """The training examples that a job makes of its rows. Raises: DataError, ConfigError."""
-    taken = job.structure.virtual_tokens if job.structure.kind == "prefix" else 0  # they stand before the text
+    taken = require_room(job, loaded)
     where = source(job.rows, job.language)
     return kinds.examples(job.task, rows, loaded, where=where, seed=job.seed, taken=taken)
+
+
+def require_room(job: TrainJob, loaded: Loaded) -> int:
+    """The tokens that a prefix takes of what the model reads. Raises: ConfigError: none are left for text."""
+    taken = job.structure.virtual_tokens if job.structure.kind == "prefix" else 0
+    longest, special = longest_input(loaded.model, loaded.tokenizer), sum(map(len, frame(loaded.tokenizer)))
+    if longest - taken <= special:
+        raise ConfigError(
+            "the prefix leaves no room for text" if taken else "the model's inputs have no room for text",
+            where="structure.virtual_tokens" if taken else job.base,
+            found=f"{taken} virtual tokens and {special} special ones" if taken else f"inputs of {longest} tokens",
+            expected=f"fewer than the {longest} tokens that the model reads" if taken else f"more than {special}",
+            fix="lower virtual_tokens" if taken else "correct model_max_length in the tokenizer's configuration",
+        )
+    return taken
 
 
 def _phases(

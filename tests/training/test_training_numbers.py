@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 
 from adamergex import loop, models, residency, training
 from adamergex.adapters import resident
-from adamergex.errors import TrainingError
+from adamergex.errors import AdapterFileError, ConfigError, TrainingError
 from adamergex.settings import Classification, LanguageModeling, Optimisation, Rows, Structure, TrainJob
 
 STRUCTURES = {
@@ -156,7 +157,7 @@ def test_a_loss_that_is_no_number_stops_at_its_step(
     calls = []
 
     def broken(module: torch.nn.Module, args: Any, output: Any) -> Any:
-        calls.append(1)
+        calls.extend([1] * module.training)  # not the checks before the training
         output.logits = output.logits * (float("nan") if len(calls) == 4 else 1)
         return output
 
@@ -165,3 +166,28 @@ def test_a_loss_that_is_no_number_stops_at_its_step(
         training.train(asked, tmp_path / "out", backbone=loaded)
     handle.remove()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3", "prefix"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_an_adapter_or_head_that_is_not_finite_is_refused(
+    checkpoints: dict[str, str], labelled: Path, tmp_path: Path, kind: str, value: float
+) -> None:
+    training.train(job(checkpoints["xlm-r"], labelled, STRUCTURES[kind], steps=1), tmp_path / "out")
+    path = tmp_path / "out" / "adapter_model.safetensors"
+    whole = load_file(path)
+    for name in (min(whole), max(whole)):  # of the adapter, of the head
+        broken = {key: tensor.clone() for key, tensor in whole.items()}
+        broken[name].view(-1)[-1] = value
+        save_file(broken, path, metadata={"format": "pt"})
+        loaded = models.load(checkpoints["xlm-r"], "sequence-classification", ("food", "sports", "travel"))
+        with pytest.raises(AdapterFileError, match="not finite"):
+            resident.load(loaded.model, [tmp_path / "out"], fresh=loaded.fresh)
+
+
+def test_a_prefix_that_fills_the_model_is_refused(checkpoints: dict[str, str], labelled: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the prefix leaves no room for text"):
+        training.train(
+            job(checkpoints["xlm-r"], labelled, Structure(kind="prefix", virtual_tokens=94)), tmp_path / "out"
+        )
+    assert not list(tmp_path.iterdir())

@@ -59,7 +59,7 @@ class Stacked:
         attach_stack(self.model, *below, names=names)
         try:
             adapter = BottleneckAdapter(top, self.stack.places)
-            self._require_layers(top)
+            require_layers(top, len(self.stack.places.layers))
             self.stack.add(adapter, _TOP)
             self.stack.set_stack(*names, _TOP)
         except BaseException:
@@ -128,16 +128,17 @@ class Stacked:
         head = head_of(self.model, name, self.fresh)
         return adapterhub.HeadFiles({**head.config, "model_name": base}, head.tensors)
 
-    def _require_layers(self, config: BottleneckConfig) -> None:
-        layers = len(self.stack.places.layers)
-        if not set(config.leave_out) < set(range(layers)):
-            raise ConfigError(
-                "these layers cannot be left out",
-                where="leave_out",
-                found=list(config.leave_out),
-                expected=f"some of the model's layers 0 to {layers - 1}, not all",
-                fix="correct leave_out",
-            )
+
+def require_layers(config: BottleneckConfig, layers: int) -> None:
+    """Raises: ConfigError: layers are left out that do not exist, or all are."""
+    if not set(config.leave_out) < set(range(layers)):
+        raise ConfigError(
+            "these layers cannot be left out",
+            where="leave_out",
+            found=list(config.leave_out),
+            expected=f"some of the model's layers 0 to {layers - 1}, not all",
+            fix="correct leave_out",
+        )
 
 
 def config_of(structure: Structure) -> BottleneckConfig:

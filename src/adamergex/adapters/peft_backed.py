@@ -298,6 +298,14 @@ def _fill(wrapped: PeftModel, contents: Mapping[str, torch.Tensor], where: objec
                 expected=tuple(tensor.shape),
                 fix="use the base that the adapter was trained with",
             )
+        if not torch.isfinite(contents[name]).all():
+            raise AdapterFileError(
+                "an adapter tensor is not finite",
+                where=f"{where}: {name}",
+                found="NaN or infinity",
+                expected="finite numbers",
+                fix="train or download the adapter again",
+            )
     set_peft_model_state_dict(wrapped, dict(contents))
 
 

@@ -22,9 +22,8 @@ class Separators(NamedTuple):
 
 ENGLISH = Separators(",", ".")
 _THOUSANDS = "[1-9][0-9]{0,2}(?:(?P<sign>[%s])[0-9]{3})(?:(?P=sign)[0-9]{3})*"
-# Nothing but a group stands between three digits in these: no-break, figure, thin and narrow spaces, apostrophes.
-_ANYWHERE = re.compile("(?<![0-9])" + _THOUSANDS % "\u00a0\u2007\u2009\u202f'\u2019" + "(?![0-9])")
-_SPACED = re.compile("(?<![0-9])" + _THOUSANDS % " " + "(?![0-9])")
+# Signs that group thousands in any language: spaces (plain, no-break, figure, thin, narrow; ISO 80000-1), apostrophes.
+_ANYWHERE = re.compile("(?<![0-9])(?<![0-9][.,])" + _THOUSANDS % " \u00a0\u2007\u2009\u202f'\u2019" + "(?![0-9])")
 _DOTTED = re.compile(_THOUSANDS % ".")
 _DIVIDED = re.compile("(?<![0-9.,])[0-9]+(?:[.,][0-9]+)+")
 
@@ -56,9 +55,9 @@ def separators(language: str) -> Separators:
 def rewritten(text: str, language: str | None) -> str:
     """The text with its numbers in ASCII digits in English form: no group that is not a comma, a point for decimals.
 
-    Apostrophes and spaces that do not break group thousands in every language; a plain space does where the decimal
-    sign is a comma (ISO 80000-1), and a point where CLDR says so and three digits follow it ("1.234" is 1234 in German,
-    "1.5" is 1.5). Of both signs in one number the last is the decimal sign. Without a language points are decimal.
+    Apostrophes and spaces group thousands in every language (ISO 80000-1); a point does where CLDR says so and three
+    digits follow it ("1.234" is 1234 in German, "1.5" is 1.5). Of both signs in one number the last is the decimal
+    sign. Without a language the text stays as it is.
     """
     if language is None:
         return text
@@ -66,7 +65,7 @@ def rewritten(text: str, language: str | None) -> str:
     text = _ANYWHERE.sub(_joined, text)
     if signs.decimal != ",":
         return text
-    return _DIVIDED.sub(lambda match: _english(match[0], signs.group), _SPACED.sub(_joined, text))
+    return _DIVIDED.sub(lambda match: _english(match[0], signs.group), text)
 
 
 def _joined(match: re.Match[str]) -> str:

@@ -24,6 +24,7 @@ from adamergex.tasks.choosing import choice_scores
 from adamergex.tasks.classification import answer_pieces, head_examples, label_indices, prompt_examples
 from adamergex.tasks.denoising import pairs as denoising_pairs
 from adamergex.tasks.generating import answer_examples, generate
+from adamergex.tasks.grouping import groups
 from adamergex.tasks.language_modeling import segments
 from adamergex.tasks.measuring import tallied
 from adamergex.tasks.sentences import alignment, contrast
@@ -132,7 +133,7 @@ def answers(
     task: Target, rows: Sequence[Row], loaded: Loaded, model: nn.Module, language: str, batch_tokens: int,
     where: object = None,
 ) -> Answers:  # fmt: skip
-    """Predictions of a model (the loaded one, or with an adapter on it) with id, hash of the item, and tally.
+    """Predictions of a model (the loaded one, or with an adapter on it) with id, hash of the item, its group and tally.
 
     Raises: DataError, ConfigError, ModelError.
     """
@@ -141,8 +142,13 @@ def answers(
     longest = longest_input(loaded.model, loaded.tokenizer) - virtual_tokens(model)
     found = say(Ask(task, rows, loaded, longest, where), model, batch_tokens)
     items = [
-        {"id": row.get("id", index), "text_sha256": _item_sha256(row), **item}
-        for index, (row, item) in enumerate(zip(rows, found.items, strict=True))
+        {
+            "id": row.get("id", index),
+            "text_sha256": _item_sha256(row),
+            **({} if group is None else {"group": group}),
+            **item,
+        }
+        for index, (row, group, item) in enumerate(zip(rows, groups(rows), found.items, strict=True))
     ]
     return found._replace(items=tallied(task, items, language))
 

@@ -22,6 +22,7 @@ from adamergex.settings import (
     TaskRows,
 )
 from adamergex.tasks.catalogue import read_rows
+from adamergex.tasks.grouping import COLUMNS
 from adamergex.tasks.templates import names_in
 from adamergex.values import label_of, position_of, require_written, text_of
 
@@ -101,7 +102,7 @@ def _file_rows(task: Task, rows: Rows, language: str) -> Numbered:
         # A label beside the text is not learned: it must be neither there nor the same for the text to be the same.
         own = {name: column for name, column in rows.columns.items() if name in ("text", "pivot", "id")}
         return data.read_numbered(rows.model_copy(update={"columns": own}), language, columns(task), also=("id",))
-    return data.read_numbered(rows, language, columns(task), also=(*data.OURS, *_ALSO.get(task.kind, ())))
+    return data.read_numbered(rows, language, columns(task), also=(*data.OURS, *COLUMNS, *_ALSO.get(task.kind, ())))
 
 
 GOLD = {"classification": "label", "pair-classification": "label", "multiple-choice": "label", "tagging": "tags"}

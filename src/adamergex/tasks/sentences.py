@@ -148,7 +148,11 @@ def alignment(
     limit, pad = min(task.max_length, longest), int(loaded.tokenizer.pad_token_id)
     ids, truncated = _encoded(texts, loaded.tokenizer, limit)
     translated, _ = _encoded(pivots, loaded.tokenizer, limit)
-    return Alignment(ids, all_text_vectors(loaded.model, translated, pad).float(), task.temperature, pad, truncated)
+    if next(loaded.model.parameters()).is_meta:  # only the shapes are asked for, before anything is trained
+        targets = torch.zeros(len(ids), loaded.model.config.hidden_size)
+    else:
+        targets = all_text_vectors(loaded.model, translated, pad).float()
+    return Alignment(ids, targets, task.temperature, pad, truncated)
 
 
 def _encoded(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[list[int]], int]:
