@@ -25,7 +25,8 @@ from adamergex.models import quiet
 from adamergex.tasks import resampling
 from adamergex.tasks.certainty import Unlabelled
 from adamergex.tasks.rows import read, source
-from adamergex.tuning import FILE_NAME, Choices, on_model, opened, require_mergeable, widened
+from adamergex.tuning import Choices, on_model, opened, require_mergeable, widened
+from adamergex.weight_choice import FILE_NAME
 
 if TYPE_CHECKING:
     from adamergex.models import Loaded

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from adamergex.models import Loaded
-    from adamergex.settings import UNLABELLED_KINDS, EvaluateJob
+    from adamergex.settings import EvaluateJob
     from adamergex.tasks.kinds import Answers
 
 
@@ -151,7 +151,7 @@ def evaluate_directory(
     """
     from pydantic import TypeAdapter
 
-    from adamergex.settings import Classification, EvaluateJob, Rows, Target
+    from adamergex.settings import UNLABELLED_KINDS, Classification, EvaluateJob, Rows, Target
 
     path_part(language, what="the language", error=ConfigError, where="--language")
     rows = Rows(path=test, columns=dict(columns or {}))

@@ -88,7 +88,7 @@ def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[st
         "metric": plan.metric,
         "structure": config.structure.kind,
         "source": config.source,
-        "proxy": config.proxy,
+        "proxy": "the other targets" if config.merge.leave_one_out else ", ".join(config.proxy) or None,
         "targets": list(config.targets),
         "seeds": list(config.seeds),
         "methods": [_method(config, name) for name in config.methods],

@@ -147,8 +147,8 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
 
 
 def languages_of(config: TransferConfig) -> tuple[str, ...]:
-    """The languages whose references a table may need: source, targets, proxy."""
-    return tuple(dict.fromkeys((config.source, *config.targets, *([config.proxy] if config.proxy else []))))
+    """The languages whose references a table may need: source, targets, proxies."""
+    return tuple(dict.fromkeys((config.source, *config.targets, *config.proxy)))
 
 
 def _segments(config: TransferConfig, languages: Iterable[str] | None) -> int | None:

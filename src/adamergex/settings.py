@@ -348,6 +348,13 @@ OPTIMISED: dict[str, dict[str, float]] = {"ia3": {"learning_rate": 5e-4, "warmup
 """Kind of structure -> where its defaults of ``Optimisation`` differ (2402.18913's reference code)."""
 
 
+HeadStart = Literal["random", "probe"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Attention = Literal["auto", "eager", "sdpa"]
+PROBED = ("classification", "pair-classification")
+"""Kinds of task whose head can start from a probe: one label a text, by a linear last layer."""
+
+
 class Optimisation(Settings):
     """How long and how fast. ``steps`` overrides ``epochs``."""
 
@@ -362,6 +369,34 @@ class Optimisation(Settings):
     max_grad_norm: Positive = 0.3
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
     checkpoint_every: Count = 500
+    head_start: HeadStart = Field(
+        default="random",
+        description="encoders, heads of whole texts: a new head's last layer begins at random, or (probe) as the "
+        "logistic regression of the training rows on what it reads before training (2202.10054)",
+    )
+    probe_c: Positive = Field(
+        default=0.01, description="C of the probe: min C·Σ loss + ½‖w‖² on standardised features, as in scikit-learn"
+    )
+    precision: Precision = Field(
+        default="auto",
+        description="of the computation; trained tensors are float32. auto: bfloat16 on CUDA, else float32",
+    )
+    attention: Attention = Field(
+        default="auto", description="how attention is computed in training; auto: the model's own choice, mostly sdpa"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, write: Callable[[Optimisation], dict[str, Any]]) -> dict[str, Any]:
+        # Trainings without them keep the keys that they had before there were such settings.
+        unused: dict[str, Any] = {"precision": "auto", "attention": "auto"}
+        unused |= {"head_start": "random", "probe_c": self.probe_c} if self.head_start == "random" else {}
+        return {name: value for name, value in write(self).items() if unused.get(name) != value}
+
+    @model_validator(mode="after")
+    def _used(self) -> Optimisation:
+        if "probe_c" in self.model_fields_set and self.head_start == "random":
+            raise ValueError("probe_c is for head_start: probe")
+        return self
 
     def of(self, structure: Structure) -> Optimisation:
         """The same with the structure's own defaults for what nobody said."""
@@ -394,9 +429,17 @@ class TrainJob(Settings):
 
     @model_validator(mode="after")
     def _stackable(self) -> TrainJob:
-        if problem := unstackable(self.structure, self.below) or decaying(self.structure, self.optimisation):
+        problem = unstackable(self.structure, self.below) or decaying(self.structure, self.optimisation)
+        if problem := problem or unprobed(self.task.kind, self.optimisation):
             raise ValueError(problem)
         return self
+
+
+def unprobed(kind: str, optimisation: Optimisation) -> str | None:
+    """What is wrong with how the head of a kind of task starts, if anything is."""
+    if optimisation.head_start == "probe" and kind not in PROBED:
+        return f"optimisation.head_start: 'probe' is for {' and '.join(PROBED)}, this is {kind}"
+    return None
 
 
 def decaying(structure: Structure, optimisation: Optimisation) -> str | None:

@@ -204,6 +204,13 @@ OWN: dict[str, type[Own]] = {
 }
 
 
+def kind_of(task: Own | BuiltIn) -> str | None:
+    """The kind of task; None where its settings cannot tell it, which ``problems`` tells."""
+    if isinstance(task, BuiltIn):
+        return None if any(task.problems()) else task.task(()).kind
+    return str(task.kind)  # type: ignore[attr-defined]
+
+
 def measurable(task: Own | BuiltIn, place: str = "task") -> Iterator[str]:
     """What is wrong with how a task is measured; its settings are right by themselves."""
     try:

@@ -39,6 +39,12 @@ class Resident(Protocol):
     def replace(self, contents: Tensors, *, where: object) -> None:
         """Overwrite all tensors in place; as ``read_tensors`` gives them."""
 
+    def head_modules(self) -> Sequence[nn.Module]:
+        """The modules of the head that train with the adapter, those nearest to the labels last."""
+
+    def keep_head_start(self) -> None:
+        """What the head holds now is what it starts from, in every phase of the training."""
+
     def write_tensors(self, directory: Path) -> None:
         """Write the tensors alone, for a checkpoint."""
 
@@ -63,6 +69,13 @@ class InPeft:
 
     def replace(self, contents: Tensors, *, where: object) -> None:
         peft_backed.replace(self.model, contents, where=where)
+
+    def head_modules(self) -> Sequence[nn.Module]:
+        copies = (getattr(module, "modules_to_save", None) for module in self.model.modules())
+        return [copy["default"] for copy in copies if isinstance(copy, nn.ModuleDict)]
+
+    def keep_head_start(self) -> None:
+        pass
 
     def write_tensors(self, directory: Path) -> None:
         peft_backed.write_tensors(self.model, directory)
