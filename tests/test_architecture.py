@@ -43,6 +43,7 @@ LAYERS = [
     ["train_config"],
     ["recipes", "engines", "report"],
     ["plan"],
+    ["weight_ways"],
     ["pipeline"],
     ["studies"],
     ["demo"],

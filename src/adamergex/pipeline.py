@@ -22,7 +22,9 @@ from adamergex.plan import Plan, absolute, facts, train_job
 from adamergex.processes import launched
 from adamergex.recipes import recipe
 from adamergex.recipes.experiment import Stack
+from adamergex.table_checks import ORACLE
 from adamergex.train_config import LanguageTraining, TaskTraining, load_training, parse_training
+from adamergex.weight_ways import ORACLE_LABEL, compared_ways
 
 # What an adapter is stored in, and what a fine-tuning of the weights is.
 WEIGHTS = ("adapter_model.safetensors", "sparse_difference.safetensors")
@@ -81,6 +83,8 @@ def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[st
     config = plan.config
     cells = [_cell(plan, store, output, cell) for cell, step in plan.evaluations.items() if store.has(step)]
     answers = {cell: sample(_predictions(store, step)) for cell, step in plan.evaluations.items() if store.has(step)}
+    oracles = {name + ORACLE for name, _, _ in plan.oracles}
+    methods = {cell: answer for cell, answer in answers.items() if cell[0] not in oracles}
     return {
         "title": config.title,
         "base": Path(config.base).name,
@@ -91,10 +95,11 @@ def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[st
         "proxy": "the other targets" if config.merge.leave_one_out else ", ".join(config.proxy) or None,
         "targets": list(config.targets),
         "seeds": list(config.seeds),
-        "methods": [_method(config, name) for name in config.methods],
+        "methods": [row for name in config.methods for row in _methods(config, name, oracles)],
         "cells": cells,
         "pooled": statistics.pooled(answers, config.targets),
-        "comparisons": statistics.comparisons(answers, config.targets, "english_tuning"),
+        "comparisons": statistics.comparisons(methods, config.targets, "english_tuning"),
+        "weights": compared_ways(plan, store, cells),
         "tuning": [_tuning(store, *item) for item in plan.tunings.items() if store.has(item[1])],
         "adapters": [_adapter(store, step, output, step.key in reused) for step in plan.trainings if store.has(step)],
         "merges": list(_merges(plan, store)),
@@ -112,6 +117,15 @@ def _missing(plan: Plan, store: Store) -> Iterable[dict[str, Any]]:
             first = next(item for item in in_order([step]) if not store.has(item))
             reason = f"{first.kind} {first.label} is not done"
             yield {"method": method, "language": language, "seed": seed, "reason": reason}
+
+
+def _methods(config: TransferConfig, name: str, oracles: set[str]) -> list[dict[str, Any]]:
+    """The row of a method, and of its oracle where there is one."""
+    own = _method(config, name)
+    bound = own["name"] + ORACLE
+    about = "The λ that is best on this very test set: what is lost by not knowing λ, no result of a method."
+    oracle = {**own, "name": bound, "label": f"{own['label']}, {ORACLE_LABEL}", "about": about, "oracle": True}
+    return [own, oracle] if bound in oracles else [own]
 
 
 def _method(config: TransferConfig, name: str) -> dict[str, Any]:
@@ -138,7 +152,8 @@ def _cell(plan: Plan, store: Store, output: Path, cell: tuple[str, str, int]) ->
         _copied(store.path(adapter), output / "adapters" / name / place)
     base = plan.evaluations.get(("english_tuning", language, seed))
     against = None
-    if base is not None and store.has(base) and method != "english_tuning":
+    oracle = method.removesuffix(ORACLE) != method and (method.removesuffix(ORACLE), language, seed) in plan.oracles
+    if base is not None and store.has(base) and method != "english_tuning" and not oracle:
         difference = paired_difference(_predictions(store, plan.evaluations[cell]), _predictions(store, base))
         against = {"method": "english_tuning", **difference}
     return {
@@ -172,6 +187,8 @@ def _tuning(store: Store, cell: tuple[str, str, int], step: Step) -> dict[str, A
         "chosen": found["chosen"],
         "curve": found["curve"],
     }
+    if "languages" in found:  # chosen from the searches of several
+        result |= {name: found[name] for name in ("languages", "best", "error")}
     return result | ({"measure": "entropy", "layers": found["layers"]} if found["metric"] == "entropy" else {})
 
 
@@ -270,7 +287,12 @@ def summary(results: dict[str, Any], output: str | Path) -> str:
     from adamergex.report.terminal import table
 
     lines = table(results)
-    chosen = [f"{item['method']} λ={item['chosen']:g}" for item in results["tuning"] if "measure" not in item]
+    alone = len({item["proxy"] for item in results["tuning"] if "measure" not in item}) <= 1
+    chosen = [
+        f"{item['method']}{'' if alone else ' on ' + item['proxy']} λ={item['chosen']:g}"
+        for item in results["tuning"]
+        if "measure" not in item
+    ]
     tuned = f"tuned on {results['proxy']}: {', '.join(chosen)}\n" if chosen else ""
     free = [
         f"{item['method']} {item['proxy']} λ={item['chosen']:.3g}" for item in results["tuning"] if "measure" in item
