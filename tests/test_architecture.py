@@ -15,7 +15,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "adamergex"
 # Lowest first. A module may import from its own layer's package and from lower layers only.
 LAYERS = [
     ["errors", "hashing", "settings", "backbones", "residency"],
-    ["inputs"],
+    ["inputs", "patterns", "tensor_names", "lineage_fields"],
+    ["adapter_config", "tensor_header"],
     ["graph", "processes"],
     ["inventory"],
     ["lineage"],

@@ -26,13 +26,14 @@ from adamergex.merging.arguments import (
 from adamergex.merging.checks import Adapter, require_fitting, require_references, require_same_start
 from adamergex.merging.heads import copy_head, require_head
 from adamergex.merging.layers import Weight, by_layer, by_module
-from adamergex.merging.layout import layout, ranks
+from adamergex.merging.layout import layout
 from adamergex.merging.report import MergeReport, ModuleChange
 from adamergex.merging.rule import Rule
 from adamergex.merging.rules import rule_for
 from adamergex.merging.select import default_selection, select
 from adamergex.merging.stream import ElementwiseMerge, write_divergence
 from adamergex.merging.stream_delta import DeltaMerge, FactorSource, ReferenceFactors, SavedFactors, write_factors
+from adamergex.merging.targets import Ranks
 
 StrPath = str | Path
 
@@ -250,8 +251,9 @@ def _same_ranks(own: Adapter, merger: DeltaMerge) -> bool:
 
 def _ranked(config: Mapping[str, Any], shapes: dict[str, tuple[int, float]]) -> Mapping[str, Any]:
     ranked = delta.with_ranks(dict(config), shapes)
+    ranks = Ranks(ranked)
     for name, (rank, scaling) in shapes.items():
-        found = ranks(ranked, name)
+        found = ranks(name)
         if found[0] != rank or abs(found[1] - rank * scaling) > 1e-9 * found[1]:
             raise AssertionError(f"rank pattern of {name}: {found}, wanted {(rank, rank * scaling)}")
     return ranked
