@@ -40,7 +40,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300  # type: ignore[operator]
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _is_texts(value: object) -> bool:
@@ -76,7 +76,9 @@ _FIELDS: dict[str, _Kind] = {
     **dict.fromkeys(("num_transformer_submodules", "encoder_hidden_size", "qalora_group_size", "hidden_size"), _COUNT),
     **dict.fromkeys(("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern"), _NAMES),
     **dict.fromkeys(("auto_mapping", "loftq_config", "megatron_config", "runtime_config", "config_map"), _OBJECT),
-    "peft_type": _Kind("PEFT's name in capital letters", lambda value: _is_text(value) and bool(_TYPE.fullmatch(value))),
+    "peft_type": _Kind(
+        "PEFT's name in capital letters", lambda value: _is_text(value) and bool(_TYPE.fullmatch(value))
+    ),
     "task_type": _Kind(", ".join(TASK_TYPES), lambda value: value in TASK_TYPES),
     "r": _COUNT,
     "lora_alpha": _NUMBER,

@@ -46,7 +46,7 @@ def compute_dtype(dtype: str) -> type[np.float32] | type[np.float64]:
 class AdapterDirectory:
     """An adapter as PEFT saved it: its parsed config and the layout of its tensors, none of them loaded.
 
-    Tensors have PEFT's names, whatever the file calls them; ``stored``: those names -> the file's, where they differ."""
+    Tensors have PEFT's names, whatever the file calls them; ``stored``: ours -> the file's, where they differ."""
 
     path: Path
     config: Mapping[str, Any]

@@ -43,8 +43,8 @@ def require_plain(name: str) -> str:
 def canonical(names: Iterable[str], *, prompt: bool) -> dict[str, str]:
     """Name in a PEFT file -> the name that PEFT gives it.
 
-    Wrappers' segments go, the prefix is added where it is missing throughout, the adapter's name goes. ``prompt``: of an adapter
-    whose tensors belong to no module (prefix tuning); PEFT's prefix is shorter there.
+    Wrappers' segments go, the prefix is added where it is missing throughout, and the adapter's name goes. ``prompt``:
+    of an adapter whose tensors belong to no module (prefix tuning); PEFT's prefix is shorter there.
     Raises: WrongName for names of the base's own weights, a prefix that only some have, or two tensors that would share
     one name.
     """

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from adamergex import lineage as lineages
 from adamergex.checkpoint import CONFIG, TENSORS, AdapterDirectory, staged_directory
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
-from adamergex.merging.layout import PREFIX, Layout, layout, structure_kind
+from adamergex.merging.layout import Layout, layout, structure_kind
+from adamergex.tensor_names import PREFIX
 
 Side = Literal["input", "output"]
 

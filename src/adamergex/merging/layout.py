@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from adamergex.checkpoint import CONFIG, FLOATS, AdapterDirectory, TensorInfo
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
 from adamergex.merging import prefix
-from adamergex.merging.targets import Ranks, require_targeted
+from adamergex.merging.targets import Ranks
 from adamergex.tensor_names import PREFIX
 
 KINDS = {"LORA": "lora", "IA3": "ia3", "PREFIX_TUNING": "prefix"}
@@ -148,7 +148,6 @@ def layout(directory: AdapterDirectory) -> Layout:
         )
     ranks = Ranks(directory.config, directory.path / CONFIG) if kind == "lora" else None
     sites = {module: _site(directory, ranks, module, tensors) for module, tensors in sorted(factors.items())}
-    require_targeted(directory.config, sites, directory.path / CONFIG)
     return Layout(directory, kind, sites, heads)
 
 

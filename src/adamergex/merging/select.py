@@ -29,7 +29,8 @@ def select(names: Iterable[str], modules: str) -> frozenset[str]:
 
     Raises:
         NothingMergedError: nothing matched.
-        ConfigError: not a regular expression, or one that takes too long; or ``attention-qv`` where query and value are fused in one projection.
+        ConfigError: not a regular expression, or one that takes too long; or ``attention-qv`` where query and value are
+            fused in one projection.
     """
     known = sorted(names)
     if modules == "all":

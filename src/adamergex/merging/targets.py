@@ -111,11 +111,11 @@ def require_targeted(config: Mapping[str, Any], modules: Iterable[str], where: o
     targets = Targets(config, where)
     ignored = [module for module in modules if module not in targets] if targets.known else []
     if ignored:
+        excluded = config.get("exclude_modules")
         raise AdapterFileError(
             "The config does not target a module that the adapter has tensors for: PEFT would ignore them.",
             where=f"{where}: {ignored[0]}" + (f" and {len(ignored) - 1} more" if len(ignored) > 1 else ""),
-            found=f"target_modules {config['target_modules']}"
-            + (f", exclude_modules {config['exclude_modules']}" if config.get("exclude_modules") else ""),
+            found=f"target_modules {config['target_modules']}" + (f", exclude_modules {excluded}" if excluded else ""),
             expected="a config whose target_modules match every adapted module",
             fix="config and tensors belong to different adapters: save the adapter again",
         )
