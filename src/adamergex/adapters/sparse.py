@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from adamergex.adapters.adapterhub import read_pickle
+from adamergex.adapters.tensor_files import read_pickle
 from adamergex.checkpoint import SafetensorsWriter, TensorInfo, staged_directory
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
 from adamergex.lineage import Lineage

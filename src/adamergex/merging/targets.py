@@ -53,8 +53,8 @@ class Targets:
     def __init__(self, config: Mapping[str, Any], where: object = "adapter_config.json") -> None:
         targets, layers = config.get("target_modules"), config.get("layers_to_transform")
         self.known = bool(targets) and targets != "all-linear"
-        self._wanted = _Names(targets, "target_modules", where)
-        self._excluded = _Names(config.get("exclude_modules"), "exclude_modules", where)
+        self._wanted = Names(targets, "target_modules", where)
+        self._excluded = Names(config.get("exclude_modules"), "exclude_modules", where)
         # PEFT leaves layers alone where the modules are an expression.
         listed = isinstance(targets, list) and layers not in (None, [])
         self._layers = {layers} if type(layers) is int else set(layers or ()) if listed else None
@@ -83,7 +83,7 @@ class Targets:
         return None
 
 
-class _Names:
+class Names:
     """A setting that is an expression for whole names, or a list of names and endings of names."""
 
     def __init__(self, setting: str | list[str] | None, what: str, where: object) -> None:
