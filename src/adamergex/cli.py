@@ -196,6 +196,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         language=arguments.language,
         output=arguments.output,
         columns=dict(arguments.column),
+        task_file=arguments.task_file,
     )
     low, high = scores["interval"]
     print(f"{scores['metric']} {scores[scores['metric']]:.1f} % [{low:.1f}, {high:.1f}] on {scores['n']} items")
@@ -261,6 +262,8 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--column", type=_pair, action="append", default=[], metavar="OURS=THEIRS", help="such as text=sentence"
     )
+
+    verb.add_argument("--task-file", metavar="FILE.py", help="your own task, whose score measures the answers")
 
     verb = _verb(verbs, "demo", demo, "the whole method on the shipped backbone and corpus, offline")
     verb.add_argument("--output", default="runs/demo", metavar="DIR")

@@ -33,6 +33,7 @@ from adamergex.models import HEADS, Loaded, quiet
 from adamergex.processes import Team, joined
 from adamergex.settings import TrainJob, first_phase
 from adamergex.tasks import Examples, kinds
+from adamergex.tasks.catalogue import identity
 from adamergex.tasks.rows import read, source
 
 CHOICE = "chosen.safetensors"  # between the phases of a sparse fine-tuning
@@ -169,6 +170,8 @@ def _lineage(
     job: TrainJob, loaded: Loaded, examples: Examples, start: str, found: dict[str, Any], outcome: dict[str, Any]
 ) -> Lineage:
     task = job.task.model_dump(mode="json")
+    if task.get("measured_as"):
+        task["measured_as"] = identity(task["measured_as"])  # of a user's own file its hash: no adapter names code
     if job.task.kind == "language-modeling":
         task["segments"] = len(examples.lengths)
     shape = job.structure.model_dump(mode="json")

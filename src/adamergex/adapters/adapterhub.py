@@ -19,13 +19,20 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from adamergex import checkpoint, inputs
 from adamergex.adapters import dialects
 from adamergex.adapters.places import find_places
-from adamergex.adapters.tensor_files import MOST_BYTES, plain_tensors, read_pickle, read_safetensors, require_finite
+from adamergex.adapters.tensor_files import (
+    MOST_BYTES,
+    plain_tensors,
+    read_pickle,
+    read_safetensors,
+    require_finite,
+    separate,
+    write_safetensors,
+)
+from adamergex.checkpoint import PICKLE as PEFT_PICKLE
 from adamergex.checkpoint import staged_directory
 from adamergex.errors import AdapterFileError
 from adamergex.lineage import FILE_NAME, Lineage
@@ -39,7 +46,7 @@ if TYPE_CHECKING:
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PICKLE, SAFE = "pytorch_adapter.bin", "adapter.safetensors"
 HEAD_CONFIG, HEAD_PICKLE, HEAD_SAFE = "head_config.json", "pytorch_model_head.bin", "model_head.safetensors"
-_FILES = (CONFIG, TENSORS, SAFE, PICKLE, HEAD_CONFIG, HEAD_SAFE, HEAD_PICKLE, FILE_NAME)
+_FILES = (CONFIG, TENSORS, SAFE, PICKLE, PEFT_PICKLE, HEAD_CONFIG, HEAD_SAFE, HEAD_PICKLE, FILE_NAME)
 _METADATA = ("hidden_size", "model_class", "model_name", "model_type")
 _BLOCK, _MOST_RATIO = 1 << 20, 100  # tensors hardly get smaller when they are packed
 
@@ -235,21 +242,11 @@ def _config_json(files: AdapterFiles) -> dict[str, Any]:
     return {"config": settings, "name": files.name, "version": dialects.VERSION} | dict(files.metadata)
 
 
-def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # clone: safetensors refuses tensors that share memory, and a view would drag its storage along.
-    return {key: tensors[key].detach().cpu().contiguous().clone() for key in sorted(tensors)}
-
-
 def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    if path.suffix != ".safetensors":
-        torch.save(_plain(tensors), path)
-        return
-    try:
-        save_file(_plain(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise AdapterFileError(
-            "the tensors cannot be written", where=path, found=error, fix="see that the disk has room, or go elsewhere"
-        ) from error
+    if path.suffix == ".safetensors":
+        write_safetensors(tensors, path)
+    else:
+        torch.save(separate(tensors), path)
 
 
 def _write_json(path: Path, contents: Mapping[str, Any]) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from adamergex import inputs, tensor_names
-from adamergex.checkpoint import CONFIG, TENSORS, AdapterDirectory, require_gathered
+from adamergex.checkpoint import CONFIG, PROMPT_TYPES, TENSORS, AdapterDirectory, require_gathered
 from adamergex.errors import AdapterFileError
 from adamergex.tensor_header import TensorInfo, read_header
 
@@ -146,3 +146,36 @@ def _unusual(tensor: torch.Tensor) -> str:
     if tensor.numel() * tensor.element_size() > stored:  # a view that repeats its values, of any size
         return f"shape {tuple(tensor.shape)} over {stored} bytes"
     return ""
+
+
+def read_peft_pickle(path: Path, config: Mapping[str, Any]) -> Tensors:
+    """The tensors of PEFT's ``adapter_model.bin`` under PEFT's names. Raises: AdapterFileError."""
+    tensors = plain_tensors(read_pickle(path), path)
+    try:
+        names = tensor_names.canonical(tensors, prompt=config.get("peft_type") in PROMPT_TYPES)
+    except tensor_names.WrongName as problem:
+        raise AdapterFileError(
+            "The tensors are not named as PEFT names them.",
+            where=path,
+            found=problem,
+            expected=f"{tensor_names.PREFIX}<module>.lora_A.weight and the like, each once",
+            fix="unwrap the model before saving, and save it with save_pretrained",
+        ) from None
+    return {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write tensors, sorted by name. Raises: AdapterFileError when the library refuses."""
+    try:
+        save_file(separate(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise AdapterFileError(
+            "the tensors cannot be written", where=path, found=error, fix="see that the disk has room, or go elsewhere"
+        ) from error
+
+
+def separate(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Contiguous copies on the CPU, sorted by name.
+
+    safetensors refuses tensors that share memory, and a view would drag its storage along."""
+    return {key: tensors[key].detach().cpu().contiguous().clone() for key in sorted(tensors)}
