@@ -191,7 +191,10 @@ def test_equal_adapters_have_equal_bytes(checkpoints: dict[str, str], tmp_path: 
     ("change", "message"),
     [
         (lambda tensors: tensors.popitem(), "missing: base_model"),
-        (lambda tensors: tensors.update(stranger=torch.zeros(1)), "unexpected: stranger"),
+        (
+            lambda tensors: tensors.update({"base_model.model.stranger": torch.zeros(1)}),
+            "unexpected: base_model.model.stranger",
+        ),
         (
             lambda tensors: tensors.update({next(iter(tensors)): torch.zeros(1, 1)}),
             "another shape than the model calls for",

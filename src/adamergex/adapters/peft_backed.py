@@ -253,12 +253,13 @@ def _fill(wrapped: PeftModel, contents: Mapping[str, torch.Tensor], where: objec
             fix="use the base, and the kind of head, that the adapter was trained with",
         )
     for name, tensor in expected.items():
-        if tensor.shape != contents[name].shape:
+        own = contents[name]
+        if tensor.shape != own.shape or tensor.is_floating_point() != own.is_floating_point():
             raise AdapterFileError(
-                "an adapter tensor has another shape than the model calls for",
+                "an adapter tensor has another shape or type than the model calls for",
                 where=f"{where}: {name}",
-                found=tuple(contents[name].shape),
-                expected=tuple(tensor.shape),
+                found=f"{tuple(own.shape)} {own.dtype}",
+                expected=f"{tuple(tensor.shape)} {tensor.dtype}",
                 fix="use the base that the adapter was trained with",
             )
     set_peft_model_state_dict(wrapped, dict(contents))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from adamergex.tensor_header import TensorInfo, read_header
 
 MOST_BYTES = 16 << 30
 """Largest pickle that is read, and most that an archive may unpack to."""
+LARGEST = 1e15
+"""Largest number of a tensor that is put on a model; trained adapters stay below a thousand."""
 Tensors = dict[str, torch.Tensor]
 
 
@@ -48,16 +51,20 @@ def read_safetensors(path: Path) -> Tensors:
 
 
 def require_finite(tensors: Mapping[str, torch.Tensor], where: object) -> None:
-    """Raises: AdapterFileError for a tensor that holds NaN or infinity."""
+    """Raises: AdapterFileError for a tensor that holds NaN, infinity, or a number that overflows in products."""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             continue
-        if not torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all():
+        largest = (
+            float((tensor if tensor.element_size() > 1 else tensor.float()).abs().max()) if tensor.numel() else 0.0
+        )
+        if not largest <= LARGEST:
+            finite = math.isfinite(largest)
             raise AdapterFileError(
-                "an adapter tensor is not finite",
+                "an adapter tensor holds numbers that are too large" if finite else "an adapter tensor is not finite",
                 where=f"{where}: {name}",
-                found="NaN or infinity",
-                expected="finite numbers",
+                found=f"{largest:.3g}" if finite else "NaN or infinity",
+                expected=f"finite numbers up to {LARGEST:g}: products of them must fit float32",
                 fix="its training diverged: train or download the adapter again",
             )
 
