@@ -77,11 +77,11 @@ class Patterns:
         return [name for name in names if self.first(name) is not None]
 
     def _compiled(self, text: str, ending: bool) -> _Matches:
+        if len(text) > LONGEST:
+            raise self._refused(f"an expression of {len(text):,} characters", f"at most {LONGEST:,}")
         if _WORD.fullmatch(text):
             end = f".{text}"
             return (lambda name: name == text or name.endswith(end)) if ending else text.__eq__
-        if len(text) > LONGEST:
-            raise self._refused(f"an expression of {len(text):,} characters", f"at most {LONGEST:,}")
         whole = rf"(?:.*\.)?(?:{text})" if ending else text
         try:
             with warnings.catch_warnings():
