@@ -177,7 +177,7 @@ def test_two_names_of_one_bottleneck_tensor_are_refused(tmp_path: Path) -> None:
     model.adapter_stack.save("x", tmp_path / "x")
     tensors = load_file(tmp_path / "x" / TENSORS)
     key = "layers.0.output.down.weight"
-    save_file({**tensors, "m.layers.0.output_adapters.adapters.x.adapter_down.0.weight": tensors[key]},
+    save_file({**tensors, "m.layers.0.output_adapters.adapters.x.adapter_down.0.weight": tensors[key].clone()},
               tmp_path / "x" / TENSORS)  # fmt: skip
     with pytest.raises(AdapterFileError, match="two tensors"):
         adapterhub.read_adapter(tmp_path / "x")
