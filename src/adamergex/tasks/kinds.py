@@ -24,6 +24,7 @@ from adamergex.tasks.choosing import choice_scores
 from adamergex.tasks.classification import answer_pieces, head_examples, label_indices, prompt_examples
 from adamergex.tasks.denoising import pairs as denoising_pairs
 from adamergex.tasks.generating import answer_examples, generate
+from adamergex.tasks.grouping import groups
 from adamergex.tasks.language_modeling import segments
 from adamergex.tasks.measuring import tallied
 from adamergex.tasks.spans import span_answers, span_examples
@@ -125,7 +126,7 @@ def answers(
     task: Target, rows: Sequence[Row], loaded: Loaded, model: nn.Module, language: str, batch_tokens: int,
     where: object = None,
 ) -> Answers:  # fmt: skip
-    """Predictions of a model (the loaded one, or with an adapter on it) with id, hash of the item, and tally.
+    """Predictions of a model (the loaded one, or with an adapter on it) with id, hash of the item, its group and tally.
 
     Raises: DataError, ConfigError, ModelError.
     """
@@ -134,8 +135,13 @@ def answers(
     longest = longest_input(loaded.model, loaded.tokenizer) - virtual_tokens(model)
     found = say(Ask(task, rows, loaded, longest, where), model, batch_tokens)
     items = [
-        {"id": row.get("id", index), "text_sha256": _item_sha256(row), **item}
-        for index, (row, item) in enumerate(zip(rows, found.items, strict=True))
+        {
+            "id": row.get("id", index),
+            "text_sha256": _item_sha256(row),
+            **({} if group is None else {"group": group}),
+            **item,
+        }
+        for index, (row, group, item) in enumerate(zip(rows, groups(rows), found.items, strict=True))
     ]
     return found._replace(items=tallied(task, items, language))
 
@@ -273,7 +279,7 @@ def _answer_say(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
 
 
 _WRITTEN, _THOUGHT = 48, 256
-"""Pieces that a label or a choice may take when it is written; and what leads to an answer."""
+"""Pieces that a label or a choice may take when it is written; and, at least, what leads to an answer."""
 
 
 def _written(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
@@ -282,7 +288,8 @@ def _written(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
         model,
         [way.prompt(task, row) for row in ask.rows],
         ask.loaded.tokenizer,
-        max_new_tokens=max(getattr(task, "max_new_tokens", _WRITTEN), _THOUGHT if task.answer_after else 0),
+        max_new_tokens=getattr(task, "max_new_tokens", _WRITTEN),
+        thought=_THOUGHT if task.answer_after else 0,
         stop=() if task.answer_after else getattr(task, "stop", ("\n",)),
         longest=ask.limit,
         batch_tokens=batch_tokens,
