@@ -210,7 +210,7 @@ def _task(fields: Mapping[str, Any], adapter: Path, task_file: str | Path | None
         wrong = problem.errors()[0]
         raise AdapterFileError(
             "the lineage's task is not one that can be evaluated",
-            where=f"{adapter / lineage.FILE_NAME}: task.{'.'.join(map(str, wrong['loc']))}",
+            where=f"{adapter / lineage.FILE_NAME}: task.{wrong['loc'][-1] if wrong['loc'] else 'kind'}",
             found=repr(wrong["input"]),
             expected=wrong["msg"],
             fix="restore the file; an adapter that was trained here has it right",
