@@ -275,7 +275,8 @@ def _fill(wrapped: PeftModel, contents: Mapping[str, torch.Tensor], where: objec
         )
     for name, tensor in expected.items():
         own = contents[name]
-        if tensor.shape != own.shape or tensor.is_floating_point() != own.is_floating_point():
+        floating = own.is_floating_point() and own.element_size() > 1  # as in a merge, no eight-bit numbers
+        if tensor.shape != own.shape or tensor.is_floating_point() != floating:
             raise AdapterFileError(
                 "an adapter tensor has another shape or type than the model calls for",
                 where=f"{where}: {name}",
