@@ -238,7 +238,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(text: str) -> Any:
-    raise Malformed(f"{text} is not a JSON number")
+    raise Malformed(f"{text} is not a JSON number" + (" (a missing value is null)" if text == "NaN" else ""))
 
 
 def _finite(text: str) -> float:
