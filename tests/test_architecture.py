@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "adamergex"
 
 # Lowest first. A module may import from its own layer's package and from lower layers only.
 LAYERS = [
-    ["errors", "hashing", "backbones", "residency", "versions"],
+    ["errors", "hashing", "backbones", "residency", "statistics", "versions"],
     ["inputs"],
     ["strict"],
     ["settings"],
@@ -25,7 +25,7 @@ LAYERS = [
     ["merging", "metrics"],
     ["values", "sampling"],
     ["inspection", "data_files"],
-    ["vocabulary"],
+    ["pooling", "vocabulary"],
     ["models", "data", "adapters"],
     ["logits", "conversion"],
     ["tasks"],
@@ -101,6 +101,7 @@ HEAVY = ("torch", "transformers", "peft", "pydantic", "datasets", "jinja2")
         ("import adamergex.cli; adamergex.cli.parser()", ()),
         ("import adamergex.graph", ()),
         ("import adamergex.merging, adamergex.inspection", ()),
+        ("import adamergex.statistics, adamergex.statistics.table", ()),
         ("import adamergex.config, adamergex.recipes", ("pydantic",)),
     ],
 )

@@ -1,7 +1,8 @@
 """What predictions score: the task's own function, and the share of each item in it, for intervals and comparisons.
 
 Every main metric here is a ratio of sums, 100 · Σ hits / Σ of: accuracy, exact match and ROUGE-L with of = 1 an item,
-entity F1 with hits = 2·TP and of = predicted + gold entities of a sentence. Resampling items resamples both sums.
+entity F1 with hits = 2·TP and of = predicted + gold entities of a sentence.
+Resampling items resamples both sums (see ``statistics``).
 """
 
 from __future__ import annotations
