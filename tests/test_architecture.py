@@ -15,10 +15,11 @@ SOURCE = Path(__file__).parents[1] / "src" / "adamergex"
 # Lowest first. A module may import from its own layer's package and from lower layers only.
 LAYERS = [
     ["errors", "hashing", "settings", "backbones", "residency"],
-    ["inputs"],
+    ["inputs", "locks"],
+    ["outputs", "manifests"],
     ["graph", "processes"],
     ["inventory"],
-    ["lineage"],
+    ["lineage", "records"],
     ["checkpoint"],
     ["merging", "metrics"],
     ["inspection"],

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adamergex import data, lineage
-from adamergex.checkpoint import require_free, staged_directory
 from adamergex.errors import AdapterFileError, DataError, ModelError
+from adamergex.outputs import require_free, staged_directory
+from adamergex.records import PREDICTIONS, read_predictions
 from adamergex.tasks import resampling
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def evaluate(
     scores |= {"unparsable": found.unparsable} | ({"ignored_entities": ignored} if ignored else {})
     if output is not None:
         with staged_directory(output) as stage:
-            write_predictions(stage / "predictions.jsonl", found.items)
+            write_predictions(stage / PREDICTIONS, found.items)
             text = json.dumps(scores | {"language": job.language}, indent=2) + "\n"
             (stage / "scores.json").write_text(text, encoding="utf-8")
     return scores
@@ -202,11 +203,7 @@ def write_predictions(path: Path, predictions: Sequence[Mapping[str, Any]]) -> N
 def _predictions(given: Predictions) -> list[Mapping[str, Any]]:
     if not isinstance(given, (str, Path)):
         return list(given)
-    try:
-        with Path(given).open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise DataError("the predictions cannot be read", where=given, found=error, fix="evaluate again") from error
+    return list(read_predictions(given))
 
 
 def _item(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -24,12 +24,12 @@ from transformers import TrainerCallback
 from adamergex import data
 from adamergex.adapters import resident
 from adamergex.adapters.weights_backed import InWeights
-from adamergex.checkpoint import staged_directory
 from adamergex.errors import ModelError
 from adamergex.hashing import file_sha256
 from adamergex.lineage import Lineage, package_versions, require_base
 from adamergex.loop import fit, require_rows
 from adamergex.models import HEADS, Loaded, quiet
+from adamergex.outputs import staged_directory
 from adamergex.processes import Team, joined
 from adamergex.settings import TrainJob, first_phase
 from adamergex.tasks import Examples, kinds

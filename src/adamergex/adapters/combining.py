@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from adamergex import lineage as lineages
 from adamergex.adapters import peft_backed
-from adamergex.checkpoint import AdapterDirectory, staged_directory
+from adamergex.checkpoint import AdapterDirectory
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
 from adamergex.hashing import file_sha256
 from adamergex.lineage import Lineage
@@ -21,6 +21,7 @@ from adamergex.merging import report
 from adamergex.merging.checks import Adapter, require_fitting, require_references, require_same_start
 from adamergex.merging.layout import layout
 from adamergex.merging.report import MergeReport, ModuleChange
+from adamergex.outputs import staged_directory
 
 METHODS = {"ties": (1.0, 1.0), "dare": (0.5, 0.5)}
 """The methods and their default weights: TIES takes the mean of what agrees, DARE the sum."""

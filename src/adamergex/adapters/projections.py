@@ -17,9 +17,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from adamergex import lineage as lineages
-from adamergex.checkpoint import CONFIG, TENSORS, AdapterDirectory, staged_directory
+from adamergex.checkpoint import CONFIG, TENSORS, AdapterDirectory
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
 from adamergex.merging.layout import PREFIX, Layout, layout, structure_kind
+from adamergex.outputs import staged_directory
 
 Side = Literal["input", "output"]
 
