@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "adamergex"
 # Lowest first. A module may import from its own layer's package and from lower layers only.
 LAYERS = [
     ["errors", "hashing", "settings", "backbones", "residency"],
-    ["inputs", "locks"],
+    ["inputs", "locks", "ending"],
     ["outputs", "manifests"],
     ["graph", "processes"],
     ["inventory"],

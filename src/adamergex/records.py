@@ -153,7 +153,7 @@ def _invalid(where: object, found: object) -> DataError:
         where=where,
         found=found,
         expected="what adamergex wrote there",
-        fix="remove the folder that it lies in and run the same command again",
+        fix="remove this file and run the command that wrote it again",
     )
 
 

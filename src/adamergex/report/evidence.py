@@ -21,7 +21,7 @@ from adamergex.errors import AdamergexError, DataError
 from adamergex.lineage import Lineage
 from adamergex.merging import Similarity, similarity
 from adamergex.records import predictions
-from adamergex.report.results import Cell, Results
+from adamergex.report.results import Cell, Results, is_entry
 from adamergex.report.summary import number
 
 WRONG, RIGHT, LENGTH = 3, 2, 90
