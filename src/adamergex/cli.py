@@ -8,11 +8,10 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from adamergex.ending import ended, say
 from adamergex.errors import AdamergexError, ConfigError
-from adamergex.processes import launched, leave
+from adamergex.processes import launched, leave, speaker
 from adamergex.studies.devices import DEVICES
 
 Verb = Callable[[argparse.Namespace], None]
@@ -363,16 +362,7 @@ def _add_rule(verb: argparse.ArgumentParser, rules: list[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code (see ``ending``)."""
-    return ended(lambda: _run(argv), _speaker())
-
-
-def _speaker() -> str:
-    """Who tells an error: of several processes which one."""
-    with suppress(AdamergexError):
-        team = launched()
-        if team.size > 1:
-            return f"adamergex, process {team.rank + 1} of {team.size}"
-    return "adamergex"
+    return ended(lambda: _run(argv), speaker())
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -133,7 +133,8 @@ def entries(store: Store) -> list[Entry]:
 def describe(found: Contents, root: Path) -> str:
     """What a store holds as a table, and the names of what is damaged in it, with the reason."""
     lines = [f"damaged: {_plain(path.relative_to(root))} ({_plain(reason)})" for path, reason in found.damaged]
-    return "\n".join([listing(found.entries), *lines])
+    again = ["the next run of a study that needs a damaged result makes it again"] if lines else []
+    return "\n".join([listing(found.entries), *lines, *again])
 
 
 def listing(found: Sequence[Entry]) -> str:
