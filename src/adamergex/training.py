@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from adamergex import data
 from adamergex.adapters import resident
 from adamergex.adapters.weights_backed import InWeights
-from adamergex.errors import ModelError
+from adamergex.errors import AdapterFileError, ModelError
 from adamergex.hashing import file_sha256
 from adamergex.lineage import Lineage, package_versions, require_base
 from adamergex.loop import fit, require_rows
@@ -136,12 +137,25 @@ def _phases(
         if team.first:
             adapter.write_choice(choice, first)
         team.wait()
-    first = adapter.read_choice(choice)  # the same in all processes
+    first = _kept_choice(adapter, choice)  # the same in all processes
     if team.first:
         shutil.rmtree(folder / "first", ignore_errors=True)
     outcome = fitted(job, folder=folder)
     tokens = outcome["tokens"] + first["tokens"]
     return outcome | {"tokens": tokens, "parameters": adapter.moving, "first_phase": first}
+
+
+def _kept_choice(adapter: InWeights, path: Path) -> dict[str, Any]:
+    """What the first phase chose and came to. Raises: AdapterFileError, where the file is damaged."""
+    try:
+        return adapter.read_choice(path)
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+        raise AdapterFileError(
+            "what a stopped run had chosen to train is damaged",
+            where=path,
+            found=error,
+            fix="remove this file and run the same command again: the first phase is done again",
+        ) from None
 
 
 def _parents(job: TrainJob, loaded: Loaded) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from adamergex.engines.worker import WorkerLostError
-from adamergex.errors import AdamergexError, printable
+from adamergex.errors import AdamergexError, of_machine, of_memory, printable
 from adamergex.graph import Step, Store, in_order
 
 LATE = 60.0
@@ -141,6 +141,8 @@ class _Walk:
             self._make_ready(step)
             return
         self.unfinished -= 1
+        if isinstance(error, (OSError, MemoryError)):
+            error = of_machine(error) if isinstance(error, OSError) else of_memory(error)
         if error is not None:
             self.failures[step.key] = error
             self.say(f"{self._line(step)} - failed: {printable(str(error) or type(error).__name__).splitlines()[0]}")
