@@ -50,15 +50,15 @@ class Manifest:
     def to_json(self) -> str:
         """The manifest's text, with the SHA-256 of everything else in it."""
         contents = json.loads(json.dumps(asdict(self)))  # as it is read back
-        return json.dumps(contents | {"sha256": _digest(contents)}, indent=1, sort_keys=True, ensure_ascii=False)
+        return json.dumps(contents | {"sha256": digest(contents)}, indent=1, sort_keys=True, ensure_ascii=False)
 
 
 def read(entry: Path) -> Manifest:
     """The manifest of an entry. Raises: StoreError, where it is missing, damaged, or names what it may not."""
     path = entry / FILE_NAME
     contents = read_json_object(path, what="the manifest of a stored result", error=StoreError)
-    digest = contents.pop("sha256", None)
-    if problem := _problem(contents, digest):
+    stated = contents.pop("sha256", None)
+    if problem := _problem(contents, stated):
         raise StoreError(
             "the manifest of a stored result is damaged",
             where=path,
@@ -73,19 +73,20 @@ def is_key(value: object) -> bool:
     return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
-def _digest(contents: Mapping[str, Any]) -> str:
+def digest(contents: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest without its own hash."""
     text = json.dumps(contents, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _problem(contents: dict[str, Any], digest: object) -> str | None:
+def _problem(contents: dict[str, Any], stated: object) -> str | None:
     """What is wrong with a manifest, or None."""
     expected = set(Manifest.__dataclass_fields__)
     if missing := sorted(expected - set(contents)):
         return f"no {', '.join(missing)}"
-    if digest is None:
+    if stated is None:
         return "no hash of its own: an earlier version wrote it"
-    if digest != _digest(contents):
+    if stated != digest(contents):
         return "its text does not have the hash that it names"
     if unknown := sorted(set(contents) - expected):
         return f"unknown: {', '.join(unknown)}"
