@@ -87,6 +87,7 @@ def test_what_is_damaged_is_named_and_made_again(tmp_path: Path, name: str, cont
         {"files": {"a/../../b": "0" * 64}},
         {"files": {"a\\b": "0" * 64}}, {"files": {"a\0": "0" * 64}}, {"files": {"": "0" * 64}}, {"files": ["text"]},
         {"files": {"text": 5}}, {"files": None}, {"key": "../x"}, {"key": 5}, {"kind": "../write"}, {"kind": ["write"]},
+        {"version": "1"},
         {"label": 5}, {"label": "x" * 2000}, {"identity": []}, {"inputs": {"a": "b"}}, {"bytes": -1}, {"bytes": 10**30},
         {"bytes": True}, {"seconds": "x"}, {"seconds": 1e300}, {"seconds": None}, {"finished": "yesterday"},
         {"finished": "2024-01-01T00:00:00"}, {"finished": "0001-01-01T00:00:00+14:00"}, {"more": 1},
@@ -197,7 +198,7 @@ def test_a_listing_moves_no_terminal(tmp_path: Path) -> None:
 def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     odd = {"text": "é\u2028", "numbers": [1, 2.5, 1e-300], "nested": {"b": None, "a": [True]}}
     written = Manifest(
-        "0" * 64, "train", "ä", odd, {"a": "1" * 64}, {"logs/x": "2" * 64}, 5, 1.25, "2026-01-01T00:00:00+00:00"
+        "0" * 64, "train", 1, "ä", odd, {"a": "1" * 64}, {"logs/x": "2" * 64}, 5, 1.25, "2026-01-01T00:00:00+00:00"
     )
     (tmp_path / MANIFEST).write_text(written.to_json(), encoding="utf-8")
     assert manifests.read(tmp_path) == written

@@ -157,6 +157,7 @@ def _installed_version(name: str) -> str | None:
 
 
 _OURS = ("bottleneck", "full", "sparse")
+_PREDICT_TOKENS = ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM")
 _AUTO_CLASS = {
     "CAUSAL_LM": "AutoPeftModelForCausalLM",
     "SEQ_CLS": "AutoPeftModelForSequenceClassification",
@@ -268,7 +269,11 @@ def _attach_snippet(lineage: Lineage, base: str, task_type: str | None) -> str:
 def _difference_snippet(lineage: Lineage, base: str, task_type: str | None) -> str:
     """How to add a difference to its base."""
     own = _AUTO_CLASS.get(task_type or "", "AutoPeftModelForMaskedLM").replace("Peft", "")
-    imports, name = ["from adamergex.adapters.sparse import apply_difference, read_difference"], json.dumps(base)
+    names, untied = ["apply_difference", "read_difference"], []
+    if lineage.structure.get("kind") == "sparse" and own in _PREDICT_TOKENS:
+        names.append("untie_output")
+        untied = ["untie_output(model)  # the matrix that predicts tokens stays the base's, as in training"]
+    imports, name = [f"from adamergex.adapters.sparse import {', '.join(names)}"], json.dumps(base)
     if base in SHIPPED:
         imports, name = [*imports, "from adamergex.backbones import folder"], f"str(folder({name}))"
     labels = _classes(lineage.task or {}) if task_type in ("SEQ_CLS", "TOKEN_CLS") else 0
@@ -278,6 +283,7 @@ def _difference_snippet(lineage: Lineage, base: str, task_type: str | None) -> s
         f"from transformers import {own}",
         "",
         f"model = {own}.from_pretrained({name}{extra})",
+        *untied,
         'apply_difference(model, read_difference("path/to/this/folder"))',
     ]
     return "```python\n" + "\n".join(lines) + "\n```"

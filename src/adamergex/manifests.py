@@ -34,6 +34,7 @@ class Manifest:
 
     key: str
     kind: str
+    version: int
     label: str
     identity: Mapping[str, Any]
     inputs: Mapping[str, str]
@@ -132,6 +133,7 @@ def _is_date(text: Any) -> bool:
 _RULES = (
     ("key", is_key),
     ("kind", _is_part),
+    ("version", lambda value: type(value) is int and 0 < value < _MOST),
     ("label", lambda value: isinstance(value, str) and len(value) <= 1000),
     ("identity", lambda value: isinstance(value, dict)),
     ("inputs", lambda value: isinstance(value, dict) and all(map(is_key, value.values()))),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from adamergex.actions import ACTIONS, backbone_group
 from adamergex.engines.worker import Action
 from adamergex.errors import AdamergexError, ConfigError
-from adamergex.graph import Store
+from adamergex.graph import Store, in_order
 from adamergex.inventory import record
 from adamergex.outputs import filled_directory, write_files
 from adamergex.pipeline import environment, summary, write_table
@@ -56,6 +56,10 @@ def run_study(
         StepsFailedError: some steps failed; what did not depend on them is done and written.
     """
     plan, store, output = StudyPlan(study), Store(Path(study.store)), Path(study.output)
+    if actions is None:
+        from adamergex.preflight import require_possible
+
+        require_possible(step for step in in_order(plan.steps) if not store.has(step))
     with filled_directory(output):
         return _run(plan, store, output, engine, force, say, command, ACTIONS if actions is None else actions)
 
