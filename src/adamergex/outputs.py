@@ -95,7 +95,11 @@ def write_files(folder: str | Path, contents: Mapping[str, str | bytes | Path]) 
     """Write files into a folder, each whole: name -> text (UTF-8), bytes, or the file to copy.
 
     All are on the disk before the first one is renamed, so that a full disk changes none.
+    Raises: AdapterFileError, where a folder is in the place of a file.
     """
+    for name in contents:
+        if (Path(folder) / name).is_dir():
+            raise _in_use(Path(folder) / name)
     staged: dict[Path, Path] = {}
     try:
         for name, content in contents.items():
@@ -210,7 +214,7 @@ def _in_use(path: Path) -> AdapterFileError:
     return AdapterFileError(
         "The output is in use.",
         where=path,
-        found="a directory with files" if path.is_dir() else "a file or link",
+        found="a directory" if path.is_dir() else "a file or link",
         expected="a path where nothing is yet",
         fix="choose another output, or remove this one first",
     )
