@@ -123,6 +123,8 @@ def predictions(path: str | Path) -> Iterator[dict[str, Any]]:
             except Malformed as problem:
                 raise _invalid(where, problem) from None
             valid(_Prediction, row, where)
+            if row.get("tally") is None:
+                row.pop("tally", None)
             if tallied is None:
                 tallied = "tally" in row
             if tallied != ("tally" in row):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from adamergex.config import read_yaml, refused, typed
 from adamergex.method_config import LANGUAGE, OBJECTIVE, LanguageOptimisation
-from adamergex.settings import OPTIMISED, Objective, Settings, Structure, decaying, unstackable
-from adamergex.task_config import BUILT_IN, OWN, BuiltIn, TaskConfig, Where, known_fields
+from adamergex.settings import OPTIMISED, Objective, Structure, decaying, unstackable
+from adamergex.strict import Count, Name, PathText, Seed, Settings, Share, hint, shown
+from adamergex.task_config import BUILT_IN, OWN, BuiltIn, TaskConfig, Where, known_fields, measurable
 
 
 def _one(value: Any) -> Any:
@@ -22,11 +22,11 @@ def _one(value: Any) -> Any:
 class _TrainConfig(Settings):
     """What both kinds of ``train`` file say."""
 
-    base: str = Field(description="nano, nano-causal, a folder or a hub id")
-    language: str = Field(description="code of the text's language")
+    base: PathText = Field(description="nano, nano-causal, a folder or a hub id")
+    language: Name = Field(description="code of the text's language")
     structure: Structure
-    seed: int = 0
-    output: str = Field(description="folder of the adapter; must not be there yet")
+    seed: Seed = 0
+    output: PathText = Field(description="folder of the adapter; must not be there yet")
     folder: str = Field(".", description="what relative paths are relative to; set to the config file's folder")
 
 
@@ -52,9 +52,9 @@ class LanguageTraining(_TrainConfig):
     structure: Annotated[Structure, _bottleneck(reduction=2.0, invertible=True)] = Structure(
         kind="bottleneck", reduction=2.0, invertible=True
     )
-    segment: PositiveInt = 256
-    segments: PositiveInt | None = Field(default=None, description="default: all that the text has")
-    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    segment: Count = 256
+    segments: Count | None = Field(default=None, description="default: all that the text has")
+    mask_rate: Share = 0.15
     objective: Objective = Field(default="auto", description=OBJECTIVE)
     optimisation: LanguageOptimisation = LANGUAGE
 
@@ -72,7 +72,7 @@ class TaskTraining(_TrainConfig):
 
     kind: Literal["task"]
     task: TaskConfig = Field(description="as in ``transfer``; rows of one's own need only ``train``")
-    below: Annotated[tuple[str, ...], BeforeValidator(_one)] = Field(
+    below: Annotated[tuple[PathText, ...], BeforeValidator(_one)] = Field(
         default=(), description="folder of the frozen language adapter; of several, the lowest first"
     )
     structure: Annotated[Structure, _bottleneck()] = Structure(kind="bottleneck")
@@ -97,9 +97,8 @@ def parse_training(settings: Any, where: str = "settings") -> LanguageTraining |
     """
     kind = settings.get("kind") if isinstance(settings, dict) else None
     if not isinstance(kind, str) or kind not in TRAININGS:
-        near = difflib.get_close_matches(str(kind), TRAININGS, 1)
-        found = "kind: missing" if kind is None else f"kind: {kind!r} is none of {', '.join(TRAININGS)}"
-        raise refused(where, [found + (f"; did you mean '{near[0]}'?" if near else "; language or task")])
+        found = "kind: missing" if kind is None else f"kind: {shown(kind)} is none of {', '.join(TRAININGS)}"
+        raise refused(where, [found + (hint(kind, TRAININGS) or "; language or task")])
     config = typed(TRAININGS[kind], settings)
     if isinstance(config, list):
         raise refused(where, list(_said(kind, settings, config)))
@@ -109,8 +108,10 @@ def parse_training(settings: Any, where: str = "settings") -> LanguageTraining |
 
 
 def _contradictions(config: LanguageTraining | TaskTraining) -> Iterator[str]:
-    if isinstance(config, TaskTraining) and isinstance(config.task, BuiltIn):
-        yield from config.task.placed(Path(config.folder)).problems()
+    if isinstance(config, TaskTraining):
+        task = config.task.placed(Path(config.folder))
+        wrong = list(task.problems()) if isinstance(task, BuiltIn) else []
+        yield from wrong or measurable(task)
     below = config.below if isinstance(config, TaskTraining) else ()
     optimisation = config.task.optimisation if isinstance(config, TaskTraining) else config.optimisation
     if problem := unstackable(config.structure, below) or decaying(config.structure, optimisation):

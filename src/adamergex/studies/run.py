@@ -11,7 +11,7 @@ from typing import Any, Literal
 from adamergex.actions import ACTIONS, backbone_group
 from adamergex.engines.worker import Action
 from adamergex.errors import AdamergexError, ConfigError
-from adamergex.graph import Store, in_order
+from adamergex.graph import Step, Store, in_order
 from adamergex.inventory import record
 from adamergex.outputs import filled_directory, write_files
 from adamergex.pipeline import environment, summary, write_table
@@ -56,12 +56,13 @@ def run_study(
         StepsFailedError: some steps failed; what did not depend on them is done and written.
     """
     plan, store, output = StudyPlan(study), Store(Path(study.store)), Path(study.output)
+    again = {} if force is None else {step.key: step for step in plan.matching(force)}
     if actions is None:
         from adamergex.preflight import require_possible
 
-        require_possible(step for step in in_order(plan.steps) if not store.has(step))
+        require_possible(step for step in in_order(plan.steps) if step.key in again or not store.has(step))
     with filled_directory(output):
-        return _run(plan, store, output, engine, force, say, command, ACTIONS if actions is None else actions)
+        return _run(plan, store, output, engine, again, say, command, ACTIONS if actions is None else actions)
 
 
 def _run(
@@ -69,17 +70,15 @@ def _run(
     store: Store,
     output: Path,
     engine: Engine,
-    force: str | None,
+    again: Mapping[str, Step],
     say: Say,
     command: str | None,
     actions: Mapping[str, Action],
 ) -> dict[str, Any]:
-    reused = {step.key for step in plan.steps if store.has(step)}
+    reused = {step.key for step in plan.steps if store.has(step)} - again.keys()
     record(store, plan.study.title, output, plan.steps)
-    if force is not None:
-        for step in plan.matching(force):
-            store.forget(step)
-            reused.discard(step.key)
+    for step in again.values():
+        store.forget(step)
     began, failure = time.monotonic(), None
     try:
         _walk(plan, store, engine, actions, say)
