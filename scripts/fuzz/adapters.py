@@ -135,6 +135,8 @@ def _complaint(ran: Ran, verb: str, kind: str, room: Path) -> str:
         return f"no answer in {SECONDS} s"
     if ran.code not in (0, 2):
         return f"exit {ran.code}: {ran.text.strip().splitlines()[-1][:120] if ran.text.strip() else ''}"
+    if "machine refused" in ran.text:
+        return "an error of the system instead of one of ours"
     if _CONTROL.search(ran.text):
         return "a control character on the terminal"
     if len(ran.text) > LONGEST:

@@ -12,18 +12,12 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from adamergex import lineage as lineages
 from adamergex.adapters import adapterhub, sparse
-from adamergex.adapters.tensor_files import read_peft_pickle, write_safetensors
-from adamergex.checkpoint import (
-    CONFIG,
-    PICKLE,
-    TENSORS,
-    AdapterDirectory,
-    read_config,
-    require_free,
-    staged_directory,
-)
+from adamergex.adapters.saving import save_tensors
+from adamergex.adapters.tensor_files import read_peft_pickle, separate
+from adamergex.checkpoint import CONFIG, PICKLE, TENSORS, AdapterDirectory, read_config
 from adamergex.errors import AdapterFileError, ConfigError, ModelError, printable
 from adamergex.models import family, load_config, quiet
+from adamergex.outputs import require_free, staged_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -187,7 +181,7 @@ def _convert_peft(source: Path, output: Path, found: Found) -> Conversion:
     with staged_directory(output) as stage:
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         (stage / CONFIG).write_text(text + "\n", encoding="utf-8")
-        write_safetensors(tensors, stage / TENSORS)
+        save_tensors(separate(tensors), stage / TENSORS)
         if lineage:
             lineage.write(stage)
         AdapterDirectory.open(stage)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamergex import data, lineage, lineage_fields, statistics
-from adamergex.checkpoint import require_free, staged_directory
 from adamergex.errors import AdapterFileError, ConfigError, DataError, ModelError
 from adamergex.inputs import path_part
+from adamergex.outputs import require_free, staged_directory
+from adamergex.records import PREDICTIONS, read_predictions
 from adamergex.statistics import mcnemar as mcnemar
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def evaluate(
     scores |= {"unparsable": found.unparsable} | ({"ignored_entities": ignored} if ignored else {})
     if output is not None:
         with staged_directory(output) as stage:
-            write_predictions(stage / "predictions.jsonl", found.items)
+            write_predictions(stage / PREDICTIONS, found.items)
             text = json.dumps(scores | {"language": job.language}, indent=2) + "\n"
             (stage / "scores.json").write_text(text, encoding="utf-8")
     return scores
@@ -151,7 +152,7 @@ def evaluate_directory(
     file whose score measures the answers of a task of your own; nothing that an adapter brings or names is run.
     Raises: AdapterFileError, DataError, ModelError; also when the lineage does not tell the task or the base.
     """
-    from adamergex.settings import Classification, EvaluateJob, Rows
+    from adamergex.settings import UNLABELLED_KINDS, Classification, EvaluateJob, Rows
 
     path_part(language, what="the language", error=ConfigError, where="--language")
     rows = Rows(path=test, columns=dict(columns or {}))
@@ -164,7 +165,7 @@ def evaluate_directory(
     if base is None and not known:
         raise ModelError("which base is meant is not known", where=stack[-1] if stack else None, fix="name it: --base")
     task: Target
-    if found is not None and found.task and found.task.get("kind") != "language-modeling":
+    if found is not None and found.task and found.task.get("kind") not in UNLABELLED_KINDS:
         task = _task(found.task, stack[-1], task_file)
     elif not stack:
         labels = sorted({str(row["label"]) for row in data.read(rows, language) if "label" in row})
@@ -227,11 +228,7 @@ def write_predictions(path: Path, predictions: Sequence[Mapping[str, Any]]) -> N
 def _predictions(given: Predictions) -> list[Mapping[str, Any]]:
     if not isinstance(given, (str, Path)):
         return list(given)
-    try:
-        with Path(given).open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise DataError("the predictions cannot be read", where=given, found=error, fix="evaluate again") from error
+    return list(read_predictions(given))
 
 
 def _item(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -6,12 +6,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
-from adamergex.settings import Activation, Objective, Optimisation
+from adamergex.settings import (
+    Activation,
+    LanguageModeling,
+    Noise,
+    Objective,
+    Optimisation,
+    SentenceAlignment,
+    SentenceContrast,
+    Unlabelled,
+)
 from adamergex.strict import (
     Count,
     Entries,
     Layer,
     Layers,
+    Name,
     Penalty,
     Positive,
     Rate,
@@ -55,6 +65,54 @@ class TextReference(Settings):
     objective: Objective = Field(default="auto", description=OBJECTIVE)
     optimisation: Optimisation = Optimisation()
 
+    def unlabelled(self, segments: int | None, source: str) -> Unlabelled:
+        """The task that references are trained on; ``segments``: how many of every language."""
+        return LanguageModeling(
+            segment=self.segment, segments=segments, mask_rate=self.mask_rate, objective=self.objective
+        )
+
+
+class _OfSentences(Settings):
+    """What the reference tasks of sentence encoders share."""
+
+    text: Where
+    max_length: Count = 128
+    mask_rate: Share = Field(default=0.15, description="of MAD-X's language adapters")
+    objective: Objective = Field(default="auto", description="of MAD-X's language adapters")
+    optimisation: Optimisation = Optimisation()
+
+
+class ContrastReference(_OfSentences):
+    """Contrast of noisy views (2104.08821, with the noise of 2104.06979), for bases that read a text by its mean."""
+
+    kind: Literal["sentence-contrast"]
+    noise: Noise = Field(default=0.6, description="share of the tokens that are deleted")
+    temperature: Positive = 0.05
+
+    def unlabelled(self, segments: int | None, source: str) -> Unlabelled:
+        """The task that references are trained on."""
+        return SentenceContrast(max_length=self.max_length, noise=self.noise, temperature=self.temperature)
+
+
+class AlignmentReference(_OfSentences):
+    """Alignment with the base's vectors of a parallel text (2004.09813), for bases that read a text by its mean."""
+
+    kind: Literal["sentence-alignment"]
+    temperature: Positive = 0.07
+    pivot: Where | None = Field(
+        default=None, description="the translations of all languages' text; default: a column pivot beside text"
+    )
+    pivot_language: Name | None = Field(default=None, description="the language of the translations; default: source")
+
+    def unlabelled(self, segments: int | None, source: str) -> Unlabelled:
+        """The task that references are trained on."""
+        return SentenceAlignment(
+            max_length=self.max_length,
+            temperature=self.temperature,
+            pivot=self.pivot,
+            pivot_language=(self.pivot_language or source) if self.pivot else None,
+        )
+
 
 def _train_is_enough(value: Any) -> Any:
     """Of a labelled reference task only the training rows are read."""
@@ -83,7 +141,10 @@ def _kind_of_reference(value: Any) -> str:
 
 
 ReferenceConfig = Annotated[
-    Annotated[TextReference, Tag("language-modeling")] | Annotated[TaskReference, Tag("task")],
+    Annotated[TextReference, Tag("language-modeling")]
+    | Annotated[TaskReference, Tag("task")]
+    | Annotated[ContrastReference, Tag("sentence-contrast")]
+    | Annotated[AlignmentReference, Tag("sentence-alignment")],
     Discriminator(_kind_of_reference),
 ]
 

@@ -33,6 +33,7 @@ from transformers.utils.hub import cached_file
 from adamergex.backbones import SHIPPED
 from adamergex.backbones import folder as shipped_folder
 from adamergex.errors import ModelError
+from adamergex.pooling import POOLING_FILE, HeadInput, read_by_mean, says_mean, trains_without
 from adamergex.residency import resident
 from adamergex.vocabulary import require_embeddings, require_vocabulary
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 Family = Literal["encoder", "decoder", "encoder-decoder"]
 Head = Literal["sequence-classification", "multiple-choice", "question-answering", "token-classification"]
-Kind = Literal["masked-lm", "causal-lm", "sequence-to-sequence"] | Head
+Kind = Literal["masked-lm", "causal-lm", "sequence-to-sequence", "sentence-encoder"] | Head
 
 _CLASSES: dict[Kind, Any] = {
     "masked-lm": AutoModelForMaskedLM,
@@ -53,6 +54,8 @@ _CLASSES: dict[Kind, Any] = {
     "question-answering": AutoModelForQuestionAnswering,
     "token-classification": AutoModelForTokenClassification,
     "sequence-to-sequence": AutoModelForSeq2SeqLM,
+    # Of an encoder only the backbone is used; its modules have the names that they have beside a head.
+    "sentence-encoder": AutoModelForSequenceClassification,
 }
 HEADS: tuple[Head, ...] = get_args(Head)
 """Kinds whose head a masked-LM checkpoint lacks, so that it is new and trained with the adapter."""
@@ -141,18 +144,26 @@ def kind_for(base: str, *, labelled: bool, head: Head = "sequence-classification
     return head if labelled else "masked-lm"
 
 
-def load(base: str, kind: Kind, labels: Sequence[str] | None = None) -> Loaded:
+def head_input(base: str, chosen: HeadInput) -> HeadInput:
+    """What a head for whole texts reads: ``auto`` becomes "mean" where the checkpoint says so, else "cls"."""
+    if chosen != "auto":
+        return chosen
+    return "mean" if says_mean(load_config(base), _file(resolve(base), POOLING_FILE)) else "cls"
+
+
+def load(base: str, kind: Kind, labels: Sequence[str] | None = None, head: HeadInput = "cls") -> Loaded:
     """Load a backbone and its tokenizer: float32 on CPU, bfloat16 on CUDA whatever the checkpoint's dtype.
 
     No code of the checkpoint is run (``trust_remote_code`` stays off). ``labels`` are the classes of a sequence- or
-    token-classification head. Raises: ModelError for an unreadable checkpoint, one without the language-model
-    head that ``kind`` needs, or a tokenizer without a usable padding piece.
+    token-classification head; ``head``: what a head for whole texts reads (see ``head_input``). Raises: ModelError
+    for an unreadable checkpoint, one without the language-model head that ``kind`` needs, or a tokenizer without a
+    usable padding piece.
     """
     classes = None if labels is None else tuple(labels)
-    return resident(lambda: (base_sha256(base), base, kind, classes), lambda: _load(base, kind, labels))
+    return resident(lambda: (base_sha256(base), base, kind, classes, head), lambda: _load(base, kind, labels, head))
 
 
-def _load(base: str, kind: Kind, labels: Sequence[str] | None) -> Loaded:
+def _load(base: str, kind: Kind, labels: Sequence[str] | None, head: HeadInput) -> Loaded:
     config = load_config(base)
     if labels is not None:
         config.id2label = dict(enumerate(labels))
@@ -166,7 +177,7 @@ def _load(base: str, kind: Kind, labels: Sequence[str] | None) -> Loaded:
                 config=config,
                 dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
                 trust_remote_code=False,
-                ignore_mismatched_sizes=kind in HEADS,
+                ignore_mismatched_sizes=kind in HEADS or kind == "sentence-encoder",
                 output_loading_info=True,
             )
         except (SafetensorError, UnpicklingError, EOFError, IndexError) as error:
@@ -180,6 +191,11 @@ def _load(base: str, kind: Kind, labels: Sequence[str] | None) -> Loaded:
             raise _unreadable(base, error) from error
     missing = [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]
     fresh = _fresh_modules(base, kind, model.base_model_prefix, missing)
+    if kind == "sentence-encoder":
+        fresh = ()  # neither head nor pooler is used
+    elif head == "mean":
+        read_by_mean(model)
+        fresh = trains_without(fresh)
     if torch.cuda.is_available():
         model.to("cuda")
     pieces = tokenizer(base)
@@ -303,9 +319,10 @@ def _fresh_modules(base: str, kind: Kind, prefix: str, missing: Iterable[str]) -
     names = set()
     for key in missing:
         path = key.split(".")[:-1]
-        if kind in HEADS and path[0] != prefix:
+        headed = kind in HEADS or kind == "sentence-encoder"
+        if headed and path[0] != prefix:
             names.add(path[0])
-        elif kind in HEADS and "pooler" in path:
+        elif headed and "pooler" in path:
             names.add(".".join(path[: path.index("pooler") + 1]))
         else:
             raise ModelError(

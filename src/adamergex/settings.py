@@ -174,6 +174,8 @@ class LabelledTask(Settings):
 
 Stops = tuple[Annotated[str, Field(min_length=1)], ...]
 AnswerBy = Literal["likelihood", "generate"]
+HeadInput = Literal["auto", "cls", "mean"]
+HEAD = "encoders: what the head reads, the first token or the mean over the text; auto: mean for sentence encoders"
 Objective = Literal["auto", "span-corruption", "continuation"]
 
 
@@ -195,6 +197,7 @@ class Classification(LabelledTask):
     """One label a text. Encoders: a head. Decoders and encoder-decoders: the prompt, and the label words scored by
     log-likelihood."""
 
+    head: HeadInput = Field(default="auto", description=HEAD)
     kind: Literal["classification"] = "classification"
     name: str = "classification"
     labels: Names
@@ -209,6 +212,7 @@ class Classification(LabelledTask):
 class PairClassification(LabelledTask):
     """One label for a premise and a hypothesis; what is too long is cut from the premise."""
 
+    head: HeadInput = Field(default="auto", description=HEAD)
     kind: Literal["pair-classification"] = "pair-classification"
     name: str = "pair-classification"
     labels: Names
@@ -226,6 +230,7 @@ class MultipleChoice(LabelledTask):
 
     ``label`` is the position of the right one among ``choices`` (names of columns), from 0."""
 
+    head: HeadInput = Field(default="auto", description=HEAD)
     kind: Literal["multiple-choice"] = "multiple-choice"
     name: str = "multiple-choice"
     choices: Annotated[Names, Field(min_length=2)] = ("choice1", "choice2")
@@ -299,8 +304,43 @@ class LanguageModeling(Settings):
     objective: Objective = "auto"
 
 
+Noise = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SentenceContrast(Settings):
+    """A reference task of sentence encoders on unlabelled text: a text's vector is recognised among others from a copy
+    of which ``noise`` of the tokens are deleted (SimCSE with TSDAE's noise)."""
+
+    kind: Literal["sentence-contrast"] = "sentence-contrast"
+    max_length: Count = 128
+    noise: Noise = Field(default=0.6, description="share of the tokens that are deleted")
+    temperature: Positive = 0.05
+
+
+class SentenceAlignment(Settings):
+    """A reference task of sentence encoders on parallel text: a text's vector becomes the base's own vector of its
+    translation in the pivot language. ``pivot``: rows of the translations, matched by id, else line by line; without
+    it every row has a column ``pivot``."""
+
+    kind: Literal["sentence-alignment"] = "sentence-alignment"
+    max_length: Count = 128
+    temperature: Positive = 0.07
+    pivot: Rows | None = None
+    pivot_language: Name | None = None
+
+    @model_validator(mode="after")
+    def _of_a_language(self) -> SentenceAlignment:
+        if self.pivot is not None and self.pivot_language is None:
+            raise ValueError("pivot needs pivot_language, the language of its rows")
+        return self
+
+
 Target = Classification | PairClassification | MultipleChoice | SpanAnswering | Tagging | Generation
-Task = Annotated[Target | LanguageModeling, Field(discriminator="kind")]
+Unlabelled = LanguageModeling | SentenceContrast | SentenceAlignment
+UNLABELLED = (LanguageModeling, SentenceContrast, SentenceAlignment)
+"""Reference tasks: nothing is predicted for them, and no labels are read."""
+UNLABELLED_KINDS = frozenset(kind.model_fields["kind"].default for kind in UNLABELLED)
+Task = Annotated[Target | Unlabelled, Field(discriminator="kind")]
 AnyRows = Rows | TaskRows
 
 

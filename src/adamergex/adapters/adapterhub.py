@@ -23,6 +23,7 @@ import torch
 from adamergex import checkpoint, inputs
 from adamergex.adapters import dialects
 from adamergex.adapters.places import find_places
+from adamergex.adapters.saving import save_tensors
 from adamergex.adapters.tensor_files import (
     MOST_BYTES,
     plain_tensors,
@@ -30,13 +31,12 @@ from adamergex.adapters.tensor_files import (
     read_safetensors,
     require_finite,
     separate,
-    write_safetensors,
 )
 from adamergex.checkpoint import PICKLE as PEFT_PICKLE
-from adamergex.checkpoint import staged_directory
 from adamergex.errors import AdapterFileError
 from adamergex.lineage import FILE_NAME, Lineage
 from adamergex.lineage import read as read_lineage
+from adamergex.outputs import staged_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -244,7 +244,7 @@ def _config_json(files: AdapterFiles) -> dict[str, Any]:
 
 def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     if path.suffix == ".safetensors":
-        write_safetensors(tensors, path)
+        save_tensors(separate(tensors), path)
     else:
         torch.save(separate(tensors), path)
 

@@ -24,12 +24,12 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.utils import ModulesToSaveWrapper, merge_utils
-from safetensors.torch import save_file
 from torch import nn
 
 from adamergex.adapters import peft_settings, prefix, tensor_files
 from adamergex.adapters.guards import require_effect
 from adamergex.adapters.precision import in_float32
+from adamergex.adapters.saving import save_tensors
 from adamergex.adapters.sites import targets
 from adamergex.checkpoint import read_config
 from adamergex.errors import AdapterFileError, ModelError
@@ -185,7 +185,7 @@ def write_tensors(wrapped: PeftModel, directory: Path) -> None:
     """Write adapter_model.safetensors alone."""
     directory.mkdir(parents=True, exist_ok=True)
     contents = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors(wrapped).items())}
-    save_file(contents, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_tensors(contents, directory / WEIGHTS_FILE)
 
 
 def load(model: PreTrainedModel, directory: Path, trainable: bool = False, *, fresh: tuple[str, ...] = ()) -> PeftModel:

@@ -20,9 +20,10 @@ from torch import nn
 
 from adamergex import inputs
 from adamergex.adapters.tensor_files import plain_tensors, read_pickle
-from adamergex.checkpoint import SafetensorsWriter, TensorInfo, staged_directory
+from adamergex.checkpoint import SafetensorsWriter, TensorInfo
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
 from adamergex.lineage import Lineage
+from adamergex.outputs import staged_directory
 from adamergex.tensor_header import read_header
 
 PEER, TENSORS = "pytorch_diff.bin", "sparse_difference.safetensors"

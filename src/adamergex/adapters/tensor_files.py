@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from adamergex import inputs, tensor_names
 from adamergex.checkpoint import CONFIG, PROMPT_TYPES, TENSORS, AdapterDirectory, require_gathered
@@ -169,16 +169,6 @@ def read_peft_pickle(path: Path, config: Mapping[str, Any]) -> Tensors:
             fix="unwrap the model before saving, and save it with save_pretrained",
         ) from None
     return {names[name]: tensor for name, tensor in tensors.items()}
-
-
-def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write tensors, sorted by name. Raises: AdapterFileError when the library refuses."""
-    try:
-        save_file(separate(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise AdapterFileError(
-            "the tensors cannot be written", where=path, found=error, fix="see that the disk has room, or go elsewhere"
-        ) from error
 
 
 def separate(tensors: Mapping[str, torch.Tensor]) -> Tensors:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from adamergex import hashing
 from adamergex import lineage as lineages
-from adamergex.checkpoint import TENSORS, AdapterDirectory, TensorReader, require_free, staged_directory
+from adamergex.checkpoint import TENSORS, AdapterDirectory, TensorReader
 from adamergex.errors import AdapterFileError, ConfigError
 from adamergex.merging import delta, prefix, stream_prefix
 from adamergex.merging.arguments import (
@@ -40,6 +40,7 @@ from adamergex.merging.select import default_selection, select
 from adamergex.merging.stream import ElementwiseMerge, require_finite, write_divergence
 from adamergex.merging.stream_delta import DeltaMerge, FactorSource, ReferenceFactors, SavedFactors, write_factors
 from adamergex.merging.targets import Ranks
+from adamergex.outputs import require_free, staged_directory
 
 StrPath = str | Path
 
