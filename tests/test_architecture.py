@@ -17,6 +17,7 @@ LAYERS = [
     ["errors", "hashing", "backbones", "residency", "statistics", "versions"],
     ["inputs"],
     ["strict"],
+    ["sources"],
     ["settings"],
     ["graph", "processes"],
     ["inventory"],
