@@ -18,6 +18,7 @@ LAYERS = [
     ["inputs", "locks", "ending", "patterns", "tensor_names", "lineage_fields"],
     ["outputs", "manifests", "adapter_config", "tensor_header"],
     ["strict"],
+    ["sources"],
     ["settings"],
     ["graph", "processes"],
     ["inventory"],
