@@ -20,6 +20,7 @@ LAYERS = [
     ["inventory"],
     ["lineage"],
     ["checkpoint"],
+    ["packaged"],
     ["merging", "metrics"],
     ["inspection"],
     ["models", "data", "adapters"],

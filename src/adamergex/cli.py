@@ -251,7 +251,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--papers", nargs="+", default=[], metavar="FILE", help="papers' numbers: studies/papers/*.csv")
 
     verb = _verb(verbs, "evaluate", evaluate, "score an adapter, or a stack of them, on a labelled file")
-    verb.add_argument("--base", required=True, help="nano, nano-causal, a folder or a hub id")
+    verb.add_argument("--base", required=True, help="a name (see adamergex backbones), a folder or a hub id")
     verb.add_argument(
         "--adapter", required=True, action="append", metavar="DIR", help="again for a stack: the first is the lowest"
     )

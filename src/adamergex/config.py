@@ -74,7 +74,7 @@ class TransferConfig(Settings):
     """One table: methods × languages × seeds, for one base, one task and one adapter structure."""
 
     title: str = "Cross-lingual transfer"
-    base: str = Field(description="nano, nano-causal, a folder or a hub id")
+    base: str = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
     structure: Structure = Structure()
     source: str = Field(default="en", description="the language with labels")
     proxy: str | None = Field(default=None, description="the language whose labelled validation set tunes λ")

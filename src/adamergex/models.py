@@ -30,9 +30,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from adamergex.backbones import SHIPPED
+from adamergex.backbones import NAMES, PACKAGED, SHIPPED
 from adamergex.backbones import folder as shipped_folder
 from adamergex.errors import ModelError
+from adamergex.packaged import folder as packaged_folder
 from adamergex.residency import resident
 
 if TYPE_CHECKING:
@@ -76,9 +77,10 @@ class Loaded:
 
 
 def resolve(base: str) -> str:
-    """What transformers can load: a shipped backbone's folder, a local folder, or the hub id unchanged.
+    """What transformers can load: the folder of a named backbone, a local folder, or the hub id unchanged.
 
-    Raises: ModelError when the name is a path and no folder is there.
+    A packaged backbone is converted at the first call: see ``adamergex.packaged.folder``.
+    Raises: ModelError when the name is a path and no folder is there, or a packaged backbone is not installed.
     """
     if base in SHIPPED:
         folder = shipped_folder(base)
@@ -89,6 +91,8 @@ def resolve(base: str) -> str:
                 fix="install the complete package, or name a folder or a hub id",
             )
         return str(folder)
+    if base in PACKAGED:
+        return str(packaged_folder(base))
     folder = Path(base).expanduser()
     if folder.is_dir():
         return str(folder)
@@ -96,7 +100,7 @@ def resolve(base: str) -> str:
         raise ModelError(
             "there is no such model folder",
             where=base,
-            expected=f"a folder with config.json and weights, a hub id, or one of {', '.join(SHIPPED)}",
+            expected=f"a folder with config.json and weights, a hub id, or one of {NAMES}",
             fix="check the path",
         )
     return base

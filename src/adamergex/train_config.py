@@ -22,7 +22,7 @@ def _one(value: Any) -> Any:
 class _TrainConfig(Settings):
     """What both kinds of ``train`` file say."""
 
-    base: str = Field(description="nano, nano-causal, a folder or a hub id")
+    base: str = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
     language: str = Field(description="code of the text's language")
     structure: Structure
     seed: int = 0
