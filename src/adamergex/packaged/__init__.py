@@ -22,12 +22,12 @@ from adamergex.checkpoint import staged_directory
 from adamergex.errors import AdapterFileError, ModelError
 from adamergex.hashing import file_sha256
 from adamergex.inputs import read_json_object
-from adamergex.packaged import e5s1
+from adamergex.packaged import e5s1, smollm2
 
 FORMAT = 1
 """Version of what is written; another one is converted anew."""
 RECORD = "converted.json"
-_CONVERTERS = {"e5-small": e5s1.convert}
+_CONVERTERS = {"e5-small": e5s1.convert, "smollm2-135m": smollm2.convert}
 
 
 def cache_folder() -> Path:
