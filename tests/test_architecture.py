@@ -32,6 +32,7 @@ LAYERS = [
     ["evaluation"],
     ["tuning"],
     ["entropy"],
+    ["bases"],
     ["task_config"],
     ["method_config"],
     ["config", "actions"],

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 
+from adamergex.bases.verbs import add as add_backbones
 from adamergex.errors import AdamergexError, ConfigError, of_machine
 from adamergex.processes import launched, leave
 from adamergex.studies.devices import DEVICES
@@ -262,6 +263,7 @@ def parser() -> argparse.ArgumentParser:
         "--column", type=_pair, action="append", default=[], metavar="OURS=THEIRS", help="such as text=sentence"
     )
 
+    add_backbones(verbs)
     verb = _verb(verbs, "demo", demo, "the whole method on the shipped backbone and corpus, offline")
     verb.add_argument("--output", default="runs/demo", metavar="DIR")
     verb.add_argument("--base", default="nano", choices=["nano", "nano-causal"])

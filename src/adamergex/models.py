@@ -225,7 +225,7 @@ def quiet() -> Iterator[None]:
 
 def base_sha256(base: str) -> str:
     """SHA-256 over the names and bytes of config.json and of the weight files; computed once a process."""
-    files = _files(base)
+    files = checkpoint_files(base)
     return _hash_files(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
 
@@ -295,23 +295,25 @@ def _fresh_modules(base: str, kind: Kind, prefix: str, missing: Iterable[str]) -
     return tuple(sorted(names))
 
 
-def _files(base: str) -> list[Path]:
+def checkpoint_files(base: str) -> list[Path]:
+    """config.json and the weight files of a backbone. Raises: ModelError where one is missing."""
     place = resolve(base)
-    config = _file(place, "config.json")
+    config = checkpoint_file(place, "config.json")
     if config is None:
         raise ModelError("there is no config.json", where=place, fix="name a transformers checkpoint")
     for name in _WEIGHTS:
-        found = _file(place, name)
+        found = checkpoint_file(place, name)
         if found is None:
             continue
         if not name.endswith(".json"):
             return [config, found]
         shards = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
-        return [config, *(shard for shard in (_file(place, name) for name in shards) if shard is not None)]
+        return [config, *(shard for shard in (checkpoint_file(place, name) for name in shards) if shard is not None)]
     raise ModelError("there are no weights", where=place, expected=" or ".join(_WEIGHTS[::2]), fix="check the folder")
 
 
-def _file(place: str, name: str) -> Path | None:
+def checkpoint_file(place: str, name: str) -> Path | None:
+    """A file of a checkpoint, of a folder or of the hub; None where it has none of this name."""
     if Path(place).is_dir():
         path = Path(place) / name
         return path if path.is_file() else None
@@ -321,7 +323,7 @@ def _file(place: str, name: str) -> Path | None:
 
 def _damaged(base: str) -> Path | str:
     """The weight file that cannot be opened, or the only one; the library's error does not tell which it was."""
-    weights = _files(base)[1:]
+    weights = checkpoint_files(base)[1:]
     for path in weights:
         if path.suffix == ".safetensors":
             try:

