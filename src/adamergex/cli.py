@@ -98,9 +98,9 @@ def transfer(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    import json
     from pathlib import Path
 
+    from adamergex.pipeline import outcome
     from adamergex.pipeline import train as run
     from adamergex.train_config import load_training
 
@@ -110,7 +110,7 @@ def train(arguments: argparse.Namespace) -> None:
     leave()
     if not launched().first:
         return
-    done = json.loads((written / "lineage.json").read_text(encoding="utf-8"))["settings"]["training"]
+    done = outcome(written)
     print(f"{done['parameters']:,} parameters, {done['examples']} examples, {done['steps']} steps: ", end="")
     print(f"loss {done['first_loss']:.3f} at first, {done['loss']:.3f} at last")
     print(f"written: {written}")

@@ -290,7 +290,9 @@ def _fresh_modules(base: str, kind: Kind, prefix: str, missing: Iterable[str]) -
                 f"the checkpoint lacks weights that a {kind} model needs",
                 where=base,
                 found=f"nothing for {key}",
-                fix="choose a checkpoint that was saved whole, with its language-model head",
+                fix="give it a masked-LM head with adamergex train (kind: masked-lm-head), or choose one that has it"
+                if kind == "masked-lm"
+                else "choose a checkpoint that was saved whole, with its language-model head",
             )
     return tuple(sorted(names))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adamergex.config import TransferConfig, method_name
 from adamergex.errors import ConfigError, DataError
@@ -23,7 +23,10 @@ from adamergex.settings import (
     TrainJob,
 )
 from adamergex.task_config import BuiltIn, Own
-from adamergex.train_config import LanguageTraining, TaskTraining
+from adamergex.train_config import LanguageTraining, MaskedLmHeadTraining, TaskTraining
+
+if TYPE_CHECKING:
+    from adamergex.bases.masked_lm_head import HeadSettings
 
 
 def absolute(config: TransferConfig) -> TransferConfig:
@@ -70,6 +73,22 @@ def train_job(config: LanguageTraining | TaskTraining) -> TrainJob:
         optimisation=optimisation,
         seed=config.seed,
         below=below,
+    )
+
+
+def head_settings(config: MaskedLmHeadTraining) -> HeadSettings:
+    """What a ``train`` file of kind masked-lm-head asks for."""
+    from adamergex.bases.masked_lm_head import HeadSettings
+
+    folder, recovery = Path(config.folder), config.recovery
+    return HeadSettings(
+        base=_placed_base(folder, config.base),
+        languages=config.languages,
+        text=_placed(folder, config.text),
+        task=LanguageModeling(segment=config.segment, segments=config.segments, mask_rate=config.mask_rate),
+        optimisation=config.optimisation,
+        seed=config.seed,
+        **({} if recovery is None else recovery.model_dump()),
     )
 
 

@@ -19,7 +19,7 @@ from transformers import AutoModel
 
 from adamergex import data
 from adamergex.bases.rows import Rows as WeightRows
-from adamergex.bases.rows import body_sha256
+from adamergex.bases.rows import body_sha256, write_tensors
 from adamergex.bases.vocabulary import Vocabulary
 from adamergex.checkpoint import staged_directory
 from adamergex.errors import DataError, ModelError
@@ -29,6 +29,8 @@ from adamergex.models import base_sha256, checkpoint_file, load_config, resolve,
 from adamergex.settings import Rows
 
 RECORD = "trimmed.json"
+KEPT = "kept_rows.safetensors"
+"""Which rows of the full base the trimmed one has, in its order."""
 _CHUNK = 2048  # texts at a time
 _ATTEMPTS = 8
 # Copied as they are where a checkpoint has them; tokenizers of other formats would bring the full vocabulary back.
@@ -93,6 +95,7 @@ def trim(base: str, texts: Sequence[str | Path], output: str | Path, *, columns:
             "tokens_before": weights.tokens,
         }
         (stage / RECORD).write_text(_json(record), encoding="utf-8")
+        write_tensors(stage / KEPT, {"rows": torch.tensor(sorted(new), dtype=torch.int32)}, {"format": "pt"})
         (stage / "README.md").write_text(_card(base, trimmed, record), encoding="utf-8")
     return trimmed
 

@@ -1,4 +1,4 @@
-"""``adamergex backbones``: list them, trim a vocabulary."""
+"""``adamergex backbones``: list them, trim a vocabulary, add a masked-LM head."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The verb and its own verbs."""
-    about = "list the backbones that have a name; trim a vocabulary to what texts use"
+    about = "list the backbones that have a name; trim a vocabulary; add a masked-LM head"
     verb = verbs.add_parser("backbones", help=about, description=about)
     verb.add_argument("--json", action="store_true", help="the list as JSON")
     verb.set_defaults(run=_list)
@@ -25,6 +25,13 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     trim.add_argument("--output", required=True, metavar="DIR")
     trim.set_defaults(run=_trim)
 
+    about = "a base with a masked-LM head from its small file"
+    head = inner.add_parser("head", help=about, description=about)
+    head.add_argument("--base", required=True, help="the base that the head was trained on, or was trimmed from")
+    head.add_argument("--head", required=True, metavar="FILE", help="masked_lm_head.safetensors, or its folder")
+    head.add_argument("--output", required=True, metavar="DIR")
+    head.set_defaults(run=_head)
+
 
 def _list(arguments: argparse.Namespace) -> None:
     import json
@@ -38,4 +45,11 @@ def _trim(arguments: argparse.Namespace) -> None:
     from adamergex.bases.trimming import trim
 
     print(trim(arguments.base, arguments.text, arguments.output, columns=arguments.column))
+    print(f"written: {arguments.output}")
+
+
+def _head(arguments: argparse.Namespace) -> None:
+    from adamergex.bases.head_file import compose
+
+    compose(arguments.base, arguments.head, arguments.output)
     print(f"written: {arguments.output}")
