@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "adamergex"
 
 # Lowest first. A module may import from its own layer's package and from lower layers only.
 LAYERS = [
-    ["errors", "hashing", "settings", "backbones", "residency"],
+    ["errors", "hashing", "settings", "backbones", "residency", "versions"],
     ["inputs"],
     ["graph", "processes"],
     ["inventory"],
@@ -22,13 +22,16 @@ LAYERS = [
     ["checkpoint"],
     ["packaged"],
     ["merging", "metrics"],
+    ["values", "sampling"],
     ["inspection"],
+    ["vocabulary"],
     ["models", "data", "adapters"],
     ["logits", "conversion"],
     ["tasks"],
     ["progress"],
     ["loop"],
     ["training"],
+    ["preflight"],
     ["evaluation"],
     ["tuning"],
     ["entropy"],

@@ -147,3 +147,19 @@ def test_no_question_of_mgsm_can_be_cut(language: str) -> None:
     """A piece has at least one byte in every tokenizer that falls back to bytes."""
     longest = max(len(mgsm.prompt(row).encode()) for row in mgsm.rows(str(REAL), language))
     assert longest + 2 + mgsm.TASK.max_new_tokens <= mgsm.TASK.max_length
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "expected"),
+    [
+        ("Question: {text}", "Question: why?", "Question: why?"),
+        ("Say it.\nQUESTION : {text}", " question：why?", "Say it.\nQUESTION : why?"),
+        ("{text} Question: {text}", "Question: why?", "Question: why? Question: why?"),
+        ("问题：{text}", "问题: 为什么", "问题：为什么"),
+        ("Question: {text}", "Questions: why?", "Question: Questions: why?"),
+        ("The {text}", "The end", "The The end"),
+        ("Why? {text}", "Why? Because: so", "Why? Why? Because: so"),
+    ],
+)
+def test_a_prefix_is_not_doubled(template: str, text: str, expected: str) -> None:
+    assert ASKED["generation"].prompt(task_of("generation", prompt=template), {"text": text}).whole == expected

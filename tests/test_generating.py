@@ -187,3 +187,20 @@ def test_trained_answers_come_back(families: dict[str, str]) -> None:
             optimizer.zero_grad()
         said, _ = generate(found.model, prompts, found.tokenizer, max_new_tokens=12, longest=96, batch_tokens=999)
         assert said == answers
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_retelling_has_room_before_the_answer(families: dict[str, str], name: str) -> None:
+    """Each row's cap is its prompt's length plus the answer's, at least ``thought``; a decoder's window holds both."""
+    found = loaded(families[name])
+    model, tokenizer = models.load(families[name], found.kind).model, found.tokenizer
+    options = {"stop": (), "batch_tokens": 200}
+    thought, cut = generate(model, PROMPTS, tokenizer, max_new_tokens=5, thought=12, longest=96, **options)
+    lengths = [len(tokenizer(prompt, add_special_tokens=False).input_ids) for prompt in PROMPTS]
+    assert cut == 0 and max(lengths) + 5 > 12
+    for prompt, length, text in zip(PROMPTS, lengths, thought, strict=True):
+        (alone,), _ = generate(model, [prompt], tokenizer, max_new_tokens=max(length + 5, 12), longest=96, **options)
+        assert text == alone
+    long = Prompt("The cook baked bread " * 30, str)
+    (whole,), cut = generate(model, [long], tokenizer, max_new_tokens=5, thought=12, longest=60, **options)
+    assert cut == 1 and isinstance(whole, str)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from adamergex.actions import ACTIONS
 from adamergex.engines.local import StepsFailedError, needed, run
 from adamergex.errors import DataError
 from adamergex.graph import MANIFEST, Step, Store, canonical, in_order
+from adamergex.versions import VERSIONS, version
 
 
 def step(name: str, inputs: dict[str, Step] | None = None, **identity: object) -> Step:
@@ -46,6 +48,55 @@ def test_key_ignores_job_and_label_but_not_identity_or_inputs() -> None:
     assert replace(left, identity={"name": "left", "x": 1}).key != left.key
     assert replace(left, inputs={"a": step("other root")}).key != left.key
     assert replace(left, inputs={"b": root}).key != left.key
+
+
+def test_every_kind_of_step_has_a_version_and_no_other_place_says_one() -> None:
+    assert VERSIONS.keys() == ACTIONS.keys()
+    assert all(isinstance(number, int) and number >= 1 for number in VERSIONS.values())
+    assert version("write") == 1  # a kind of somebody's own
+
+
+def test_a_new_version_of_a_kind_gives_new_keys_there_and_above_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def steps() -> dict[str, str]:
+        rows = {"base": "b", "rows": "r"}
+        trained = Step("train", rows, {}, label="task")
+        merged = Step("merge", {"weight": 1}, {}, {"task": trained})
+        bare, scored = Step("evaluate", rows, {}), Step("evaluate", rows, {}, {"adapter": merged})
+        return {"train": trained.key, "merge": merged.key, "bare": bare.key, "scored": scored.key}
+
+    for kind in ("train", "merge", "evaluate"):
+        monkeypatch.setitem(VERSIONS, kind, 7)
+    before = steps()
+    assert before == steps()
+    # Of one version a key never changes: results of other machines and of earlier days are found again.
+    assert before["train"] == "9da7c0f38a3d812b4c48f37ada2121bbd6e198dc8ff3ee6830e3411bb645164e"
+    assert before["scored"] == "736cacfd4a97c94ead2a4590c4d38bc11f4c102bf1040a58e7ffadb04211a83e"
+    changed = {}
+    for kind in ("train", "merge", "evaluate"):
+        with monkeypatch.context() as patch:
+            patch.setitem(VERSIONS, kind, 8)
+            changed[kind] = {name for name, key in steps().items() if key != before[name]}
+    assert changed == {
+        "train": {"train", "merge", "scored"},
+        "merge": {"merge", "scored"},
+        "evaluate": {"bare", "scored"},
+    }
+
+
+def test_a_result_of_an_earlier_version_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    store, wanted = Store(tmp_path / "store"), [step("adapter")]
+    run(wanted, store, {"write": recorder})
+    manifest = json.loads((store.path(wanted[0]) / MANIFEST).read_text())
+    assert manifest["version"] == 1
+    run([step("adapter")], store, {"write": recorder})
+    assert recorder.runs["adapter"] == 1
+    monkeypatch.setitem(VERSIONS, "write", 2)
+    assert not store.has(step("adapter"))
+    run([step("adapter")], store, {"write": recorder})
+    assert recorder.runs["adapter"] == 2 and store.path(step("adapter")) != store.path(wanted[0])
 
 
 def test_canonical_json_is_sorted_and_refuses_nan() -> None:

@@ -185,12 +185,13 @@ def test_xlt_writes_and_reads_what_follows_its_mark(
     (prompts, options), *_ = seen
     assert prompts[0] == (
         "I want you to act as a commonsense reasoning expert for Swahili.\n"
-        "it rained\nChoice 1: the street is wet\nChoice 2: the sun shines\n"
+        "Here is a premise: it rained\nHelp me pick the more plausible option: "
+        "-choice1: the street is wet, -choice2: the sun shines\n"
         "You should retell the premise and the options in English.\n"
         "You should do step-by-step answer to pick a choice.\nYou should step-by-step answer the request.\n"
         "You should tell me the choice number in this format 'Choice number:'."
     )
-    assert options["stop"] == () and options["max_new_tokens"] >= 256
+    assert options["stop"] == () and options["thought"] >= 256
     assert cell["score"] == 75 and cell["unparsable"] == 1
 
 
@@ -198,10 +199,10 @@ def test_xlt_writes_and_reads_what_follows_its_mark(
     ("name", "parts"),
     [
         ("mgsm", ["an arithmetic reasoning expert for Thai", "Request: {question}", "'Answer:'"]),
-        ("xnli", ["chosen from entailment, neutral and contradiction", "'Relationship:'"]),
-        ("xcopa", ["{premise} What is the {question}?\nChoice 1: {choice1}", "'Choice number:'"]),
+        ("xnli", ["'Relationship:'"]),
+        ("xcopa", ["'Choice number:'"]),
         ("xquad", ["{context}\nQuestion: {question}", "the answer in Thai", "'Answer:'"]),
-        ("xlsum", ["summarize the entire text", "the summary into one sentence in Thai", "'Summary:'"]),
+        ("xlsum", ["summarize the entire text", "the summary in this format", "'Summary:'"]),
         ("sib200", ["a text classification expert for Thai.\n{text}\n", "\nTopic:"]),
     ],
 )
@@ -215,6 +216,50 @@ def test_every_task_of_the_paper_has_its_form(name: str, parts: list[str]) -> No
     # Nothing is left of the template but columns of the rows.
     assert set(re.findall(r"{(\w+)}", asked.prompt)) <= set(re.findall(r"{(\w+)}", task.prompt + "{context}{question}"))
     assert "answer_after" not in task.model_dump() or task.answer_after is not None
+
+
+XLT = {  # Huang et al. 2023, table 8, but for the line that names the expert
+    "mgsm": """Request: {question}
+You should retell the request in English.
+You should do step-by-step answer to obtain a number answer.
+You should step-by-step answer the request.
+You should tell me the answer in this format 'Answer:'.""",
+    "xcopa": """Here is a premise: {premise}. What is the {question}? Help me pick the more plausible option: \
+-choice1: {choice1}, -choice2: {choice2}
+You should retell the premise and the options in English.
+You should do step-by-step answer to pick a choice.
+You should step-by-step answer the request.
+You should tell me the choice number in this format 'Choice number:'.""",
+    "xnli": """Premise: {premise}
+Hypothesis: {hypothesis}
+You should retell the premise and hypothesis in English.
+You should judge whether the hypothesis is true (entailment), false (contradiction), or undetermined (neutral) given \
+the premise. The relationship can be chosen from entailment, contradiction, and neutral.
+You should step-by-step answer the request.
+You should tell me the relationship in this format 'Relationship:'.""",
+    "xlsum": """{text}
+You should retell the input text in English.
+You should think step-by-step to summarize the entire text in a maximum of two sentences.
+You should step-by-step answer the request.
+You should tell me the summary in this format 'Summary:'.""",
+}
+EXPERTS = {
+    "mgsm": "an arithmetic reasoning", "xcopa": "a commonsense reasoning", "xnli": "a natural language inference",
+    "xlsum": "a multilingual summarization",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "language"), [("sw", "Swahili"), ("zh", "Chinese"), ("ar", "Arabic"), ("bzd", "bzd")])
+@pytest.mark.parametrize("name", XLT)
+def test_xlts_whole_text(name: str, code: str, language: str) -> None:
+    asked = asked_with_xlt(task_file(name).TASK, code)
+    assert asked.prompt == f"I want you to act as {EXPERTS[name]} expert for {language}.\n{XLT[name]}"
+    assert XLT[name].endswith(f"'{asked.answer_after}'.")
+
+
+def test_xlt_names_other_labels_by_their_words() -> None:
+    task = PairClassification(labels=("yes", "no"), words={"yes": "follows", "no": "does not follow"})
+    assert "can be chosen from follows and does not follow." in asked_with_xlt(task, "sw").prompt
 
 
 def test_what_cannot_be_is_said_before_anything_is_trained(

@@ -31,7 +31,7 @@ __all__ = ["counted"]  # a fixture
 
 QUICK = {"steps": 12, "batch_size": 8, "learning_rate": 2e-2}
 MAD_X = {"language": {"reduction": 4, "segment": 16, "optimisation": QUICK}, "task": {"reduction": 8}}
-RIVALS = ["layer_swapping", "language_arithmetic", "ties", "dare"]
+RIVALS = ["layer_swapping", "language_arithmetic", "ties", "dare", "ties_factors", "dare_factors"]
 
 
 def test_the_rivals_whole_way(tiny_encoder: Path, small_data: Path, tmp_path: Path, counted: Counting) -> None:
@@ -45,22 +45,53 @@ def test_the_rivals_whole_way(tiny_encoder: Path, small_data: Path, tmp_path: Pa
     assert counted.runs["train"] == 3 + 4 and counted.runs["tune"] == 0
     assert counted.runs["merge"] == 2 * len(RIVALS)
     cells = {(cell["method"], cell["language"], cell["seed"]): cell for cell in results["cells"]}
-    assert len(cells) == 5 * 2
+    assert len(cells) == (1 + len(RIVALS)) * 2
     assert all(cell["against"]["method"] == "english_tuning" for cell in cells.values() if cell["method"] in RIVALS)
     folder = tmp_path / "run" / "adapters"
     made = {name: json.loads((folder / f"{name}-sw-seed1" / "lineage.json").read_text()) for name in ("ties", "dare")}
     assert made["dare"]["merge"] | {"seed": 1, "density": 0.6} == made["dare"]["merge"]
     assert {parent["language"] for parent in made["ties"]["parents"].values()} == {"en", "sw"}
+    assert {made[name]["merge"]["space"] for name in ("ties", "dare")} == {"delta"}
+    assert made["ties"]["structure"]["rank"] == 32  # of full rank: exact
     swapped = json.loads((folder / "layer_swapping-tr-seed1" / "lineage.json").read_text())
     assert swapped["merge"]["layers"] == [1.0, 0.0] and swapped["language"] == "tr"
     lower = folder / "language_arithmetic-sw-seed1" / "language"
     assert json.loads((lower / "lineage.json").read_text())["merge"]["weight"] == 0.25
     table = summary(results, tmp_path / "run")
-    assert all(label in table for label in ("Layer swapping", "Language arithmetic", "TIES", "DARE"))
+    assert all(label in table for label in ("Layer swapping", "Language arithmetic", "TIES", "DARE", "TIES (factors)"))
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "Language arithmetic" in page
     counted.runs.clear()
     assert transfer(parse(wanted), say=silent)["cells"] == results["cells"] and not counted.runs
+
+
+@pytest.mark.parametrize(
+    ("structure", "merge_settings", "expected"),
+    [
+        ("lora", {}, {"ties": ("delta", None), "dare": ("delta", None), "ties_factors": ("factors", None)}),
+        ("lora", {"rank": 3}, {"ties": ("delta", 3), "dare": ("delta", 3), "dare_factors": ("factors", None)}),
+        ("ia3", {}, {"ties": ("factors", None), "dare": ("factors", None)}),
+    ],
+)
+def test_ties_and_dare_of_each_structure(
+    tiny_encoder: Path,
+    small_data: Path,
+    tmp_path: Path,
+    structure: str,
+    merge_settings: dict[str, Any],
+    expected: dict[str, tuple[str, int | None]],
+) -> None:
+    wanted = settings(
+        tiny_encoder, small_data, tmp_path / "run", methods=list(expected), targets=["sw"], proxy=None, seeds=[1],
+        structure={"kind": structure}, merge=merge_settings,
+    )  # fmt: skip
+    transfer(parse(wanted), say=silent)
+    for name, (space, rank) in expected.items():
+        folder = tmp_path / "run" / "adapters" / f"{name}-sw-seed1"
+        made = json.loads((folder / "lineage.json").read_text())["merge"]
+        assert (made["rule"], made["space"], made["rank"]) == (name, space, rank)
+        cut = [item["truncation"] for item in json.loads((folder / "merge_report.json").read_text())["modules"]]
+        assert all((part is not None and part > 0) == (rank is not None) for part in cut)
 
 
 def test_language_arithmetic_is_the_mix_of_two_language_adapters(
@@ -393,7 +424,8 @@ def test_the_settings_of_the_ablations(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": ["ties"], "structure": {"kind": "ia3"}}, "ties is for lora, the structure is ia3"),
+        ({"methods": ["ties"], "structure": {"kind": "prefix"}}, "ties is for lora and ia3, the structure is prefix"),
+        ({"methods": ["dare_factors"], "structure": {"kind": "ia3"}}, "dare_factors is for lora, the structure is ia3"),
         ({"methods": ["layer_swapping"], "structure": {"kind": "prefix"}}, "layer_swapping is for adapters in layers"),
         ({"merge": {"granularity": "layer"}}, "found by entropy only"),
         ({"merge": {"weight": "entropy", "granularity": "layer", "space": "delta"}}, "is for factors, here is space"),

@@ -29,7 +29,8 @@ def merge(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
     if "density" in job:
         from adamergex.adapters.combining import combine
 
-        given: dict[str, Any] = {"density": job["density"], "weights": job["weights"], "seed": job.get("seed", 0)}
+        given: dict[str, Any] = {name: job[name] for name in ("density", "weights", "rank")}
+        given["seed"] = job.get("seed", 0)
         combine(
             task=inputs["task"], target_reference=inputs["target_reference"], method=job["rule"], output=output, **given
         )

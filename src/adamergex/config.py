@@ -43,6 +43,8 @@ Method = Literal[
     "language_arithmetic",
     "ties",
     "dare",
+    "ties_factors",
+    "dare_factors",
     "full_fine_tuning",
     "mlm_source",
     "mlm_target",
@@ -202,8 +204,9 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     for name, value, usual in (("span", config.merge.span, "per_layer"), ("form", config.merge.form, "left")):
         if config.structure.kind != "prefix" and value != usual:
             yield f"merge.{name}: '{value}' is for prefix, the structure is {config.structure.kind}"
-    if config.merge.rank is not None and config.merge.space != "delta" and "adamergex_delta" not in config.methods:
-        yield "merge.rank: truncates delta merges only; set merge.space to delta"
+    in_delta = config.merge.space == "delta" or not {"adamergex_delta", "ties", "dare"}.isdisjoint(config.methods)
+    if config.merge.rank is not None and not (in_delta and config.structure.kind == "lora"):
+        yield "merge.rank: truncates delta merges only (ties and dare too), of lora; set merge.space to delta"
     found = [] if task is None else [("task.test", task.rows("test"))]
     if isinstance(config.reference, TaskReference) and not isinstance(config.reference.task, BuiltIn):
         found.append(("reference.task.train", config.reference.task.train))
@@ -227,12 +230,17 @@ CHOOSING = ("classification", "pair-classification", "multiple-choice")
 """Kinds of task whose predictions are a distribution for every model; tagging has one on encoders."""
 
 
+COMBINED = ("ties", "dare", "ties_factors", "dare_factors")
+"""Methods that mix two adapters by TIES or DARE."""
+
+
 def _rivals(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[str]:
     """What the merges beside the paper's cannot do."""
     merge, kind = config.merge, config.structure.kind
-    for method in ("ties", "dare"):
-        if method in config.methods and kind != "lora":
-            yield f"methods: {method} is for lora, the structure is {kind}"
+    for method in COMBINED:
+        kinds = ("lora",) if method.endswith("_factors") else ("lora", "ia3")
+        if method in config.methods and kind not in kinds:
+            yield f"methods: {method} is for {' and '.join(kinds)}, the structure is {kind}"
     if "layer_swapping" in config.methods and kind == "prefix":
         yield "methods: layer_swapping is for adapters in layers, the structure is prefix"
     if isinstance(config.reference, TaskReference) and config.reference.text is None:

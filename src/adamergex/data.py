@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from adamergex import values
 from adamergex.errors import DataError
+from adamergex.sampling import sampled
 
 if TYPE_CHECKING:
     from adamergex.settings import Rows
@@ -37,16 +39,23 @@ def read(
     of a csv or tsv file without a header line. In tsv files a quotation mark is a character like any other.
     Raises: DataError naming file, line and columns for anything that is missing, empty or unreadable.
     """
+    return [row for _, row in read_numbered(rows, language, names, also)]
+
+
+def read_numbered(
+    rows: Rows, language: str, names: Sequence[str] = ("text",), also: Sequence[str] = OURS
+) -> list[tuple[int, dict[str, Any]]]:
+    """What ``read`` returns, each row with its number in the file, from 1."""
     where = source(rows, language)
     numbered = _hub(rows, language) if rows.path is None else _local(Path(where), rows)
     columns = {name: rows.columns.get(name, name) for name in (*names, *also, *rows.columns)}
     # Without a mapping only these must be there: unlabelled text has no label, most files no id.
     needed = {*names, *rows.columns}
     kept = itertools.islice(numbered, rows.limit)
-    result = [_row(where, number, found, columns, needed) for number, found in kept]
+    result = [(number, _row(where, number, found, columns, needed)) for number, found in kept]
     if not result:
         raise DataError("there are no rows", where=where, expected="at least one", fix="check path and split")
-    return result
+    return sampled(result, rows.sample, rows.seed, lambda item: item[1])
 
 
 def source(rows: Rows, language: str) -> str:
@@ -74,10 +83,10 @@ def _row(
     where: str, number: int, found: Mapping[str, Any], columns: Mapping[str, str], needed: set[str]
 ) -> dict[str, Any]:
     result = {}
+    found = values.plain_row(found, f"{where}, row {number}")
     for name, column in columns.items():
         if column in found:
-            value = found[column]
-            result[name] = str(value) if name == "label" and value is not None else value
+            result[name] = found[column]
         elif name in needed:
             near = difflib.get_close_matches(column, map(str, found), n=1, cutoff=0.5)
             raise DataError(
@@ -88,21 +97,11 @@ def _row(
                 fix=f"map it: columns: {{{name}: {near[0] if near else '<name in the file>'}}}",
             )
     for name in ("text", "premise", "hypothesis", "context", "question"):
-        if name in needed and (not isinstance(result[name], str) or not result[name].strip()):
-            raise DataError(
-                f"a {name} is empty",
-                where=f"{where}, row {number}, column {columns[name]!r}",
-                found=repr(result[name]),
-                expected="some text",
-                fix="fill it in or remove the row",
-            )
-    if "label" in result and result["label"] in ("", None):
-        raise DataError(
-            "a label is empty",
-            where=f"{where}, row {number}, column {columns['label']!r}",
-            fix="fill it in or remove the row",
-        )
-    return result
+        if name in needed:
+            values.text_of(result[name], name, f"{where}, row {number}, column {columns[name]!r}", numbers=False)
+    if "label" in result:
+        result["label"] = values.label_of(result["label"], f"{where}, row {number}, column {columns['label']!r}")
+    return {name: value for name, value in result.items() if name != "id" or value is not None}
 
 
 def _local(path: Path, rows: Rows) -> Numbered:

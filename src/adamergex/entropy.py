@@ -20,7 +20,7 @@ from adamergex.errors import ConfigError
 from adamergex.evaluation import load_for
 from adamergex.merging import merged_tensors, rule_for
 from adamergex.merging.checks import Adapter
-from adamergex.merging.layers import numbered
+from adamergex.merging.layers import numbered, spread
 from adamergex.models import quiet
 from adamergex.tasks import resampling
 from adamergex.tasks.certainty import Unlabelled
@@ -138,14 +138,14 @@ class _Point(NamedTuple):
 def _descend(way: _Way, placed: resident.Resident, start: float) -> _Point:
     """Projected gradient descent from one λ for all layers; the best point that was seen."""
     own = way.adapters[0].layout
-    places, count = numbered(own.sites)
+    _, count = numbered(own.sites)
     weights = torch.full((count,), start, requires_grad=True)
     optimizer = torch.optim.Adam([weights], lr=RATE)
     stored = widened(way.adapters)
     best = _Point([start] * count, float("inf"))
     with torch.enable_grad():
         for step in range(STEPS + 1):
-            by_module = {module: weights[place] for module, place in places.items()}
+            by_module = spread(weights.unbind(), own.sites)
             merged = merged_tensors(
                 *stored.tensors, by_module, kind=own.kind, rule=way.choices.rule_name, modules=way.choices.modules
             )  # fmt: skip

@@ -71,6 +71,10 @@ class ModelError(AdamergexError):
     """A backbone that cannot be loaded, or whose sites cannot be found."""
 
 
+class TrainingError(AdamergexError):
+    """A training that diverged: its loss, a gradient or a trained weight is not finite."""
+
+
 _ROOM = {
     errno.ENOSPC: "free some room on the disk, or choose an output on another",
     errno.EDQUOT: "free some room, or choose an output where you may write more",

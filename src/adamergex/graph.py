@@ -1,7 +1,8 @@
 """Steps, their keys, and the store of their results. Standard library only: knows nothing of adapters or models.
 
-A step is pure data. Its key is the SHA-256 of its canonical JSON (kind, identity) and of its inputs' keys, so that two
-methods which need the same adapter share it, and a changed setting re-runs only what it touches.
+A step is pure data. Its key is the SHA-256 of its canonical JSON (kind, version of that kind, identity) and of its
+inputs' keys, so that two methods which need the same adapter share it, a changed setting re-runs only what it touches,
+and corrected code never reuses what earlier code made.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from adamergex.hashing import file_sha256
+from adamergex.versions import version
 
 MANIFEST = "manifest.json"
 PARTIAL = "partial"
@@ -54,8 +56,8 @@ class Step:
     @cached_property
     def key(self) -> str:
         inputs = {name: step.key for name, step in self.inputs.items()}
-        text = canonical({"kind": self.kind, "identity": self.identity, "inputs": inputs})
-        return hashlib.sha256(text.encode()).hexdigest()
+        named = {"kind": self.kind, "version": version(self.kind), "identity": self.identity, "inputs": inputs}
+        return hashlib.sha256(canonical(named).encode()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Step) and other.key == self.key
@@ -187,6 +189,7 @@ class Store:
         manifest = {
             "key": step.key,
             "kind": step.kind,
+            "version": version(step.kind),
             "label": step.label,
             "identity": step.identity,
             "inputs": {name: other.key for name, other in step.inputs.items()},

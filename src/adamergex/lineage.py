@@ -157,6 +157,7 @@ def _installed_version(name: str) -> str | None:
 
 
 _OURS = ("bottleneck", "full", "sparse")
+_PREDICT_TOKENS = ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM")
 _AUTO_CLASS = {
     "CAUSAL_LM": "AutoPeftModelForCausalLM",
     "SEQ_CLS": "AutoPeftModelForSequenceClassification",
@@ -274,11 +275,12 @@ def _attach_snippet(lineage: Lineage, base: str, task_type: str | None) -> str:
 def _difference_snippet(lineage: Lineage, base: str, task_type: str | None) -> str:
     """How to add a difference to its base."""
     own = _AUTO_CLASS.get(task_type or "", "AutoPeftModelForMaskedLM").replace("Peft", "")
+    names, untied = ["apply_difference", "read_difference"], []
+    if lineage.structure.get("kind") == "sparse" and own in _PREDICT_TOKENS:
+        names.append("untie_output")
+        untied = ["untie_output(model)  # the matrix that predicts tokens stays the base's, as in training"]
     name, shipped = _base_in_code(base)
-    imports = [
-        "from adamergex.adapters.sparse import apply_difference, read_difference",
-        *([shipped] if shipped else []),
-    ]
+    imports = [f"from adamergex.adapters.sparse import {', '.join(names)}", *([shipped] if shipped else [])]
     labels = _classes(lineage.task or {}) if task_type in ("SEQ_CLS", "TOKEN_CLS") else 0
     extra = f", num_labels={labels}" if labels else ""
     lines = [
@@ -286,6 +288,7 @@ def _difference_snippet(lineage: Lineage, base: str, task_type: str | None) -> s
         f"from transformers import {own}",
         "",
         f"model = {own}.from_pretrained({name}{extra})",
+        *untied,
         'apply_difference(model, read_difference("path/to/this/folder"))',
     ]
     return "```python\n" + "\n".join(lines) + "\n```"

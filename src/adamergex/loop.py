@@ -13,19 +13,20 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from adamergex.adapters import resident
-from adamergex.errors import ConfigError
+from adamergex.errors import ConfigError, TrainingError
 from adamergex.hashing import file_sha256
 from adamergex.processes import Team
 from adamergex.progress import Progress
@@ -83,8 +84,6 @@ def fit(
     steps = settings.steps or math.ceil(settings.epochs * math.ceil(len(lengths) / settings.batch_size))
     plan = batches(lengths, settings.batch_size, steps, job.seed)
     resume = team.agree(str(_last_complete(folder) or "") if team.first else "")
-    config: Any = adapter.model.config
-    use_cache = getattr(config, "use_cache", None)
     own, writer = [_Checkpoints(team), *([Progress(job)] if progress and team.first else [])], None
     if team.first:
         from torch.utils.tensorboard import SummaryWriter
@@ -93,18 +92,18 @@ def fit(
         writer = SummaryWriter(str(folder / "logs"))
         own.append(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]
     arguments = _arguments(job, folder, steps)
-    trainer = _Trainer(adapter, _Steps(examples, plan, team), args=arguments, callbacks=[*own, *callbacks])
-    trainer.remove_callback(PrinterCallback)
-    adapter.model.train()
-    if team.rank:  # rows of different processes must not share their dropout
-        torch.manual_seed(job.seed + team.rank)
     try:
-        trainer.train(resume_from_checkpoint=resume or None)
+        with _as_it_was(adapter.model):
+            trainer = _Trainer(adapter, _Steps(examples, plan, team), args=arguments, callbacks=[*own, *callbacks])
+            trainer.remove_callback(PrinterCallback)
+            adapter.model.train()
+            if team.rank:  # rows of different processes must not share their dropout
+                torch.manual_seed(job.seed + team.rank)
+            trainer.train(resume_from_checkpoint=resume or None)
+            trainer.require_finite("a trained weight", *trainer.trainable)
     finally:
         if writer is not None:
             writer.close()
-        if use_cache is not None:
-            config.use_cache = use_cache
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
         "steps": steps,
@@ -114,6 +113,21 @@ def fit(
         "first_loss": losses[0],
         "loss": losses[-1],
     } | ({"processes": team.size} if team.size > 1 else {})
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Take off what the Trainer and accelerate set on a model (autocast around ``forward``, ``use_cache``): the lent
+    backbone outlives the training. Hooks and parameters are the adapter's own to take off."""
+    config: Any = model.config
+    before, settings = dict(vars(model)), dict(vars(config))
+    try:
+        yield
+    finally:
+        for now, then in ((vars(model), before), (vars(config), settings)):
+            for name in now.keys() - then.keys():
+                del now[name]
+            now.update(then)
 
 
 def _arguments(job: TrainJob, folder: Path, steps: int) -> TrainingArguments:
@@ -128,6 +142,7 @@ def _arguments(job: TrainJob, folder: Path, steps: int) -> TrainingArguments:
         max_grad_norm=settings.max_grad_norm,
         weight_decay=settings.weight_decay,
         logging_steps=LOG_EVERY,
+        logging_nan_inf_filter=False,  # would hide what require_finite looks for
         save_strategy="steps" if steps > settings.checkpoint_every else "no",
         save_steps=settings.checkpoint_every,
         save_total_limit=2,  # the last one may be cut short by a kill: one whole one stays before it
@@ -193,10 +208,25 @@ class _Trainer(Trainer):
         with self.compute_loss_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         self.accelerator.backward(loss)
+        self.require_finite("the loss", loss)
         return loss.detach()
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
-        return torch.nn.utils.clip_grad_norm_(self.trainable, self.args.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.trainable, self.args.max_grad_norm)
+        self.require_finite("the gradient's norm", norm)
+        return norm
+
+    def require_finite(self, what: str, *tensors: Tensor) -> None:
+        """Raises: TrainingError, which says at which step."""
+        for tensor in tensors:
+            if not torch.isfinite(tensor).all():
+                raise TrainingError(
+                    "the training diverged",
+                    where=f"step {min(self.state.global_step + 1, self.args.max_steps)} of {self.args.max_steps}",
+                    found=f"{what} is {tensor.item()}" if tensor.ndim == 0 else f"{what} is not finite",
+                    expected="finite numbers",
+                    fix="lower the learning rate; where the first step fails, check that the base's weights are finite",
+                )
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> None:
         """The loss is a mean over its own labels already."""

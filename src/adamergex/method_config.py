@@ -118,11 +118,12 @@ class SwapConfig(Settings):
 
 
 class CombineConfig(Settings):
-    """What ties and dare keep and how they weigh (PEFT's settings)."""
+    """What ties and dare keep and how they weigh; ``merge.rank`` cuts their ΔW, which else has full rank."""
 
     density: Annotated[float, Field(gt=0, le=1)] = Field(default=0.5, description="share of the entries that is kept")
     weights: tuple[NonNegativeFloat, NonNegativeFloat] | None = Field(
-        default=None, description="of task and target reference; default: 1, 1 for ties, 0.5, 0.5 for dare"
+        default=None,
+        description="of task and target reference; default: 1, 1 for ties, 0.5, 0.5 for dare",
     )
 
 
@@ -133,7 +134,7 @@ class MergeConfig(Settings):
 
     space: Literal["factors", "delta"] = Field(default="factors", description="LoRA: merge A and B, or ΔW")
     modules: str | None = Field(default=None, description="attention-qv (for LoRA), all, or a regular expression")
-    rank: PositiveInt | None = Field(default=None, description="truncate delta merges to this rank")
+    rank: PositiveInt | None = Field(default=None, description="truncate delta merges, ties and dare to this rank")
     span: Literal["per_layer", "per_kv", "whole"] = Field(default="per_layer", description="prefix: what shares one D")
     form: Literal["left", "literal"] = Field(default="left", description="prefix: (I + λ(D − I))·P, or λ·D·P")
     weight: Literal["tuned", "entropy"] | float = "tuned"

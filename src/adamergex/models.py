@@ -35,6 +35,7 @@ from adamergex.backbones import folder as shipped_folder
 from adamergex.errors import ModelError
 from adamergex.packaged import folder as packaged_folder
 from adamergex.residency import resident
+from adamergex.vocabulary import require_embeddings, require_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -185,16 +186,39 @@ def _load(base: str, kind: Kind, labels: Sequence[str] | None) -> Loaded:
     fresh = _fresh_modules(base, kind, model.base_model_prefix, missing)
     if torch.cuda.is_available():
         model.to("cuda")
-    return Loaded(base, kind, family(config), model.eval(), tokenizer(base), fresh)
+    pieces = tokenizer(base)
+    return Loaded(base, kind, family(config), _fitting(model.eval(), pieces, base), pieces, fresh)
+
+
+def outline(base: str, kind: Kind, labels: Sequence[str] | None = None) -> Loaded | None:
+    """A backbone of the right shape without weights, and its tokenizer, to ask what would be possible; None for an
+    architecture that cannot be made so. Raises: ModelError, as ``load`` does, but for the weights."""
+    config, pieces = load_config(base), tokenizer(base)
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+    try:
+        with torch.device("meta"), quiet():
+            model = _CLASSES[kind].from_config(config, trust_remote_code=False)
+    except (RuntimeError, NotImplementedError, ValueError, ImportError):
+        return None
+    return Loaded(base, kind, family(config), _fitting(model.eval(), pieces, base), pieces, ())
+
+
+def _fitting(model: PreTrainedModel, pieces: PreTrainedTokenizerBase, base: str) -> PreTrainedModel:
+    embeddings = model.get_input_embeddings()
+    if isinstance(embeddings, nn.Embedding):
+        require_embeddings(pieces, embeddings.num_embeddings, base)
+    return model
 
 
 def tokenizer(base: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a backbone, able to pad. Raises: ModelError when it cannot be loaded, or cannot pad."""
+    """The tokenizer of a backbone, able to pad. Raises: ModelError when none can be loaded, or it cannot pad."""
     try:
         with quiet():
             found = AutoTokenizer.from_pretrained(resolve(base), trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _unreadable(base, error, "tokenizer") from error
+    require_vocabulary(found, base)
     if found.pad_token_id is None:
         # An invented id would be a word of the vocabulary. The end piece is safe: padding is hidden by the attention
         # mask, and labels are set per position, never by comparing with the padding id.
@@ -232,7 +256,9 @@ def base_sha256(base: str) -> str:
 def longest_input(model: nn.Module, pieces: PreTrainedTokenizerBase) -> int:
     """How many pieces the model takes, special ones included (RoBERTa's positions start after the padding's)."""
     config: Any = model.config
-    limit = getattr(config, "max_position_embeddings", None) or 10**9
+    config = config if config.is_encoder_decoder else config.get_text_config()
+    names = ("max_position_embeddings", "max_seq_len", "n_positions")
+    limit = next((value for name in names if (value := getattr(config, name, None))), 10**9)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             limit = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)

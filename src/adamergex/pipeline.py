@@ -43,6 +43,9 @@ def transfer(config: TransferConfig, say: Callable[[str], None] = print, command
     store = Store(Path(config.store) if config.store else output / "store")
     plan = Plan(config, facts(config))
     reused = {step.key for step in plan.trainings if store.has(step)}
+    from adamergex.preflight import require_possible
+
+    require_possible(step for step in in_order(plan.wanted) if not store.has(step))
     record(store, config.title, output, plan.wanted)
     failure = None
     try:

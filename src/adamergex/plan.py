@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adamergex.config import TransferConfig, method_name
+from adamergex.config import COMBINED, TransferConfig, method_name
 from adamergex.errors import ConfigError, DataError
 from adamergex.graph import Step
 from adamergex.method_config import TaskReference, TextReference
@@ -198,7 +198,7 @@ def needs_references(config: TransferConfig) -> bool:
     """Whether a method of the table trains adapters on the reference task."""
     if any(":" in method for method in config.methods):
         return True  # a method of the user's own may
-    return config.merges or not {"average", "layer_swapping", "ties", "dare"}.isdisjoint(config.methods)
+    return config.merges or not {"average", "layer_swapping", *COMBINED}.isdisjoint(config.methods)
 
 
 class Plan:

@@ -59,10 +59,16 @@ def drop() -> None:
 
 
 def _state(model: Any) -> Hashable:
-    """Which tensors a model has, and how often each was written in place (torch counts it): equal means untouched."""
+    """Which tensors a model has, how often each was written in place (torch counts it), and what hangs on its modules
+    (hooks, another ``forward``): equal means untouched."""
     tensors = (*model.named_parameters(), *model.named_buffers())
     return (
         model.training,
-        tuple(name for name, _ in model.named_modules()),
+        tuple((name, *_attached(module)) for name, module in model.named_modules()),
         tuple((name, id(tensor), tensor.data_ptr(), tensor._version) for name, tensor in tensors),
     )
+
+
+def _attached(module: Any) -> tuple[Hashable, ...]:
+    hooks = (len(module._forward_hooks), len(module._forward_pre_hooks))
+    return *hooks, tuple(name for name, value in vars(module).items() if callable(value))

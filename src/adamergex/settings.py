@@ -12,6 +12,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Strict,
     model_serializer,
     model_validator,
 )
@@ -88,10 +89,24 @@ class Structure(Settings):
         return {name: value for name, value in write(self).items() if name in own}
 
 
+Limit = Annotated[PositiveInt | None, Field(description="keeps the first rows")]
+Sample = Annotated[
+    Annotated[PositiveInt, Strict()] | None,
+    Field(description="draws so many rows at random (of those that limit keeps), the same ids in every language"),
+]
+SampleSeed = Annotated[NonNegativeInt, Strict(), Field(description="seed of the sample")]
+
+
+def without_unused_sample(written: dict[str, Any]) -> dict[str, Any]:
+    """Written settings of rows: without a sample's where none is drawn, so that step keys stay as they were."""
+    drawn = written.get("sample") is not None
+    return {name: value for name, value in written.items() if drawn or name not in ("sample", "seed")}
+
+
 class Rows(Settings):
     """Where rows come from: one local file (jsonl, csv, tsv, parquet, txt; ``.gz`` too) or a hub dataset.
 
-    ``columns`` maps our names (text, label) to the file's. ``limit`` keeps the first rows."""
+    ``columns`` maps our names (text, label) to the file's."""
 
     path: str | None = None
     hub: str | None = None
@@ -99,7 +114,13 @@ class Rows(Settings):
     revision: str | None = None
     split: str = "train"
     columns: dict[str, str] = Field(default_factory=dict)
-    limit: PositiveInt | None = None
+    limit: Limit = None
+    sample: Sample = None
+    seed: SampleSeed = 0
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, write: Callable[[Rows], dict[str, Any]]) -> dict[str, Any]:
+        return without_unused_sample(write(self))
 
     @model_validator(mode="after")
     def _one_origin(self) -> Rows:
@@ -111,13 +132,19 @@ class Rows(Settings):
 class TaskRows(Settings):
     """Rows of a task that brings its own data (``tasks.catalogue``): ``data`` is a folder, or "hub".
 
-    ``options`` are further arguments of its ``rows`` function. ``limit`` keeps the first rows."""
+    ``options`` are further arguments of its ``rows`` function."""
 
     task: str
     data: str
     split: str = "test"
     options: dict[str, str] = Field(default_factory=dict)
-    limit: PositiveInt | None = None
+    limit: Limit = None
+    sample: Sample = None
+    seed: SampleSeed = 0
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, write: Callable[[TaskRows], dict[str, Any]]) -> dict[str, Any]:
+        return without_unused_sample(write(self))
 
 
 class LabelledTask(Settings):

@@ -13,10 +13,13 @@ from adamergex.errors import AdamergexError
 from adamergex.settings import (
     Classification,
     Generation,
+    Limit,
     MultipleChoice,
     Optimisation,
     PairClassification,
     Rows,
+    Sample,
+    SampleSeed,
     Settings,
     SpanAnswering,
     Tagging,
@@ -109,7 +112,9 @@ class Part(Settings):
     """Which rows of a task serve as train, validation or test. ``options`` go to the task's ``rows``."""
 
     split: str | None = None
-    limit: Annotated[int, Field(gt=0)] | None = None
+    limit: Limit = None
+    sample: Sample = None
+    seed: SampleSeed = 0
     options: dict[str, str] = Field(default_factory=dict)
 
 
@@ -129,7 +134,8 @@ class BuiltIn(Settings):
         """Where the rows of a role are."""
         part: Part = getattr(self, role)
         split = part.split or catalogue.split_for(self.name, self.data, role)
-        return TaskRows(task=self.name, data=self.data, split=split, options=part.options, limit=part.limit)
+        chosen = part.model_dump(include={"options", "limit", "sample", "seed"})
+        return TaskRows(task=self.name, data=self.data, split=split, **chosen)
 
     def placed(self, folder: Path) -> BuiltIn:
         """With paths that no longer depend on the settings file's folder."""

@@ -25,15 +25,16 @@ from adamergex import data
 from adamergex.adapters import resident
 from adamergex.adapters.weights_backed import InWeights
 from adamergex.checkpoint import staged_directory
-from adamergex.errors import ModelError
+from adamergex.errors import ConfigError, ModelError
 from adamergex.hashing import file_sha256
 from adamergex.lineage import Lineage, package_versions, require_base
 from adamergex.loop import fit, require_rows
-from adamergex.models import HEADS, Loaded, quiet
+from adamergex.models import HEADS, Loaded, frame, longest_input, quiet
 from adamergex.processes import Team, joined
 from adamergex.settings import TrainJob, first_phase
 from adamergex.tasks import Examples, kinds
 from adamergex.tasks.rows import read, source
+from adamergex.versions import version
 
 CHOICE = "chosen.safetensors"  # between the phases of a sparse fine-tuning
 
@@ -117,9 +118,24 @@ def _fitting(job: TrainJob, backbone: Loaded | None) -> Loaded:
 
 def examples_of(job: TrainJob, loaded: Loaded, rows: Sequence[Mapping[str, Any]]) -> Examples:
     """The training examples that a job makes of its rows. Raises: DataError, ConfigError."""
-    taken = job.structure.virtual_tokens if job.structure.kind == "prefix" else 0  # they stand before the text
+    taken = require_room(job, loaded)
     where = source(job.rows, job.language)
     return kinds.examples(job.task, rows, loaded, where=where, seed=job.seed, taken=taken)
+
+
+def require_room(job: TrainJob, loaded: Loaded) -> int:
+    """The tokens that a prefix takes of what the model reads. Raises: ConfigError: none are left for text."""
+    taken = job.structure.virtual_tokens if job.structure.kind == "prefix" else 0
+    longest, special = longest_input(loaded.model, loaded.tokenizer), sum(map(len, frame(loaded.tokenizer)))
+    if longest - taken <= special:
+        raise ConfigError(
+            "the prefix leaves no room for text" if taken else "the model's inputs have no room for text",
+            where="structure.virtual_tokens" if taken else job.base,
+            found=f"{taken} virtual tokens and {special} special ones" if taken else f"inputs of {longest} tokens",
+            expected=f"fewer than the {longest} tokens that the model reads" if taken else f"more than {special}",
+            fix="lower virtual_tokens" if taken else "correct model_max_length in the tokenizer's configuration",
+        )
+    return taken
 
 
 def _phases(
@@ -141,7 +157,8 @@ def _phases(
         shutil.rmtree(folder / "first", ignore_errors=True)
     outcome = fitted(job, folder=folder)
     tokens = outcome["tokens"] + first["tokens"]
-    return outcome | {"tokens": tokens, "parameters": adapter.moving, "first_phase": first}
+    parted = {"output_matrix": "frozen, parted from the embeddings"} if adapter.parted else {}
+    return outcome | {"tokens": tokens, "parameters": adapter.moving, "first_phase": first, **parted}
 
 
 def _parents(job: TrainJob, loaded: Loaded) -> dict[str, dict[str, Any]]:
@@ -158,10 +175,10 @@ def _parents(job: TrainJob, loaded: Loaded) -> dict[str, dict[str, Any]]:
 
 
 def _identity(job: TrainJob, loaded: Loaded, content: str, parents: Mapping[str, Mapping[str, Any]]) -> str:
-    """A name for the run's folder: another job, base, text, stack or library version never resumes it."""
+    """A name for the run's folder: another job, base, text, stack, library or trainer version never resumes it."""
     below = [parent["sha256"] for parent in parents.values()]
     own = job.model_dump(mode="json", exclude={"rows", "below"})
-    facts = [own, loaded.sha256, content, *([below] if below else []), package_versions()]
+    facts = [own, loaded.sha256, content, *([below] if below else []), package_versions(), version("train")]
     return "run-" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

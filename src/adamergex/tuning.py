@@ -17,6 +17,7 @@ import torch
 
 from adamergex import lineage
 from adamergex.adapters import resident
+from adamergex.adapters.labels import require_labels
 from adamergex.checkpoint import AdapterDirectory, TensorReader, staged_directory
 from adamergex.errors import ConfigError
 from adamergex.evaluation import load_for, predict, score
@@ -99,6 +100,7 @@ def on_model(
 ) -> Generator[tuple[float, resident.Resident], None, None]:
     """Every λ of ``candidates`` with A(λ) on the loaded model, which is given back when the generator is closed."""
     placed, config = None, None
+    require_labels(loaded.model, Path(task))
     try:
         for candidate in candidates(adapters, choices, grid):
             if placed is None or candidate.config != config:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 import pytest
 
 from adamergex.errors import DataError
+from adamergex.settings import TaskRows
 from adamergex.tasks import mgsm, ner, sib200, tata, xcopa, xlsum, xnli, xquad
+from adamergex.tasks import rows as task_rows
+from adamergex.tasks.asking import ASKED
 
 COPA = {"premise": "P", "choice1": "one", "choice2": "two"}
 TAGGED = {"id": "n0", "tokens": ["Amina", "analala"], "tags": ["B-PER", "O"]}
@@ -61,6 +65,36 @@ def test_maths(folder: Path) -> None:
     (row,) = mgsm.rows(folder, "en", "train")
     assert (row["answer"], row["rationale"]) == ("1007", "3 + 4 = 7.")
     assert mgsm.prompt(row) == "Let's think step by step.\nQuestion: 3 and 4?"
+
+
+@pytest.mark.parametrize(
+    ("language", "question", "rationale"),
+    [
+        ("en", "Question: 3 and 4?", "Step-by-Step Answer: 3 + 4 = 7. The answer is 7."),
+        ("de", "Frage: 3 and 4?", "Schritt-für-Schritt-Antwort: 3 + 4 = 7. Die Antwort lautet 7."),
+        ("fr", "Question : 3 and 4?", "Réponse étape par étape : 3 + 4 = 7. La réponse est 7."),
+        ("ja", "問題：3 and 4?", "ステップごとの答え：3 + 4 = 7. 答えは7個です。"),
+        ("sw", "Question: 3 and 4?", "Step-by-Step Answer: 3 + 4 = 7. Jibu ni 7"),
+        ("sw", "Swali:3 and 4?", "Jibu la Hatua kwa Hatua: 3 + 4 = 7."),
+    ],
+)
+def test_exemplars_lose_their_own_prefixes(language: str, question: str, rationale: str, tmp_path: Path) -> None:
+    """The prompt and the taught answer have "Question:" and "The answer is" already."""
+    (tmp_path / "mgsm").mkdir()
+    row = {"id": "e0", "question": question, "answer": "7", "rationale": rationale}
+    for split in ("exemplars", "test"):
+        with gzip.open(tmp_path / "mgsm" / f"{language}.{split}.jsonl.gz", "wt", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+        (found,) = task_rows.read(mgsm.TASK, TaskRows(task="mgsm", data=str(tmp_path), split=split), language)
+        asked = ASKED["generation"]
+        assert asked.prompt(mgsm.TASK, found).whole == "Let's think step by step.\nQuestion: 3 and 4?"
+        if split == "exemplars":
+            assert asked.answers(mgsm.TASK, found) == ["3 + 4 = 7. The answer is 7."]
+
+
+def test_a_chain_of_thought_that_is_no_exemplar_stays_whole(folder: Path) -> None:
+    for text in ("The answer is 5 and 6.", "3 + 4 = 7. The answer is 7.", "A question: why?"):
+        assert mgsm.without_own_words(text, "en") == text
 
 
 def test_choices_carry_the_english_question(folder: Path) -> None:
@@ -286,6 +320,31 @@ def test_the_real_data_are_read_and_their_gold_scores_100(task: Any, language: s
         assert not any("{" in prompt for prompt in prompts[:20])
         echo = {"prompts": prompts} if task in (mgsm, xquad, tata) else {}
         assert task.score(prompts, references, language, **echo) == dict.fromkeys(task.METRICS, 0)
+
+
+@pytest.mark.skipif(REAL is None, reason="ADAMERGEX_DATA names no data folder")
+@pytest.mark.parametrize("language", mgsm.LANGUAGES)
+def test_the_real_exemplars_have_no_prefixes(language: str) -> None:
+    exemplars = mgsm.rows(str(REAL), language, "exemplars")
+    assert not any(re.search("[:：]", row["question"][:12] + row["rationale"][:30]) for row in exemplars)
+    assert all(
+        mgsm.without_own_words(row["question"], language) == row["question"] for row in mgsm.rows(str(REAL), language)
+    )
+
+
+@pytest.mark.skipif(REAL is None, reason="ADAMERGEX_DATA names no data folder")
+def test_samples_of_the_real_rows_are_parallel_and_of_all_genres() -> None:
+    """The first 1,000 rows are 334 premises; a sample of as many has more than twice as many of them."""
+
+    def ids(language: str, **chosen: int) -> list[str]:
+        place = TaskRows(task="xnli", data=str(REAL), **chosen)
+        return [row["id"] for row in task_rows.read(xnli.TASK, place, language)]
+
+    english = ids("en", sample=1000)
+    assert english == ids("sw", sample=1000) and len(set(english)) == 1000
+    assert english != ids("en", sample=1000, seed=1) and english != ids("en", limit=1000)
+    premises = {row["premise"] for row in xnli.rows(str(REAL), "en") if row["id"] in english}
+    assert len(premises) > 2 * 334
 
 
 @pytest.mark.skipif(REAL is None, reason="ADAMERGEX_DATA names no data folder")

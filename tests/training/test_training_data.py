@@ -114,7 +114,7 @@ def test_positions_name_columns_of_a_file_without_header(tmp_path: Path) -> None
         ("a.csv", "text,label\nx\n", {}, r"another number of fields[\s\S]*row 2[\s\S]*1 fields"),
         ("a.jsonl", '{"text": "x"}\n{"text": " "}\n', {}, r"a text is empty[\s\S]*row 2"),
         ("a.jsonl", '{"text": "x", "label": ""}\n', {}, r"a label is empty[\s\S]*row 1"),
-        ("a.jsonl", '{"text": 7}\n', {}, r"a text is empty[\s\S]*found: 7"),
+        ("a.jsonl", '{"text": 7}\n', {}, r"a text is not text[\s\S]*found: 7"),
         ("a.jsonl", '{"text": "x"}\n{"text"\n', {}, r"a line is not JSON[\s\S]*row 2"),
         ("a.jsonl", "[1]\n", {}, "a line is not a JSON object"),
         ("a.json", '{"text": "x"}', {}, "not a list of objects"),

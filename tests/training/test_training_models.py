@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from adamergex import models
 from adamergex.errors import ModelError
@@ -120,3 +121,45 @@ def test_the_longest_input_counts_positions_right(checkpoints: dict[str, str], n
     loaded = models.load(checkpoints[name], kinds[name])
     assert models.longest_input(loaded.model, loaded.tokenizer) == 96  # XLM-R: 98 positions, two of them the padding's
     assert models.frame(loaded.tokenizer) == ([0], [2])
+
+
+def changed_tokenizer(folder: Path, change: str) -> None:
+    tokenizer = models.tokenizer(str(folder))
+    if change == "words":
+        tokenizer.add_tokens(["habari", "dunia"])
+    else:
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<x>", "<y>"]})
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("change", ["words", "special"])
+@pytest.mark.parametrize("name", ["xlm-r", "bert", "llama", "t5"])
+def test_a_tokenizer_beyond_the_embeddings_is_refused(
+    checkpoints: dict[str, str], tmp_path: Path, name: str, change: str
+) -> None:
+    kinds = {"llama": "causal-lm", "t5": "sequence-to-sequence"}
+    folder = copied(checkpoints[name], tmp_path)
+    size = len(models.tokenizer(str(folder)))
+    changed_tokenizer(folder, change)
+    with pytest.raises(
+        ModelError, match=rf"more entries than the model has embeddings[\s\S]*{size + 2} entries, {size} e"
+    ):
+        models.load(str(folder), kinds.get(name, "masked-lm"))
+
+
+def test_a_token_for_images_may_lie_beyond_the_embeddings(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    folder = copied(checkpoints["llama"], tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder, extra_special_tokens={"image_token": "<image_soft_token>"})
+    tokenizer.save_pretrained(folder)
+    assert tokenizer.get_vocab()["<image_soft_token>"] == len(tokenizer) - 1
+    assert len(models.load(str(folder), "causal-lm").tokenizer) == len(tokenizer)
+
+
+@pytest.mark.parametrize("name", ["xlm-r", "bert", "t5", "llama"])
+def test_a_checkpoint_without_a_tokenizer_is_refused(checkpoints: dict[str, str], tmp_path: Path, name: str) -> None:
+    folder = copied(checkpoints[name], tmp_path)
+    for path in folder.iterdir():
+        if "token" in path.name:
+            path.unlink()
+    with pytest.raises(ModelError, match=r"no tokenizer[\s\S]*entries|the tokenizer cannot be loaded"):
+        models.tokenizer(str(folder))

@@ -415,7 +415,7 @@ def test_resampled_scores_are_those_of_a_plain_bootstrap() -> None:
         ),
         (TASKS["multiple-choice"], {"premise": "a", "choice1": "b", "label": 0}, "no column 'choice2'"),
         (TASKS["span"], {"context": "a b", "question": "c", "answers": ["b"], "starts": [0]}, "not where its start"),
-        (TASKS["span"], {"context": "a b", "question": "c", "answers": ["x"]}, "not where its start"),
+        (TASKS["span"], {"context": "a b", "question": "c", "answers": ["x"]}, "not in its context"),
         (TASKS["tagging"], {"tokens": ["a", "b"], "tags": ["O"]}, "not one tag a token"),
         (TASKS["tagging"], {"tokens": ["a"], "tags": ["I-PER"]}, "an I continues nothing"),
         (TASKS["tagging"], {"tokens": ["a"], "tags": ["B-ORG"]}, "entity type is not known"),

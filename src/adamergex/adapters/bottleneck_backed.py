@@ -15,11 +15,12 @@ from safetensors.torch import save_file
 
 from adamergex.adapters import adapterhub, dialects
 from adamergex.adapters.bottleneck import BottleneckAdapter, BottleneckConfig
+from adamergex.adapters.guards import require_effect
 from adamergex.adapters.heads import head_of, head_parameters, load_head
 from adamergex.adapters.peft_backed import head_modules, redraw
 from adamergex.adapters.stack import AdapterStack
 from adamergex.adapters.stack import attach as attach_stack
-from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError
+from adamergex.errors import AdapterFileError, ConfigError
 from adamergex.lineage import model_card
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Stacked:
         attach_stack(self.model, *below, names=names)
         try:
             adapter = BottleneckAdapter(top, self.stack.places)
-            self._require_layers(top)
+            require_layers(top, len(self.stack.places.layers))
             self.stack.add(adapter, _TOP)
             self.stack.set_stack(*names, _TOP)
         except BaseException:
@@ -127,16 +128,17 @@ class Stacked:
         head = head_of(self.model, name, self.fresh)
         return adapterhub.HeadFiles({**head.config, "model_name": base}, head.tensors)
 
-    def _require_layers(self, config: BottleneckConfig) -> None:
-        layers = len(self.stack.places.layers)
-        if not set(config.leave_out) < set(range(layers)):
-            raise ConfigError(
-                "these layers cannot be left out",
-                where="leave_out",
-                found=list(config.leave_out),
-                expected=f"some of the model's layers 0 to {layers - 1}, not all",
-                fix="correct leave_out",
-            )
+
+def require_layers(config: BottleneckConfig, layers: int) -> None:
+    """Raises: ConfigError: layers are left out that do not exist, or all are."""
+    if not set(config.leave_out) < set(range(layers)):
+        raise ConfigError(
+            "these layers cannot be left out",
+            where="leave_out",
+            found=list(config.leave_out),
+            expected=f"some of the model's layers 0 to {layers - 1}, not all",
+            fix="correct leave_out",
+        )
 
 
 def config_of(structure: Structure) -> BottleneckConfig:
@@ -173,13 +175,17 @@ def attach(
     adapter = stacked.put(below, config_of(structure))
     # Learned in float32 whatever the base's dtype, as PEFT does.
     adapter.float().initialise(f"{base_sha256}\n{structure.kind} {structure.layout} {structure.reduction:g}")
+    stacked.stack.train_only(_TOP, also=stacked.heads)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name in stacked.heads:
-            model.get_submodule(name).float()
             if name in fresh:
                 redraw(model.get_submodule(name), model)
-    stacked.stack.train_only(_TOP, also=stacked.heads)
+    try:
+        require_effect(model, adapter.parameters(), "bottleneck adapter")
+    except BaseException:
+        stacked.detach()
+        raise
     return stacked
 
 
@@ -228,30 +234,14 @@ def _filled(
             expected="an adapter trained on a task with labels, or merged from one",
             fix="name the task adapter, last in the stack",
         )
-    if head is not None:
-        _require_labels(model, head, where)
     stacked = Stacked(model, head_modules(model, fresh) if head else (), fresh)
     adapter = stacked.put(below, config)
     try:
         adapter.load(tensors, where)
         if head is not None:
-            load_head(model, adapterhub.HeadFiles({}, head.tensors), where, fresh)
+            load_head(model, head, where, fresh, label=False)
     except BaseException:
         stacked.detach()
         raise
     model.train(False)
     return stacked
-
-
-def _require_labels(model: PreTrainedModel, head: HeadFiles, where: object) -> None:
-    """A head whose classes stand in another order would predict the wrong ones."""
-    stored: dict[str, Any] = head.config.get("label2id") or {}
-    own: dict[str, Any] = dict(model.config.label2id or {})
-    if stored and set(stored) == set(own) and stored != own:
-        raise IncompatibleAdaptersError(
-            "the adapter's head has the labels in another order",
-            where=where,
-            found=", ".join(sorted(stored, key=stored.__getitem__)),
-            expected=", ".join(sorted(own, key=own.__getitem__)),
-            fix="name the labels in the adapter's order",
-        )

@@ -1,30 +1,48 @@
-"""TIES and DARE of a task adapter and a reference, through PEFT: from LoRA directories to a LoRA directory."""
+"""TIES and DARE of a task adapter and a reference: of task vectors (``merging.task_vectors``), or as in PEFT."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 
 from adamergex import lineage as lineages
 from adamergex.adapters import peft_backed
-from adamergex.checkpoint import AdapterDirectory, staged_directory
+from adamergex.checkpoint import AdapterDirectory, TensorReader, staged_directory
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
 from adamergex.hashing import file_sha256
 from adamergex.lineage import Lineage
 from adamergex.merging import report
 from adamergex.merging.checks import Adapter, require_fitting, require_references, require_same_start
 from adamergex.merging.layout import layout
+from adamergex.merging.merge import ranked
 from adamergex.merging.report import MergeReport, ModuleChange
+from adamergex.merging.stream_delta import ReferenceFactors
+from adamergex.merging.stream_vectors import VectorMerge, write_gates
+from adamergex.merging.task_vectors import MIXED, mixer
 
-METHODS = {"ties": (1.0, 1.0), "dare": (0.5, 0.5)}
-"""The methods and their default weights: TIES takes the mean of what agrees, DARE the sum."""
+FACTORS = "_factors"
+METHODS = {**MIXED, **{f"{method}{FACTORS}": weights for method, weights in MIXED.items()}}
+"""The methods and their default weights."""
+LARGEST = 4_000_000_000
+"""Bytes of an exact result above which a rank must be given."""
 Tensors = dict[str, torch.Tensor]
+
+
+class Settings(NamedTuple):
+    """How two adapters are combined, checked."""
+
+    method: str
+    density: float
+    weights: tuple[float, float]
+    seed: int
+    rank: int | None
 
 
 def combine(
@@ -35,52 +53,119 @@ def combine(
     density: float,
     weights: Sequence[float] | None = None,
     seed: int = 0,
+    rank: int | None = None,
     output: Path | str,
 ) -> MergeReport:
-    """A and B of every module combined as PEFT's ``add_weighted_adapter`` does, each factor with √weight.
+    """A[T,s] and A[R,g] combined by TIES (2306.01708) or DARE (2311.03099), module by module; heads are the task's.
 
-    TIES: keep the ``density`` largest entries of each, elect a sign, mean of those that agree (2306.01708).
-    DARE: keep each entry with probability ``density``, times 1/density; weighted sum (2311.03099). Rank, α and head
-    are the task's; ``weights`` of task and reference. PEFT's scaling, which it folds into the factors, stays in the
-    config here: ΔW is the same.
+    ``ties``, ``dare``: on task vectors. Of LoRA that is ΔW = s·B·A of any ranks, alphas and starts; the mixture is
+    no longer of low rank, so the result is one LoRA of full rank, exact up to rounding, or of ``rank``, the best
+    approximation, whose relative error is in the report. Of (IA)³ it is l − 1, as in TIES' own experiments.
+    ``ties_factors``, ``dare_factors``: on A and on B, each with √weight, as PEFT's ``add_weighted_adapter`` (LoRA of
+    one shape and start). That is not the mixture of ΔW: the random start of A is trimmed and dropped too, and where A
+    is shared, two weights of 1/2 add the ΔW of both instead of averaging them.
+
+    TIES: keep the ``density`` largest entries of each, elect a sign, mean of those that agree. DARE: keep each entry
+    with probability ``density``, times 1/density; weighted sum; drawn from ``seed``.
     Raises: ConfigError, AdapterFileError, IncompatibleAdaptersError.
     """
-    default: Sequence[float] = METHODS.get(method, ())
-    chosen = tuple(map(float, default if weights is None else weights))
-    if method not in METHODS or len(chosen) != 2 or min(chosen) < 0 or not 0 < density <= 1:
-        raise ConfigError(
-            "This combination cannot be made.",
-            where="merge",
-            found=f"method {method}, density {density}, weights {chosen}",
-            expected=f"{' or '.join(METHODS)}, a density in (0, 1], two weights that are not negative",
-        )
+    chosen = _settings(method, density, weights, seed, rank)
     adapters = [_open("task", task), _open("target reference", target_reference)]
     own, other = adapters
-    if own.layout.kind != "lora":
+    kinds = ("lora",) if method.endswith(FACTORS) else ("lora", "ia3")
+    if own.layout.kind not in kinds:
         raise IncompatibleAdaptersError(
-            f"{method} is for LoRA.", where=own.where, found=own.layout.kind, expected="lora", fix="choose another rule"
+            f"{method} is not for this structure",
+            where=own.where,
+            found=own.layout.kind,
+            expected=" or ".join(kinds),
+            fix="choose another rule: what training added to other structures is not known from their files",
         )
+    if rank is not None and (own.layout.kind != "lora" or method.endswith(FACTORS)):
+        raise ConfigError(
+            "a rank is for the ΔW of LoRA", where="rank", found=f"{rank}, {method} of {own.layout.kind}", fix="omit it"
+        )
+    space = "delta" if own.layout.kind == "lora" and not method.endswith(FACTORS) else "factors"
     require_references(other, None, own)
-    require_fitting(adapters, "factors")
-    require_same_start(adapters, allowed=False)
-    stored = [peft_backed.read_tensors(adapter.layout.directory.path) for adapter in adapters]
-    merged, changes = _combined(own, stored, method, [math.sqrt(weight) for weight in chosen], density, seed)
-    summary = MergeReport(
-        "lora", method, "factors", "all", chosen[1], None, tuple(changes), tuple(own.layout.heads),
-        tuple(other.layout.heads),
-    )  # fmt: skip
-    settings = {"density": density, "weights": list(chosen)} | ({"seed": seed} if method == "dare" else {})
+    require_fitting(adapters, space)
     with staged_directory(output) as stage:
-        contents = {name: tensor.contiguous() for name, tensor in sorted(merged.items())}
-        save_file(contents, stage / peft_backed.WEIGHTS_FILE, metadata={"format": "pt"})
-        config = json.dumps(dict(own.layout.directory.config), indent=2, sort_keys=True, ensure_ascii=False)
-        (stage / peft_backed.CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+        if method.endswith(FACTORS):
+            require_same_start(adapters, allowed=False)
+            changes, config = _write_factors(stage, adapters, chosen)
+        else:
+            changes, config = _write_vectors(stage, adapters, chosen)
+        summary = MergeReport(
+            own.layout.kind, method, space, "all", chosen.weights[1], rank, tuple(changes), tuple(own.layout.heads),
+            tuple(other.layout.heads),
+        )  # fmt: skip
+        (stage / peft_backed.CONFIG_FILE).write_text(
+            json.dumps(dict(config), indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         (stage / report.FILE_NAME).write_text(summary.to_json(), encoding="utf-8")
-        lineage = _lineage(adapters, summary, settings)
-        card = lineages.model_card(lineage, summary.lines(), task_type=own.layout.directory.config.get("task_type"))
+        lineage = _lineage(adapters, summary, chosen, config)
+        card = lineages.model_card(lineage, summary.lines(), task_type=config.get("task_type"))
         (stage / "README.md").write_text(card, encoding="utf-8")
         lineage.write(stage)
     return summary
+
+
+def _settings(method: str, density: float, weights: Sequence[float] | None, seed: int, rank: int | None) -> Settings:
+    default: Sequence[float] = METHODS.get(method, ())
+    chosen = tuple(map(float, default if weights is None else weights))
+    fits = method in METHODS and len(chosen) == 2 and all(0 <= weight < math.inf for weight in chosen)
+    if not fits or not 0 < density <= 1 or (rank is not None and rank < 1):
+        raise ConfigError(
+            "this combination cannot be made",
+            where="merge",
+            found=f"method {method}, density {density}, weights {chosen}, rank {rank}",
+            expected=f"one of {', '.join(METHODS)}, a density in (0, 1], two weights of 0 or more, a rank of 1 or more",
+            fix="correct merge.combine",
+        )
+    return Settings(method, float(density), (chosen[0], chosen[1]), seed, rank)
+
+
+Written = tuple[list[ModuleChange], Mapping[str, Any]]
+
+
+def _write_vectors(stage: Path, adapters: Sequence[Adapter], chosen: Settings) -> Written:
+    """The tensors of a mixture of task vectors; what happened to each module, and the config."""
+    own, other = adapters
+    mix, config = mixer(chosen.method, chosen.density, chosen.weights, chosen.seed), own.layout.directory.config
+    path = stage / peft_backed.WEIGHTS_FILE
+    with ExitStack() as stack:
+        task, reference = (stack.enter_context(TensorReader(adapter.layout.directory)) for adapter in adapters)
+        if own.layout.kind == "ia3":
+            return write_gates(path, own.layout, task, (reference, other.layout), mix), config
+        merger = VectorMerge(
+            averaging=True,
+            weight=1.0,
+            rank=chosen.rank,
+            layout=own.layout,
+            chosen=frozenset(own.layout.sites),
+            task=task,
+            divergence=ReferenceFactors((reference, other.layout), None),
+            mix=mix,
+        )
+        if chosen.rank is None and merger.bytes > LARGEST:
+            raise ConfigError(
+                f"the exact {chosen.method} of these adapters is too large",
+                where=own.where,
+                found=f"{merger.bytes / 1e9:.0f} GB: every ΔW at full rank",
+                expected=f"at most {LARGEST / 1e9:.0f} GB, or a rank",
+                fix="set merge.rank, 64 for instance; the report says what that cuts off",
+            )
+        return merger.write(path), ranked(config, dict(merger.shapes))
+
+
+def _write_factors(stage: Path, adapters: Sequence[Adapter], chosen: Settings) -> Written:
+    """The tensors of PEFT's combination of factors. PEFT folds its scaling into them; here it stays in the config."""
+    own = adapters[0]
+    stored = [peft_backed.read_tensors(adapter.layout.directory.path) for adapter in adapters]
+    roots = [math.sqrt(weight) for weight in chosen.weights]
+    merged, changes = _combined(own, stored, chosen.method.removesuffix(FACTORS), roots, chosen.density, chosen.seed)
+    contents = {name: tensor.contiguous() for name, tensor in sorted(merged.items())}
+    save_file(contents, stage / peft_backed.WEIGHTS_FILE, metadata={"format": "pt"})
+    return changes, own.layout.directory.config
 
 
 def _open(role: str, path: Path | str) -> Adapter:
@@ -110,12 +195,14 @@ def _combined(
     return merged, changes
 
 
-def _lineage(adapters: Sequence[Adapter], summary: MergeReport, settings: Mapping[str, Any]) -> Lineage:
+def _lineage(adapters: Sequence[Adapter], summary: MergeReport, chosen: Settings, config: Mapping[str, Any]) -> Lineage:
     own, other = adapters
     inherited = own.lineage or Lineage()
+    drawn = {"seed": chosen.seed} if chosen.method.startswith("dare") else {}
+    shape = {"rank": config.get("r"), "alpha": config.get("lora_alpha")} if own.layout.kind == "lora" else {}
     return Lineage(
         base=inherited.base or {"name": own.layout.base_name, "sha256": None},
-        structure=inherited.structure or {"kind": "lora"},
+        structure={**(inherited.structure or {"kind": own.layout.kind}), **shape},
         task=inherited.task,
         language=other.lineage.language if other.lineage else None,
         parents={
@@ -131,8 +218,10 @@ def _lineage(adapters: Sequence[Adapter], summary: MergeReport, settings: Mappin
             "space": summary.space,
             "modules": summary.selection,
             "weight": summary.weight,
-            "rank": None,
-            **settings,
+            "rank": summary.rank,
+            "density": chosen.density,
+            "weights": list(chosen.weights),
+            **drawn,
         },
-        versions=lineages.package_versions(("adamergex", "torch", "peft")),
+        versions=lineages.package_versions(("adamergex", "numpy", "torch", "peft")),
     )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from adamergex.adapters import flexible_heads
 from adamergex.adapters.adapterhub import HeadFiles
 from adamergex.errors import IncompatibleAdaptersError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_FLEXIBLE = re.compile(r"heads\.(?P<name>.+)\.(?P<number>\d+)\.(?P<tensor>weight|bias)")
 
 
 def head_of(model: PreTrainedModel, name: str, fresh: tuple[str, ...] = ()) -> HeadFiles:
@@ -39,11 +37,27 @@ def head_of(model: PreTrainedModel, name: str, fresh: tuple[str, ...] = ()) -> H
     return HeadFiles(config, tensors)
 
 
-def load_head(model: PreTrainedModel, head: HeadFiles, where: object = "head", fresh: tuple[str, ...] = ()) -> None:
-    """Copy a stored head and its labels into the model's own; a flexible head's layers go by their order.
-
-    Raises: IncompatibleAdaptersError when the two heads do not have the same tensors.
+def load_head(
+    model: PreTrainedModel,
+    head: HeadFiles,
+    where: object = "head",
+    fresh: tuple[str, ...] = (),
+    *,
+    label: bool = True,
+) -> None:
+    """Copy a stored head, and with ``label`` its labels, into the model's own; a flexible head's layers go by their
+    order. Raises: IncompatibleAdaptersError when the two heads do not have the same tensors, or do not compute the
+    same.
     """
+    kinds = [str(name or "").partition("For")[2] for name in (head.config.get("model_class"), type(model).__name__)]
+    if kinds[0] and kinds[0] != kinds[1]:
+        raise IncompatibleAdaptersError(
+            "the stored head is of another kind than the model's",
+            where=where,
+            found=head.config.get("model_class"),
+            expected=type(model).__name__,
+            fix=f"load the model as {head.config.get('model_class')}",
+        )
     own = head_parameters(model, fresh)
     found = _renamed(head.tensors, own)
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
@@ -55,10 +69,21 @@ def load_head(model: PreTrainedModel, head: HeadFiles, where: object = "head", f
             expected=", ".join(f"{name} {tuple(parameter.shape)}" for name, parameter in own.items()) or "no head",
             fix=f"load the model as {head.config.get('model_class')}, with as many labels as the head has",
         )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(found[name])
-    _label(model, head.config)
+    before = {name: parameter.detach().clone() for name, parameter in own.items()}
+    _copy(own, found)
+    try:
+        flexible_heads.require_same(model, head, where)
+    except BaseException:
+        _copy(own, before)
+        raise
+    if label:
+        _label(model, head.config)
+
+
+@torch.no_grad()
+def _copy(own: Mapping[str, torch.nn.Parameter], found: Mapping[str, torch.Tensor]) -> None:
+    for name, parameter in own.items():
+        parameter.copy_(found[name])
 
 
 def head_parameters(model: PreTrainedModel, fresh: tuple[str, ...] = ()) -> dict[str, torch.nn.Parameter]:
@@ -76,12 +101,10 @@ def head_parameters(model: PreTrainedModel, fresh: tuple[str, ...] = ()) -> dict
 def _renamed(tensors: Mapping[str, torch.Tensor], own: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
     if set(own) <= set(tensors):  # a masked-LM head also stores its tied projection
         return {name: tensors[name] for name in own}
-    found = [(_FLEXIBLE.fullmatch(name), tensor) for name, tensor in tensors.items()]
-    if len(found) != len(own) or not all(match for match, _ in found):
+    layers = flexible_heads.in_order(tensors)
+    if layers is None or len(layers) != len(own):
         return dict(tensors)
-    keyed = [(int(match["number"]), match["tensor"] != "weight", tensor) for match, tensor in found if match]
-    ordered = sorted(keyed, key=lambda item: item[:2])
-    return {name: tensor for name, (_, _, tensor) in zip(own, ordered, strict=True)}
+    return {name: tensor for name, (_, _, tensor) in zip(own, layers, strict=True)}
 
 
 def _label(model: PreTrainedModel, config: Mapping[str, Any]) -> None:

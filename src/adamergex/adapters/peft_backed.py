@@ -29,6 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adamergex.adapters import prefix
+from adamergex.adapters.guards import require_effect
+from adamergex.adapters.precision import in_float32
 from adamergex.adapters.sites import targets
 from adamergex.errors import AdapterFileError, ModelError
 from adamergex.lineage import model_card
@@ -73,6 +75,13 @@ def attach(
             if name in fresh:
                 redraw(wrapper.modules_to_save["default"], model)
     _same_start(wrapped, structure, base_sha256)
+    try:
+        if isinstance(wrapped, _Prefixed):
+            wrapped.require_right()
+        require_effect(_alone(wrapped), parameters(wrapped).values(), f"{structure.kind} adapter")
+    except BaseException:
+        detach(wrapped)
+        raise
     return wrapped
 
 
@@ -103,9 +112,18 @@ class _Prefixed(PeftModel):
         super().__init__(model, config)
         self.handle = prefix.insert(model, virtual_tokens(self), self.get_prompt)
 
+    def require_right(self) -> None:
+        """Raises: ModelError: the prefix does not do in this model what it says."""
+        encoder: Any = self.prompt_encoder["default"]
+        prefix.require_right(_alone(self), encoder.embedding.weight)
+
 
 def _wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
-    return _Prefixed(model, config) if config.is_prompt_learning else PeftModel(model, config)
+    wrapped = _Prefixed(model, config) if config.is_prompt_learning else PeftModel(model, config)
+    for _, wrapper in _head_wrappers(wrapped):  # PEFT makes its own tensors float32, not the heads
+        for copy in wrapper.modules_to_save.values():
+            in_float32(copy)
+    return wrapped
 
 
 def virtual_tokens(model: nn.Module) -> int:
@@ -203,6 +221,7 @@ def place(
             fix="name the task adapter, not a reference adapter",
         )
     settings = dict(config) | {"task_type": None, "inference_mode": not trainable}
+    fitting = prefix.shape(model) if str(config.get("peft_type")).upper() == "PREFIX_TUNING" else None
     try:
         with torch.random.fork_rng(devices=[]):
             wrapped = _wrap(model, PeftConfig.from_peft_type(**settings))  # type: ignore[no-untyped-call]
@@ -215,10 +234,12 @@ def place(
             fix="check that adapter and base belong together",
         ) from error
     try:
-        if virtual_tokens(wrapped):
-            prefix.require_fitting(model, wrapped.peft_config["default"], where)
+        if fitting is not None:
+            prefix.require_fitting(model, fitting, wrapped.peft_config["default"], where)
         _fill(wrapped, contents, where)
-    except AdapterFileError:
+        if isinstance(wrapped, _Prefixed):
+            wrapped.require_right()
+    except (AdapterFileError, ModelError):
         detach(wrapped)
         raise
     return wrapped.train(trainable)
@@ -276,6 +297,14 @@ def _fill(wrapped: PeftModel, contents: Mapping[str, torch.Tensor], where: objec
                 found=tuple(contents[name].shape),
                 expected=tuple(tensor.shape),
                 fix="use the base that the adapter was trained with",
+            )
+        if not torch.isfinite(contents[name]).all():
+            raise AdapterFileError(
+                "an adapter tensor is not finite",
+                where=f"{where}: {name}",
+                found="NaN or infinity",
+                expected="finite numbers",
+                fix="train or download the adapter again",
             )
     set_peft_model_state_dict(wrapped, dict(contents))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import nn
 
+from adamergex.adapters.language_part import in_language_part
 from adamergex.errors import ModelError
 
 if TYPE_CHECKING:
@@ -188,8 +189,11 @@ def _matrices(module: nn.Module) -> int:
 
 def _stacks(model: nn.Module, width: int) -> Iterator[tuple[str, nn.ModuleList]]:
     found: list[str] = []
+    ours = in_language_part(model)
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer in found):
+            continue
+        if not ours(path):
             continue
         items = list(module)
         if len({type(item) for item in items}) == 1 and all(_is_layer(item, width) for item in items):

@@ -6,19 +6,24 @@ hook where keys and values are taken does it for every head; the numbers are PEF
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
+from transformers import DynamicCache, EncoderDecoderCache
 
+from adamergex.adapters.guards import answering, probe, probing, tokens
 from adamergex.errors import AdapterFileError, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
+
+_REFUSED = "this architecture takes no prefix"
 
 
 class Shape(NamedTuple):
@@ -32,12 +37,17 @@ class Shape(NamedTuple):
 
 def shape(model: PreTrainedModel) -> Shape:
     """Layers, key-value heads and width of the keys of the stack that reads the prefix: of an encoder-decoder the
-    decoder's (as PEFT does; 2 submodules are its name for that).
+    decoder's (as PEFT does; 2 submodules are its name for that). Of a model that decodes, those of its own cache.
 
     Raises: ModelError when the model takes no keys and values from outside.
     """
     config: Any = model.config
     site(model)
+    if model.can_generate() and not any(parameter.is_meta for parameter in model.parameters()):
+        with probing(model), answering(model, _REFUSED):
+            keys = [keys for keys, _ in _cached(model, tokens(model, 2))]
+        _, heads, _, width = keys[0].shape
+        return Shape(len(keys), heads, heads * width, 2 if config.is_encoder_decoder else 1)
     text = config.get_text_config()
     both = bool(config.is_encoder_decoder)
     names = ("num_decoder_layers", "decoder_layers") if both else ()
@@ -49,11 +59,83 @@ def shape(model: PreTrainedModel) -> Shape:
     return Shape(int(layers), int(heads), int(heads * head), 2 if both else 1)
 
 
-def require_fitting(model: PreTrainedModel, config: Any, where: object) -> None:
+def require_right(model: PreTrainedModel, prompt: nn.Parameter) -> None:
+    """Of a model that decodes: a prefix that holds the keys and values of tokens must do what these tokens do.
+
+    ``prompt`` [n, 2·layers·width] is the prefix that the model's hook reads; it is put back, bit by bit.
+    Raises: ModelError: the prefix enters at the wrong place, or not at all.
+    """
+    if not model.can_generate() or any(parameter.is_meta for parameter in model.parameters()):
+        return
+    before, after = tokens(model, len(prompt)), tokens(model, 4, start=len(prompt))
+    kept = prompt.detach().clone()
+    with probing(model), answering(model, _REFUSED):
+        with _bare(model):
+            wanted = probe(model, torch.cat([before, after], 1)).logits[0, len(prompt) :].float()
+            pairs = _cached(model, before)
+            if model.config.is_encoder_decoder:  # PEFT lays out such prefixes for cross-attention too
+                with insert(model, len(prompt), lambda _: _decoder_cache(pairs)):
+                    found = probe(model, after).logits[0].float()
+        if not model.config.is_encoder_decoder:
+            try:
+                prompt.data.copy_(torch.cat([part[0].transpose(0, 1).flatten(1) for pair in pairs for part in pair], 1))
+                found = probe(model, after).logits[0].float()
+            finally:
+                prompt.data.copy_(kept)
+    # Rounding in the base's dtype, against how far logits lie apart.
+    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
+    off, apart = float((found - wanted).abs().max()), float(wanted.std())
+    if torch.isfinite(wanted).all() and off > tolerance * max(apart, 1e-6):
+        raise _no_prefix(model, f"logits that are off by {off:.3g}, where they are {apart:.3g} apart")
+
+
+@contextmanager
+def _bare(model: PreTrainedModel) -> Iterator[None]:
+    """Without the prefix's hook for a while."""
+    hooks, options = site(model)._forward_pre_hooks, site(model)._forward_pre_hooks_with_kwargs
+    kept = {key: hook for key, hook in hooks.items() if getattr(hook, "is_prefix", False)}
+    for key in kept:
+        del hooks[key]
+    try:
+        yield
+    finally:
+        hooks.update(kept)
+        options.update(dict.fromkeys(kept, True))
+
+
+def _cached(model: PreTrainedModel, ids: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(keys, values) [1, heads, n, width] of every layer that has read ``ids``; all must be of one shape."""
+    cache = probe(model, ids, use_cache=True).past_key_values
+    cache = getattr(cache, "self_attention_cache", cache)
+    pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in getattr(cache, "layers", ())]
+    shapes = {tuple(part.shape) if isinstance(part, torch.Tensor) else None for pair in pairs for part in pair}
+    if len(shapes) != 1 or None in shapes or next(iter(shapes))[2] != ids.shape[1]:  # type: ignore[index]
+        raise _no_prefix(model, f"layers that keep {', '.join(sorted(map(str, shapes))) or 'nothing'}")
+    return pairs  # type: ignore[return-value]
+
+
+def _decoder_cache(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> EncoderDecoderCache:
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(pairs):
+        cache.update(keys, values, layer)
+    return EncoderDecoderCache(cache, DynamicCache())
+
+
+def _no_prefix(model: PreTrainedModel, found: str) -> ModelError:
+    return ModelError(
+        _REFUSED,
+        where=type(model).__name__,
+        found=found,
+        expected="keys and values of one shape in every layer: BERT, RoBERTa, XLM-R, ELECTRA, a decoder, T5 or BART",
+        fix="use another structure, such as lora",
+    )
+
+
+def require_fitting(model: PreTrainedModel, fitting: Shape, config: Any, where: object) -> None:
     """Raises: AdapterFileError for a prefix of another model's layers or heads, which only the forward pass would show.
 
     ``config``: PEFT's. With grouped queries PEFT itself sets heads and width to the model's; the tensor then tells."""
-    wanted = shape(model)._asdict()
+    wanted = fitting._asdict()
     if getattr(model.config.get_text_config(), "num_key_value_heads", None):
         wanted = {name: wanted[name] for name in ("num_layers", "num_transformer_submodules")}
     found = {name: getattr(config, name) for name in wanted}
@@ -68,17 +150,21 @@ def require_fitting(model: PreTrainedModel, config: Any, where: object) -> None:
 
 
 def site(model: PreTrainedModel) -> nn.Module:
-    """The module whose call takes ``past_key_values``: the backbone, or an encoder-decoder as a whole."""
-    found = model if model.config.is_encoder_decoder else getattr(model, model.base_model_prefix, model)
-    if "past_key_values" not in signature(found.forward).parameters:
-        raise ModelError(
-            "this architecture takes no prefix",
-            where=type(model).__name__,
-            found="a forward pass without past_key_values",
-            expected="BERT, RoBERTa, XLM-R, ELECTRA, a decoder, T5 or BART",
-            fix="use another structure, such as lora",
-        )
+    """The module whose call takes ``past_key_values``: the backbone (of OPT its decoder, which is what its language
+    model calls), or an encoder-decoder as a whole."""
+    if model.config.is_encoder_decoder:
+        found: nn.Module = model
+    else:
+        backbone = getattr(model, model.base_model_prefix, model)
+        inner = getattr(backbone, "decoder", None)
+        found = inner if isinstance(inner, nn.Module) and _takes_cache(inner) else backbone
+    if not _takes_cache(found):
+        raise _no_prefix(model, "a forward pass without past_key_values")
     return found
+
+
+def _takes_cache(module: nn.Module) -> bool:
+    return "past_key_values" in signature(module.forward).parameters
 
 
 def require_no_checkpointing(model: PreTrainedModel) -> None:
@@ -117,6 +203,7 @@ def insert(model: PreTrainedModel, tokens: int, prompt: Callable[[int], Any]) ->
             given["position_ids"] = positions + tokens
         return (), given
 
+    add.is_prefix = True  # type: ignore[attr-defined]
     return module.register_forward_pre_hook(add, with_kwargs=True)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from adamergex import lineage as lineages
+from adamergex.adapters.labels import require_labels
 from adamergex.checkpoint import CONFIG, TENSORS, AdapterDirectory, staged_directory
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
 from adamergex.merging.layout import PREFIX, Layout, layout, structure_kind
@@ -136,6 +137,8 @@ def read_peft(directory: str | Path, model: PreTrainedModel) -> PeftAdapter:
             part = Rescale((1, module.in_features) if shape[0] == 1 else (module.out_features, 1))
         _fill(part, {f"{role}.weight" if found.kind == "lora" else role: own[role] for role in own}, path, opened)
         made.parts[path.replace(".", "/")] = _beside(part, module)
+    if found.heads:
+        require_labels(model, opened.path)
     for path, own in _heads(found, tensors).items():
         module = _linear(model, path, opened)
         head = Replacement(module.in_features, module.out_features, bias=module.bias is not None)

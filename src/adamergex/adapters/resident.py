@@ -11,6 +11,7 @@ from torch import nn
 
 from adamergex.adapters import adapterhub, bottleneck_backed, peft_backed, sparse, weights_backed
 from adamergex.adapters.adapterhub import read_head
+from adamergex.adapters.labels import require_labels
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
 
 if TYPE_CHECKING:
@@ -99,10 +100,12 @@ def attach(
 def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[str, ...] = ()) -> Resident:
     """Put a saved adapter, or a stack of them, the first lowest, on a model; differences are added to its weights.
 
-    Raises: AdapterFileError, IncompatibleAdaptersError, ModelError; ConfigError for no directory.
+    Raises: AdapterFileError, IncompatibleAdaptersError (labels in another order, too), ModelError; ConfigError for no
+    directory.
     """
     if not directories:
         raise ConfigError("a stack needs at least one adapter", where="adapter", fix="name its directory")
+    require_labels(model, Path(directories[-1]))
     if all(weights_backed.holds_difference(path) for path in directories):
         return weights_backed.load(model, directories, fresh=fresh)
     in_peft = [path for path in directories if _is_peft(peft_backed.read_config(path))]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
+from adamergex.adapters.language_part import in_language_part, language_only
 from adamergex.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from adamergex.settings import Structure
 
 
@@ -85,12 +88,19 @@ def targets(model: nn.Module, structure: Structure) -> Targets:
     and adapters of one base have the same modules under any head.
     Raises: ModelError when nothing matches, or something that is not nn.Linear.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    ours = in_language_part(model)
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and ours(name)]
     # The output projection tells families apart whose other names agree (Llama's o_proj, BART's out_proj).
     sites = next((sites for sites in FAMILIES.values() if _matching(linear, (sites.output,))), None)
     if structure.modules != "paper":
-        feedforward = _anywhere((sites.down,)) if sites else r"(?!)"
-        return Targets(_custom(model, structure.modules, linear), feedforward)
+        pattern = _custom(model, structure.modules, linear)
+        down = [_anywhere((sites.down,))] if sites else []
+        if structure.kind == "ia3":
+            told = _matching(linear, tuple(sites or ()))
+            down += _down_projections(
+                model, [name for name in linear if name not in told and re.fullmatch(pattern, name)]
+            )
+        return Targets(pattern, "|".join(down) or r"(?!)")
     if sites is None:
         raise ModelError(
             "the attention and feed-forward projections of this architecture are not known by name",
@@ -109,14 +119,57 @@ def targets(model: nn.Module, structure: Structure) -> Targets:
             expected=f"modules like {', '.join(absent)}",
             fix="list the name endings under structure.modules",
         )
-    return Targets(_anywhere(wanted), _anywhere((sites.down,)))
+    return Targets(language_only(model, _anywhere(wanted)), language_only(model, _anywhere((sites.down,))))
+
+
+def _down_projections(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Patterns of the feed-forward's down-projections among linear modules: those of a layer, outside its attention,
+    that give the hidden width and read another.
+
+    Raises: ModelError for one that reads and gives the hidden width: its shape does not tell it from an up-projection.
+    """
+    found = set()
+    for name in names:
+        module, width = model.get_submodule(name), _width(model)
+        if not re.search(r"\.\d+\.", name) or _in_attention(model, name) or module.out_features != width:
+            continue
+        if module.in_features == width:
+            raise ModelError(
+                "whether this is the feed-forward's down-projection cannot be told from its shape, and (IA)³ scales "
+                "what such a module reads, of others what they give",
+                where=f"{type(model).__name__}: {name}",
+                found=f"Linear({width}, {width}) outside attention",
+                expected="a projection inside attention, or one that changes the width",
+                fix="leave it out of structure.modules, or use kind: lora",
+            )
+        found.add(_every_layer(name))
+    return sorted(found)
+
+
+def _width(model: nn.Module) -> int:
+    config: Any = model.config
+    text = config if config.is_encoder_decoder else config.get_text_config()
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    return int(getattr(text, "hidden_size", None) or embeddings.weight.shape[1])
+
+
+def _in_attention(model: nn.Module, name: str) -> bool:
+    parts = name.split(".")[:-1]
+    above = [model.get_submodule(".".join(parts[: end + 1])) for end in range(len(parts))]
+    # An attention's class says so; a layer's, which may say so too, holds more than its attention.
+    words = [*parts, *(type(module).__name__ for module in above[-1:])]
+    return any(mark in word.lower() for word in words for mark in ("attention", "attn"))
+
+
+def _every_layer(name: str) -> str:
+    return re.sub(r"\d+", r"\\d+", name).replace(".", r"\.")
 
 
 def _custom(model: nn.Module, modules: str | tuple[str, ...], linear: list[str]) -> str:
     pattern = modules if isinstance(modules, str) else _anywhere(tuple(re.escape(ending) for ending in modules))
     if modules == "all-linear":
-        pattern = "|".join(sorted({re.sub(r"\d+", r"\\d+", name).replace(".", r"\.") for name in linear}))
-    pattern = _backbone_only(model, pattern)
+        pattern = "|".join(sorted({_every_layer(name) for name in linear}))
+    pattern = language_only(model, _backbone_only(model, pattern))
     try:
         matched = [(name, module) for name, module in model.named_modules() if name and re.fullmatch(pattern, name)]
     except re.error as error:

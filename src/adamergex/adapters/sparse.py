@@ -127,6 +127,7 @@ def export_difference(directory: str | Path, difference: SparseDifference, *, li
 def apply_difference(model: nn.Module, difference: SparseDifference, *, with_whole: bool = True) -> None:
     """θ <- θ + δ in place, and the whole tensors copied unless ``with_whole`` is false (a language difference).
 
+    A tied output matrix moves with the embeddings unless ``untie_output`` came first.
     Raises: IncompatibleAdaptersError, before anything is changed, for a parameter that is absent or shaped otherwise.
     """
     _add(model, difference, 1, difference.whole if with_whole else {})
@@ -138,6 +139,23 @@ def subtract_difference(model: nn.Module, difference: SparseDifference) -> None:
     ``applied`` restores every bit, and whole tensors too. Raises: as ``apply_difference``.
     """
     _add(model, difference, -1, {})
+
+
+def untie_output(model: Any) -> bool:
+    """Give an output layer that shares the embeddings' tensor a frozen copy of it as it stands; whether it shared it.
+
+    A sparse difference is one of the backbone: the difference of the embeddings is for reading tokens, and the matrix
+    that predicts them stays the base's, in training (Ansell et al. untie and freeze it) and in use. Without this a
+    difference still fits a tied model, but moves its output matrix along. Models with a head of a task have none.
+    """
+    outputs = model.get_output_embeddings()
+    if outputs is None:
+        return False
+    shared = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
+    tied = {name: own for name, own in outputs.named_parameters(recurse=False) if id(own) in shared}
+    for name, own in tied.items():
+        setattr(outputs, name, nn.Parameter(own.detach().clone(), requires_grad=False))
+    return bool(tied)
 
 
 @contextmanager

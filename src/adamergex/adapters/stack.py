@@ -6,8 +6,9 @@ import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -16,8 +17,12 @@ from adamergex.adapters.bottleneck import BottleneckAdapter, BottleneckConfig
 from adamergex.adapters.invertible import Nice
 from adamergex.adapters.places import WHERES, Place, find_places
 from adamergex.adapters.plans import Active, Change, Couple, Hook, Plan, Project, key_of, make_plan
+from adamergex.adapters.precision import in_float32
 from adamergex.adapters.projections import PeftAdapter, is_peft, read_peft
 from adamergex.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
 
 Source = str | Path | BottleneckConfig | BottleneckAdapter | AdapterFiles | PeftAdapter
 Stack = tuple[str, ...]
@@ -92,6 +97,7 @@ class AdapterStack(nn.Module):
         self._plans: dict[Stack, Plan] = {}
         self._rows: tuple[Stack, ...] = ()
         self._handles: dict[object, Any] = {}
+        self._lifted: list[tuple[nn.Module, torch.dtype, RemovableHandle]] = []
         self._trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         model.requires_grad_(False)
         model.adapter_stack = self
@@ -183,7 +189,8 @@ class AdapterStack(nn.Module):
         """Let these adapters learn, and the base's modules named in ``also`` (a classifier); freeze all else.
 
         The output projection stays frozen whether it is tied or not: the inverse has to meet the weights that the
-        embeddings were made with. Raises: ConfigError for an unknown name, or a module that holds the projection.
+        embeddings were made with. What learns becomes float32; ``detach`` gives modules of ``also`` their dtype back.
+        Raises: ConfigError for an unknown name, or a module that holds the projection.
         """
         self._known(names)
         modules = dict(self._model.named_modules())
@@ -198,6 +205,10 @@ class AdapterStack(nn.Module):
                     fix="leave it out, or train adapters without an invertible part by hand",
                 )
         self._model.requires_grad_(False)
+        for name in names:
+            in_float32(self.adapters[name])
+        for module in also:
+            self._lift(modules[module])
         for part in [*(self.adapters[name] for name in names), *(modules[module] for module in also)]:
             part.requires_grad_(True)
 
@@ -218,12 +229,22 @@ class AdapterStack(nn.Module):
         for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
+        for module, dtype, handle in self._lifted:
+            handle.remove()
+            module.to(dtype)
+        self._lifted.clear()
         model: PreTrainedModel = self._model
         for name in ("adapter_stack", "set_stack", "using", "detach"):
             delattr(model, name)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in self._trainable)
         return model
+
+    def _lift(self, module: nn.Module) -> None:
+        dtype = next((one.dtype for one in module.parameters() if one.is_floating_point()), torch.float32)
+        handle = in_float32(module)
+        if handle is not None:
+            self._lifted.append((module, dtype, handle))
 
     def _planned(self, names: Stack) -> Plan:
         plan = self._plans.get(names)

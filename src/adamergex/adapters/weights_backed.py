@@ -7,6 +7,10 @@ weights to θ¹; choose the K that moved most, |θ¹ − θ⁰| ≥ the K-th lar
 as in the paper's code); go back to θ⁰; train the chosen ones alone to θ². The difference is θ² − θ⁰; a head of the task
 is no part of it, it is trained in both phases and stored whole. In both phases the loss is L + l1 · mean |θ − θ⁰| over
 the N entries that can be chosen.
+
+The output matrix of a language model is frozen; where it is the embeddings' own tensor it gets a copy of its own first
+(``untie_output``), as in the paper's code, else the K entries are spent on predicting tokens. Wherever a sparse
+difference is added to such a model, the output matrix stays the base's too.
 """
 
 from __future__ import annotations
@@ -20,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from adamergex.adapters.heads import head_parameters
+from adamergex.adapters.language_part import in_language_part
+from adamergex.adapters.own_parameters import is_a_norm, named, part_output, put_aside
 from adamergex.adapters.peft_backed import WEIGHTS_FILE, head_modules, redraw
-from adamergex.adapters.places import is_norm
 from adamergex.adapters.sparse import (
     PEER,
     TENSORS,
@@ -32,11 +36,11 @@ from adamergex.adapters.sparse import (
     SparseTensor,
     apply_difference,
     read_difference,
+    untie_output,
     write_file,
 )
 from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError
 from adamergex.lineage import model_card
-from adamergex.lineage import read as read_lineage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +52,6 @@ Tensors = Mapping[str, torch.Tensor]
 _TASK_TYPES = {
     "SequenceClassification": "SEQ_CLS", "TokenClassification": "TOKEN_CLS", "QuestionAnswering": "QUESTION_ANS",
 }  # fmt: skip
-Named = dict[str, nn.Parameter]
 
 
 class InWeights:
@@ -57,13 +60,14 @@ class InWeights:
     def __init__(self, model: PreTrainedModel, structure: Structure | None, fresh: tuple[str, ...]) -> None:
         self.model, self.structure, self.fresh = model, structure, fresh
         self._head = set(head_parameters(model, fresh))
-        self._base = _named(model)
-        self._aside = _put_aside(model)
-        self._own = _named(model)
+        self._base = named(model)
+        self._aside = put_aside(model)
+        self._own = named(model)
         self._new_head: dict[str, torch.Tensor] = {}  # name -> where it starts
         self._start: dict[str, torch.Tensor] = {}
         self._chosen: dict[str, torch.Tensor] = {}
         self._count = 0
+        self.parted = False  # whether the output matrix was the embeddings' and is now one of its own
 
     def add(self, path: Path, *, lower: bool) -> SparseDifference:
         """θ ← θ + δ; whole tensors take the place of the model's. Of a ``lower`` difference, what belongs to a head is
@@ -71,6 +75,8 @@ class InWeights:
         found = read_difference(path)
         if lower:
             found = SparseDifference(self._of_backbone(found.sparse), self._of_backbone(found.whole))
+        if found.sparse:
+            self.parted |= untie_output(self.model)
         apply_difference(self.model, found)
         return found
 
@@ -85,7 +91,11 @@ class InWeights:
         self._new_head = {name: own.detach().clone() for name, own in self._own.items() if name.startswith(inside)}
 
     def begin(self) -> None:
-        """Let train what the structure trains, from where the weights stand now. Raises: ConfigError for K."""
+        """Let train what the structure trains, from where the weights stand now.
+
+        Raises: ConfigError for K; ModelError where the output matrix cannot be frozen."""
+        if self._sparse:
+            self.parted |= part_output(self.model)
         names = self._trained()
         for name, parameter in self._own.items():
             parameter.requires_grad_(name in names)
@@ -209,7 +219,8 @@ class InWeights:
         return self.structure is not None and self.structure.kind == "sparse"
 
     def _trained(self) -> set[str]:
-        return {*self._entries(), *self._new_head} if self._sparse else set(self._own)
+        ours = in_language_part(self.model)
+        return {*self._entries(), *self._new_head} if self._sparse else {name for name in self._own if ours(name)}
 
     def _entries(self) -> list[str]:
         """The parameters of which entries can be chosen: the backbone's, not those of the output layer, and of layer
@@ -217,13 +228,16 @@ class InWeights:
         assert self.structure is not None
         outputs = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         left = {id(parameter) for parameter in outputs.parameters()} if outputs is not None else set()
-        left -= {id(parameter) for parameter in self.model.get_input_embeddings().parameters()}  # tied to them
         if self.structure.freeze_norms:
-            width = self.model.config.get_text_config().hidden_size
-            norms = [module for module in self.model.modules() if is_norm(module, width)]
-            left |= {id(parameter) for module in norms for parameter in module.parameters()}
+            left |= {
+                id(parameter)
+                for module in self.model.modules()
+                if is_a_norm(module)
+                for parameter in module.parameters()
+            }
         taken = self._head | self._new_head.keys()
-        return [name for name, own in self._own.items() if name not in taken and id(own) not in left]
+        ours = in_language_part(self.model)
+        return [name for name, own in self._own.items() if name not in taken and id(own) not in left and ours(name)]
 
     def _wanted(self) -> int:
         assert self.structure is not None
@@ -327,34 +341,8 @@ def holds_difference(directory: Path) -> bool:
     return any((Path(directory) / name).is_file() for name in (TENSORS, PEER))
 
 
-def _named(model: PreTrainedModel) -> Named:
-    """Every parameter once; of a tied one's names the backbone's, which is the same under any head."""
-    names: dict[int, str] = {}
-    prefix = f"{model.base_model_prefix}."
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        known = names.get(id(parameter), "")
-        if not known or (name.startswith(prefix) and not known.startswith(prefix)):
-            names[id(parameter)] = name
-    return {names[id(parameter)]: parameter for parameter in model.parameters()}
-
-
-def _put_aside(model: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    """Put a float32 copy in the place of every parameter (tied ones stay tied); where each one was."""
-    copies: dict[int, nn.Parameter] = {}
-    aside = []
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            if id(parameter) not in copies:
-                copies[id(parameter)] = nn.Parameter(parameter.detach().to(torch.float32, copy=True))
-            aside.append((module, name, parameter))
-            module._parameters[name] = copies[id(parameter)]
-    return aside
-
-
 def _require_head(model: PreTrainedModel, found: SparseDifference, fresh: Sequence[str], where: Path) -> None:
-    """The head must be there, with its classes in the model's order: else the wrong ones would be predicted."""
+    """A head that the base lacks must be there."""
     inside = tuple(f"{module}." for module in fresh)
     absent = [name for name, _ in model.named_parameters() if name.startswith(inside) and name not in found.whole]
     if fresh and absent:
@@ -364,17 +352,6 @@ def _require_head(model: PreTrainedModel, found: SparseDifference, fresh: Sequen
             found=f"nothing for {absent[0]}",
             expected="a difference trained on a task with labels",
             fix="name the task's difference, last in the stack",
-        )
-    lineage = read_lineage(where)
-    stored = list((lineage.task or {}).get("labels") or ()) if lineage else []
-    own = [str(label) for _, label in sorted((model.config.id2label or {}).items())]
-    if fresh and sorted(stored) == sorted(own) and stored != own:
-        raise IncompatibleAdaptersError(
-            "the difference's head has the labels in another order",
-            where=where,
-            found=", ".join(stored),
-            expected=", ".join(own),
-            fix="name the labels in the difference's order",
         )
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from adamergex.errors import ConfigError
 
+_TOWERS = frozenset(["vision", "visual", "image", "images", "video", "audio", "speech", "vq", "vqmodel"])
 _NUMBER = re.compile(r"(?P<stack>.*?)\.(?P<layer>\d+)(?:\.|$)")
+
+T = TypeVar("T")
 
 
 class Swap(NamedTuple):
@@ -42,9 +45,10 @@ Weight = float | Sequence[float] | Swap
 def numbered(modules: Iterable[str]) -> tuple[dict[str, int], int]:
     """The layer of each module, from 0 and an encoder's before its decoder's, and how many layers there are.
 
-    A module that stands in no layer (invertible adapters, at the embeddings) counts to the first.
+    A module that stands in no layer (invertible adapters, at the embeddings) counts to the first. The vision and audio
+    towers of a multimodal model have no layers of a language: their modules are left out.
     """
-    found = {module: _NUMBER.match(module) for module in modules}
+    found = {module: _NUMBER.match(module) for module in modules if not in_tower(module)}
     sizes: dict[str, int] = {}
     for match in found.values():
         if match:
@@ -54,6 +58,19 @@ def numbered(modules: Iterable[str]) -> tuple[dict[str, int], int]:
         begins[stack] = total
         total += sizes[stack]
     return {name: begins[match["stack"]] + int(match["layer"]) if match else 0 for name, match in found.items()}, total
+
+
+def in_tower(module: str) -> bool:
+    """Whether a module's path leads through the part of a model that reads images or sound."""
+    return any(not _TOWERS.isdisjoint(part.lower().split("_")) for part in module.split("."))
+
+
+def spread(weights: Sequence[T], modules: Iterable[str]) -> dict[str, T | float]:
+    """The weight of every module, by its layer; 0 in vision and audio towers, which stay as the task's adapter has
+    them."""
+    names = list(modules)
+    places, _ = numbered(names)
+    return {name: weights[places[name]] if name in places else 0.0 for name in names}
 
 
 def by_layer(weight: Weight, modules: Iterable[str]) -> tuple[float, ...] | None:
@@ -80,8 +97,7 @@ def by_module(weight: Weight, modules: Iterable[str]) -> Mapping[str, float]:
     if weights is None:
         assert isinstance(weight, int | float)
         return dict.fromkeys(names, float(weight))
-    places, _ = numbered(names)
-    return {module: weights[place] for module, place in places.items()}
+    return spread(weights, names)
 
 
 def numbers(weight: object) -> list[float] | None:

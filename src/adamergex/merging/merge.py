@@ -241,20 +241,21 @@ def _write(path: Path, own: Adapter, others: list[Adapter], choices: Choices, ch
             factors = ReferenceFactors(pairs[0], pairs[1] if rule.needs_source else None)
         merger = DeltaMerge(not rule.needs_source, weight, rank, own.layout, chosen, task, factors)
         items = merger.write(path)
-        return items, config if _same_ranks(own, merger) else _ranked(config, dict(merger.shapes))
+        return items, config if _same_ranks(own, merger) else ranked(config, dict(merger.shapes))
 
 
 def _same_ranks(own: Adapter, merger: DeltaMerge) -> bool:
     return all((site.rank, site.scaling) == merger.shapes[name] for name, site in own.layout.sites.items())
 
 
-def _ranked(config: Mapping[str, Any], shapes: dict[str, tuple[int, float]]) -> Mapping[str, Any]:
-    ranked = delta.with_ranks(dict(config), shapes)
+def ranked(config: Mapping[str, Any], shapes: dict[str, tuple[int, float]]) -> Mapping[str, Any]:
+    """A PEFT config with the (rank, scaling) of each module, read back as PEFT reads it."""
+    made = delta.with_ranks(dict(config), shapes)
     for name, (rank, scaling) in shapes.items():
-        found = ranks(ranked, name)
+        found = ranks(made, name)
         if found[0] != rank or abs(found[1] - rank * scaling) > 1e-9 * found[1]:
             raise AssertionError(f"rank pattern of {name}: {found}, wanted {(rank, rank * scaling)}")
-    return ranked
+    return made
 
 
 def _write_divergence(
@@ -275,7 +276,7 @@ def _write_divergence(
             return write_divergence(path, rule, target.layout, chosen, (one, two)), config
         pair = ReferenceFactors((one, target.layout), (two, source.layout))
         items, shapes = write_factors(path, pair, target.layout, chosen)
-        return items, _ranked(config, shapes)
+        return items, ranked(config, shapes)
 
 
 @contextmanager

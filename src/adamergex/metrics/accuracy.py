@@ -9,6 +9,7 @@ from typing import Any
 
 from adamergex.errors import DataError
 from adamergex.metrics.checks import check_pairs, percent
+from adamergex.metrics.text import comparable
 
 
 def accuracy(predictions: Sequence[Hashable], references: Sequence[Hashable]) -> float:
@@ -33,11 +34,13 @@ def macro_f1(predictions: Sequence[Hashable], references: Sequence[Hashable]) ->
 
 
 def gold_labels(values: Sequence[Any], names: Sequence[str], where: str) -> list[str]:
-    """Names of reference labels that are given as names or as positions in ``names``.
+    """Names of reference labels that are given as names or as positions in ``names``, which may be text ("2").
 
     Raises: DataError: a label that is not known.
     """
-    labels = predicted_labels(values, names, where)
+    texts = {str(place): place for place in range(len(names))}
+    given = [texts.get(value, value) if isinstance(value, str) and value not in names else value for value in values]
+    labels = predicted_labels(given, names, where)
     for number, (value, label) in enumerate(zip(values, labels, strict=True)):
         if label is None:
             raise _unknown(value, names, f"{where}, reference {number}")
@@ -50,11 +53,12 @@ def predicted_labels(values: Sequence[Any], names: Sequence[str], where: str) ->
     Raises: DataError: a position outside ``names``, or neither text nor a position.
     """
     labels: list[str | None] = []
+    named = {comparable(name): name for name in names}
     for number, value in enumerate(values):
         if isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < len(names):
             labels.append(names[int(value)])
         elif value is None or isinstance(value, str):
-            labels.append(value.strip() if value is not None and value.strip() in names else None)
+            labels.append(None if value is None else named.get(comparable(value).strip()))
         else:
             raise _unknown(value, names, f"{where}, item {number}")
     return labels

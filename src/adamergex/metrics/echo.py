@@ -6,15 +6,16 @@ import re
 from collections.abc import Sequence
 
 from adamergex.metrics.checks import check_pairs
+from adamergex.metrics.text import comparable
 
 
 def without_prompt(output: str, prompt: str) -> str:
-    """``output`` after the prompt it begins with, or all of it. Decoding may change white space."""
+    """``output`` after the prompt it begins with, or all of it. Decoding may change white space and compose marks."""
     if prompt and output.startswith(prompt):
         return output[len(prompt) :]
-    words = prompt.split()
-    echo = re.match(r"\s*" + r"\s+".join(map(re.escape, words)), output) if words else None
-    return output[echo.end() :] if echo else output
+    words, written = comparable(prompt).split(), comparable(output)
+    echo = re.match(r"\s*" + r"\s+".join(map(re.escape, words)), written) if words else None
+    return written[echo.end() :] if echo else output
 
 
 def without_prompts(outputs: Sequence[str], prompts: Sequence[str] | None, where: str) -> Sequence[str]:

@@ -104,6 +104,24 @@ def check_iob2(tags: Sequence[str], where: str, types: Collection[str] | None = 
         )
 
 
+def iob_tag(tag: object, where: str, types: Collection[str] = ()) -> str:
+    """A tag as O, B-TYPE or I-TYPE; "b-per" is read as B-PER where PER is among ``types``.
+
+    Raises: DataError: anything else, such as a number or a type without a prefix.
+    """
+    shown = tag.strip() if isinstance(tag, str) else ""
+    if shown.upper() == "O":
+        return "O"
+    prefix, kind = shown[:2].upper(), shown[2:]
+    if prefix in ("B-", "I-") and kind.strip():
+        same = [name for name in types if name.casefold() == kind.casefold()]
+        return prefix + (same[0] if len(same) == 1 and kind not in types else kind)
+    raise DataError(
+        "a tag is not known", where=where, found=repr(tag), expected="O, B-TYPE or I-TYPE (IOB2)",
+        fix="name the tags' numbers" if isinstance(tag, int) else "write the tags as IOB2",
+    )  # fmt: skip
+
+
 def _broken(tags: Sequence[str]) -> list[int]:
     """Where an I stands after O, after another type, or first."""
     parts = [("O", ""), *(_parts(tag, index) for index, tag in enumerate(tags))]

@@ -13,9 +13,11 @@ from numbers import Integral, Real
 
 from adamergex.errors import DataError
 from adamergex.metrics.checks import check_pairs, check_texts, known, percent
+from adamergex.metrics.separators import rewritten
+from adamergex.metrics.text import comparable
 
 # Arabic thousands and decimal separators; minus signs and the full-width stop that stand for the ASCII ones.
-_SIGNS = str.maketrans({"٬": ",", "٫": ".", "\uff0e": ".", "\u2212": "-", "\uff0d": "-", "\ufe63": "-"})
+_SIGNS = str.maketrans({"٬": ",", "٫": ".", "\uff0e": ".", "\u2212": "-", "\u2011": "-", "\uff0d": "-", "\ufe63": "-"})
 # "1，234": a full-width comma groups thousands, and elsewhere divides clauses. "-$5" is a negative amount.
 _FULL_WIDTH_GROUP = re.compile(r"(?<=[0-9])，(?=[0-9]{3}(?![0-9]))")
 _SIGNED_AMOUNT = re.compile(r"-[$€£¥₹₺₽฿৳](?=[0-9])")
@@ -23,29 +25,38 @@ _SIGNED_AMOUNT = re.compile(r"-[$€£¥₹₺₽฿৳](?=[0-9])")
 _NUMBER = re.compile(r"(?:(?<![0-9)\]}])-)?[0-9][0-9,]*(?:\.[0-9]+)?")
 
 
-def last_number(text: str) -> str | None:
+def last_number(text: str, language: str | None = None) -> str | None:
     """The last number of a text in canonical form, or ``None``: ASCII digits, no separators, no trailing zeros.
 
     Digits of any script (Unicode Nd) and Arabic separators become ASCII; the last match of ``-?\\d[\\d,]*(\\.\\d+)?``
-    counts; commas group thousands; a point is a decimal point in every language ("1.234" is 1.234).
+    counts; commas group thousands and a point is a decimal point, unless ``language`` is given and writes them
+    otherwise ("1.234", "12 500", "12’500", see ``metrics.separators``).
     Source: Shi et al. 2022, "Language models are multilingual chain-of-thought reasoners" (arXiv 2210.03057), §2.
     """
-    found = _NUMBER.findall(_ascii(text))
+    found = _NUMBER.findall(_ascii(text, language))
     return _canonical(found[-1]) if found else None
 
 
 def exact_match(
-    outputs: Sequence[str], references: Sequence[str | int | float], *, extractor: str = "recommended"
+    outputs: Sequence[str],
+    references: Sequence[str | int | float],
+    *,
+    extractor: str = "recommended",
+    language: str | None = None,
 ) -> float:
     """Share of outputs whose number equals the reference number, in percent; an output without a number is wrong.
 
     ``extractor``: "recommended" (``last_number``) or a peer's (``EXTRACTORS``), to compare with published numbers.
+    ``language``: outputs, and references that are text, are read with its separators; the peers know none.
     Raises: DataError (lengths, no items, a reference without a number, an extractor that is not known).
     """
     check_pairs(outputs, references, "exact match of numbers")
     check_texts(outputs, "exact match of numbers")
     extract = known(extractor, EXTRACTORS, "extractor", "exact match of numbers")
-    golds = [_gold(reference, number) for number, reference in enumerate(references)]
+    language = language if extract is last_number else None
+    golds = [_gold(reference, number, language) for number, reference in enumerate(references)]
+    if extract is last_number:
+        return percent([last_number(output, language) == gold for output, gold in zip(outputs, golds, strict=True)])
     # What a peer cuts out ("$1,234.") is compared by value: the peers differ in cleaning as well.
     found = [extract(output) for output in outputs]
     return percent([text is not None and last_number(text) == gold for text, gold in zip(found, golds, strict=True)])
@@ -77,11 +88,12 @@ EXTRACTORS: dict[str, Callable[[str], str | None]] = {
 }
 
 
-def _ascii(text: str) -> str:
+def _ascii(text: str, language: str | None = None) -> str:
+    text = comparable(text)
     if not text.isascii():
         digits = {ord(char): str(int(char)) for char in set(text) if char.isdecimal()}
         text = _FULL_WIDTH_GROUP.sub(",", text.translate(_SIGNS).translate(digits))
-    return _SIGNED_AMOUNT.sub("-", text)
+    return _SIGNED_AMOUNT.sub("-", rewritten(text, language))
 
 
 def _canonical(number: str) -> str:
@@ -92,13 +104,13 @@ def _canonical(number: str) -> str:
     return digits if digits == "0" else sign + digits
 
 
-def _gold(reference: str | int | float, number: int) -> str:
+def _gold(reference: str | int | float, number: int, language: str | None) -> str:
     text = reference
     if isinstance(reference, Integral) and not isinstance(reference, bool):
-        text = str(int(reference))
-    elif isinstance(reference, Real) and not isinstance(reference, bool):
-        text = format(Decimal(repr(float(reference))), "f")
-    gold = last_number(text) if isinstance(text, str) else None
+        return str(int(reference))
+    if isinstance(reference, Real) and not isinstance(reference, bool):
+        text, language = format(Decimal(repr(float(reference))), "f"), None
+    gold = last_number(text, language) if isinstance(text, str) else None
     if gold is None:
         raise DataError("a reference holds no number", where=f"MGSM, reference {number}", found=repr(reference))
     return gold

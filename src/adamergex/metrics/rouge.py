@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 from adamergex.errors import DataError
 from adamergex.metrics.checks import check_pairs, check_texts, known, percent
+from adamergex.metrics.text import UNSPACED, comparable
 
 Tokenizer = str | Callable[[str], list[str]]
 
-# Han, kana, Thai and Lao, Khmer, Burmese: scripts without spaces, one token a character.
-_ALONE = re.compile("([\u4e00-\u9fff\u3400-\u4dbf\u3040-\u30ff\u0e00-\u0eff\u1780-\u17ff\u1000-\u109f])")
+_ALONE = re.compile(f"([{UNSPACED}])")  # one token per character
 
 
 class Rouge(NamedTuple):
@@ -55,10 +55,11 @@ TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"mixed": mixed, "whitespace
 def tokens(text: str, tokenizer: Tokenizer = "mixed") -> list[str]:
     """The tokens ROUGE counts: a name of ``TOKENIZERS`` or a function (a stemmer's, a segmenter's).
 
+    It divides the text in the form of ``metrics.text.comparable``, so texts that look the same have the same tokens.
     Raises: DataError: a name that is not known.
     """
     divide = known(tokenizer, TOKENIZERS, "tokenizer", "ROUGE") if isinstance(tokenizer, str) else tokenizer
-    return divide(text)
+    return divide(comparable(text))
 
 
 def rouge_l(prediction: str, reference: str, tokenizer: Tokenizer = "mixed") -> Rouge:

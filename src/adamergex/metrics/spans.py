@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from adamergex.errors import DataError
 from adamergex.metrics.checks import check_pairs, check_texts, percent
+from adamergex.metrics.text import comparable, is_blank
 
 Normalisation = Literal["mlqa", "squad"]
 
@@ -50,7 +51,7 @@ class SpanScores(NamedTuple):
 
 
 def normalised(text: str, language: str, normalisation: Normalisation = "mlqa") -> str:
-    """Lower case, no punctuation, no articles, words divided by one space.
+    """Lower case, no punctuation, no articles, words divided by one space; first in ``metrics.text.comparable`` form.
 
     "mlqa": Unicode punctuation (P*) and string.punctuation, the language's articles, characters as words where the
     script writes no spaces. A language without a rule of its own (MLQA has en, es, hi, vi, de, ar, zh) loses no
@@ -63,7 +64,7 @@ def normalised(text: str, language: str, normalisation: Normalisation = "mlqa") 
     unicode_rules = normalisation == "mlqa"
     code = re.split("[-_]", language.lower())[0] if unicode_rules else "en"
     code = _CODES.get(code, code)
-    lowered = text.lower()
+    lowered = comparable(comparable(text).lower())
     kept = lowered.translate({ord(char): None for char in set(lowered) if _is_punctuation(char, unicode_rules)})
     if code in _ARTICLES:
         kept = re.sub(_ARTICLES[code], " ", kept)
@@ -122,5 +123,5 @@ def _check_answers(answers: Sequence[str], where: str) -> None:
         raise DataError(
             "gold answers are not a list", where=where, found=repr(answers), expected='["308", "308 points"]'
         )
-    if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
+    if not answers or not all(isinstance(answer, str) and not is_blank(answer) for answer in answers):
         raise DataError("a gold answer is empty", where=where, found=repr(answers), expected="at least one, none blank")

@@ -107,13 +107,23 @@ def language_arithmetic(x: Experiment) -> Stack:
 
 
 def ties(x: Experiment) -> Step:
-    """A[T,s] and A[R,g] trimmed, their signs elected, what agrees averaged (2306.01708; through PEFT)."""
+    """What A[T,s] and A[R,g] add to the weights trimmed, signs elected, what agrees averaged (2306.01708)."""
     return x.combine("ties")
 
 
 def dare(x: Experiment) -> Step:
-    """A[T,s] and A[R,g] with random entries dropped, the others scaled up, then summed (2311.03099; through PEFT)."""
+    """Random entries of what A[T,s] and A[R,g] add to the weights dropped, the rest scaled up, summed (2311.03099)."""
     return x.combine("dare")
+
+
+def ties_factors(x: Experiment) -> Step:
+    """TIES on A and on B, as PEFT does: not the mixture of what they add to the weights."""
+    return x.combine("ties_factors")
+
+
+def dare_factors(x: Experiment) -> Step:
+    """DARE on A and on B, as PEFT does: not the mixture of what they add to the weights."""
+    return x.combine("dare_factors")
 
 
 class Recipe(NamedTuple):
@@ -138,6 +148,8 @@ RECIPES: dict[str, Recipe] = {
     "language_arithmetic": Recipe("Language arithmetic", language_arithmetic),
     "ties": Recipe("TIES", ties),
     "dare": Recipe("DARE", dare),
+    "ties_factors": Recipe("TIES (factors)", ties_factors),
+    "dare_factors": Recipe("DARE (factors)", dare_factors),
     "full_fine_tuning": Recipe("Full-FT", weights.full_fine_tuning),
     "mlm_source": Recipe("MLM-SRC", weights.mlm_source),
     "mlm_target": Recipe("MLM-TRG", weights.mlm_target),

@@ -183,16 +183,16 @@ class Experiment:
         return Step("merge", job, job, inputs, label=label)
 
     def combine(self, method: str) -> Step:
-        """A[T,s] and A[R,g] combined by one of PEFT's methods."""
+        """A[T,s] and A[R,g] combined by TIES or DARE, on task vectors or (``_factors``) on A and B."""
         settings = self.config.merge.combine
         more: dict[str, Any] = {"density": settings.density, "weights": settings.weights}
-        if method == "dare":
+        if method.startswith("dare"):
             more["seed"] = self.seed
         return self.merge(
             task=self.train(self.task, self.source),
             target_reference=self.train(self.reference, self.target),
             rule=method,
-            space="factors",
+            space="delta" if self.config.structure.kind == "lora" and not method.endswith("_factors") else "factors",
             modules="all",
             weight=1.0,
             more=more,
@@ -232,7 +232,9 @@ class Experiment:
         settings = self.config.merge
         rows = self.config.task.rows(settings.unlabelled)
         assert rows is not None  # the settings were checked for them
-        rows = rows.model_copy(update={"limit": min(rows.limit or settings.unlabelled_rows, settings.unlabelled_rows)})
+        most = "limit" if rows.sample is None else "sample"
+        kept = min(getattr(rows, most) or settings.unlabelled_rows, settings.unlabelled_rows)
+        rows = rows.model_copy(update={most: kept})
         evaluation = self._evaluate_job(self.target, rows)
         shared = {"merge": merge.job, "grid": list(settings.grid), "granularity": settings.granularity}
         identity = {**shared, "evaluate": self._identity(evaluation, self.task, rows, self.target, labelled=False)}

@@ -178,7 +178,8 @@ class _Facts:
             self.noted[f"pieces of a row: {self.assumed.tokens}"] += 1
         if count is None:
             assumed = self.assumed.rows if training else self.assumed.test_rows
-            count = float(min(assumed, job["rows"].get("limit") or assumed))
+            kept = (job["rows"].get(name) or assumed for name in ("limit", "sample"))
+            count = float(min(assumed, *kept))
         return count, pieces or float(self.assumed.tokens)
 
     def _found(self, job: Mapping[str, Any]) -> tuple[float, float | None] | None:

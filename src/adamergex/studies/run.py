@@ -12,7 +12,7 @@ from typing import Any, Literal
 from adamergex.actions import ACTIONS, backbone_group
 from adamergex.engines.worker import Action
 from adamergex.errors import AdamergexError, ConfigError
-from adamergex.graph import Store
+from adamergex.graph import Store, in_order
 from adamergex.inventory import record
 from adamergex.pipeline import environment, summary, write_table
 from adamergex.plan import Plan
@@ -56,6 +56,10 @@ def run_study(
     """
     plan, store, output = StudyPlan(study), Store(Path(study.store)), Path(study.output)
     reused = {step.key for step in plan.steps if store.has(step)}
+    if actions is None:
+        from adamergex.preflight import require_possible
+
+        require_possible(step for step in in_order(plan.steps) if not store.has(step))
     record(store, study.title, output, plan.steps)
     if force is not None:
         for step in plan.matching(force):

@@ -1,23 +1,19 @@
 """How models that write are asked: per kind of task the prompt, the answers that teach it, the choices that are scored,
-and how what was written is read.
-
-Entities are written ``TYPE: words; TYPE: words`` in the sentence's order, ``none`` where there are none.
+and how what was written is read (``tasks.written``).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from adamergex.metrics.entities import entities
 from adamergex.settings import Generation, MultipleChoice, PairClassification, SpanAnswering, Tagging
 from adamergex.tasks.catalogue import task_file
 from adamergex.tasks.prompts import Prompt
 from adamergex.tasks.templates import asked, filled
+from adamergex.tasks.written import exact, mentions, read_entities, sign, written_entities
 
 Row = Mapping[str, Any]
-NOTHING = "none"
 
 
 class Asked(NamedTuple):
@@ -40,10 +36,11 @@ def _pair_prompt(task: PairClassification, row: Row) -> Prompt:
 
 
 def _pair_read(task: PairClassification, row: Row, text: str) -> tuple[str | None, bool]:
-    """The label whose word stands first; of words that begin at one place, the longest."""
-    places = {label: text.lower().find(word.lower()) for label, word in zip(task.labels, words_of(task), strict=True)}
-    found = [(place, -len(task.words.get(label, label)), label) for label, place in places.items() if place >= 0]
-    return (min(found)[2], True) if found else (None, False)
+    """The label whose word the answer is; else the one whose word stands first in it."""
+    words = words_of(task)
+    same = exact(text, words)
+    found = [same] if same is not None else mentions(text, words)
+    return (task.labels[found[0]], True) if found else (None, False)
 
 
 def _choice_prompt(task: MultipleChoice, row: Row) -> Prompt:
@@ -55,20 +52,13 @@ def _choice_texts(task: MultipleChoice, row: Row) -> list[str]:
 
 
 def _choice_read(task: MultipleChoice, row: Row, text: str) -> tuple[int | None, bool]:
-    """The choice that is written out (alone), or its letter or number: "(A)", "A.", "B: …", "2", "… is (B)"."""
-    said = [number for number, choice in enumerate(_choice_texts(task, row)) if _plain(choice) in _plain(text)]
-    if len(said) == 1:
-        return said[0], True
-    # A bare sign at the start must end there: "A woman fell" is no letter, "2 things" no number.
-    signs = set(re.findall(r"^\W*([A-Z1-9])(?=\s*(?:[).:,\]]|$))", text))
-    signs = signs or set(re.findall(r"\(([A-Z1-9])\)", text))
-    sign = signs.pop() if len(signs) == 1 else ""
-    number = "123456789".find(sign) if sign.isdigit() else ord(sign or "@") - ord("A")
-    return (number, True) if 0 <= number < len(task.choices) else (None, False)
-
-
-def _plain(text: str) -> str:
-    return " ".join(re.sub(r"\W", " ", text.lower()).split())
+    """The choice that the answer is; else the one that stands in it (alone), or its letter or number."""
+    choices = _choice_texts(task, row)
+    found = exact(text, choices)
+    if found is None:
+        said = set(mentions(text, choices))
+        found = said.pop() if len(said) == 1 else sign(text, len(choices))
+    return found, found is not None
 
 
 def _span_prompt(task: SpanAnswering, row: Row) -> Prompt:
@@ -77,49 +67,6 @@ def _span_prompt(task: SpanAnswering, row: Row) -> Prompt:
 
 def _tag_prompt(task: Tagging, row: Row) -> Prompt:
     return asked(task.prompt, {"text": " ".join(row["tokens"]), **row}, "text")
-
-
-def written_entities(tokens: Sequence[str], tags: Sequence[str]) -> str:
-    """The entities of a sentence in the written form."""
-    found = sorted(entities(tags))
-    return "; ".join(f"{kind}: {' '.join(tokens[start:end])}" for start, end, kind in found) or NOTHING
-
-
-def read_entities(tokens: Sequence[str], types: Sequence[str], text: str) -> tuple[list[str], bool]:
-    """Tags of the tokens from the written form, and whether all of it could be read.
-
-    An entity is the first run of tokens, not taken yet, that its words are; types compare without case. A part that is
-    no ``TYPE: words`` of a known type and of this sentence is left out.
-    """
-    tags, well = ["O"] * len(tokens), True
-    names = {kind.lower(): kind for kind in types}
-    parts = [part.strip() for part in text.strip().rstrip(".;").split(";")]
-    if [part.lower() for part in parts] in ([NOTHING], [""]):
-        return tags, parts != [""]
-    for part in parts:
-        kind, colon, words = part.partition(":")
-        place = _place(tokens, words.split(), tags) if colon and kind.strip().lower() in names else None
-        if place is None:
-            well = False
-            continue
-        start, end = place
-        name = names[kind.strip().lower()]
-        tags[start:end] = [f"B-{name}", *[f"I-{name}"] * (end - start - 1)]
-    return tags, well
-
-
-def _place(tokens: Sequence[str], words: Sequence[str], tags: Sequence[str]) -> tuple[int, int] | None:
-    # Words of an entity may be divided otherwise than the tokens: only the characters count.
-    wanted = "".join(words)
-    for start in range(len(tokens) if wanted else 0):
-        joined = ""
-        for end in range(start, len(tokens)):
-            joined += "".join(tokens[end].split())
-            if joined == wanted and not any(tag != "O" for tag in tags[start : end + 1]):
-                return start, end + 1
-            if not wanted.startswith(joined):
-                break
-    return None
 
 
 def _learned(task: Generation, row: Row) -> list[str]:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, cast
 
-from adamergex.errors import ConfigError
+from adamergex import values
+from adamergex.errors import ConfigError, DataError
 from adamergex.hashing import file_sha256
 from adamergex.metrics.checks import known
+from adamergex.sampling import sampled
 from adamergex.settings import Target, TaskRows
 
 NAMES = ("mgsm", "ner", "sib200", "tata", "xcopa", "xlsum", "xnli", "xquad")
@@ -91,7 +94,21 @@ def split_for(name: str, data: str, role: str) -> str:
     return splits.get(role, role)
 
 
-def read_rows(rows: TaskRows, language: str) -> list[dict[str, Any]]:
-    """The rows of a task in a language. Raises: DataError, as the task's own ``rows``."""
-    found = task_file(rows.task).rows(rows.data, language, rows.split, **rows.options)
-    return found[: rows.limit]
+def read_rows(rows: TaskRows, language: str) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a task in a language, each with its number from 1. Raises: DataError, as the task's own ``rows``."""
+    given: Any = task_file(rows.task).rows(rows.data, language, rows.split, **rows.options)
+    where = f"{rows.task} {rows.split}, {language}"
+    if hasattr(given, "columns") and hasattr(given, "to_dict"):  # a table of pandas
+        given = given.to_dict("records")
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        raise DataError("the rows are not a list", where=where, found=type(given).__name__, expected="a list of dicts",
+                        fix="correct the task's function rows")  # fmt: skip
+    kept = list(enumerate(itertools.islice(given, rows.limit), 1))
+    for number, row in kept:
+        if not isinstance(row, Mapping):
+            raise DataError("a row is not a dict", where=f"{where}, row {number}", found=repr(row)[:60],
+                            expected="a dict: column -> value", fix="correct the task's function rows")  # fmt: skip
+    if not kept:
+        raise DataError("there are no rows", where=where, expected="at least one", fix="check data, split and language")
+    plain = [(number, values.plain_row(row, f"{where}, row {number}")) for number, row in kept]
+    return sampled(plain, rows.sample, rows.seed, lambda item: item[1])

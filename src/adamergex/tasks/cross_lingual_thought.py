@@ -7,8 +7,9 @@
     You should step-by-step answer the request.
     You should tell me {output} in this format '{mark}'.
 
-The answer is written, and what follows the mark is read. XQuAD, texts about tables and topics are not in the paper:
-their words are ours; topics are scored as they are without XLT, after the mark.
+The answer is written, and what follows the mark is read. MGSM, XCOPA, XNLI and XLSum have the paper's words.
+XQuAD, texts about tables and topics are not in the paper: their words are ours; topics are scored as they are without
+XLT, after the mark.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from adamergex.errors import ConfigError
-from adamergex.settings import Classification, Generation, MultipleChoice, Target
+from adamergex.settings import Classification, Generation, MultipleChoice, PairClassification, Target
 
 
 class Form(NamedTuple):
@@ -39,6 +40,12 @@ _NLI = (
     "judge whether the hypothesis is true (entailment), false (contradiction), or undetermined (neutral) given the "
     "premise. The relationship can be chosen from {labels}"
 )
+_NLI_ORDER = ("entailment", "contradiction", "neutral")
+_PICK = "Help me pick the more plausible option: "
+_SUMMARY = (
+    "retell the input text", "think step-by-step to summarize the entire text in a maximum of two sentences",
+    "the summary", "Summary:",
+)  # fmt: skip
 _FORMS = {
     "mgsm": Form(
         "arithmetic reasoning", "Request: {question}", "retell the request",
@@ -56,11 +63,8 @@ _FORMS = {
         "question answering", "{context}\nQuestion: {question}", "retell the question",
         "answer the question with words of the text", "the answer in {language}", "Answer:",
     ),
-    "generation": Form(
-        "multilingual summarization", "", "repeat the entire text",
-        "think step-by-step to summarize the entire text in a maximum of two sentences",
-        "the summary into one sentence in {language}", "Summary:",
-    ),
+    "xlsum": Form("multilingual summarization", "{text}", *_SUMMARY),
+    "generation": Form("multilingual summarization", "", *_SUMMARY),
     "classification": Form(
         "text classification", "{text}", "retell the text", "choose the topic of the text from {labels}",
         "the topic", "Topic:",
@@ -92,14 +96,11 @@ def asked_with_xlt(task: Target, language: str) -> Target:
             fix="leave out the methods xlt and xlt_english_tuning",
         )
     if isinstance(task, MultipleChoice):
-        options = "".join(f"\nChoice {number}: {{{name}}}" for number, name in enumerate(task.choices, 1))
-        form = form._replace(request=task.context + options)
+        form = form._replace(request=_options(task))
     elif isinstance(task, Generation) and not form.request:
         form = form._replace(request=task.prompt)
     name = LANGUAGE_NAMES.get(language, language)
-    labels = list(getattr(task, "labels", ()))
-    named = ", ".join(labels[:-1]) + (f" and {labels[-1]}" if labels else "")
-    form = form._replace(goal=form.goal.replace("{labels}", named))
+    form = form._replace(goal=form.goal.replace("{labels}", _listed(task)))
     prompt = _TEMPLATE.format(
         article="an" if form.expert[0] in "aeiou" else "a",
         form=form,
@@ -108,5 +109,25 @@ def asked_with_xlt(task: Target, language: str) -> Target:
     )
     if isinstance(task, Classification):
         return task.model_copy(update={"prompt": f"{prompt}\n{form.mark}", "max_length": task.max_length + _LONGER})
-    changes = {"prompt": prompt, "answer_after": form.mark, "max_length": task.max_length + _LONGER}
+    # The input, and its retelling before the answer.
+    changes = {"prompt": prompt, "answer_after": form.mark, "max_length": 2 * task.max_length + _LONGER}
     return task.model_copy(update=changes)
+
+
+def _options(task: MultipleChoice) -> str:
+    """The paper's words for a premise, what is asked of it, and its choices."""
+    options = ", ".join(f"-choice{number}: {{{name}}}" for number, name in enumerate(task.choices, 1))
+    premise, _, question = task.context.partition(" ")
+    if question == "What is the {question}?":
+        return f"Here is a premise: {premise}. {question} {_PICK}{options}"
+    return f"Here is a premise: {task.context}\n{_PICK}{options}"
+
+
+def _listed(task: Target) -> str:
+    """What the labels of a task are called, in a sentence; the paper's order where they are XNLI's."""
+    if isinstance(task, PairClassification):
+        ordered = _NLI_ORDER if set(task.labels) == set(_NLI_ORDER) else task.labels
+        *first, last = (task.words.get(label, label) for label in ordered)
+        return ", ".join(first) + (f", and {last}" if len(first) > 1 else f" and {last}" if first else last)
+    labels = list(getattr(task, "labels", ()))
+    return ", ".join(labels[:-1]) + (f" and {labels[-1]}" if labels else "")

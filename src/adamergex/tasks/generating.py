@@ -33,24 +33,33 @@ def generate(
     longest: int,
     batch_tokens: int,
     chat: bool = False,
+    thought: int = 0,
 ) -> tuple[list[str], int]:
     """What the model says after each prompt, most probable piece by piece, and how many prompts were cut.
 
     An answer ends before an end piece or the first of the ``stop`` strings, or after ``max_new_tokens`` pieces; it
     never holds the prompt, special pieces, or space around it. ``chat``: each prompt is a user's message in the
     tokenizer's chat template. Only a ``Prompt``'s text is cut; of a plain string, the beginning.
+    ``thought``: the model retells its prompt before the answer, so the cap on new pieces is the prompt's length plus
+    ``max_new_tokens``, at least ``thought``; prompt and cap share ``longest``. 0: ``max_new_tokens`` alone.
     Raises: ConfigError when a prompt does not fit, or when a chat is asked for that the tokenizer has no template of.
     """
     asked, before, after = framed(prompts, tokenizer, chat=chat)
     both = bool(without_adapter(model).config.is_encoder_decoder)
     after = after if both else []
-    room = longest - len(before) - len(after) - (0 if both else max_new_tokens)
+    window = longest - len(before) - len(after)
+    room = window - (0 if both else max_new_tokens)
+    if thought:
+        room = min((window - max_new_tokens) // 2, window if both else window - max(thought, max_new_tokens))
     found, truncated = fitted(asked, tokenizer, [room] * len(asked), where="longest")
     whole = [before + pieces + after for pieces in found]
+    caps = [max(len(pieces) + max_new_tokens, thought) if thought else max_new_tokens for pieces in found]
     answers = [""] * len(whole)
-    for indices in by_length([len(pieces) + max_new_tokens for pieces in whole], batch_tokens):
+    for indices in by_length([len(pieces) + cap for pieces, cap in zip(whole, caps, strict=True)], batch_tokens):
         reading = read(model, [whole[index] for index in indices], tokenizer)
-        for index, answer in zip(indices, _say(reading, tokenizer, max_new_tokens, stop), strict=True):
+        for index, answer in zip(
+            indices, _say(reading, tokenizer, [caps[index] for index in indices], stop), strict=True
+        ):
             answers[index] = answer
     return answers, truncated
 
@@ -99,13 +108,13 @@ def answer_examples(
     return PromptExamples(inputs, learned, int(tokenizer.pad_token_id), truncated, len(said) - len(kept))
 
 
-def _say(reading: Reading, tokenizer: PreTrainedTokenizerBase, most: int, stop: Sequence[str]) -> list[str]:
-    """The answer of every row; rows leave the batch as they end."""
+def _say(reading: Reading, tokenizer: PreTrainedTokenizerBase, caps: Sequence[int], stop: Sequence[str]) -> list[str]:
+    """The answer of every row, at most its ``caps`` pieces; rows leave the batch as they end."""
     ends = _end_pieces(reading.model, tokenizer)
     said: list[Pieces] = [[] for _ in range(len(reading.seen))]
     texts = [""] * len(said)
     alive = list(range(len(said)))
-    for _ in range(most):
+    for _ in range(max(caps)):
         pieces = reading.logits.argmax(-1)
         going = []
         for place, (row, piece) in enumerate(zip(alive, pieces.tolist(), strict=True)):
@@ -113,9 +122,9 @@ def _say(reading: Reading, tokenizer: PreTrainedTokenizerBase, most: int, stop: 
                 continue
             said[row].append(piece)
             texts[row], stopped = _until(_text(said[row], tokenizer), stop)
-            if not stopped:
+            if not stopped and len(said[row]) < caps[row]:
                 going.append(place)
-        if not going or max(map(len, said)) == most:
+        if not going:
             break
         if len(going) < len(alive):
             reading, alive, pieces = reading.select(going), [alive[place] for place in going], pieces[going]

@@ -273,7 +273,7 @@ def _answer_say(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
 
 
 _WRITTEN, _THOUGHT = 48, 256
-"""Pieces that a label or a choice may take when it is written; and what leads to an answer."""
+"""Pieces that a label or a choice may take when it is written; and, at least, what leads to an answer."""
 
 
 def _written(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
@@ -282,7 +282,8 @@ def _written(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
         model,
         [way.prompt(task, row) for row in ask.rows],
         ask.loaded.tokenizer,
-        max_new_tokens=max(getattr(task, "max_new_tokens", _WRITTEN), _THOUGHT if task.answer_after else 0),
+        max_new_tokens=getattr(task, "max_new_tokens", _WRITTEN),
+        thought=_THOUGHT if task.answer_after else 0,
         stop=() if task.answer_after else getattr(task, "stop", ("\n",)),
         longest=ask.limit,
         batch_tokens=batch_tokens,

@@ -12,6 +12,7 @@ is: exact match of the last number (``metrics.numbers``). A base model of 10 M p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,29 @@ LOCAL = {
     ),
     "test": Rows(path="mgsm/{language}.test.jsonl.gz", columns={"text": "question", "answer": "answer"}),
 }
+# The exemplars' own words: before the question, before the chain of thought, and the sentence after it that says the
+# answer. Our prompt and target have them already.
+_OWN_WORDS = {
+    "bn": ("প্রশ্ন", "ধাপে ধাপে উত্তর", "উত্তর হল"),
+    "de": ("Frage", "Schritt-für-Schritt-Antwort", "Die Antwort (?:ist|lautet)"),
+    "en": ("Question", "Step-by-Step Answer", "The answer is"),
+    "es": ("Pregunta", "Respuesta paso a paso", "La respuesta es"),
+    "fr": ("Question", "Réponse étape par étape", "La réponse est"),
+    "ja": ("問題", "ステップごとの答え", "答えは"),
+    "ru": ("Задача", "Пошаговое решение", "Ответ —"),
+    "sw": ("Swali", "Jibu la Hatua kwa Hatua", "Jibu ni"),
+    "te": ("ప్రశ్న", "దశలవారీగా సమాధానం", "సమాధానం"),
+    "th": ("โจทย์", "คำตอบทีละขั้นตอน", "คำตอบคือ"),
+    "zh": ("问题", "逐步解答", "答案是"),
+}
 SPLIT_LANGUAGES = {"train": ("en",), "exemplars": LANGUAGES, "test": LANGUAGES}
 
 
 def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Any]]:
     """Rows {id, language, question, answer, rationale where there is one} from "hub" or a data folder.
 
-    ``split``: train (GSM8K, en), exemplars (8 with chains of thought), test. ``answer`` is a number in canonical form.
+    ``split``: train (GSM8K, en), exemplars (8 with chains of thought), test. ``answer`` is a number in canonical form;
+    the files' own prefixes ("Question:", in each language) are left out.
     Raises: DataError (split, language, anything missing or empty in the data).
     """
     languages = known(split, SPLIT_LANGUAGES, "split", "MGSM")
@@ -101,13 +118,13 @@ def score(
     prompts: Sequence[str] | None = None,
     extractor: str = "recommended",
 ) -> dict[str, float]:
-    """{"exact_match"} in percent, of raw outputs against numbers; the same in every language.
+    """{"exact_match"} in percent, of raw outputs against numbers, both read with the language's separators.
 
     ``prompts``: cut off where an output begins with its prompt (5 of the 250 questions end with their answer).
     ``extractor``: see ``metrics.numbers.EXTRACTORS``. Raises: DataError as ``metrics.numbers.exact_match``.
     """
     answers = without_prompts(predictions, prompts, "MGSM")
-    return {"exact_match": exact_match(answers, references, extractor=extractor)}
+    return {"exact_match": exact_match(answers, references, extractor=extractor, language=language)}
 
 
 def _row(found: Mapping[str, Any], language: str, split: str, number: int) -> dict[str, Any]:
@@ -120,11 +137,24 @@ def _row(found: Mapping[str, Any], language: str, split: str, number: int) -> di
     row = {
         "id": found.get("id", f"mgsm-{split}-{number:03d}"),
         "language": language,
-        "question": found["text"],
+        "question": without_own_words(found["text"], language),
         "answer": answer,
     }
-    thought = found.get("rationale") or _without_marks(rationale)
+    thought = without_own_words(found.get("rationale") or _without_marks(rationale), language)
     return {**row, "rationale": thought} if thought else row
+
+
+def without_own_words(text: str, language: str) -> str:
+    """A question or chain of thought without the exemplars' prefix ("Question:", "Step-by-Step Answer:") and without
+    the last sentence that says the answer, in the language or in English; ``TASK`` writes its own."""
+    questions, steps, answers = zip(_OWN_WORDS.get(language, _OWN_WORDS["en"]), _OWN_WORDS["en"], strict=True)
+    either = "|".join
+    started = re.match(rf"\s*(?:{either(questions)}|({either(steps)}))\s*[:：]\s*", text, re.IGNORECASE)
+    if started is None:
+        return text
+    text = text[started.end() :]
+    said = re.search(rf"\s*(?:{either(answers)})\W*[0-9][^ \n]*?[^0-9\n]*$", text) if started[1] else None
+    return text[: said.start()] if said else text
 
 
 def _without_marks(rationale: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from adamergex.errors import ConfigError
 from adamergex.models import frame
 from adamergex.tasks import pieces_of
+from adamergex.tasks.chat import in_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,7 +54,7 @@ def framed(
 ) -> tuple[list[Prompt], Pieces, Pieces]:
     """The prompts, and the special pieces before and after each; in a ``chat`` the template has written those.
 
-    Raises: ConfigError: a chat is asked for, and the tokenizer has no template.
+    Raises: ConfigError: a chat is asked for, and the tokenizer has no template, or one that fails.
     """
     asked = [prompt_of(prompt) for prompt in prompts]
     if chat:
@@ -62,19 +63,7 @@ def framed(
 
 
 def _in_chat(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:
-    if not tokenizer.chat_template:
-        raise ConfigError(
-            "the tokenizer has no chat template",
-            where=tokenizer.name_or_path,
-            found="chat: true",
-            fix="prompt without chat, or choose a model that was tuned for chats",
-        )
-
-    def fill(text: str) -> str:
-        message = [{"role": "user", "content": prompt.fill(text)}]
-        return str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
-
-    return prompt._replace(fill=fill)
+    return prompt._replace(fill=lambda text: in_chat(tokenizer, prompt.fill(text)))
 
 
 def fitted(

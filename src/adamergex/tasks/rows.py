@@ -7,7 +7,8 @@ from typing import Any
 
 from adamergex import data
 from adamergex.errors import DataError
-from adamergex.metrics.entities import check_iob2, repaired
+from adamergex.metrics.entities import check_iob2, iob_tag, repaired
+from adamergex.metrics.text import comparable
 from adamergex.settings import (
     AnyRows,
     Generation,
@@ -21,8 +22,10 @@ from adamergex.settings import (
 )
 from adamergex.tasks.catalogue import read_rows
 from adamergex.tasks.templates import names_in
+from adamergex.values import label_of, position_of, require_written, text_of
 
 Found = Mapping[str, Any]
+Numbered = list[tuple[int, dict[str, Any]]]
 
 
 def read(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> list[dict[str, Any]]:
@@ -30,35 +33,53 @@ def read(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> lis
 
     A csv may hold tokens and tags divided by blanks, and one answer with its start. Of files of choices and of tags
     that are not ``labelled`` the gold column is not read; an arbitrary valid one stands in its place.
-    Raises: DataError.
+    Raises: DataError, with file and row.
     """
     if isinstance(rows, TaskRows):
         found = read_rows(rows, language)
     else:
         found = (_file_rows if labelled or task.kind not in GOLD else _unlabelled)(task, rows, language)
-    check = _CHECKS.get(task.kind)
-    if check is None:
-        return found
-    return [check(task, row, f"{source(rows, language)}, row {number}") for number, row in enumerate(found, 1)]
+    if isinstance(task, LanguageModeling):
+        return [row for _, row in found]
+    where = source(rows, language)
+    return [_checked(task, row, f"{where}, row {number}") for number, row in found]
 
 
-def _file_rows(task: Task, rows: Rows, language: str) -> list[dict[str, Any]]:
+def _checked(task: Any, row: Found, where: str) -> dict[str, Any]:
+    """The row with every column that the task uses: texts that are not blank, and what the kind's own check makes."""
+    own = _OWN_COLUMNS.get(task.kind, ()) if task.kind != "generation" else (task.reference,)
+    learned = names_in(getattr(task, "target", None) or "")  # what is written alone; a task's test rows may lack it
+    checked = dict(row)
+    for name in columns(task):
+        if name not in row and name in learned and name not in names_in(task.prompt):
+            continue
+        if name not in row:
+            raise DataError(f"there is no column {name!r}", where=where, found=f"columns {', '.join(row)}",
+                            expected=repr(name), fix=f"map it: columns: {{{name}: <name in the file>}}")  # fmt: skip
+        if name not in own:
+            what = "choice" if name in getattr(task, "choices", ()) else name
+            numbers = name not in ("text", "premise", "hypothesis", "context", "question")
+            checked[name] = text_of(row[name], what, f"{where}, column {name!r}", numbers=numbers)
+    return _CHECKS[task.kind](task, checked, where)
+
+
+def _file_rows(task: Task, rows: Rows, language: str) -> Numbered:
     if isinstance(task, LanguageModeling):
         # A label beside the text is not learned: it must be neither there nor the same for the text to be the same.
         own = {name: column for name, column in rows.columns.items() if name in ("text", "id")}
-        return data.read(rows.model_copy(update={"columns": own}), language, columns(task), also=("id",))
-    return data.read(rows, language, columns(task), also=(*data.OURS, *_ALSO.get(task.kind, ())))
+        return data.read_numbered(rows.model_copy(update={"columns": own}), language, columns(task), also=("id",))
+    return data.read_numbered(rows, language, columns(task), also=(*data.OURS, *_ALSO.get(task.kind, ())))
 
 
 GOLD = {"classification": "label", "pair-classification": "label", "multiple-choice": "label", "tagging": "tags"}
 """Kind of task -> the column that a file without labels lacks."""
 
 
-def _unlabelled(task: Any, rows: Rows, language: str) -> list[dict[str, Any]]:
+def _unlabelled(task: Any, rows: Rows, language: str) -> Numbered:
     gold = GOLD[task.kind]
     rows = rows.model_copy(update={"columns": {name: column for name, column in rows.columns.items() if name != gold}})
-    found = data.read(rows, language, [name for name in columns(task) if name != gold], also=("id",))
-    return [{**row, gold: _any_gold(task, row)} for row in found]
+    found = data.read_numbered(rows, language, [name for name in columns(task) if name != gold], also=("id",))
+    return [(number, {**row, gold: _any_gold(task, row)}) for number, row in found]
 
 
 def _any_gold(task: Any, row: Found) -> Any:
@@ -107,47 +128,94 @@ _COLUMNS: dict[str, Callable[[Any], tuple[str, ...]]] = {
 
 
 _ALSO = {"span": ("start", "starts")}
+_OWN_COLUMNS = {**dict.fromkeys(("classification", "pair-classification", "multiple-choice"), ("label",)),
+                "span": ("answers",), "tagging": ("tokens", "tags")}  # fmt: skip
+"""Kind of task -> the columns that its own check reads."""
+
+
+def _label(task: Any, row: Found, where: str) -> dict[str, Any]:
+    label = label_of(row["label"], f"{where}, column 'label'")
+    require_written(label, task.labels, f"{where}, column 'label'")
+    if label not in task.labels:  # the same to a reader, written otherwise
+        label = comparable(label).strip()
+        label = next((name for name in task.labels if comparable(name) == label), label)
+    return {**row, "label": label}
 
 
 def _choice(task: MultipleChoice, row: Found, where: str) -> dict[str, Any]:
-    label = str(row["label"])
-    if not label.isdigit() or int(label) >= len(task.choices):
+    label_of(row["label"], f"{where}, column 'label'")
+    try:
+        label = position_of(row["label"], "label", where)
+    except DataError:
+        label = None
+    if label is None or label >= len(task.choices):
         raise DataError(
             "a label is not the position of a choice",
             where=where,
             found=repr(row["label"]),
             expected=f"0 to {len(task.choices) - 1}",
         )
-    empty = [name for name in task.choices if not str(row[name]).strip()]
-    if empty:
-        raise DataError("a choice is empty", where=f"{where}, column {empty[0]!r}", expected="some text")
-    return {**row, "label": int(label)}
+    return {**row, "label": label}
 
 
 def _span(task: SpanAnswering, row: Found, where: str) -> dict[str, Any]:
-    answers, starts = row["answers"], row.get("starts", row.get("start"))
-    answers = [answers] if isinstance(answers, str) else answers
-    starts = [starts] if isinstance(starts, (str, int)) else starts
-    if starts is None:  # not told: the first place where the answer stands
-        starts = [str(row["context"]).find(str(answer)) for answer in answers or ()]
-    if not answers or len(starts) != len(answers):
-        raise DataError(
-            "a question has no answer, or not as many starts as answers",
-            where=where,
-            found=f"answers {answers!r}, starts {starts!r}",
-            expected="a text or a list of texts (answers), and where each begins in the context (start, starts)",
-        )
-    starts = [int(start) for start in starts]
-    for answer, start in zip(answers, starts, strict=True):
-        if start < 0 or row["context"][start : start + len(answer)] != answer:
+    found = _answers(row, where)
+    if not found:
+        raise DataError("a question has no answer", where=where, found=repr(row["answers"]), expected=_SHAPES,
+                        fix="remove the row: every question has an answer in its context")  # fmt: skip
+    context, answers, starts = row["context"], [], []
+    for answer, start in found:
+        text = text_of(answer, "answer", f"{where}, column 'answers'")
+        place = position_of(start, "start", where)
+        place = context.find(text) if place is None else place
+        if place < 0 or context[place : place + len(text)] != text:
             raise DataError(
-                "an answer is not where its start says",
+                "an answer is not where its start says" if start is not None else "an answer is not in its context",
                 where=where,
-                found=repr(row["context"][max(start, 0) : max(start, 0) + len(answer)]),
-                expected=repr(answer),
+                found=repr(context[max(place, 0) : max(place, 0) + len(text)]),
+                expected=repr(text),
                 fix="give the answer as it stands in the context, with its start in characters",
             )
-    return {**row, "answers": list(answers), "starts": starts}
+        answers.append(text)
+        starts.append(place)
+    kept = {name: value for name, value in row.items() if name != "start"}
+    return {**kept, "answers": answers, "starts": starts}
+
+
+_SHAPES = (
+    "a text or a list of texts (answers), and where each begins in the context (start, starts); or SQuAD's "
+    "{text: [...], answer_start: [...]}"
+)
+
+
+def _answers(row: Found, where: str) -> list[tuple[Any, Any]]:
+    """Each answer with its start (None: not told), of all the shapes that a row may have."""
+    answers = row["answers"]
+    starts = row.get("starts")
+    starts = row.get("start") if starts is None else starts
+    nested = [answers] if isinstance(answers, Mapping) else answers
+    if isinstance(nested, list) and any(isinstance(answer, Mapping) for answer in nested):
+        return [pair for answer in nested for pair in _nested(answer, where)]
+    texts = answers if isinstance(answers, list) else [answers]
+    places = starts if isinstance(starts, list) else [starts] if len(texts) == 1 else starts
+    if places is None or places == "":
+        places = [None] * len(texts)
+    if texts and (not isinstance(places, list) or len(places) != len(texts)):
+        raise DataError("a question has not as many starts as answers", where=where,
+                        found=f"answers {answers!r}, starts {starts!r}", expected=_SHAPES)  # fmt: skip
+    return list(zip(texts, places if texts else [], strict=True))
+
+
+def _nested(answer: Any, where: str) -> list[tuple[Any, Any]]:
+    """SQuAD's own shapes: texts and starts in two lists, or one text with its start."""
+    found = answer if isinstance(answer, Mapping) else {}
+    texts, starts = found.get("text"), found.get("answer_start", found.get("start"))
+    texts = texts if isinstance(texts, list) or texts is None else [texts]
+    starts = starts if isinstance(starts, list) else [starts] * (len(texts or ()) if starts is None else 1)
+    if texts is None or len(texts) != len(starts):
+        raise DataError("the answers have another shape than SQuAD's", where=where, found=repr(answer)[:120],
+                        expected=_SHAPES, fix="give text and answer_start of the same length")  # fmt: skip
+    return list(zip(texts, starts, strict=True))
 
 
 def _tags(task: Tagging, row: Found, where: str) -> dict[str, Any]:
@@ -159,26 +227,28 @@ def _tags(task: Tagging, row: Found, where: str) -> dict[str, Any]:
             found=f"tokens {tokens!r}, tags {tags!r}",
             expected="two lists of the same length, or two texts divided by blanks",
         )
+    tokens = [text_of(token, "token", f"{where}, token {place}") for place, token in enumerate(tokens)]
+    named = [iob_tag(tag, f"{where}, token {place}", task.types) for place, tag in enumerate(tags)]
     kept = [
         "O" if task.other_types == "ignore" and tag != "O" and task.types and tag[2:] not in task.types else tag
-        for tag in tags
+        for tag in named
     ]
     kept = repaired(kept) if task.broken == "repair" else kept
     check_iob2(kept, where, task.types or None)
-    ignored = sum(tag != "O" and now == "O" and tag.startswith("B") for tag, now in zip(tags, kept, strict=True))
+    ignored = sum(tag != "O" and now == "O" and tag.startswith("B") for tag, now in zip(named, kept, strict=True))
     return {**row, "tokens": tokens, "tags": kept, **({"ignored": ignored} if ignored else {})}
 
 
 def _reference(task: Generation, row: Found, where: str) -> dict[str, Any]:
-    found = row.get(task.reference)
-    several = found if isinstance(found, list) else [found]
-    if not several or any(not str("" if text is None else text).strip() for text in several):
-        raise DataError("a reference is empty", where=f"{where}, column {task.reference!r}", found=repr(found),
-                        expected="a text, or a list of texts")  # fmt: skip
-    return dict(row)
+    found, place = row[task.reference], f"{where}, column {task.reference!r}"
+    if isinstance(found, list) and found:
+        return {**row, task.reference: [text_of(text, "reference", place) for text in found]}
+    return {**row, task.reference: text_of(found, "reference", place)}
 
 
 _CHECKS: dict[str, Callable[[Any, Found, str], dict[str, Any]]] = {
+    "classification": _label,
+    "pair-classification": _label,
     "multiple-choice": _choice,
     "span": _span,
     "tagging": _tags,

@@ -11,6 +11,7 @@ from adamergex.tasks.prompts import Prompt
 
 Row = Mapping[str, Any]
 _NAME = re.compile(r"\{(\w+)\}")
+_PREFIX = re.compile(r"([^\W\d_][^:：\n.?!{}]*?)\s*[:：]\s*$")
 
 
 def names_in(template: str) -> tuple[str, ...]:
@@ -21,6 +22,8 @@ def names_in(template: str) -> tuple[str, ...]:
 def filled(template: str, row: Row) -> str:
     """The template with ``{column}`` replaced by the row's; braces in the row's own text stay.
 
+    A prefix that the template writes before the column ("Question: {question}") is not doubled where the row's text
+    begins with it as well.
     Raises: DataError: the row lacks a column.
     """
 
@@ -32,9 +35,15 @@ def filled(template: str, row: Row) -> str:
                 found=f"columns {', '.join(row)}",
                 fix="map the column, or change the template",
             )
-        return str(row[match[1]])
+        return _without_prefix(str(row[match[1]]), template[: match.start()])
 
     return _NAME.sub(value, template)
+
+
+def _without_prefix(text: str, before: str) -> str:
+    prefix = _PREFIX.search(before)
+    doubled = re.match(rf"\s*{re.escape(prefix[1])}\s*[:：]\s*", text, re.IGNORECASE) if prefix else None
+    return text[doubled.end() :] if doubled else text
 
 
 def asked(template: str, row: Row, cut: str) -> Prompt:

@@ -1,0 +1,84 @@
+"""Mixing task vectors, one module at a time: LoRA through its dense ΔW, (IA)³ through l − 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adamergex.checkpoint import Array, Encoder, SafetensorsWriter, TensorInfo, TensorReader, compute_dtype
+from adamergex.merging import stream_delta
+from adamergex.merging.delta import Factors
+from adamergex.merging.layout import Layout, Site
+from adamergex.merging.lockstep import Chunk, ranges
+from adamergex.merging.report import ModuleChange
+from adamergex.merging.stream import finite_squares, require_fits
+from adamergex.merging.stream_delta import DeltaMerge
+from adamergex.merging.task_vectors import Mix, dense, low_rank, whole
+
+
+@dataclass(kw_only=True)
+class VectorMerge(DeltaMerge):
+    """The mixture of ΔW[T,s] and ΔW[R,g] for every module, as one LoRA: of full rank, which is exact, or of ``rank``,
+    cut by SVD. The task's scaling α/r stays, its rank does not."""
+
+    mix: Mix
+
+    def _shape(self, module: str, site: Site) -> tuple[int, float]:
+        full = min(site.tensors["lora_A"].shape[1], site.tensors["lora_B"].shape[0])
+        return (min(self.rank or full, full), site.scaling)
+
+    def _compute(self, module: str) -> tuple[Factors, ModuleChange]:
+        task = stream_delta.load(self.task, self.layout.sites[module])
+        own, other = dense(task), dense(self.divergence.load(module))
+        mixed = self.mix(module, [own, other])
+        rank, scaling = self._shapes[module]
+        cut = None
+        if rank < min(mixed.shape):
+            factors, cut = low_rank(mixed, rank, scaling)
+        else:
+            factors = whole(mixed, scaling)
+        first, second, change = (float(np.linalg.norm(part)) for part in (own, other, mixed - own))
+        return factors, ModuleChange(module, True, change > 0 or bool(cut), first, second, change, truncation=cut)
+
+    @property
+    def bytes(self) -> int:
+        """Of the tensors of the result."""
+        planned = [self._planned(info) for info in self.layout.directory.tensors.values()]
+        return sum(info.size * info.item_size for info in planned)
+
+
+def write_gates(
+    path: Path, layout: Layout, task: TensorReader, reference: tuple[TensorReader, Layout], mix: Mix
+) -> list[ModuleChange]:
+    """Write (IA)³: 1 + the mixture of l[T,s] − 1 and l[R,g] − 1 for every module; a copy of every other tensor."""
+    directory, encode = layout.directory, Encoder()
+    writer = SafetensorsWriter(path, list(directory.tensors.values()), directory.metadata)
+    items: dict[str, ModuleChange] = {}
+    for entry in writer.order:
+        info, module = directory.tensors[entry.name], layout.owner(entry.name)
+        if module is None:
+            stream_delta.copy(writer, task, info)
+            continue
+        stored = _gate(task, info)
+        own, other = stored - 1.0, _gate(reference[0], reference[1].sites[module].tensors["ia3_l"]) - 1.0
+        merged = np.ascontiguousarray(1.0 + mix(module, [own, other]), compute_dtype(info.dtype)).reshape(-1)
+        for start, stop in ranges(len(merged)):
+            encoded = encode(merged[start:stop], info.dtype)
+            require_fits(task, info, encoded)
+            writer.write(encoded)
+        changed = bool((merged != stored.reshape(-1)).any())
+        parts = (own, other, merged.reshape(own.shape) - stored)
+        first, second, change = (float(np.linalg.norm(part)) for part in parts)
+        items[module] = ModuleChange(module, True, changed, first, second, change)
+    writer.close()
+    return [items[module] for module in layout.sites]
+
+
+def _gate(reader: TensorReader, info: TensorInfo) -> Array:
+    """A vector l in float64, checked to be finite."""
+    values = reader.load(info)
+    flat = values.reshape(-1)
+    finite_squares(Chunk(reader, info, 0, flat, flat))
+    return values.astype(np.float64)

@@ -1,0 +1,100 @@
+"""What can be known before anything is trained: every training of a plan is tried on the model's outline, without its
+weights, and every merge on the names of its modules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from adamergex.adapters import bottleneck_backed, prefix
+from adamergex.adapters.places import find_places
+from adamergex.adapters.sites import targets
+from adamergex.graph import Step
+from adamergex.merging.layers import Swap, numbered
+from adamergex.merging.select import select
+from adamergex.models import outline
+from adamergex.settings import LanguageModeling, Structure, TrainJob
+from adamergex.tasks import kinds
+from adamergex.tasks.chat import in_chat
+from adamergex.tasks.rows import read
+from adamergex.training import require_room
+
+if TYPE_CHECKING:
+    from adamergex.models import Loaded
+
+    Outlines = dict[tuple[str, str, tuple[str, ...]], Loaded | None]
+
+
+def require_possible(steps: Iterable[Step]) -> None:
+    """Raises: ModelError, ConfigError, DataError, NothingMergedError: what one of the steps would raise after others
+    were done, such as a segment longer than the model, too little text, or modules and layers that do not exist."""
+    outlines: Outlines = {}
+    tried: set[str] = set()
+    for step in steps:
+        trained = step if step.kind == "train" else step.inputs.get("task") if step.kind == "merge" else None
+        if trained is None or trained.kind != "train":
+            continue
+        job = TrainJob.model_validate({**trained.job, "below": []})
+        loaded = _outlined(job, outlines)
+        known = f"{job.base} {job.structure} {job.task} {job.rows} {job.language}"
+        if loaded is None:
+            continue
+        if step.kind == "merge":
+            _require_mergeable(step.job, job.structure, loaded)
+        elif known not in tried:
+            tried.add(known)
+            _require_trainable(job, loaded)
+
+
+def _outlined(job: TrainJob, outlines: Outlines) -> Loaded | None:
+    kind, found = kinds.model_kind(job.task, job.base), kinds.kind_of(job.task)
+    labels = tuple(found.classes(job.task) or ()) if kind == found.head else ()
+    key = (job.base, kind, labels)
+    if key not in outlines:
+        outlines[key] = outline(job.base, kind, labels or None)
+    return outlines[key]
+
+
+def _require_trainable(job: TrainJob, loaded: Loaded) -> None:
+    _require_structure(job.structure, loaded)
+    task, taken = job.task, require_room(job, loaded)
+    if getattr(task, "chat", False):
+        in_chat(loaded.tokenizer, "?")
+    if isinstance(task, LanguageModeling):
+        wanted = task if task.segments is not None else task.model_copy(update={"segments": 1})
+        kinds.examples(wanted, read(task, job.rows, job.language), loaded, where=f"the text of {job.language}",
+                       seed=job.seed, taken=taken)  # fmt: skip
+
+
+def _require_structure(structure: Structure, loaded: Loaded) -> None:
+    if structure.kind in ("lora", "ia3"):
+        targets(loaded.model, structure)
+    elif structure.kind == "prefix":
+        prefix.site(loaded.model)
+    elif structure.kind == "bottleneck":
+        places, config = find_places(loaded.model), bottleneck_backed.config_of(structure)
+        bottleneck_backed.require_layers(config, len(places.layers))
+        for layer in places.layers:
+            for where in config.wheres():
+                layer.place(where, config.reuse_norm)
+
+
+def _require_mergeable(job: Mapping[str, Any], structure: Structure, loaded: Loaded) -> None:
+    weight, names = job.get("weight"), _merged_modules(structure, loaded)
+    if names and isinstance(weight, Mapping):
+        Swap(**weight).weights(numbered(names)[1])
+    if structure.kind in ("lora", "ia3") and job.get("modules"):
+        select(names, job["modules"])
+
+
+def _merged_modules(structure: Structure, loaded: Loaded) -> list[str]:
+    """The names of an adapter's modules, as far as they are known without one."""
+    if structure.kind in ("lora", "ia3"):
+        pattern = targets(loaded.model, structure).modules
+        return [name for name, _ in loaded.model.named_modules() if re.fullmatch(pattern, name)]
+    if structure.kind == "bottleneck":
+        layers = [layer for layer in find_places(loaded.model).layers if layer.number not in structure.leave_out]
+        return [f"{layer.group}.{layer.index}.output" for layer in layers]
+    return []

@@ -1,0 +1,98 @@
+"""Values of rows as they come from files, datasets and Python: what is missing, what is text, what is a position."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+from adamergex.errors import DataError
+from adamergex.metrics.text import is_blank
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,16}(\.0*)?")
+_EMPTY_WORDS = ("nan", "none", "null", "nat", "<na>", "n/a", "#n/a")
+
+
+def plain_row(found: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """The row in Python's own types: no numpy or pandas values, None for everything that is missing (NaN, NA, NaT).
+
+    Raises: DataError: half a surrogate pair in a text, which no UTF-8 file can hold.
+    """
+    return {str(name): _plain(value, f"{where}, column {str(name)!r}") for name, value in found.items()}
+
+
+def _plain(value: Any, where: str) -> Any:
+    if isinstance(value, str):
+        if half := _SURROGATE.search(value):
+            raise DataError("a text holds half a surrogate pair", where=where, found=f"{half[0]!r}",
+                            expected="whole characters", fix="write the file again in UTF-8")  # fmt: skip
+        return str(value)
+    if isinstance(value, Mapping):
+        return plain_row(value, where)
+    if hasattr(value, "tolist"):  # numpy's scalars and arrays, pandas' series
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where) for item in value]
+    # pandas' NA cannot be compared, NaT and NaN are no equals of themselves
+    return None if type(value).__name__ in ("NAType", "NaTType") or _not_a_number(value) else value
+
+
+def _not_a_number(value: Any) -> bool:
+    return isinstance(value, Real) and value != value
+
+
+def text_of(value: Any, what: str, where: str, *, numbers: bool = True) -> str:
+    """A text, or a number as text (18.0 is "18").
+
+    Raises: DataError: it is missing or blank, or neither text nor (with ``numbers``) a number.
+    """
+    if value is None or (isinstance(value, str) and is_blank(value)) or value in ([], {}):
+        raise DataError(
+            f"{_a(what)} is empty", where=where, found=repr(value), expected="some text",
+            fix="fill it in or remove the row",
+        )  # fmt: skip
+    if isinstance(value, str):
+        return value
+    if not numbers or isinstance(value, bool) or not isinstance(value, Real):
+        raise DataError(
+            f"{_a(what)} is not text", where=where, found=repr(value), expected="some text", fix="write it as text"
+        )
+    return str(int(value)) if isinstance(value, Integral) else str(value).removesuffix(".0")
+
+
+def label_of(value: Any, where: str) -> str:
+    """A label: text, a whole number or a truth value, as text. Raises: DataError: it is missing, or a list."""
+    return str(value) if isinstance(value, bool) else text_of(value, "label", where)
+
+
+def require_written(label: str, known: Collection[str], where: str) -> None:
+    """Raises: DataError: a label is how tables write a missing value ("nan", "null"), and is not ``known``."""
+    if label.casefold().strip() in _EMPTY_WORDS and label not in known:
+        raise DataError(
+            "a label is empty", where=where, found=repr(label), expected="a label",
+            fix=f"fill it in or remove the row; if {label!r} is a label, list it in task.labels",
+        )  # fmt: skip
+
+
+def position_of(value: Any, what: str, where: str) -> int | None:
+    """A whole number from 0 on, also as 4.0, "4" or "4.0"; None where it is missing or blank.
+
+    Raises: DataError: anything else.
+    """
+    if value is None or (isinstance(value, str) and is_blank(value)):
+        return None
+    number: Any = value
+    if isinstance(value, str) and value.isascii() and _WHOLE.fullmatch(value.strip()):
+        number = float(value)
+    whole = isinstance(number, Real) and not isinstance(number, bool)
+    whole = whole and (isinstance(number, Integral) or float(number).is_integer())
+    if not whole or not 0 <= number < 2**53:
+        raise DataError(f"{_a(what)} is not a position", where=where, found=repr(value),
+                        expected="a whole number from 0 on", fix="correct the row")  # fmt: skip
+    return int(number)
+
+
+def _a(what: str) -> str:
+    return f"an {what}" if what[0] in "aeiou" else f"a {what}"
