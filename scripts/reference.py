@@ -37,6 +37,7 @@ PUBLIC = {
     "adamergex.models": ["load", "family", "base_sha256"],
     "adamergex.packaged": ["folder", "cache_folder"],
     "adamergex.bases.trimming": ["trim"],
+    "adamergex.bases.rebasing": ["rebase"],
     "adamergex.bases.head_file": ["compose"],
     "adamergex.bases.rows": ["body_sha256"],
     "adamergex.adapters.peft_backed": ["attach", "save", "load"],

@@ -118,6 +118,25 @@ class Rows:
                 writer.write(part)
         writer.close()
 
+    def is_part_of(self, full: Rows, rows: Sequence[int]) -> bool:
+        """Whether these are the other's tensors, bit for bit, with these rows only."""
+        others = {tensor.info.name: tensor for tensor in full.tensors}
+        if others.keys() != {tensor.info.name for tensor in self.tensors} or len(rows) != self.tokens:
+            return False
+        if rows and not 0 <= min(rows) <= max(rows) < full.tokens:
+            return False
+        for tensor in self.tensors:
+            other = others[tensor.info.name]
+            if (tensor.info.dtype, tensor.axis) != (other.info.dtype, other.axis):
+                return False
+            # Chunks of both run over the same rows: those of the one are all it has.
+            parts = zip(tensor.bytes(range(self.tokens)), other.bytes(rows), strict=False)
+            if tensor.axis is None and tensor.info.shape != other.info.shape:
+                return False
+            if not all(np.array_equal(one, two) for one, two in parts):
+                return False
+        return True
+
     def body_sha256(self) -> str:
         """SHA-256 over names, dtypes, shapes and bytes of the tensors without rows for tokens, by name."""
         digest = hashlib.sha256()

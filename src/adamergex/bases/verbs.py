@@ -32,6 +32,14 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     head.add_argument("--output", required=True, metavar="DIR")
     head.set_defaults(run=_head)
 
+    about = "an adapter of a trimmed base on the full one, or the other way"
+    rebase = inner.add_parser("rebase", help=about, description=about)
+    rebase.add_argument("--adapter", required=True, metavar="DIR")
+    rebase.add_argument("--from", required=True, dest="source", metavar="BASE", help="the base it was trained on")
+    rebase.add_argument("--to", required=True, dest="target", metavar="BASE", help="trimmed from it, or its full one")
+    rebase.add_argument("--output", required=True, metavar="DIR")
+    rebase.set_defaults(run=_rebase)
+
 
 def _list(arguments: argparse.Namespace) -> None:
     import json
@@ -52,4 +60,11 @@ def _head(arguments: argparse.Namespace) -> None:
     from adamergex.bases.head_file import compose
 
     compose(arguments.base, arguments.head, arguments.output)
+    print(f"written: {arguments.output}")
+
+
+def _rebase(arguments: argparse.Namespace) -> None:
+    from adamergex.bases.rebasing import rebase
+
+    rebase(arguments.adapter, arguments.source, arguments.target, arguments.output)
     print(f"written: {arguments.output}")
