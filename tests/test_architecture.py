@@ -14,17 +14,20 @@ SOURCE = Path(__file__).parents[1] / "src" / "adamergex"
 
 # Lowest first. A module may import from its own layer's package and from lower layers only.
 LAYERS = [
-    ["errors", "hashing", "settings", "backbones", "residency", "versions"],
+    ["errors", "hashing", "backbones", "residency", "statistics", "versions"],
     ["inputs"],
+    ["strict"],
+    ["settings"],
     ["graph", "processes"],
     ["inventory"],
     ["lineage"],
     ["checkpoint"],
     ["packaged"],
+    ["base_files"],
     ["merging", "metrics"],
     ["values", "sampling"],
-    ["inspection"],
-    ["vocabulary"],
+    ["inspection", "data_files"],
+    ["pooling", "vocabulary"],
     ["models", "data", "adapters"],
     ["logits", "conversion"],
     ["tasks"],
@@ -101,6 +104,7 @@ HEAVY = ("torch", "transformers", "peft", "pydantic", "datasets", "jinja2")
         ("import adamergex.cli; adamergex.cli.parser()", ()),
         ("import adamergex.graph", ()),
         ("import adamergex.merging, adamergex.inspection", ()),
+        ("import adamergex.statistics, adamergex.statistics.table", ()),
         ("import adamergex.config, adamergex.recipes", ("pydantic",)),
     ],
 )

@@ -56,7 +56,7 @@ def test_a_wrong_path_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
 def test_a_folder_is_no_settings_file(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert "the settings file cannot be read" in error and str(tmp_path) in error
+    assert "a folder" in error and str(tmp_path) in error
 
 
 @pytest.mark.parametrize("column", ["text", "=sentence", "text="])

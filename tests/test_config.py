@@ -104,7 +104,7 @@ def test_all_problems_at_once_with_the_nearest_names() -> None:
     [
         ({"proxy": None}, "proxy: missing; it is the language whose validation set tunes λ"),
         ({"targets": ["en"]}, "targets: 'en' is the source"),
-        ({"targets": ["sw", "sw"]}, "targets: a language stands twice"),
+        ({"targets": ["sw", "sw"]}, "targets: 'sw' is listed twice"),
         ({"proxy": "en"}, "proxy: 'en' is the source"),
         ({"structure": {"kind": "ia3"}, "merge": {"space": "delta"}}, "merge.space: 'delta' is for lora"),
         ({"structure": {"kind": "ia3"}, "methods": ["adamergex_delta"]}, "methods: adamergex_delta is for lora"),
@@ -123,10 +123,10 @@ def test_a_fixed_weight_needs_no_proxy() -> None:
 
 
 def test_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such settings file"):
+    with pytest.raises(ConfigError, match="the settings file does not exist"):
         load(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [1")
-    with pytest.raises(ConfigError, match="is no YAML"):
+    with pytest.raises(ConfigError, match="is not valid YAML"):
         load(tmp_path / "bad.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ConfigError, match="holds no mapping"):

@@ -234,8 +234,8 @@ def test_without_the_package_one_line_says_what_to_install(
 
 
 def test_an_adapter_records_the_name_and_its_card_loads_it(package: Path, tmp_path: Path) -> None:
+    from adamergex.base_files import base_sha256
     from adamergex.lineage import read
-    from adamergex.models import base_sha256
 
     rows = tmp_path / "rows.tsv"
     rows.write_text("label\ttext\n" + "a\triver\nb\tdeep\n" * 8, encoding="utf-8")
@@ -281,7 +281,7 @@ def test_decomposed_text_is_tokenised_as_composed_text(tokenizer: Any) -> None:
 
 def test_sentence_vectors_are_those_of_the_packages_own_engine() -> None:
     """Mean pooling over ``passage: `` texts, against the C library of the package; it rounds activations, we do not."""
-    from adamergex.models import load
+    from adamergex.models import head_input, load
 
     source = installed()
     engines = sorted(source.parent.glob("_engine*.so"))
@@ -296,6 +296,7 @@ def test_sentence_vectors_are_those_of_the_packages_own_engine() -> None:
     library.e5_embed.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.POINTER(ctypes.c_float)]
     library.e5_free.argtypes = [ctypes.c_void_p]
     texts = [json.loads(line)["text"] for line in GOLDEN.read_text(encoding="utf-8").splitlines()][:25]
+    assert head_input("e5-small", "auto") == "mean"
     loaded = load("e5-small", "sequence-classification", ["a", "b"])
     assert loaded.fresh == ("bert.pooler", "classifier") and loaded.family == "encoder"
     engine = library.e5_load(str(source).encode())

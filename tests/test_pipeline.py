@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import adamergex
-from adamergex import actions, tuning
+from adamergex import actions, statistics, tuning
 from adamergex.config import parse
 from adamergex.errors import ConfigError, DataError, ModelError
 from adamergex.graph import Store
@@ -92,8 +92,20 @@ def test_the_whole_way(tiny_encoder: Path, small_data: Path, tmp_path: Path, cou
     }
     for name in ("report.html", "report.md", "scores.csv", "results.json"):
         assert (tmp_path / "run" / name).stat().st_size > 0
+    items = {}
+    for cell in results["cells"]:
+        text = (tmp_path / "run" / cell["predictions"]).read_text(encoding="utf-8")
+        items[cell["method"], cell["language"], cell["seed"]] = [json.loads(line) for line in text.splitlines()]
+    samples = {cell: statistics.Sample.read(found) for cell, found in items.items()}
+    targets = tuple(results["targets"])
+    assert results["pooled"] == statistics.pooled(samples, targets)
+    assert results["comparisons"] == statistics.comparisons(samples, targets, "english_tuning")
+    assert {row["language"] for row in results["comparisons"]} == {*targets, "mean"}
     table = summary(results, tmp_path / "run")
     assert "AdaMergeX (delta)" in table and "tuned on fr" in table
+    means = next(row for row in results["pooled"] if (row["method"], row["language"]) == ("average", "mean"))
+    line = next(line for line in table.splitlines() if line.startswith("AriMerge"))
+    assert line.rstrip(" *").endswith("{:.1f} [{:.1f}, {:.1f}]".format(means["score"], *means["interval"]))
 
     counted.runs.clear()
     again = transfer(config, say=silent)

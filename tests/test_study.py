@@ -220,7 +220,7 @@ def test_contradictions_name_their_table(tiny_encoder: Path, wide_data: Path, tm
     wanted["variants"] = {"from-sw": {"source": "sw", "only": ["tones"]}}
     with pytest.raises(ConfigError, match="1 problem in the settings:\n  - tones-from-sw: targets: 'sw' is the source"):
         parse_study(wanted)
-    with pytest.raises(ConfigError, match="tasks: Field required"):
+    with pytest.raises(ConfigError, match="tasks: missing"):
         parse_study({"base": "nano"})
 
 
@@ -270,7 +270,7 @@ def test_changes_have_the_last_word_in_every_table(tiny_encoder: Path, wide_data
         ("task.optimisation.steps", "sets nothing(.|\n)*NAME=VALUE"),
         ("=3", "sets nothing"),
         ("merge..grid=[0]", "sets nothing"),
-        ("merge.grid=[0", "the value is no YAML"),
+        ("merge.grid=[0", "the value is not valid YAML"),
         ("tasks.tons=null", "nothing to take away(.|\n)*no 'tasks.tons'(.|\n)*perhaps 'tones'"),
         ("tasks.tones.task.tset=null", "no 'tasks.tones.task.tset'(.|\n)*perhaps 'test'"),
         ("metods=null", "nothing to take away(.|\n)*no 'metods'(.|\n)*perhaps 'methods'"),

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator
+import itertools
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    Field,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
-from adamergex.errors import ConfigError
+from adamergex import inputs
+from adamergex.errors import ConfigError, NothingMergedError
+from adamergex.merging.select import select
 from adamergex.method_config import (
     FullConfig,
     LfSftConfig,
@@ -26,8 +23,9 @@ from adamergex.method_config import (
     TaskReference,
     TextReference,
 )
-from adamergex.settings import Rows, Settings, Structure, decaying
-from adamergex.task_config import BuiltIn, Own, TaskConfig, known_fields
+from adamergex.settings import Rows, Structure, decaying
+from adamergex.strict import Name, PathText, Seed, Settings, distinct, hint, path_text, plain, shown
+from adamergex.task_config import BuiltIn, Own, TaskConfig, known_fields, measurable
 
 Method = Literal[
     "vanilla",
@@ -57,10 +55,11 @@ METHODS: tuple[str, ...] = get_args(Method)
 
 def _method(name: str) -> str:
     if name not in METHODS and ".py:" not in name:
-        near = difflib.get_close_matches(name, METHODS, 1)
         known = ", ".join(repr(method) for method in METHODS)
-        raise ValueError(f"{name!r} is none of {known}" + (f"; did you mean '{near[0]}'?" if near else ""))
-    return name
+        raise ValueError(f"{shown(name)} is none of {known}{hint(name, METHODS)}")
+    if ".py:" in name:
+        plain(method_name(name))
+    return path_text(name)
 
 
 MethodName = Annotated[str, AfterValidator(_method)]
@@ -75,12 +74,12 @@ def method_name(method: str) -> str:
 class TransferConfig(Settings):
     """One table: methods × languages × seeds, for one base, one task and one adapter structure."""
 
-    title: str = "Cross-lingual transfer"
-    base: str = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
+    title: PathText = "Cross-lingual transfer"
+    base: PathText = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
     structure: Structure = Structure()
-    source: str = Field(default="en", description="the language with labels")
-    proxy: str | None = Field(default=None, description="the language whose labelled validation set tunes λ")
-    targets: Annotated[tuple[str, ...], Field(min_length=1)]
+    source: Name = Field(default="en", description="the language with labels")
+    proxy: Name | None = Field(default=None, description="the language whose labelled validation set tunes λ")
+    targets: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(distinct)]
     methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = (
         "vanilla",
         "english_tuning",
@@ -93,9 +92,11 @@ class TransferConfig(Settings):
     mad_x: MadXConfig = MadXConfig()
     full: FullConfig = FullConfig()
     lf_sft: LfSftConfig = LfSftConfig()
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
-    output: str = Field(default="runs/transfer", description="folder for adapters, predictions, scores and the report")
-    store: str | None = Field(
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(distinct)] = (0,)
+    output: PathText = Field(
+        default="runs/transfer", description="folder for adapters, predictions, scores and the report"
+    )
+    store: PathText | None = Field(
         default=None, description="where adapters are kept and found again; default: OUTPUT/store"
     )
     papers: PapersConfig = PapersConfig()
@@ -131,14 +132,14 @@ def typed(model: type[Model], settings: Any) -> Model | list[str]:
     try:
         return model.model_validate(settings)
     except ValidationError as error:
-        return [_sentence(problem, model) for problem in error.errors()]
+        return _sentences(error.errors(), model)
 
 
 def load(path: Path) -> TransferConfig:
     """The settings of a YAML file; relative paths in it are relative to its folder.
 
     Raises:
-        ConfigError: the file is missing, cannot be read, is no YAML, or has problems.
+        ConfigError: the file is missing, cannot be read, is not valid YAML, or has problems.
     """
     return parse(read_yaml(path), str(path))
 
@@ -147,18 +148,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A settings file as it stands, with the folder that its relative paths start from.
 
     Raises:
-        ConfigError: the file is missing, cannot be read, is no YAML, or holds no mapping.
+        ConfigError: the file is missing, cannot be read, is not valid YAML, or holds no mapping.
     """
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("no such settings file", where=path, fix="check the path") from None
-    except OSError as error:
-        raise ConfigError(
-            "the settings file cannot be read", where=path, found=error.strerror, fix="name a YAML file"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("the settings file is no YAML", where=path, found=str(error)) from None
+    settings = inputs.read_yaml(path, what="the settings file", error=ConfigError)
     if not isinstance(settings, dict):
         raise ConfigError(
             "the settings file holds no mapping", where=path, found=type(settings).__name__, expected="name: value"
@@ -166,10 +158,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {"folder": str(path.parent), **settings}
 
 
+SHOWN_PROBLEMS = 40
+"""Most problems that one message lists."""
+
+
 def refused(where: str, problems: list[str]) -> ConfigError:
     """One error for all problems of a settings file."""
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return ConfigError(f"{count} in the settings:\n" + "\n".join(f"  - {line}" for line in problems), where=where)
+    several = list(dict.fromkeys(problems))
+    count = "1 problem" if len(several) == 1 else f"{len(several):,} problems"
+    lines = [f"  - {line}" for line in several[:SHOWN_PROBLEMS]]
+    lines += [f"  and {len(several) - SHOWN_PROBLEMS:,} more"] if len(several) > SHOWN_PROBLEMS else []
+    return ConfigError(f"{count} in the settings:\n" + "\n".join(lines), where=where)
 
 
 def _contradictions(config: TransferConfig) -> Iterator[str]:
@@ -177,10 +176,14 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     if isinstance(task, BuiltIn) and (problems := list(task.problems())):
         yield from problems
         task = None  # nothing more can be said of it
+    yield from measurable(task) if task is not None else ()
+    if isinstance(config.reference, TaskReference):
+        labelled = config.reference.task.placed(Path(config.folder))
+        wrong = [f"reference.{line}" for line in labelled.problems()] if isinstance(labelled, BuiltIn) else []
+        yield from wrong or measurable(labelled, "reference.task")
+    yield from _expressions(config)
     if config.source in config.targets:
         yield f"targets: '{config.source}' is the source; it needs no transfer"
-    if len(set(config.targets)) < len(config.targets):
-        yield "targets: a language stands twice"
     if config.merge.weight == "tuned" and config.merges:
         if config.proxy is None:
             yield "proxy: missing; it is the language whose validation set tunes λ (or set merge.weight to a number)"
@@ -215,15 +218,26 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
             yield f"{name}: '{where.path}' has no {{language}} in it, so every language would read the same file"
 
 
+def _expressions(config: TransferConfig) -> Iterator[str]:
+    """Modules that cannot be selected by any model."""
+    try:
+        select(["x"], config.merge.modules or "all")
+    except ConfigError as error:
+        yield f"merge.modules: {error.problem} ({error.found})"
+    except NothingMergedError:
+        pass  # which modules there are is known once the model is
+    if not config.merge.swap.bottom + config.merge.swap.top and "layer_swapping" in config.methods:
+        yield "merge.swap: no layer is swapped; set bottom or top"
+
+
 def _strange_languages(config: TransferConfig) -> Iterator[str]:
     """Languages with steps of their own that nothing here would train."""
     known = dict.fromkeys((config.source, *config.targets, *([config.proxy] if config.proxy else ())))
     for place in ("mad_x", "full", "lf_sft"):
         for language in getattr(config, place).language.steps_by_language:
             if language not in known:
-                near = difflib.get_close_matches(language, known, 1)
-                hint = f"; did you mean '{near[0]}'?" if near else f", which are {', '.join(known)}"
-                yield f"{place}.language.steps_by_language: '{language}' is none of the table's languages{hint}"
+                near = hint(language, known) or f", which are {', '.join(known)}"
+                yield f"{place}.language.steps_by_language: {shown(language)} is none of the table's languages{near}"
 
 
 CHOOSING = ("classification", "pair-classification", "multiple-choice")
@@ -265,25 +279,52 @@ def _rivals(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[str]
         yield f"merge.granularity: a λ a layer is for factors, here is {'space delta' if delta else 'a prefix'}"
 
 
+def _sentences(problems: Sequence[Any], model: type[BaseModel]) -> list[str]:
+    """One sentence for each place: what could be one of several types has a problem with each of them."""
+    places = [problem["loc"] for problem in problems]
+    said: dict[str, str] = {}
+    for problem in problems:
+        here = problem["loc"]
+        if problem["type"] == "too_short" and any(len(other) > len(here) == _shared(other, here) for other in places):
+            continue  # of a list whose items are wrong, pydantic says that it is empty
+        place, sentence = place_of(here), _sentence(problem, model)
+        if place and place in said:
+            said[place] += f"; or: {sentence.removeprefix(f'{place}: ')}"
+        else:
+            said[place or sentence] = sentence
+    return list(said.values())
+
+
+def _shared(one: tuple[Any, ...], other: tuple[Any, ...]) -> int:
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
 def _sentence(problem: Any, model: type[BaseModel]) -> str:
-    place = ".".join(map(str, _without_forms(problem["loc"])))
-    if problem["type"] == "union_tag_invalid":
-        kinds, tag = problem["ctx"]["expected_tags"], problem["ctx"]["tag"]
-        near = difflib.get_close_matches(tag, kinds.replace("'", "").split(", "), 1)
-        return f"{place}.kind: '{tag}' is none of {kinds}" + (f"; did you mean '{near[0]}'?" if near else "")
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), _names_at(model, problem["loc"][:-1]), 1)
-        return f"{place}: no such setting" + (f"; did you mean '{near[0]}'?" if near else "")
-    if problem["type"] == "missing":
+    place, kind, context = place_of(problem["loc"]), problem["type"], problem.get("ctx", {})
+    if kind == "union_tag_invalid":
+        kinds = context["expected_tags"]
+        options = kinds.replace("'", "").split(", ")
+        return f"{place}.kind: {shown(context['tag'])} is none of {kinds}{hint(context['tag'], options)}"
+    if kind in ("extra_forbidden", "invalid_key"):
+        return f"{place}: no such setting{hint(problem['loc'][-1], _names_at(model, problem['loc'][:-1]))}"
+    if kind == "missing":
         return f"{place}: missing"
-    if problem["type"] == "literal_error":
-        expected = problem["ctx"]["expected"]
+    if kind == "literal_error":
+        expected = context["expected"]
         options = [option.strip("' ") for option in expected.replace(" or ", ", ").split(", ")]
-        near = difflib.get_close_matches(str(problem["input"]), options, 1)
-        return f"{place}: {problem['input']!r} is none of {expected}" + (f"; did you mean '{near[0]}'?" if near else "")
-    if problem["type"] == "value_error":  # a sentence of ours, which names what it found
-        return f"{place}: {problem['ctx']['error']}" if place else str(problem["ctx"]["error"])
-    return f"{place}: {problem['msg']} (found {problem['input']!r})"
+        return f"{place}: {shown(problem['input'])} is none of {expected}{hint(problem['input'], options)}"
+    if kind == "value_error":  # a sentence of ours, which names what it found
+        return f"{place}: {context['error']}" if place else str(context["error"])
+    return f"{place}: {problem['msg']} (found {shown(problem['input'])})"
+
+
+def place_of(place: tuple[Any, ...]) -> str:
+    """A place in the settings as the user wrote it: without the names that pydantic gives to members of unions."""
+    parts = [str(part) for part in _without_forms(place) if not _MEMBER.match(str(part))]
+    return ".".join(part if len(part) <= 60 else f"{part[:60]}…" for part in parts)
+
+
+_MEMBER = re.compile(r"(?:literal|constrained-|function-|tuple\[|\[key\]|str$|int$|float$)")
 
 
 def _without_forms(place: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -6,25 +6,24 @@ library only; parquet and the hub need the extra ``adamergex[hub]``.
 
 from __future__ import annotations
 
-import csv
-import difflib
-import gzip
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from adamergex import values
+from adamergex.data_files import Numbered, rows_of
 from adamergex.errors import DataError
 from adamergex.sampling import sampled
+from adamergex.strict import nearest, shown
 
 if TYPE_CHECKING:
     from adamergex.settings import Rows
 
 OURS = ("label", "id")
-Numbered = Iterator[tuple[int, Mapping[str, Any]]]
 
 
 def read(
@@ -47,7 +46,7 @@ def read_numbered(
 ) -> list[tuple[int, dict[str, Any]]]:
     """What ``read`` returns, each row with its number in the file, from 1."""
     where = source(rows, language)
-    numbered = _hub(rows, language) if rows.path is None else _local(Path(where), rows)
+    numbered = _hub(rows, language) if rows.path is None else rows_of(Path(where), _positions(rows))
     columns = {name: rows.columns.get(name, name) for name in (*names, *also, *rows.columns)}
     # Without a mapping only these must be there: unlabelled text has no label, most files no id.
     needed = {*names, *rows.columns}
@@ -64,6 +63,13 @@ def source(rows: Rows, language: str) -> str:
         return rows.path.replace("{language}", language)
     parts = (rows.hub, rows.config, rows.split)
     return " ".join(part.replace("{language}", language) for part in parts if part)
+
+
+def _positions(rows: Rows) -> int:
+    """How many columns a file without a header line has at least; 0: the mapping does not name columns by position."""
+    columns = list(rows.columns.values())
+    numbers = all(re.fullmatch("[0-9]{1,4}", column) for column in columns)
+    return max(map(int, columns)) + 1 if columns and numbers else 0
 
 
 def data_hash(rows: Rows, language: str) -> str:
@@ -88,13 +94,13 @@ def _row(
         if column in found:
             result[name] = found[column]
         elif name in needed:
-            near = difflib.get_close_matches(column, map(str, found), n=1, cutoff=0.5)
+            near = nearest(column, map(str, found), 0.5)
             raise DataError(
                 f"there is no column {column!r}" + (f" (for {name!r})" if column != name else ""),
                 where=f"{where}, row {number}",
                 found=f"columns {', '.join(map(str, found))}",
-                expected=f"perhaps {near[0]!r}" if near else repr(column),
-                fix=f"map it: columns: {{{name}: {near[0] if near else '<name in the file>'}}}",
+                expected=f"perhaps {near!r}" if near else repr(column),
+                fix=f"map it: columns: {{{name}: {near or '<name in the file>'}}}",
             )
     for name in ("text", "premise", "hypothesis", "context", "question"):
         if name in needed:
@@ -102,119 +108,6 @@ def _row(
     if "label" in result:
         result["label"] = values.label_of(result["label"], f"{where}, row {number}, column {columns['label']!r}")
     return {name: value for name, value in result.items() if name != "id" or value is not None}
-
-
-def _local(path: Path, rows: Rows) -> Numbered:
-    ending = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
-    if ending not in _READERS and ending != ".parquet":
-        raise DataError(
-            "the format is not known by its ending",
-            where=path,
-            found=ending or "no ending",
-            expected=", ".join((*_READERS, ".parquet")) + " (all but parquet also with .gz)",
-            fix="rename or convert the file",
-        )
-    if not path.is_file():
-        raise DataError("there is no such file", where=path, found="nothing", fix="check the path")
-    if ending == ".parquet":
-        yield from _parquet(path)
-        return
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    try:
-        # newline="": the csv reader handles line ends inside quoted fields itself.
-        with opener(path, "rt", encoding="utf-8-sig", newline="" if ending == ".csv" else None) as stream:
-            yield from _READERS[ending](path, stream, rows)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            "the file cannot be read", where=path, found=error, expected=f"UTF-8 {ending[1:]}", fix="repair the file"
-        ) from error
-
-
-def _txt(path: Path, stream: IO[str], rows: Rows) -> Numbered:
-    for number, line in enumerate(stream, 1):
-        if line.strip():
-            yield number, {"text": line.strip()}
-
-
-def _jsonl(path: Path, stream: IO[str], rows: Rows) -> Numbered:
-    for number, line in enumerate(stream, 1):
-        if line.strip():
-            yield number, _object(path, number, line)
-
-
-def _json(path: Path, stream: IO[str], rows: Rows) -> Numbered:
-    try:
-        found = json.load(stream)
-    except ValueError as error:
-        raise DataError("this is not JSON", where=path, found=error, fix="repair the file") from error
-    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        raise DataError("this is not a list of objects", where=path, expected='[{"text": ...}, ...]', fix="convert it")
-    yield from enumerate(found, 1)
-
-
-def _object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except ValueError as error:
-        raise DataError(
-            "a line is not JSON", where=f"{path}, row {number}", found=error, fix="repair the line"
-        ) from error
-    if not isinstance(found, dict):
-        raise DataError(
-            "a line is not a JSON object",
-            where=f"{path}, row {number}",
-            found=line.strip()[:60],
-            expected='{"text": ...}',
-            fix="repair the line",
-        )
-    return found
-
-
-def _csv(path: Path, stream: IO[str], rows: Rows) -> Numbered:
-    yield from _table(path, csv.reader(stream), rows)
-
-
-def _tsv(path: Path, stream: IO[str], rows: Rows) -> Numbered:
-    yield from _table(path, csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE), rows)
-
-
-def _table(path: Path, lines: Iterator[list[str]], rows: Rows) -> Numbered:
-    csv.field_size_limit(2**31 - 1)  # the module's own limit, 128 KiB, is less than an article may have
-    positions = bool(rows.columns) and all(column.isdigit() for column in rows.columns.values())
-    header = None if positions else next(lines, [])
-    if twice := sorted({name for name in header or () if name and (header or []).count(name) > 1}):
-        raise DataError(
-            "the header names a column twice",
-            where=f"{path}, row 1",
-            found=f"{twice[0]!r} in columns {', '.join(header or ())}",
-            expected="names that differ",
-            fix="rename one of them",
-        )
-    for number, fields in enumerate(lines, 1 if positions else 2):
-        if not fields:
-            continue
-        names = header if header is not None else [str(index) for index in range(len(fields))]
-        if len(fields) != len(names):
-            raise DataError(
-                "a row has another number of fields than the header",
-                where=f"{path}, row {number}",
-                found=f"{len(fields)} fields",
-                expected=f"{len(names)}: {', '.join(names)}",
-                fix="quote fields that hold the separator",
-            )
-        yield number, dict(zip(names, fields, strict=True))
-
-
-def _parquet(path: Path) -> Numbered:
-    try:
-        import pyarrow  # type: ignore[import-untyped]
-        from pyarrow import parquet
-    except ModuleNotFoundError as error:
-        raise _not_installed("parquet files need the library pyarrow", path, error) from error
-    try:
-        yield from enumerate(parquet.read_table(path).to_pylist(), 1)
-    except pyarrow.ArrowException as error:
-        raise DataError("this is not a parquet file", where=path, found=error, fix="write it again") from error
 
 
 def _hub(rows: Rows, language: str) -> Numbered:
@@ -229,7 +122,15 @@ def _hub(rows: Rows, language: str) -> Numbered:
             found=str(error).splitlines()[0] if str(error) else type(error).__name__,
             fix="check hub, config, split and revision, and that there is a network",
         ) from error
-    yield from enumerate(dataset, 1)
+    try:
+        yield from enumerate(dataset, 1)
+    except Exception as error:  # of pictures, sounds and the like, which datasets decodes as it goes
+        raise DataError(
+            "a row of the hub dataset cannot be read",
+            where=source(rows, language),
+            found=shown(str(error)),
+            fix="choose a dataset of texts",
+        ) from error
 
 
 def hub_loader(where: object) -> Callable[..., Any]:
@@ -249,6 +150,3 @@ def _not_installed(problem: str, where: object, error: ModuleNotFoundError) -> D
 def _hub_names(rows: Rows) -> list[tuple[str, str]]:
     names = {"path": rows.hub, "name": rows.config, "revision": rows.revision, "split": rows.split}
     return [(name, value) for name, value in names.items() if value is not None]
-
-
-_READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".txt": _txt}

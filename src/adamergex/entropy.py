@@ -114,7 +114,7 @@ def minimise(
 
 @torch.no_grad()
 def _measured(inputs: Unlabelled, placed: resident.Resident, batch_tokens: int) -> dict[str, Any]:
-    """The mean entropy in percent of the largest, with its 95 % bootstrap interval over the inputs."""
+    """The mean entropy in percent of the largest, with its 95 % interval over the inputs."""
     found = np.ones((len(inputs), 2))
     for indices, entropies in inputs.entropies(placed.model, batch_tokens):
         found[indices, 0] = entropies.double().cpu().numpy() / inputs.most

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from adamergex import data, lineage
+from adamergex import data, lineage, statistics
 from adamergex.checkpoint import require_free, staged_directory
-from adamergex.errors import AdapterFileError, DataError, ModelError
-from adamergex.tasks import resampling
+from adamergex.errors import AdapterFileError, ConfigError, DataError, ModelError
+from adamergex.inputs import path_part
+from adamergex.statistics import mcnemar as mcnemar
 
 if TYPE_CHECKING:
     from torch import nn
 
     from adamergex.models import Loaded
-    from adamergex.settings import EvaluateJob
+    from adamergex.settings import UNLABELLED_KINDS, EvaluateJob
     from adamergex.tasks.kinds import Answers
 
 
@@ -35,7 +33,7 @@ def evaluate(
     ``adapter``: a directory, or those of a stack, the first lowest, whose last one has the task: its head (encoders)
     or the answer after the prompt. None: the bare base, prompted; an encoder fills the label words into a cloze.
     Returns ``{metric: percent, "metric", "n", "interval", "scores", "truncated", "unparsable"}``: the task's metric
-    ("accuracy" for labels) and its name, items, its 95 % bootstrap interval, all scores of the task, inputs that were
+    ("accuracy" for labels) and its name, items, its 95 % interval, all scores of the task, inputs that were
     cut, answers that could not be read.
     Raises: AdapterFileError, DataError, ModelError, ConfigError.
     """
@@ -94,28 +92,25 @@ def predict(job: EvaluateJob, loaded: Loaded, model: nn.Module, rows: Sequence[M
     return kinds.answers(job.task, rows, loaded, model, job.language, job.batch_tokens, where)
 
 
-def score(predictions: Sequence[Mapping[str, Any]], metric: str = "accuracy") -> dict[str, Any]:
-    """The metric in percent, number of items, and the 95 % bootstrap interval (10,000 resamples, fixed seed).
-
-    Items without a tally are right or wrong: the share of right ones in a resample of n is exactly
-    Binomial(n, accuracy) / n, so that is what is drawn.
-    """
-    n, counted = len(predictions), _tallies(predictions)
-    if counted is not None:
-        return {metric: resampling.percent(counted), "metric": metric, "n": n, "interval": resampling.interval(counted)}
-    correct = sum(item["gold"] == item["predicted"] for item in predictions)
-    drawn = np.random.default_rng(resampling.SEED).binomial(n, correct / n, resampling.RESAMPLES) / n
-    return {metric: 100 * correct / n, "metric": metric, "n": n, "interval": resampling.ends(100 * drawn)}
-
-
 Predictions = Sequence[Mapping[str, Any]] | Path | str
 
 
-def paired_difference(predictions_a: Predictions, predictions_b: Predictions) -> dict[str, Any]:
-    """Score of a minus score of b on the same items: percentage points, 95 % interval, p.
+def score(predictions: Predictions, metric: str = "accuracy") -> dict[str, Any]:
+    """The metric in percent, number of items, and its 95 % interval (see ``statistics.intervals``).
 
-    Items are resampled in pairs. p is two-sided. Right or wrong: McNemar's exact test (of the items that one alone has
-    right, is one side's share beyond chance?). Other metrics: how often the resampled difference has the other sign.
+    Items are right or wrong, or have a ``tally``; those of one ``group`` (a passage, a premise) count as a cluster.
+    Raises: DataError: no predictions, or they cannot be read.
+    """
+    found = sample(predictions)
+    ends = [float(end) for end in statistics.interval(found)]
+    return {metric: 100 * found.score, "metric": metric, "n": len(found.ids), "interval": ends}
+
+
+def paired_difference(predictions_a: Predictions, predictions_b: Predictions) -> dict[str, Any]:
+    """Score of a minus score of b on the same items: percentage points, 95 % interval, two-sided p.
+
+    p is exact for right or wrong answers (McNemar) and a paired permutation test for others, of the groups where items
+    share a passage or a premise; the interval leaves out 0 exactly where p < 0.05 (see ``statistics.comparisons``).
     Raises: DataError when the two are not predictions for the same items.
     """
     a, b = _predictions(predictions_a), _predictions(predictions_b)
@@ -126,25 +121,17 @@ def paired_difference(predictions_a: Predictions, predictions_b: Predictions) ->
             expected="the same texts with the same gold labels in the same order",
             fix="evaluate both on the same rows",
         )
-    counted = _tallies(a), _tallies(b)
-    if counted[0] is not None and counted[1] is not None:
-        return resampling.paired(counted[0], counted[1])
-    right = [(x["gold"] == x["predicted"], y["gold"] == y["predicted"]) for x, y in zip(a, b, strict=True)]
-    n, won, lost = len(right), right.count((True, False)), right.count((False, True))
-    shares = [won / n, lost / n, (n - won - lost) / n]
-    drawn = np.random.default_rng(resampling.SEED).multinomial(n, shares, resampling.RESAMPLES)
-    return {
-        "difference": 100 * (won - lost) / n,
-        "interval": resampling.ends(100 * (drawn[:, 0] - drawn[:, 1]) / n),
-        "p": mcnemar(won, lost),
-    }
+    found = statistics.compare([[sample(a)]], [[sample(b)]])
+    ends = [float(end) for end in found.interval()]
+    return {"difference": found.difference, "interval": ends, "p": found.p}
 
 
-def mcnemar(won: int, lost: int) -> float:
-    """Exact two-sided p of ``won`` against ``lost`` under a fair coin: min(1, 2·P(X ≤ min)), X ~ Bin(won + lost, ½)."""
-    total = won + lost
-    tail: int = sum(math.comb(total, k) for k in range(min(won, lost) + 1))
-    return min(1.0, 2 * tail / (1 << total))
+def sample(predictions: Predictions) -> statistics.Sample:
+    """The predictions as numbers for intervals and comparisons. Raises: DataError: none, or they cannot be read."""
+    items = _predictions(predictions)
+    if not items:
+        raise DataError("there are no predictions", expected="at least one item", fix="evaluate on some rows")
+    return statistics.Sample.read(items)
 
 
 def evaluate_directory(
@@ -166,6 +153,7 @@ def evaluate_directory(
 
     from adamergex.settings import Classification, EvaluateJob, Rows, Target
 
+    path_part(language, what="the language", error=ConfigError, where="--language")
     rows = Rows(path=test, columns=dict(columns or {}))
     stack = [] if adapter is None else [Path(adapter)] if isinstance(adapter, str | Path) else [*map(Path, adapter)]
     for path in stack:
@@ -176,7 +164,7 @@ def evaluate_directory(
     if base is None and not known:
         raise ModelError("which base is meant is not known", where=stack[-1] if stack else None, fix="name it: --base")
     task: Target
-    if found is not None and found.task and found.task.get("kind") != "language-modeling":
+    if found is not None and found.task and found.task.get("kind") not in UNLABELLED_KINDS:
         task = TypeAdapter(Target).validate_python(found.task)
     elif not stack:
         labels = sorted({str(row["label"]) for row in data.read(rows, language) if "label" in row})
@@ -211,11 +199,6 @@ def _predictions(given: Predictions) -> list[Mapping[str, Any]]:
 
 def _item(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["id"], row.get("text_sha256"), row["gold"]
-
-
-def _tallies(predictions: Sequence[Mapping[str, Any]]) -> Any:
-    """[items, 2], or None where items are right or wrong."""
-    return np.asarray([item["tally"] for item in predictions]) if "tally" in predictions[0] else None
 
 
 def _require_kind(job: EvaluateJob, loaded: Loaded, *, bare: bool) -> None:

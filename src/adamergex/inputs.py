@@ -27,13 +27,24 @@ DEPTH = 64
 """Deepest nesting of lists and mappings."""
 YAML_NODES = 100_000
 """Most values of a YAML document, aliases counted as often as they stand for something."""
+LINE_CHARACTERS = 16 << 20
+"""Longest line of a data file, and longest field of a csv file: 16 Mi characters."""
+JSON_CHARACTERS = 1 << 30
+"""Largest data file that is one JSON list; jsonl has no such limit."""
+UNPACKED_BYTES, UNPACKED_RATIO = 64 << 20, 200
+"""Packed data may grow to 64 MiB, and beyond that to 200 times their packed size (text grows 3 to 10 times)."""
+DIGITS = 1000
+"""Most digits of a whole number in YAML."""
 PATH_PART = 100
 """Longest name that becomes a part of a path, in characters."""
+PLAIN = f"letters of a to z, digits, '-' and '_' (first and last a letter or digit), at most {PATH_PART}"
+"""What ``path_part`` takes, in words."""
 
 ErrorType = type[AdamergexError]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?")
+_NESTED = (dict, list)
 _MERGE = "tag:yaml.org,2002:merge"
 _DEVICES = re.compile(r"(?i)con|prn|aux|nul|com[0-9]|lpt[0-9]")
 
@@ -134,9 +145,21 @@ def parse_json(text: str | bytes) -> Any:
         raise
     except ValueError as problem:
         raise Malformed(str(problem)) from None
-    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    _require_plain(document, surrogates=bool(_ESCAPED_SURROGATE.search(raw)))
+    if _may_hold_surrogates(text):
+        _require_plain(document)
+    else:
+        _require_depth(document)
     return document
+
+
+def _may_hold_surrogates(text: str | bytes) -> bool:
+    if isinstance(text, str) and "\\u" not in text and text.isascii():
+        return False
+    try:
+        raw = text if isinstance(text, bytes) else text.encode()
+    except UnicodeEncodeError:
+        return True
+    return b"\\u" in raw and _ESCAPED_SURROGATE.search(raw) is not None
 
 
 def read_yaml(path: str | Path, *, what: str, error: ErrorType) -> Any:
@@ -169,7 +192,7 @@ def parse_yaml(text: str) -> Any:
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as problem:
         # The library's constructors let slip what int(), float() and the like say of odd scalars.
         raise Malformed(f"a value cannot be read: {problem}") from None
-    _require_plain(document, surrogates=True)
+    _require_plain(document)
     return document
 
 
@@ -178,15 +201,21 @@ def path_part(name: str, *, what: str, error: ErrorType, where: object = None) -
 
     Raises: ``error`` for anything else: separators, dots, blanks, empty names, names that Windows keeps for devices.
     """
-    if isinstance(name, str) and len(name) <= PATH_PART and _NAME.fullmatch(name) and not _DEVICES.fullmatch(name):
+    if is_path_part(name):
         return name
     raise error(
         f"{what} cannot be part of a file name",
         where=where,
         found=repr(name),
-        expected=f"letters of a to z, digits, '-' and '_' (first and last a letter or digit), at most {PATH_PART}",
+        expected=PLAIN,
         fix="give it a plain name",
     )
+
+
+def is_path_part(name: object) -> bool:
+    """Whether ``path_part`` takes a name."""
+    plain = isinstance(name, str) and len(name) <= PATH_PART and _NAME.fullmatch(name)
+    return bool(plain) and not _DEVICES.fullmatch(str(name))
 
 
 def _file_type(mode: int) -> str:
@@ -222,26 +251,41 @@ def _finite(text: str) -> float:
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_no_constant, parse_float=_finite)
 
 
-def _require_plain(document: Any, *, surrogates: bool) -> None:
-    """Raises: Malformed where a document is too deep, or (``surrogates``) holds a character that UTF-8 cannot."""
+def _require_depth(document: Any) -> None:
+    """Raises: Malformed where a document is too deep. Every row of a data file passes here."""
+    if type(document) not in _NESTED:
+        return
+    if type(document) is dict:  # a flat object, as most rows are, ends here
+        for inner in document.values():
+            if type(inner) in _NESTED:
+                break
+        else:
+            return
     level = [document]
-    for _ in range(DEPTH + 1):
+    for _ in range(DEPTH):
+        inside = (item.values() if type(item) is dict else item for item in level)
+        level = [inner for items in inside for inner in items if type(inner) in _NESTED]
+        if not level:
+            return
+    raise Malformed(f"it is nested more than {DEPTH} deep")
+
+
+def _require_plain(document: Any) -> None:
+    """Raises: Malformed where a document is too deep, or holds a character that UTF-8 cannot, NaN or infinity."""
+    _require_depth(document)
+    level = [document]
+    while level:
         below: list[Any] = []
         for item in level:
             if isinstance(item, dict):
-                below += item.values()
-                if surrogates:
-                    below += item
+                below += [*item, *item.values()]
             elif isinstance(item, list):
                 below += item
-            elif surrogates and isinstance(item, str) and _SURROGATE.search(item):
+            elif isinstance(item, str) and _SURROGATE.search(item):
                 raise Malformed("a text holds half of a surrogate pair, which is not a character")
             elif isinstance(item, float) and not math.isfinite(item):
                 raise Malformed(f"{item} is not a number that can be used")
-        if not below:
-            return
-        level = below if surrogates else [item for item in below if isinstance(item, (dict, list, float))]
-    raise Malformed(f"it is nested more than {DEPTH} deep")
+        level = below
 
 
 def _require_bounded_events(text: str) -> None:
@@ -318,6 +362,8 @@ def _line(mark: Any) -> str:
 
 def _yaml_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node)
+    if len(text) > DIGITS:
+        raise Malformed(f"a number has {len(text):,} digits ({_line(node.start_mark)}), at most {DIGITS} are read")
     return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
 
 

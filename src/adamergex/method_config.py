@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Discriminator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Tag,
-)
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
-from adamergex.settings import Activation, Objective, Optimisation, Settings
+from adamergex.settings import (
+    Activation,
+    LanguageModeling,
+    Noise,
+    Objective,
+    Optimisation,
+    SentenceAlignment,
+    SentenceContrast,
+    Unlabelled,
+)
+from adamergex.strict import (
+    Count,
+    Entries,
+    Layer,
+    Layers,
+    Name,
+    Penalty,
+    Positive,
+    Rate,
+    Reduction,
+    Settings,
+    Share,
+    Size,
+    Weight,
+    shown,
+)
 from adamergex.task_config import TaskConfig, Where
 
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -44,11 +59,59 @@ class TextReference(Settings):
 
     kind: Literal["language-modeling"] = "language-modeling"
     text: Where
-    segment: PositiveInt = 512
-    segments: PositiveInt | None = Field(default=None, description="default: what the shortest text has")
-    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    segment: Count = 512
+    segments: Count | None = Field(default=None, description="default: what the shortest text has")
+    mask_rate: Share = 0.15
     objective: Objective = Field(default="auto", description=OBJECTIVE)
     optimisation: Optimisation = Optimisation()
+
+    def unlabelled(self, segments: int | None, source: str) -> Unlabelled:
+        """The task that references are trained on; ``segments``: how many of every language."""
+        return LanguageModeling(
+            segment=self.segment, segments=segments, mask_rate=self.mask_rate, objective=self.objective
+        )
+
+
+class _OfSentences(Settings):
+    """What the reference tasks of sentence encoders share."""
+
+    text: Where
+    max_length: Count = 128
+    mask_rate: Share = Field(default=0.15, description="of MAD-X's language adapters")
+    objective: Objective = Field(default="auto", description="of MAD-X's language adapters")
+    optimisation: Optimisation = Optimisation()
+
+
+class ContrastReference(_OfSentences):
+    """Contrast of noisy views (2104.08821, with the noise of 2104.06979), for bases that read a text by its mean."""
+
+    kind: Literal["sentence-contrast"]
+    noise: Noise = Field(default=0.6, description="share of the tokens that are deleted")
+    temperature: Positive = 0.05
+
+    def unlabelled(self, segments: int | None, source: str) -> Unlabelled:
+        """The task that references are trained on."""
+        return SentenceContrast(max_length=self.max_length, noise=self.noise, temperature=self.temperature)
+
+
+class AlignmentReference(_OfSentences):
+    """Alignment with the base's vectors of a parallel text (2004.09813), for bases that read a text by its mean."""
+
+    kind: Literal["sentence-alignment"]
+    temperature: Positive = 0.07
+    pivot: Where | None = Field(
+        default=None, description="the translations of all languages' text; default: a column pivot beside text"
+    )
+    pivot_language: Name | None = Field(default=None, description="the language of the translations; default: source")
+
+    def unlabelled(self, segments: int | None, source: str) -> Unlabelled:
+        """The task that references are trained on."""
+        return SentenceAlignment(
+            max_length=self.max_length,
+            temperature=self.temperature,
+            pivot=self.pivot,
+            pivot_language=(self.pivot_language or source) if self.pivot else None,
+        )
 
 
 def _train_is_enough(value: Any) -> Any:
@@ -65,7 +128,7 @@ class TaskReference(Settings):
     kind: Literal["task"] = "task"
     task: Annotated[TaskConfig, BeforeValidator(_train_is_enough)] = Field(description="test may be left out")
     text: Where | None = Field(default=None, description="unlabelled text, for MAD-X's language adapters")
-    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    mask_rate: Share = 0.15
     objective: Objective = Field(default="auto", description=OBJECTIVE)
 
     @property
@@ -78,14 +141,21 @@ def _kind_of_reference(value: Any) -> str:
 
 
 ReferenceConfig = Annotated[
-    Annotated[TextReference, Tag("language-modeling")] | Annotated[TaskReference, Tag("task")],
+    Annotated[TextReference, Tag("language-modeling")]
+    | Annotated[TaskReference, Tag("task")]
+    | Annotated[ContrastReference, Tag("sentence-contrast")]
+    | Annotated[AlignmentReference, Tag("sentence-alignment")],
     Discriminator(_kind_of_reference),
 ]
 
 
 def _several(value: Any) -> Any:
     """One value or several, as text: a paper's tables have numbers and names."""
-    return tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
+    several = value if isinstance(value, list | tuple) else (value,)
+    strange = [item for item in several if not isinstance(item, str | int) or isinstance(item, bool)]
+    if strange:
+        raise ValueError(f"{shown(strange[0])} is neither a text nor a whole number")
+    return tuple(map(str, several))
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_several)]
@@ -112,16 +182,16 @@ class PapersConfig(Settings):
 class SwapConfig(Settings):
     """Layers that layer_swapping takes from the target's reference (2410.01335)."""
 
-    bottom: NonNegativeInt = 1
-    top: NonNegativeInt = 1
-    transition: NonNegativeInt = Field(default=0, description="averaged layers beside the bottom and beside the top")
+    bottom: Layer = 1
+    top: Layer = 1
+    transition: Layer = Field(default=0, description="averaged layers beside the bottom and beside the top")
 
 
 class CombineConfig(Settings):
     """What ties and dare keep and how they weigh; ``merge.rank`` cuts their ΔW, which else has full rank."""
 
     density: Annotated[float, Field(gt=0, le=1)] = Field(default=0.5, description="share of the entries that is kept")
-    weights: tuple[NonNegativeFloat, NonNegativeFloat] | None = Field(
+    weights: tuple[Penalty, Penalty] | None = Field(
         default=None,
         description="of task and target reference; default: 1, 1 for ties, 0.5, 0.5 for dare",
     )
@@ -134,16 +204,16 @@ class MergeConfig(Settings):
 
     space: Literal["factors", "delta"] = Field(default="factors", description="LoRA: merge A and B, or ΔW")
     modules: str | None = Field(default=None, description="attention-qv (for LoRA), all, or a regular expression")
-    rank: PositiveInt | None = Field(default=None, description="truncate delta merges, ties and dare to this rank")
+    rank: Size | None = Field(default=None, description="truncate delta merges, ties and dare to this rank")
     span: Literal["per_layer", "per_kv", "whole"] = Field(default="per_layer", description="prefix: what shares one D")
     form: Literal["left", "literal"] = Field(default="left", description="prefix: (I + λ(D − I))·P, or λ·D·P")
-    weight: Literal["tuned", "entropy"] | float = "tuned"
-    grid: Annotated[tuple[float, ...], AfterValidator(_with_zero)] = GRID
+    weight: Literal["tuned", "entropy"] | Weight = "tuned"
+    grid: Annotated[tuple[Weight, ...], Field(max_length=1000), AfterValidator(_with_zero)] = GRID
     granularity: Literal["all", "layer"] = Field(default="all", description="entropy: one λ, or one a layer")
     unlabelled: Literal["test", "validation"] = Field(
         default="test", description="entropy: whose inputs in the target language; files need no labels"
     )
-    unlabelled_rows: PositiveInt = Field(default=256, description="entropy: at most so many of them, the first")
+    unlabelled_rows: Count = Field(default=256, description="entropy: at most so many of them, the first")
     swap: SwapConfig = SwapConfig()
     combine: CombineConfig = CombineConfig()
 
@@ -154,10 +224,10 @@ LONG = Optimisation(steps=100_000, learning_rate=5e-5, batch_size=8, schedule="l
 class OnText(Settings):
     """A training on the text of one language after the other."""
 
-    segment: PositiveInt = 256
-    segments: PositiveInt | None = Field(default=None, description="default: all that the language has")
+    segment: Count = 256
+    segments: Count | None = Field(default=None, description="default: all that the language has")
     optimisation: Optimisation = LONG
-    steps_by_language: dict[str, PositiveInt] = Field(
+    steps_by_language: dict[str, Count] = Field(
         default_factory=dict, description="language -> steps, in place of optimisation.steps: of those with little text"
     )
 
@@ -171,7 +241,7 @@ class LanguageAdapters(OnText):
     """MAD-X's language adapters: trained on ``reference.text``, with its ``mask_rate`` and ``objective``, once a
     language for all tasks and methods."""
 
-    reduction: PositiveFloat = 2.0
+    reduction: Reduction = 2.0
     invertible: bool = Field(default=True, description="with a NICE block at the embeddings")
     optimisation: LanguageOptimisation = LANGUAGE
 
@@ -179,7 +249,7 @@ class LanguageAdapters(OnText):
 class TaskAdapters(Settings):
     """MAD-X's task adapter, which stands on the source's language adapter."""
 
-    reduction: PositiveFloat = 16.0
+    reduction: Reduction = 16.0
     optimisation: Optimisation | None = Field(default=None, description="default: task.optimisation")
 
 
@@ -195,31 +265,27 @@ class FullConfig(Settings):
 
     language: FullLanguage = FullLanguage()
     task: Optimisation | None = Field(default=None, description="default: task.optimisation at ``learning_rate``")
-    learning_rate: PositiveFloat = 2e-5
+    learning_rate: Rate = 2e-5
 
 
 class SparseLanguage(OnText):
     """LF-SFT's difference of a language. The default K is 7.67 of XLM-R base's 278 million."""
 
-    entries: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.0276, description="how many weights change, or which share of them"
-    )
-    l1: Annotated[float, Field(ge=0)] = Field(default=0.1, description="of the mean absolute difference")
-    first_steps: PositiveInt | None = Field(default=None, description="of the phase that chooses; default: as many")
+    entries: Entries = Field(default=0.0276, description="how many weights change, or which share of them")
+    l1: Penalty = Field(default=0.1, description="of the mean absolute difference")
+    first_steps: Count | None = Field(default=None, description="of the phase that chooses; default: as many")
 
 
 class SparseTask(Settings):
     """LF-SFT's difference of the task. The default K is 14.2 of XLM-R base's 278 million."""
 
-    entries: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.0511, description="how many weights change, or which share of them"
-    )
-    l1: Annotated[float, Field(ge=0)] = 0.0
+    entries: Entries = Field(default=0.0511, description="how many weights change, or which share of them")
+    l1: Penalty = 0.0
     freeze_norms: bool = Field(
         default=True, description="layer norms stay as they are, as in its authors' task scripts"
     )
-    first_epochs: PositiveFloat | None = Field(default=3.0, description="of the phase that chooses; default: as many")
-    first_steps: PositiveInt | None = Field(default=None, description="the same in steps")
+    first_epochs: Positive | None = Field(default=3.0, description="of the phase that chooses; default: as many")
+    first_steps: Count | None = Field(default=None, description="the same in steps")
     optimisation: Optimisation = NER
 
 
@@ -235,9 +301,9 @@ class MadXConfig(Settings):
 
     layout: Literal["pfeiffer", "houlsby"] = "pfeiffer"
     activation: Activation | None = Field(default=None, description="default: relu (pfeiffer), swish (houlsby)")
-    leave_out: tuple[NonNegativeInt, ...] = Field(
+    leave_out: Layers = Field(
         default=(), description="layers without an adapter, from 0; MAD-X 2.0 leaves out the last one"
     )
     language: LanguageAdapters = LanguageAdapters()
     task: TaskAdapters = TaskAdapters()
-    arithmetic: float = Field(default=0.5, description="language_arithmetic: share of the target's language adapter")
+    arithmetic: Weight = Field(default=0.5, description="language_arithmetic: share of the target's language adapter")

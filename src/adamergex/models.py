@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -28,12 +24,10 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
-from transformers.utils.hub import cached_file
 
-from adamergex.backbones import NAMES, PACKAGED, SHIPPED
-from adamergex.backbones import folder as shipped_folder
+from adamergex.base_files import base_sha256, checkpoint_file, damaged_file, resolve
 from adamergex.errors import ModelError
-from adamergex.packaged import folder as packaged_folder
+from adamergex.pooling import POOLING_FILE, HeadInput, read_by_mean, says_mean, trains_without
 from adamergex.residency import resident
 from adamergex.vocabulary import require_embeddings, require_vocabulary
 
@@ -44,7 +38,7 @@ if TYPE_CHECKING:
 
 Family = Literal["encoder", "decoder", "encoder-decoder"]
 Head = Literal["sequence-classification", "multiple-choice", "question-answering", "token-classification"]
-Kind = Literal["masked-lm", "causal-lm", "sequence-to-sequence"] | Head
+Kind = Literal["masked-lm", "causal-lm", "sequence-to-sequence", "sentence-encoder"] | Head
 
 _CLASSES: dict[Kind, Any] = {
     "masked-lm": AutoModelForMaskedLM,
@@ -54,10 +48,11 @@ _CLASSES: dict[Kind, Any] = {
     "question-answering": AutoModelForQuestionAnswering,
     "token-classification": AutoModelForTokenClassification,
     "sequence-to-sequence": AutoModelForSeq2SeqLM,
+    # Of an encoder only the backbone is used; its modules have the names that they have beside a head.
+    "sentence-encoder": AutoModelForSequenceClassification,
 }
 HEADS: tuple[Head, ...] = get_args(Head)
 """Kinds whose head a masked-LM checkpoint lacks, so that it is new and trained with the adapter."""
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -75,36 +70,6 @@ class Loaded:
     def sha256(self) -> str:
         """Hash of the checkpoint: see ``base_sha256``."""
         return base_sha256(self.base)
-
-
-def resolve(base: str) -> str:
-    """What transformers can load: the folder of a named backbone, a local folder, or the hub id unchanged.
-
-    A packaged backbone is converted at the first call: see ``adamergex.packaged.folder``.
-    Raises: ModelError when the name is a path and no folder is there, or a packaged backbone is not installed.
-    """
-    if base in SHIPPED:
-        folder = shipped_folder(base)
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"the shipped backbone {base!r} is not part of this installation",
-                where=folder,
-                fix="install the complete package, or name a folder or a hub id",
-            )
-        return str(folder)
-    if base in PACKAGED:
-        return str(packaged_folder(base))
-    folder = Path(base).expanduser()
-    if folder.is_dir():
-        return str(folder)
-    if base.startswith(("/", ".", "~")) or base.count("/") > 1 or folder.exists():
-        raise ModelError(
-            "there is no such model folder",
-            where=base,
-            expected=f"a folder with config.json and weights, a hub id, or one of {NAMES}",
-            fix="check the path",
-        )
-    return base
 
 
 def family(config: PreTrainedConfig) -> Family:
@@ -145,18 +110,26 @@ def kind_for(base: str, *, labelled: bool, head: Head = "sequence-classification
     return head if labelled else "masked-lm"
 
 
-def load(base: str, kind: Kind, labels: Sequence[str] | None = None) -> Loaded:
+def head_input(base: str, chosen: HeadInput) -> HeadInput:
+    """What a head for whole texts reads: ``auto`` becomes "mean" where the checkpoint says so, else "cls"."""
+    if chosen != "auto":
+        return chosen
+    return "mean" if says_mean(load_config(base), checkpoint_file(resolve(base), POOLING_FILE)) else "cls"
+
+
+def load(base: str, kind: Kind, labels: Sequence[str] | None = None, head: HeadInput = "cls") -> Loaded:
     """Load a backbone and its tokenizer: float32 on CPU, bfloat16 on CUDA whatever the checkpoint's dtype.
 
     No code of the checkpoint is run (``trust_remote_code`` stays off). ``labels`` are the classes of a sequence- or
-    token-classification head. Raises: ModelError for an unreadable checkpoint, one without the language-model
-    head that ``kind`` needs, or a tokenizer without a usable padding piece.
+    token-classification head; ``head``: what a head for whole texts reads (see ``head_input``). Raises: ModelError
+    for an unreadable checkpoint, one without the language-model head that ``kind`` needs, or a tokenizer without a
+    usable padding piece.
     """
     classes = None if labels is None else tuple(labels)
-    return resident(lambda: (base_sha256(base), base, kind, classes), lambda: _load(base, kind, labels))
+    return resident(lambda: (base_sha256(base), base, kind, classes, head), lambda: _load(base, kind, labels, head))
 
 
-def _load(base: str, kind: Kind, labels: Sequence[str] | None) -> Loaded:
+def _load(base: str, kind: Kind, labels: Sequence[str] | None, head: HeadInput) -> Loaded:
     config = load_config(base)
     if labels is not None:
         config.id2label = dict(enumerate(labels))
@@ -170,13 +143,13 @@ def _load(base: str, kind: Kind, labels: Sequence[str] | None) -> Loaded:
                 config=config,
                 dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
                 trust_remote_code=False,
-                ignore_mismatched_sizes=kind in HEADS,
+                ignore_mismatched_sizes=kind in HEADS or kind == "sentence-encoder",
                 output_loading_info=True,
             )
         except (SafetensorError, UnpicklingError, EOFError, IndexError) as error:
             raise ModelError(
                 "the model's weights are damaged",
-                where=_damaged(base),
+                where=damaged_file(base),
                 found=str(error) or type(error).__name__,
                 fix="copy or download the checkpoint again",
             ) from error
@@ -184,6 +157,11 @@ def _load(base: str, kind: Kind, labels: Sequence[str] | None) -> Loaded:
             raise _unreadable(base, error) from error
     missing = [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]
     fresh = _fresh_modules(base, kind, model.base_model_prefix, missing)
+    if kind == "sentence-encoder":
+        fresh = ()  # neither head nor pooler is used
+    elif head == "mean":
+        read_by_mean(model)
+        fresh = trains_without(fresh)
     if torch.cuda.is_available():
         model.to("cuda")
     pieces = tokenizer(base)
@@ -199,7 +177,7 @@ def outline(base: str, kind: Kind, labels: Sequence[str] | None = None) -> Loade
     try:
         with torch.device("meta"), quiet():
             model = _CLASSES[kind].from_config(config, trust_remote_code=False)
-    except (RuntimeError, NotImplementedError, ValueError, ImportError):
+    except (RuntimeError, NotImplementedError, ValueError, ImportError, LookupError, AttributeError, TypeError):
         return None
     return Loaded(base, kind, family(config), _fitting(model.eval(), pieces, base), pieces, ())
 
@@ -247,17 +225,11 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def base_sha256(base: str) -> str:
-    """SHA-256 over the names and bytes of config.json and of the weight files; computed once a process."""
-    files = checkpoint_files(base)
-    return _hash_files(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
-
-
 def longest_input(model: nn.Module, pieces: PreTrainedTokenizerBase) -> int:
     """How many pieces the model takes, special ones included (RoBERTa's positions start after the padding's)."""
     config: Any = model.config
     config = config if config.is_encoder_decoder else config.get_text_config()
-    names = ("max_position_embeddings", "max_seq_len", "n_positions")
+    names = ("max_position_embeddings", "max_seq_len")
     limit = next((value for name in names if (value := getattr(config, name, None))), 10**9)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
@@ -307,9 +279,10 @@ def _fresh_modules(base: str, kind: Kind, prefix: str, missing: Iterable[str]) -
     names = set()
     for key in missing:
         path = key.split(".")[:-1]
-        if kind in HEADS and path[0] != prefix:
+        headed = kind in HEADS or kind == "sentence-encoder"
+        if headed and path[0] != prefix:
             names.add(path[0])
-        elif kind in HEADS and "pooler" in path:
+        elif headed and "pooler" in path:
             names.add(".".join(path[: path.index("pooler") + 1]))
         else:
             raise ModelError(
@@ -321,56 +294,6 @@ def _fresh_modules(base: str, kind: Kind, prefix: str, missing: Iterable[str]) -
                 else "choose a checkpoint that was saved whole, with its language-model head",
             )
     return tuple(sorted(names))
-
-
-def checkpoint_files(base: str) -> list[Path]:
-    """config.json and the weight files of a backbone. Raises: ModelError where one is missing."""
-    place = resolve(base)
-    config = checkpoint_file(place, "config.json")
-    if config is None:
-        raise ModelError("there is no config.json", where=place, fix="name a transformers checkpoint")
-    for name in _WEIGHTS:
-        found = checkpoint_file(place, name)
-        if found is None:
-            continue
-        if not name.endswith(".json"):
-            return [config, found]
-        shards = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
-        return [config, *(shard for shard in (checkpoint_file(place, name) for name in shards) if shard is not None)]
-    raise ModelError("there are no weights", where=place, expected=" or ".join(_WEIGHTS[::2]), fix="check the folder")
-
-
-def checkpoint_file(place: str, name: str) -> Path | None:
-    """A file of a checkpoint, of a folder or of the hub; None where it has none of this name."""
-    if Path(place).is_dir():
-        path = Path(place) / name
-        return path if path.is_file() else None
-    found = cached_file(place, name, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else Path(found)
-
-
-def _damaged(base: str) -> Path | str:
-    """The weight file that cannot be opened, or the only one; the library's error does not tell which it was."""
-    weights = checkpoint_files(base)[1:]
-    for path in weights:
-        if path.suffix == ".safetensors":
-            try:
-                with safe_open(path, "pt"):
-                    pass
-            except SafetensorError:
-                return path
-    return weights[0] if len(weights) == 1 else base
-
-
-@functools.lru_cache(maxsize=64)
-def _hash_files(files: tuple[tuple[str, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for name, size, _ in files:
-        digest.update(f"{Path(name).name}\0{size}\0".encode())
-        with Path(name).open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _unreadable(base: str, error: BaseException, part: str = "model") -> ModelError:

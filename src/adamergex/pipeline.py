@@ -8,9 +8,9 @@ import platform
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+from adamergex import statistics
 from adamergex.actions import ACTIONS, backbone_group
 from adamergex.config import TransferConfig, load, method_name, parse
 from adamergex.engines.local import run
@@ -76,8 +76,11 @@ def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[st
     """The table's cells, λ curves and costs, read from the store; adapters and predictions copied to the output.
 
     Cells whose steps are not all done stand under "missing", with the first step that is not."""
+    from adamergex.evaluation import sample
+
     config = plan.config
     cells = [_cell(plan, store, output, cell) for cell, step in plan.evaluations.items() if store.has(step)]
+    answers = {cell: sample(_predictions(store, step)) for cell, step in plan.evaluations.items() if store.has(step)}
     return {
         "title": config.title,
         "base": Path(config.base).name,
@@ -90,6 +93,8 @@ def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[st
         "seeds": list(config.seeds),
         "methods": [_method(config, name) for name in config.methods],
         "cells": cells,
+        "pooled": statistics.pooled(answers, config.targets),
+        "comparisons": statistics.comparisons(answers, config.targets, "english_tuning"),
         "tuning": [_tuning(store, *item) for item in plan.tunings.items() if store.has(item[1])],
         "adapters": [_adapter(store, step, output, step.key in reused) for step in plan.trainings if store.has(step)],
         "merges": list(_merges(plan, store)),
@@ -134,7 +139,7 @@ def _cell(plan: Plan, store: Store, output: Path, cell: tuple[str, str, int]) ->
     base = plan.evaluations.get(("english_tuning", language, seed))
     against = None
     if base is not None and store.has(base) and method != "english_tuning":
-        difference = paired_difference(directory / "predictions.jsonl", store.path(base) / "predictions.jsonl")
+        difference = paired_difference(_predictions(store, plan.evaluations[cell]), _predictions(store, base))
         against = {"method": "english_tuning", **difference}
     return {
         "method": method,
@@ -148,6 +153,10 @@ def _cell(plan: Plan, store: Store, output: Path, cell: tuple[str, str, int]) ->
         "adapter": f"adapters/{name}" if weight is not None or len(stack) > 1 else _relative(stack, store, output),
         "against": against,
     }
+
+
+def _predictions(store: Store, step: Step) -> Path:
+    return store.path(step) / "predictions.jsonl"
 
 
 def _relative(stack: Stack, store: Store, output: Path) -> str | None:
@@ -274,39 +283,14 @@ def outcome(directory: Path) -> dict[str, Any]:
 
 
 def summary(results: dict[str, Any], output: str | Path) -> str:
-    """The table as plain text (the metric in percent, 95 % intervals; means over seeds) and the path of the report."""
-    languages, seeds = results["targets"], len(results["seeds"])
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for cell in results["cells"]:
-        found.setdefault((cell["method"], cell["language"]), []).append(cell)
-    lines = [f"{'':18s}" + "".join(f"{language:>20s}" for language in languages) + f"{'mean':>8s}"]
-    for method in results["methods"]:
-        texts, means = [], []
-        for language in languages:
-            cells = found.get((method["name"], language))
-            if cells is None:
-                texts.append("not done")
-                continue
-            means.append(fmean(cell["score"] for cell in cells))
-            low, high = (fmean(cell["interval"][end] for cell in cells) for end in (0, 1))
-            texts.append(f"{means[-1]:.1f} [{low:.1f}, {high:.1f}]")
-        lines.append(
-            f"{method['label']:18s}"
-            + "".join(f"{text:>20s}" for text in texts)
-            + (f"{fmean(means):8.1f}" if len(means) == len(languages) else f"{'–':>8s}")
-        )
+    """The table as plain text: the report's scores with their 95 % intervals, its flags, and the path of the report."""
+    from adamergex.report.terminal import table
+
+    lines = table(results)
     chosen = [f"{item['method']} λ={item['chosen']:g}" for item in results["tuning"] if "measure" not in item]
     tuned = f"tuned on {results['proxy']}: {', '.join(chosen)}\n" if chosen else ""
     free = [
         f"{item['method']} {item['proxy']} λ={item['chosen']:.3g}" for item in results["tuning"] if "measure" in item
     ]
     tuned += f"least entropy: {', '.join(free)}\n" if free else ""
-    many = f", mean of {seeds} seeds" if seeds > 1 else ""
-    return "\n".join(
-        [
-            f"\n{results['title']}: {results['metric']} in percent [95 % interval]{many}, "
-            "no labels seen in these languages\n",
-            *lines,
-            f"\n{tuned}report: {Path(output) / 'report.html'}",
-        ]
-    )
+    return "\n".join([*lines, f"\n{tuned}report: {Path(output) / 'report.html'}"])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adamergex.config import COMBINED, TransferConfig, method_name
 from adamergex.errors import ConfigError, DataError
 from adamergex.graph import Step
-from adamergex.method_config import TaskReference, TextReference
+from adamergex.method_config import AlignmentReference, TaskReference, TextReference
 from adamergex.recipes import recipe
 from adamergex.recipes.experiment import Experiment, Facts, Stack
 from adamergex.settings import (
@@ -36,6 +36,8 @@ def absolute(config: TransferConfig) -> TransferConfig:
     placed: dict[str, Any] = {"text": None if text is None else _placed(folder, text)}
     if isinstance(config.reference, TaskReference):
         placed["task"] = config.reference.task.placed(folder)
+    if isinstance(config.reference, AlignmentReference) and config.reference.pivot is not None:
+        placed["pivot"] = _placed(folder, config.reference.pivot)
     reference = config.reference.model_copy(update=placed)
     base = _placed_base(folder, config.base)
     methods = tuple(str((folder / name).absolute()) if ":" in name else name for name in config.methods)
@@ -125,8 +127,8 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
 
     ``languages``: those whose references are compared; default: the table's own.
     """
+    from adamergex.base_files import base_sha256
     from adamergex.data import content_hash
-    from adamergex.models import base_sha256
     from adamergex.tasks import kinds
     from adamergex.tasks.classification import label_indices
     from adamergex.tasks.rows import read, source

@@ -18,13 +18,17 @@ from adamergex.models import outline
 from adamergex.settings import LanguageModeling, Structure, TrainJob
 from adamergex.tasks import kinds
 from adamergex.tasks.chat import in_chat
-from adamergex.tasks.rows import read
+from adamergex.tasks.rows import read, source
 from adamergex.training import require_room
 
 if TYPE_CHECKING:
     from adamergex.models import Loaded
 
     Outlines = dict[tuple[str, str, tuple[str, ...]], Loaded | None]
+
+
+ROWS = 64
+"""Labelled rows that are tried: all of them were read, and their labels checked, when the plan was made."""
 
 
 def require_possible(steps: Iterable[Step]) -> None:
@@ -48,6 +52,12 @@ def require_possible(steps: Iterable[Step]) -> None:
             _require_trainable(job, loaded)
 
 
+def require_job(job: TrainJob) -> None:
+    """That one training can begin. Raises: as ``require_possible``."""
+    if (loaded := _outlined(job, {})) is not None:
+        _require_trainable(job, loaded)
+
+
 def _outlined(job: TrainJob, outlines: Outlines) -> Loaded | None:
     kind, found = kinds.model_kind(job.task, job.base), kinds.kind_of(job.task)
     labels = tuple(found.classes(job.task) or ()) if kind == found.head else ()
@@ -66,6 +76,9 @@ def _require_trainable(job: TrainJob, loaded: Loaded) -> None:
         wanted = task if task.segments is not None else task.model_copy(update={"segments": 1})
         kinds.examples(wanted, read(task, job.rows, job.language), loaded, where=f"the text of {job.language}",
                        seed=job.seed, taken=taken)  # fmt: skip
+        return
+    few = job.rows.model_copy(update={"limit": min(job.rows.limit or ROWS, ROWS), "sample": None})
+    kinds.examples(task, read(task, few, job.language), loaded, where=source(few, job.language), taken=taken)
 
 
 def _require_structure(structure: Structure, loaded: Loaded) -> None:

@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Strict,
-    model_serializer,
-    model_validator,
+from pydantic import Field, model_serializer, model_validator
+
+from adamergex.strict import (
+    Count,
+    Entries,
+    Layers,
+    Name,
+    Names,
+    PathText,
+    Penalty,
+    Positive,
+    Rate,
+    Reduction,
+    Seed,
+    Settings,
+    Share,
+    Size,
+    shown,
 )
-
-
-class Settings(BaseModel):
-    """Base of all settings: unknown names are refused, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
 
 Activation = Literal["relu", "gelu", "gelu_new", "silu", "swish", "tanh", "leaky_relu"]
 
@@ -45,29 +46,27 @@ class Structure(Settings):
     Full and sparse are no adapters: they train the weights, all of them or the ``entries`` that move most (LF-SFT)."""
 
     kind: Literal["lora", "ia3", "bottleneck", "prefix", "full", "sparse"] = "lora"
-    rank: PositiveInt = 8
-    alpha: PositiveFloat = 16.0
+    rank: Size = 8
+    alpha: Positive = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1, description="default: 0 for bottleneck adapters")] = 0.05
-    modules: str | tuple[str, ...] = "paper"
-    virtual_tokens: PositiveInt = Field(default=20, description="prefix: keys and values before those of every layer")
+    modules: str | Annotated[Names, Field(min_length=1)] = "paper"
+    virtual_tokens: Size = Field(default=20, description="prefix: keys and values before those of every layer")
     layout: Literal["pfeiffer", "houlsby"] = Field(
         default="pfeiffer", description="after the feed-forward, or after attention as well"
     )
-    reduction: PositiveFloat = Field(default=16.0, description="hidden width / bottleneck width")
+    reduction: Reduction = Field(default=16.0, description="hidden width / bottleneck width")
     activation: Activation | None = Field(default=None, description="default: relu (pfeiffer), swish (houlsby)")
-    leave_out: tuple[NonNegativeInt, ...] = Field(default=(), description="layers without a bottleneck")
+    leave_out: Layers = Field(default=(), description="layers without a bottleneck")
     invertible: bool = Field(default=False, description="with a NICE block at the embeddings; in a lowest adapter")
-    entries: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = Field(
+    entries: Entries = Field(
         default=0.0511, description="sparse: how many weights change, or which share of them (default: LF-SFT's task)"
     )
-    l1: Annotated[float, Field(ge=0)] = Field(
-        default=0.0, description="sparse: what the mean absolute difference weighs in the loss"
-    )
+    l1: Penalty = Field(default=0.0, description="sparse: what the mean absolute difference weighs in the loss")
     freeze_norms: bool = Field(default=False, description="sparse: layer norms stay as they are")
-    first_epochs: PositiveFloat | None = Field(
+    first_epochs: Positive | None = Field(
         default=None, description="sparse: length of the first phase, which chooses; default: as the second"
     )
-    first_steps: PositiveInt | None = Field(default=None, description="sparse: the same in steps")
+    first_steps: Count | None = Field(default=None, description="sparse: the same in steps")
 
     @model_validator(mode="before")
     @classmethod
@@ -89,12 +88,12 @@ class Structure(Settings):
         return {name: value for name, value in write(self).items() if name in own}
 
 
-Limit = Annotated[PositiveInt | None, Field(description="keeps the first rows")]
+Limit = Annotated[Count | None, Field(description="keeps the first rows")]
 Sample = Annotated[
-    Annotated[PositiveInt, Strict()] | None,
+    Count | None,
     Field(description="draws so many rows at random (of those that limit keeps), the same ids in every language"),
 ]
-SampleSeed = Annotated[NonNegativeInt, Strict(), Field(description="seed of the sample")]
+SampleSeed = Annotated[Seed, Field(description="seed of the sample")]
 
 
 def without_unused_sample(written: dict[str, Any]) -> dict[str, Any]:
@@ -108,11 +107,11 @@ class Rows(Settings):
 
     ``columns`` maps our names (text, label) to the file's."""
 
-    path: str | None = None
-    hub: str | None = None
-    config: str | None = None
-    revision: str | None = None
-    split: str = "train"
+    path: PathText | None = None
+    hub: PathText | None = None
+    config: PathText | None = None
+    revision: PathText | None = None
+    split: PathText = "train"
     columns: dict[str, str] = Field(default_factory=dict)
     limit: Limit = None
     sample: Sample = None
@@ -134,9 +133,9 @@ class TaskRows(Settings):
 
     ``options`` are further arguments of its ``rows`` function."""
 
-    task: str
-    data: str
-    split: str = "test"
+    task: PathText
+    data: PathText
+    split: PathText = "test"
     options: dict[str, str] = Field(default_factory=dict)
     limit: Limit = None
     sample: Sample = None
@@ -151,11 +150,11 @@ class LabelledTask(Settings):
     """What the target tasks share. ``measured_as`` names the task (or .py file) whose ``score`` measures the answers,
     ``metric`` the one of its scores that is the task's own; ``prompt`` is for models that write, any column in it."""
 
-    name: str
+    name: PathText
     prompt: str
-    max_length: PositiveInt = 256
+    max_length: Count = 256
     metric: str
-    measured_as: str | None = None
+    measured_as: PathText | None = None
     chat: bool = Field(
         default=False, description="ask in the tokenizer's chat template: models that write, in training too"
     )
@@ -173,34 +172,57 @@ class LabelledTask(Settings):
         return {name: value for name, value in write(self).items() if (name, value) not in unused}
 
 
+Stops = tuple[Annotated[str, Field(min_length=1)], ...]
 AnswerBy = Literal["likelihood", "generate"]
+HeadInput = Literal["auto", "cls", "mean"]
+HEAD = "encoders: what the head reads, the first token or the mean over the text; auto: mean for sentence encoders"
 Objective = Literal["auto", "span-corruption", "continuation"]
+
+
+def _spoken(task: Any) -> Any:
+    """The task, when each of its labels has a word of its own. Raises: ValueError."""
+    unknown = sorted(set(task.words) - set(task.labels)) if task.labels else []
+    if unknown:
+        raise ValueError(f"words: {shown(unknown[0])} is none of the labels, {shown(list(task.labels), 300)}")
+    words = [task.words.get(label, label) for label in task.labels or ()] or [*task.words.values()]
+    if any(not word.strip() for word in words):
+        raise ValueError("words: a label's word is blank")
+    if len(set(words)) < len(words):
+        twice = next(word for word in words if words.count(word) > 1)
+        raise ValueError(f"words: two labels have the same word, {shown(twice)}")
+    return task
 
 
 class Classification(LabelledTask):
     """One label a text. Encoders: a head. Decoders and encoder-decoders: the prompt, and the label words scored by
     log-likelihood."""
 
+    head: HeadInput = Field(default="auto", description=HEAD)
     kind: Literal["classification"] = "classification"
     name: str = "classification"
-    labels: tuple[str, ...]
+    labels: Names
     words: dict[str, str] = Field(default_factory=dict, description="label -> what a decoder says for it")
     prompt: str = "{text}\nTopic:"
     metric: str = "accuracy"
     normalised: bool = Field(default=False, description="log-likelihood a character of the label's word, not its sum")
 
+    _words = model_validator(mode="after")(_spoken)
+
 
 class PairClassification(LabelledTask):
     """One label for a premise and a hypothesis; what is too long is cut from the premise."""
 
+    head: HeadInput = Field(default="auto", description=HEAD)
     kind: Literal["pair-classification"] = "pair-classification"
     name: str = "pair-classification"
-    labels: tuple[str, ...]
+    labels: Names
     words: dict[str, str] = Field(default_factory=dict, description="label -> what a decoder says for it")
     prompt: str = "Premise: {premise}\nHypothesis: {hypothesis}\nRelationship:"
     metric: str = "accuracy"
     answer_by: AnswerBy = "likelihood"
     normalised: bool = Field(default=False, description="log-likelihood a character of the label's word, not its sum")
+
+    _words = model_validator(mode="after")(_spoken)
 
 
 class MultipleChoice(LabelledTask):
@@ -208,9 +230,10 @@ class MultipleChoice(LabelledTask):
 
     ``label`` is the position of the right one among ``choices`` (names of columns), from 0."""
 
+    head: HeadInput = Field(default="auto", description=HEAD)
     kind: Literal["multiple-choice"] = "multiple-choice"
     name: str = "multiple-choice"
-    choices: Annotated[tuple[str, ...], Field(min_length=2)] = ("choice1", "choice2")
+    choices: Annotated[Names, Field(min_length=2)] = ("choice1", "choice2")
     context: str = "{premise}"
     cut: str = Field(default="premise", description="the column that is cut where context or prompt are too long")
     prompt: str = "{premise}"
@@ -225,10 +248,10 @@ class SpanAnswering(LabelledTask):
 
     kind: Literal["span"] = "span"
     name: str = "span"
-    max_length: PositiveInt = 384
-    stride: PositiveInt = 128
-    longest_answer: PositiveInt = 30
-    max_new_tokens: PositiveInt = 32
+    max_length: Count = 384
+    stride: Count = 128
+    longest_answer: Count = 30
+    max_new_tokens: Count = 32
     prompt: str = "{context} Question: {question}"
     metric: str = "f1"
     measured_as: str | None = "xquad"
@@ -241,10 +264,10 @@ class Tagging(LabelledTask):
 
     kind: Literal["tagging"] = "tagging"
     name: str = "tagging"
-    types: tuple[str, ...]
+    types: Names
     other_types: Literal["reject", "ignore"] = "reject"
     broken: Literal["reject", "repair"] = Field(default="reject", description="what happens to tags that are not IOB2")
-    max_new_tokens: PositiveInt = 96
+    max_new_tokens: Count = 96
     prompt: str = "Sentence: {text}\nEntities:"
     metric: str = "f1"
     measured_as: str | None = "ner"
@@ -260,9 +283,9 @@ class Generation(LabelledTask):
     cut: str = Field(default="text", description="the column that is cut where the prompt is too long")
     reference: str = "target"
     target: str | None = None
-    max_length: PositiveInt = 512
-    max_new_tokens: PositiveInt = 64
-    stop: tuple[str, ...] = ("\n",)
+    max_length: Count = 512
+    max_new_tokens: Count = 64
+    stop: Stops = ("\n",)
     prompt: str = "{text}"
     metric: str = "rougeL"
     measured_as: str | None = "xlsum"
@@ -275,14 +298,49 @@ class LanguageModeling(Settings):
     The text is cut into ``segments`` segments of ``segment`` pieces of the model's tokenizer."""
 
     kind: Literal["language-modeling"] = "language-modeling"
-    segment: PositiveInt = 512
-    segments: PositiveInt | None = None
-    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    segment: Count = 512
+    segments: Count | None = None
+    mask_rate: Share = 0.15
     objective: Objective = "auto"
 
 
+Noise = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SentenceContrast(Settings):
+    """A reference task of sentence encoders on unlabelled text: a text's vector is recognised among others from a copy
+    of which ``noise`` of the tokens are deleted (SimCSE with TSDAE's noise)."""
+
+    kind: Literal["sentence-contrast"] = "sentence-contrast"
+    max_length: Count = 128
+    noise: Noise = Field(default=0.6, description="share of the tokens that are deleted")
+    temperature: Positive = 0.05
+
+
+class SentenceAlignment(Settings):
+    """A reference task of sentence encoders on parallel text: a text's vector becomes the base's own vector of its
+    translation in the pivot language. ``pivot``: rows of the translations, matched by id, else line by line; without
+    it every row has a column ``pivot``."""
+
+    kind: Literal["sentence-alignment"] = "sentence-alignment"
+    max_length: Count = 128
+    temperature: Positive = 0.07
+    pivot: Rows | None = None
+    pivot_language: Name | None = None
+
+    @model_validator(mode="after")
+    def _of_a_language(self) -> SentenceAlignment:
+        if self.pivot is not None and self.pivot_language is None:
+            raise ValueError("pivot needs pivot_language, the language of its rows")
+        return self
+
+
 Target = Classification | PairClassification | MultipleChoice | SpanAnswering | Tagging | Generation
-Task = Annotated[Target | LanguageModeling, Field(discriminator="kind")]
+Unlabelled = LanguageModeling | SentenceContrast | SentenceAlignment
+UNLABELLED = (LanguageModeling, SentenceContrast, SentenceAlignment)
+"""Reference tasks: nothing is predicted for them, and no labels are read."""
+UNLABELLED_KINDS = frozenset(kind.model_fields["kind"].default for kind in UNLABELLED)
+Task = Annotated[Target | Unlabelled, Field(discriminator="kind")]
 AnyRows = Rows | TaskRows
 
 
@@ -293,17 +351,17 @@ OPTIMISED: dict[str, dict[str, float]] = {"ia3": {"learning_rate": 5e-4, "warmup
 class Optimisation(Settings):
     """How long and how fast. ``steps`` overrides ``epochs``."""
 
-    epochs: PositiveFloat = 3.0
-    steps: PositiveInt | None = None
-    learning_rate: PositiveFloat = Field(default=2e-4, description="default of (IA)³: 5e-4")
-    batch_size: PositiveInt = Field(default=16, description="of a step, whatever the number of processes")
+    epochs: Positive = 3.0
+    steps: Count | None = None
+    learning_rate: Rate = Field(default=2e-4, description="default of (IA)³: 5e-4")
+    batch_size: Size = Field(default=16, description="of a step, whatever the number of processes")
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.05, description="share of the steps; default of (IA)³: 0.03"
     )
-    max_grad_norm: PositiveFloat = 0.3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    checkpoint_every: PositiveInt = 500
+    max_grad_norm: Positive = 0.3
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
+    checkpoint_every: Count = 500
 
     def of(self, structure: Structure) -> Optimisation:
         """The same with the structure's own defaults for what nobody said."""
@@ -325,14 +383,14 @@ class TrainJob(Settings):
     ``below``: directories of adapters that stay frozen under it, the lowest first (MAD-X: the language's); of a full or
     sparse fine-tuning: differences that it starts from."""
 
-    base: str
+    base: PathText
     structure: Structure
     task: Task
-    language: str
+    language: Name
     rows: AnyRows
     optimisation: Optimisation
-    seed: int = 0
-    below: tuple[str, ...] = ()
+    seed: Seed = 0
+    below: tuple[PathText, ...] = ()
 
     @model_validator(mode="after")
     def _stackable(self) -> TrainJob:
@@ -360,8 +418,8 @@ def unstackable(structure: Structure, below: Sequence[str]) -> str | None:
 class EvaluateJob(Settings):
     """Predict and score one labelled set in one language. ``vanilla`` prompts the bare base."""
 
-    base: str
+    base: PathText
     task: Annotated[Target, Field(discriminator="kind")]
-    language: str
+    language: Name
     rows: AnyRows
-    batch_tokens: PositiveInt = 8192
+    batch_tokens: Count = 8192

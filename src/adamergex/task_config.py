@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
-from adamergex.errors import AdamergexError
+from adamergex.errors import AdamergexError, ConfigError
 from adamergex.settings import (
     Classification,
     Generation,
@@ -20,13 +19,14 @@ from adamergex.settings import (
     Rows,
     Sample,
     SampleSeed,
-    Settings,
     SpanAnswering,
     Tagging,
     Target,
     TaskRows,
 )
+from adamergex.strict import Names, PathText, Settings, hint, shown
 from adamergex.tasks import catalogue
+from adamergex.tasks.measuring import require_metric
 
 Role = Literal["train", "validation", "test"]
 BUILT_IN = "built-in"
@@ -70,7 +70,11 @@ class Own(Settings):
         """What is trained and evaluated; ``labels`` are used where the settings leave them to the training rows."""
         names = {"train", "validation", "test", "optimisation"}
         values = {name: value for name, value in self if name not in names and value is not None}
-        return _TARGETS[values["kind"]].model_validate({**_labels(values["kind"], labels), **values})
+        try:
+            return _TARGETS[values["kind"]].model_validate({**_labels(values["kind"], labels), **values})
+        except ValidationError as error:  # of the labels that the rows brought: the settings alone were checked
+            said = "; ".join(str(problem.get("ctx", {}).get("error", problem["msg"])) for problem in error.errors())
+            raise ConfigError("the task does not fit its labels", where=self.train.path, found=said) from None
 
     @property
     def open_labels(self) -> bool:
@@ -81,13 +85,17 @@ class Own(Settings):
 class OwnClassification(Own, Classification):
     """One label a text. Columns: text, label."""
 
-    labels: tuple[str, ...] | None = Field(default=None, description="default: those of the training rows, sorted")  # type: ignore[assignment]
+    labels: Annotated[Names, Field(min_length=2)] | None = Field(
+        default=None, description="default: those of the training rows, sorted"
+    )  # type: ignore[assignment]
 
 
 class OwnPairs(Own, PairClassification):
     """One label for two texts. Columns: premise, hypothesis, label."""
 
-    labels: tuple[str, ...] | None = Field(default=None, description="default: those of the training rows, sorted")  # type: ignore[assignment]
+    labels: Annotated[Names, Field(min_length=2)] | None = Field(
+        default=None, description="default: those of the training rows, sorted"
+    )  # type: ignore[assignment]
 
 
 class OwnChoices(Own, MultipleChoice):
@@ -101,7 +109,9 @@ class OwnSpans(Own, SpanAnswering):
 class OwnTags(Own, Tagging):
     """Entities. Columns: tokens, tags (IOB2), as lists or divided by blanks."""
 
-    types: tuple[str, ...] | None = Field(default=None, description="default: those of the training rows, sorted")  # type: ignore[assignment]
+    types: Annotated[Names, Field(min_length=1)] | None = Field(
+        default=None, description="default: those of the training rows, sorted"
+    )  # type: ignore[assignment]
 
 
 class OwnTexts(Own, Generation):
@@ -111,7 +121,7 @@ class OwnTexts(Own, Generation):
 class Part(Settings):
     """Which rows of a task serve as train, validation or test. ``options`` go to the task's ``rows``."""
 
-    split: str | None = None
+    split: PathText | None = None
     limit: Limit = None
     sample: Sample = None
     seed: SampleSeed = 0
@@ -122,8 +132,8 @@ class BuiltIn(Settings):
     """A task that brings its data, prompt and metric: ``name`` of a shipped one or a .py file, ``data`` a folder or
     "hub". ``settings`` changes what its kind has (max_length, …)."""
 
-    name: str
-    data: str
+    name: PathText
+    data: PathText
     train: Part = Part()
     validation: Part = Part()
     test: Part = Part()
@@ -165,11 +175,13 @@ class BuiltIn(Settings):
         except ValidationError as error:
             for problem in error.errors():
                 place = ".".join(map(str, problem["loc"]))
-                near = difflib.get_close_matches(place, fields, 1)
                 unknown = problem["type"] == "extra_forbidden"
-                hint = f"; did you mean '{near[0]}'?" if unknown and near else ""
-                said = "no such setting" if unknown else f"{problem['msg']} (found {problem['input']!r})"
-                yield f"task.settings.{place}: {said}{hint}"
+                said = (
+                    problem["msg"]
+                    if problem["type"] == "value_error"
+                    else f"{problem['msg']} (found {shown(problem['input'])})"
+                )
+                yield f"task.settings.{place}: " + (f"no such setting{hint(place, fields)}" if unknown else said)
         except AdamergexError as error:
             yield "task.name: " + ", ".join(line.strip() for line in str(error).splitlines())
 
@@ -190,6 +202,14 @@ OWN: dict[str, type[Own]] = {
     "tagging": OwnTags,
     "generation": OwnTexts,
 }
+
+
+def measurable(task: Own | BuiltIn, place: str = "task") -> Iterator[str]:
+    """What is wrong with how a task is measured; its settings are right by themselves."""
+    try:
+        require_metric(task.task(()))
+    except AdamergexError as error:
+        yield f"{place}.metric: " + ", ".join(line.strip() for line in str(error).splitlines())
 
 
 def tag_of(value: Any) -> str:

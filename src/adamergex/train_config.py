@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from adamergex.config import read_yaml, refused, typed
 from adamergex.method_config import LANGUAGE, OBJECTIVE, LanguageOptimisation
-from adamergex.settings import OPTIMISED, Objective, Optimisation, Settings, Structure, decaying, unstackable
-from adamergex.task_config import BUILT_IN, OWN, BuiltIn, TaskConfig, Where, known_fields
+from adamergex.settings import OPTIMISED, Objective, Optimisation, Structure, decaying, unstackable
+from adamergex.strict import Count, Name, PathText, Seed, Settings, Share, distinct, hint, shown
+from adamergex.task_config import BUILT_IN, OWN, BuiltIn, TaskConfig, Where, known_fields, measurable
 
 
 def _one(value: Any) -> Any:
@@ -22,11 +22,11 @@ def _one(value: Any) -> Any:
 class _TrainConfig(Settings):
     """What both kinds of ``train`` file say."""
 
-    base: str = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
-    language: str = Field(description="code of the text's language")
+    base: PathText = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
+    language: Name = Field(description="code of the text's language")
     structure: Structure
-    seed: int = 0
-    output: str = Field(description="folder of the adapter; must not be there yet")
+    seed: Seed = 0
+    output: PathText = Field(description="folder of the adapter; must not be there yet")
     folder: str = Field(".", description="what relative paths are relative to; set to the config file's folder")
 
 
@@ -52,9 +52,9 @@ class LanguageTraining(_TrainConfig):
     structure: Annotated[Structure, _bottleneck(reduction=2.0, invertible=True)] = Structure(
         kind="bottleneck", reduction=2.0, invertible=True
     )
-    segment: PositiveInt = 256
-    segments: PositiveInt | None = Field(default=None, description="default: all that the text has")
-    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    segment: Count = 256
+    segments: Count | None = Field(default=None, description="default: all that the text has")
+    mask_rate: Share = 0.15
     objective: Objective = Field(default="auto", description=OBJECTIVE)
     optimisation: LanguageOptimisation = LANGUAGE
 
@@ -72,7 +72,7 @@ class TaskTraining(_TrainConfig):
 
     kind: Literal["task"]
     task: TaskConfig = Field(description="as in ``transfer``; rows of one's own need only ``train``")
-    below: Annotated[tuple[str, ...], BeforeValidator(_one)] = Field(
+    below: Annotated[tuple[PathText, ...], BeforeValidator(_one)] = Field(
         default=(), description="folder of the frozen language adapter; of several, the lowest first"
     )
     structure: Annotated[Structure, _bottleneck()] = Structure(kind="bottleneck")
@@ -99,7 +99,7 @@ class Recovery(Settings):
     ``hold``: weight of the distance between the mean vectors of a text before and after, as a share of the variance of
     these vectors; 0 leaves them free, and the encoder forgets what masked LM does not ask for."""
 
-    rank: PositiveInt = 16
+    rank: Count = 16
     alpha: PositiveFloat = 32.0
     hold: NonNegativeFloat = 1.0
 
@@ -110,17 +110,17 @@ class MaskedLmHeadTraining(Settings):
     The body stays as it is, unless ``recovery`` is given. Every language counts alike, however much text it has."""
 
     kind: Literal["masked-lm-head"]
-    base: str = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
-    languages: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_one)]
+    base: PathText = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
+    languages: Annotated[tuple[Name, ...], Field(min_length=1), BeforeValidator(_one), AfterValidator(distinct)]
     text: Where
-    segment: PositiveInt = 64
-    segments: PositiveInt | None = Field(default=None, description="of each language; default: all that its text has")
-    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    segment: Count = 64
+    segments: Count | None = Field(default=None, description="of each language; default: all that its text has")
+    mask_rate: Share = 0.15
     recovery: Recovery | None = None
     optimisation: Annotated[Optimisation, BeforeValidator(_like_a_head)] = HEAD
-    seed: int = 0
-    output: str = Field(description="folder of the new base; must not be there yet")
-    folder: str = Field(".", description="what relative paths are relative to; set to the config file's folder")
+    seed: Seed = 0
+    output: PathText = Field(description="folder of the new base; must not be there yet")
+    folder: PathText = Field(".", description="what relative paths are relative to; set to the config file's folder")
 
 
 Training = LanguageTraining | TaskTraining | MaskedLmHeadTraining
@@ -139,9 +139,8 @@ def parse_training(settings: Any, where: str = "settings") -> Training:
     """
     kind = settings.get("kind") if isinstance(settings, dict) else None
     if not isinstance(kind, str) or kind not in TRAININGS:
-        near = difflib.get_close_matches(str(kind), TRAININGS, 1)
-        found = "kind: missing" if kind is None else f"kind: {kind!r} is none of {', '.join(TRAININGS)}"
-        raise refused(where, [found + (f"; did you mean '{near[0]}'?" if near else f"; one of {', '.join(TRAININGS)}")])
+        found = "kind: missing" if kind is None else f"kind: {shown(kind)} is none of {', '.join(TRAININGS)}"
+        raise refused(where, [found + (hint(kind, TRAININGS) or f"; one of {', '.join(TRAININGS)}")])
     config = typed(TRAININGS[kind], settings)
     if isinstance(config, list):
         raise refused(where, list(_said(kind, settings, config)))
@@ -152,11 +151,11 @@ def parse_training(settings: Any, where: str = "settings") -> Training:
 
 def _contradictions(config: Training) -> Iterator[str]:
     if isinstance(config, MaskedLmHeadTraining):
-        if twice := sorted({code for code in config.languages if config.languages.count(code) > 1}):
-            yield f"languages: {twice[0]!r} stands twice"
         return
-    if isinstance(config, TaskTraining) and isinstance(config.task, BuiltIn):
-        yield from config.task.placed(Path(config.folder)).problems()
+    if isinstance(config, TaskTraining):
+        task = config.task.placed(Path(config.folder))
+        wrong = list(task.problems()) if isinstance(task, BuiltIn) else []
+        yield from wrong or measurable(task)
     below = config.below if isinstance(config, TaskTraining) else ()
     optimisation = config.task.optimisation if isinstance(config, TaskTraining) else config.optimisation
     if problem := unstackable(config.structure, below) or decaying(config.structure, optimisation):

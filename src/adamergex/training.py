@@ -29,7 +29,7 @@ from adamergex.errors import ConfigError, ModelError
 from adamergex.hashing import file_sha256
 from adamergex.lineage import Lineage, package_versions, require_base
 from adamergex.loop import fit, require_rows
-from adamergex.models import HEADS, Loaded, frame, longest_input, quiet
+from adamergex.models import HEADS, Loaded, frame, head_input, longest_input, quiet
 from adamergex.processes import Team, joined
 from adamergex.settings import TrainJob, first_phase
 from adamergex.tasks import Examples, kinds
@@ -186,6 +186,8 @@ def _lineage(
     job: TrainJob, loaded: Loaded, examples: Examples, start: str, found: dict[str, Any], outcome: dict[str, Any]
 ) -> Lineage:
     task = job.task.model_dump(mode="json")
+    if "head" in task:
+        task["head"] = head_input(job.base, job.task.head)  # type: ignore[union-attr]  # what "auto" was
     if job.task.kind == "language-modeling":
         task["segments"] = len(examples.lengths)
     shape = job.structure.model_dump(mode="json")

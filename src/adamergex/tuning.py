@@ -66,7 +66,7 @@ def tune(
     """Score A(λ) on ``job``'s rows for every λ of the grid, and choose.
 
     Returns, and writes to ``output``/tuning.json, ``{"chosen": λ, "curve": [{"weight", "score", "interval"}, …]}``:
-    the task's metric in percent with its 95 % bootstrap interval, by growing λ. A(λ) is what ``merging.merge`` would
+    the task's metric in percent with its 95 % interval, by growing λ. A(λ) is what ``merging.merge`` would
     write.
     ``watch`` is called with each λ and its predictions (see ``evaluation.predict``).
     Raises: as ``merging.merge`` and ``evaluation.evaluate``.

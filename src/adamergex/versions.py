@@ -7,14 +7,17 @@ made. A step that reads such a result needs no new version of its own: its key h
 from __future__ import annotations
 
 VERSIONS: dict[str, int] = {
-    # 2: sparse fine-tuning of a language model unties and freezes the output matrix (LF-SFT).
+    # 2: sparse fine-tuning of a language model unties and freezes the output matrix (LF-SFT); heads train in float32,
+    #    multimodal models in their language part, (IA)³ of one's own modules at what down-projections read.
     "train": 2,
     # 2: TIES and DARE act on task vectors (ΔW of LoRA, l − 1 of (IA)³), no longer on A and B.
     "merge": 2,
     # 2: scores of written answers, and sampled test items.
-    "tune": 2,
+    # 3: intervals (Wilson, clusters of rows that share a passage or premise).
+    "tune": 3,
     # 2: the same; and a sparse difference leaves the output matrix of a tied model as it is.
-    "evaluate": 2,
+    # 3: intervals, and the group of each item.
+    "evaluate": 3,
 }
 
 

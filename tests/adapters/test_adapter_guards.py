@@ -84,6 +84,13 @@ def test_a_prefix_gives_pefts_logits(case: tuple[str, dict[str, Any]], tmp_path:
     assert all(one.grad is not None and one.grad.any() for one in again.parameters() if one.requires_grad)
 
 
+@pytest.mark.parametrize("name", ["opt", "falcon-groups", "gemma3", "m2m100"])
+def test_rounding_of_a_bfloat16_base_is_no_reason(name: str) -> None:
+    model = built(*RIGHT[name]).to(torch.bfloat16)
+    wrapped = peft_backed.attach(model, PREFIX, task_head=False, base_sha256="x")
+    assert given(wrapped, model.config).isfinite().all()
+
+
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
 def test_a_prefix_that_cannot_be_right_is_refused(case: tuple[str, dict[str, Any]]) -> None:
     model = built(*case)

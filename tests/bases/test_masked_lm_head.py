@@ -298,7 +298,7 @@ def test_what_has_a_head_or_is_no_encoder_is_refused(
 
 def test_settings_are_checked(headless: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for more, text in (
-        ({"languages": ["en", "en"]}, "'en' stands twice"),
+        ({"languages": ["en", "en"]}, "'en' is listed twice"),
         ({"languages": []}, "languages"),
         ({"recovery": {"rank": 0}}, "recovery.rank"),
         ({"recovery": {"hold": -1}}, "recovery.hold"),

@@ -28,11 +28,11 @@ from transformers import (
     XLMRobertaForMaskedLM,
 )
 
+from adamergex.base_files import base_sha256
 from adamergex.bases.rows import body_sha256
 from adamergex.bases.trimming import trim
 from adamergex.cli import main
 from adamergex.errors import AdapterFileError, DataError, ModelError
-from adamergex.models import base_sha256
 
 COVERED = ["the river is deep and the water is cold", "a kind doctor helps the people of the river", "42 boats!"]
 OTHER = ["our train to the mountains was late again", "nobody won the match", "new songs of old singers", "ünïçødé"]
@@ -307,7 +307,7 @@ def test_what_cannot_be_trimmed_is_refused_and_nothing_written(covered: Path, tm
     refused(ModelError, "pickle")
     (base / "pytorch_model.bin").rename(base / "model.safetensors")
     covered.write_bytes(b"\xff\xfe\xfa")
-    refused(DataError, "cannot be read")
+    refused(DataError, "UTF-8")
     covered.write_text("a river\n", encoding="utf-8")
     output.mkdir()
     (output / "mine").write_text("", encoding="utf-8")

@@ -18,6 +18,7 @@ from adamergex.settings import TaskRows
 from adamergex.tasks import mgsm, ner, sib200, tata, xcopa, xlsum, xnli, xquad
 from adamergex.tasks import rows as task_rows
 from adamergex.tasks.asking import ASKED
+from adamergex.tasks.grouping import groups
 
 COPA = {"premise": "P", "choice1": "one", "choice2": "two"}
 TAGGED = {"id": "n0", "tokens": ["Amina", "analala"], "tags": ["B-PER", "O"]}
@@ -123,6 +124,18 @@ def test_questions_are_joined_with_their_contexts_and_divided_by_fold(folder: Pa
     assert row["answers"] == ["1958"]
     assert row["starts"] == [6]
     assert xquad.prompt(row) == "Since 1958. Question: Since?"
+
+
+def test_what_rows_share() -> None:
+    passages = [{"context": "A", "question": "1"}, {"context": "B", "question": "2"}, {"context": "A", "question": "3"}]
+    first, alone, third = groups(passages)
+    assert first == third is not None and alone is None
+    premises = [{"premise": "P", "hypothesis": name} for name in "abc"]
+    assert len(set(groups(premises))) == 1 and groups(premises)[0] is not None
+    named = [{"text": "x", "group": 7}, {"text": "y", "context_id": "7"}, {"text": "z", "group": None}, {"text": "z"}]
+    assert groups(named) == ["7", "7", None, None]
+    assert groups([{"context": "A", "group": 1}, {"context": "A", "group": 2}]) == [None, None]  # the column decides
+    assert groups([]) == []
 
 
 def test_texts(folder: Path) -> None:
@@ -320,6 +333,14 @@ def test_the_real_data_are_read_and_their_gold_scores_100(task: Any, language: s
         assert not any("{" in prompt for prompt in prompts[:20])
         echo = {"prompts": prompts} if task in (mgsm, xquad, tata) else {}
         assert task.score(prompts, references, language, **echo) == dict.fromkeys(task.METRICS, 0)
+
+
+@pytest.mark.skipif(REAL is None, reason="ADAMERGEX_DATA names no data folder")
+@pytest.mark.parametrize(("task", "language", "least", "most"), [(xquad, "th", 230, 240), (xnli, "sw", 1660, 1680)])
+def test_the_real_questions_and_hypotheses_are_grouped(task: Any, language: str, least: int, most: int) -> None:
+    """XQuAD has 240 paragraphs, XNLI 1,670 premises with three hypotheses each."""
+    found = groups(task.rows(str(REAL), language, "test"))
+    assert least <= len(set(found)) <= most and found[0] == found[1] is not None
 
 
 @pytest.mark.skipif(REAL is None, reason="ADAMERGEX_DATA names no data folder")

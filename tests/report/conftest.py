@@ -34,6 +34,8 @@ def sample(
         "structure": "LoRA, rank 8, alpha 16",
         "source": "en",
         "proxy": "fr",
+        "pooled": [],
+        "comparisons": [],
         "targets": list(LANGUAGES),
         "seeds": list(seeds),
         "methods": [{**method, "about": f"{method['about']}{text}"} for method in METHODS],

@@ -78,7 +78,11 @@ def expected(data: dict[str, Any], method: str, language: str) -> tuple[float, s
     middle = sum(values) / len(values)
     if len(values) == 1:
         return middle, "[{:.1f}, {:.1f}]".format(*cells[0]["interval"])
-    return middle, f"± {(sum((v - middle) ** 2 for v in values) / (len(values) - 1)) ** 0.5:.1f}"
+    sd = (sum((v - middle) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+    assert len(values) == 3  # t of two degrees of freedom: 4.3027
+    items = sum(((c["interval"][1] - c["interval"][0]) / 2) ** 2 for c in cells) / 3
+    half = (4.3027**2 * sd**2 / 3 + items) ** 0.5
+    return middle, f"± {sd:.1f} [{middle - half:.1f}, {middle + half:.1f}]"
 
 
 def rows_of(data: dict[str, Any]) -> dict[str, list[str]]:
@@ -114,7 +118,7 @@ def test_every_file_holds_the_same_numbers(sample: Sample, tmp_path: Path, seeds
     for index, method in enumerate(data["methods"]):
         row = wanted[method["name"]]
         for found in (html[1 + index], markdown[2 + index]):
-            assert [re.sub(r" ± [\d.]+$", "", found[-1])] == row[-1:]
+            assert [re.sub(r" ± [\d.]+$", "", found[-1]).strip()] == row[-1:]
             assert found[1:-1] == row[:-1]
             assert found[0].startswith(method["label"])
         values = latex[start + 2 * index].removesuffix(r" \\").split(" & ")

@@ -169,9 +169,9 @@ def test_a_mean_over_sources_stands_beside_the_mean_of_our_tables(sample: Sample
     ("text", "message"),
     [
         ("paper,table\n", "other columns"),
-        (",".join(COLUMNS) + "\nP,1,m,,en,,adamergex,L,t,es,high,\n", "line 2"),
-        (",".join(COLUMNS) + "\nP,1,m,,en,,adamergex,L,t,es,nan,\n", "line 2"),
-        (",".join(COLUMNS) + "\nP,1,m,,en,,adamergex,L,t,es,1.0,note,more\n", "line 2"),
+        (",".join(COLUMNS) + "\nP,1,m,,en,,adamergex,L,t,es,high,\n", "row 2"),
+        (",".join(COLUMNS) + "\nP,1,m,,en,,adamergex,L,t,es,nan,\n", "row 2"),
+        (",".join(COLUMNS) + "\nP,1,m,,en,,adamergex,L,t,es,1.0,note,more\n", "row 2"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -179,5 +179,5 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, text: str, message: s
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         read([path])
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="does not exist"):
         read([tmp_path / "none.csv"])

@@ -30,7 +30,9 @@ def test_two_runs_on_one_page(runs: list[Path], tmp_path: Path, capsys: pytest.C
     output = tmp_path / "deep" / "report"
     assert main(["report", *map(str, runs), "--output", str(output)]) == 0
     assert str(output / "report.html") in capsys.readouterr().out
-    assert sorted(path.name for path in output.iterdir()) == ["report.html", "report.md", "scores.csv", "scores.tex"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "report.html", "report.md", "scores.csv", "scores.tex", "summary.csv",
+    ]  # fmt: skip
     page = Reader((output / "report.html").read_text(encoding="utf-8"))
     assert len(page.ids) == len(set(page.ids)) and set(page.references) <= set(page.ids)
     inside = {target[1:] for target in page.links if target.startswith("#")}

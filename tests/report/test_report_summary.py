@@ -25,7 +25,7 @@ def test_headline_says_above_only_where_it_is_so(sample: Sample) -> None:
     data = sample(gap=1.6, reach=3.0)
     for cell in data["cells"]:
         if cell["method"] == "adamergex" and cell["language"] in ("sw", "tr"):
-            cell["against"]["interval"] = [0.1, 3.0]
+            cell["against"].update(interval=[0.1, 3.0], p=0.01)
     words = headline(parse(data))
     assert words.startswith(
         "AdaMergeX (factors) is 1.6 points above Eng-FT on the mean of 5 languages (59.6 % and 58.0 %)"
@@ -45,7 +45,7 @@ def test_headline_names_both_sides(sample: Sample) -> None:
     for cell in data["cells"]:
         if cell["method"] == "adamergex" and cell["language"] in ("es", "sw"):
             sign = 1 if cell["language"] == "es" else -1
-            cell["against"].update(difference=2.0 * sign, interval=sorted([1.0 * sign, 3.0 * sign]))
+            cell["against"].update(difference=2.0 * sign, interval=sorted([1.0 * sign, 3.0 * sign]), p=0.001)
     assert headline(parse(data)).endswith("beyond noise above it in es and below it in sw.")
 
 
@@ -110,5 +110,5 @@ def test_numbers(value: float, plain: str, with_sign: str) -> None:
 
 
 def test_probabilities_and_chance() -> None:
-    assert probability([0.5]) == "0.500" and probability([0.0001, 0.5, 0.2]) == "<0.001–0.500"
-    assert by_chance(40).startswith("Of 40 comparisons at 95 %, about 2.0 would") and by_chance(1) == ""
+    assert [probability(value) for value in (0.5, 0.0001, 0.05, 0.04997)] == ["0.500", "<0.001", "0.050", "0.04997"]
+    assert by_chance(40).startswith("Of 40 columns") and "about 2.0 would" in by_chance(40) and by_chance(1) == ""

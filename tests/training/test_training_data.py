@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from adamergex import data
+from adamergex import data, inputs
 from adamergex.errors import DataError
 from adamergex.settings import Classification, LanguageModeling, Rows
 from adamergex.tasks import rows as task_rows
@@ -133,7 +134,7 @@ def test_bad_files_are_explained(
 
 
 def test_missing_damaged_and_wrongly_encoded_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no such file"):
+    with pytest.raises(DataError, match="the data file does not exist"):
         data.read(Rows(path=str(tmp_path / "{language}.txt")), "en")
     (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"hello " * 99)[:-12])
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
@@ -154,3 +155,137 @@ def test_a_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.read(rows, "sw") == ROWS[:1]
     with pytest.raises(DataError, match=r"hub dataset cannot be loaded[\s\S]*check hub"):
         data.read(rows.model_copy(update={"split": "dev"}), "sw")
+
+
+def refusal(path: Path, **settings: object) -> str:
+    """What is said of a file; fails where it is read."""
+    with pytest.raises(DataError) as caught:
+        data.read(Rows(path=str(path), **settings), "en", ("text", "label"))
+    assert path.name in str(caught.value)
+    return str(caught.value)
+
+
+TABLE = ["label,text"] + [
+    f"{label},{text} {number}" for number in range(40) for label, text in (("a", "one"), ("b", "two"))
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "row"),
+    [
+        ({9: 'a,"Stop! she said'}, 10),  # never closed
+        ({9: 'a,"Stop! she said', 30: 'b,"Go" he said'}, 10),  # closed by the opening of another
+        ({9: 'a,"Stop! she said', 30: 'b,and left"'}, 10),  # closed by a stray one: 21 lines that look like rows
+        ({20: 'b,"Go" he said'}, 21),
+        ({20: '"b"x,two'}, 21),
+        ({20: 'b, "one, two"'}, 21),
+        ({20: 'b, "two"'}, 21),
+        ({80: 'b,"'}, 81),
+    ],
+)
+def test_quotation_marks_that_lose_rows_are_refused(tmp_path: Path, changes: dict[int, str], row: int) -> None:
+    lines = [changes.get(number, line) for number, line in enumerate(TABLE)]
+    (tmp_path / "a.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert f"a.csv, row {row}" in refusal(tmp_path / "a.csv")
+
+
+def test_quoted_fields_are_read_as_they_are_meant(tmp_path: Path) -> None:
+    verse = "\n".join(f"line {number}, and on" for number in range(6))
+    (tmp_path / "a.csv").write_text(
+        f'label,text\na,"one, two"\n\nb,"{verse}"\r\na,"say ""hi"""\nb,5" pipe\na,""" x"\n',
+        encoding="utf-8",
+        newline="",
+    )
+    found = data.read(Rows(path=str(tmp_path / "a.csv")), "en", ("text", "label"))
+    assert [row["text"] for row in found] == ["one, two", verse, 'say "hi"', '5" pipe', '" x']
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"text;label\nx;a\n", "semicolon"),
+        ("a.csv", b"text\tlabel\nx\ta\n", "tab"),
+        ("a.csv", b"text|label\nx|a\n", "vertical bar"),
+        ("a.tsv", b"text,label\nx,a\n", "comma"),
+        ("a.tsv", b'"text"\t"label"\n"x"\t"a"\n', "mean nothing in tsv"),
+        ("a.tsv", b'text\tlabel\n"one\ttwo\nthree"\ta\n', "mean nothing in tsv"),
+        ("a.tsv", b'text\tlabel\n"say ""hi"""\ta\n', "mean nothing in tsv"),
+        ("a.tsv", b"text\tlabel\nx\ta\tb\n", "row 2"),
+        ("a.csv", b"text,label\nx,a\ny\n", "row 3"),
+        ("a.csv", b"text,label,text\nx,a,y\n", "names a column twice"),
+        ("a.csv", b",\nx,a\n", "the header has no names"),
+        ("a.csv", b"text,label\nx,a\0\n", "NUL"),
+        ("a.jsonl", b'{"text": "x", "label": "a"}\n{"text": NaN, "label": "a"}\n', "row 2"),
+        ("a.jsonl", b'{"text": "x", "text": "y", "label": "a"}\n', "'text' occurs twice"),
+        ("a.jsonl", rb'{"text": "\ud83d", "label": "a"}', "surrogate"),
+        ("a.jsonl", b'{"text": "x", "label": 1e999}\n', "too large"),
+        ("a.jsonl", b'{"text": ' + b"[" * 9999 + b"\n", "nested"),
+        ("a.json", b"[" * 99999, "nested"),
+        ("a.json", b'[{"text": "x", "label": "a"}, 7]', "found: 7"),
+        ("a.jsonl", '{"text": "x", "label": "a"}\n'.encode("utf-16"), "UTF-16"),
+        ("a.csv", "text,label\n".encode("utf-16-le"), "NUL"),
+        ("a.csv", "text,label\né,a\n".encode("latin-1"), "after line"),
+        ("a.txt", b"x \xed\xa0\x80 y\n", "after line"),  # half a surrogate pair
+        ("a.csv", b"PK\x03\x04......", "spreadsheet"),
+        ("a.jsonl", gzip.compress(b'{"text": "x"}'), "gzip"),
+        ("a.jsonl.gz", b'{"text": "x", "label": "a"}\n', "the file cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x", "label": "a"}\n' * 99)[:-9], "the file cannot be read"),
+        ("a.csv", b"", "there are no rows"),
+        ("a.csv", b"text,label\n", "there are no rows"),
+        ("a.parquet", b"PAR1" + b"\0" * 40 + b"PAR1", "not a parquet file"),
+        ("a.parquet", b"", "not a parquet file"),
+    ],
+)  # fmt: skip
+def test_what_a_reader_would_have_to_guess_is_refused(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert said in refusal(tmp_path / name)
+
+
+def test_damaged_gzip_is_refused_by_name(tmp_path: Path) -> None:
+    packed = bytearray(
+        gzip.compress("".join(f'{{"text": "t {n}", "label": "a"}}\n' for n in range(99)).encode(), mtime=0)
+    )
+    packed[40:60] = bytes(byte ^ 0x5A for byte in packed[40:60])
+    (tmp_path / "a.jsonl.gz").write_bytes(packed)
+    assert "cannot be read" in refusal(tmp_path / "a.jsonl.gz")
+
+
+def test_positions_tell_another_separator(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("one, two;a\n", encoding="utf-8")
+    (tmp_path / "b.csv").write_text("one;a\n", encoding="utf-8")
+    assert "there is no column '4'" in refusal(tmp_path / "a.csv", columns={"text": "0", "label": "4"})
+    assert "semicolon" in refusal(tmp_path / "b.csv", columns={"text": "0", "label": "1"})
+    (tmp_path / "c.tsv").write_text("one, two; three\n", encoding="utf-8")
+    assert data.read(Rows(path=str(tmp_path / "c.tsv"), columns={"text": "0"}), "en") == [{"text": "one, two; three"}]
+
+
+def test_only_regular_files_are_data(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "device.jsonl").symlink_to("/dev/zero")
+    (tmp_path / "loop.tsv").symlink_to(tmp_path / "loop.tsv")
+    for name in ("pipe.txt", "folder.csv", "device.jsonl", "loop.tsv", "none.parquet"):
+        refusal(tmp_path / name)
+
+
+def test_what_grows_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "UNPACKED_BYTES", 1 << 20)
+    monkeypatch.setattr(inputs, "LINE_CHARACTERS", 1 << 12)
+    (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x", "label": "a"}\n' * 200_000))
+    assert "grows too much" in refusal(tmp_path / "bomb.jsonl.gz")
+    for name, content in (("long.jsonl", b"x" * 9999), ("long.csv", b'text,label\n"' + b"x\n" * 9999)):
+        (tmp_path / name).write_bytes(content)
+        refusal(tmp_path / name)
+
+
+def test_parquet_of_other_types_is_explained(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["x"])] * 2, names=["text", "text"])
+    parquet.write_table(twice, tmp_path / "twice.parquet")
+    assert "names a column twice" in refusal(tmp_path / "twice.parquet")
+    many = pyarrow.table({"text": pyarrow.array(["x"] * 2_000_000).dictionary_encode(), "label": ["a"] * 2_000_000})
+    parquet.write_table(many, tmp_path / "many.parquet")
+    assert "more rows than bytes" in refusal(tmp_path / "many.parquet")
+    binary = pyarrow.table({"text": pyarrow.array([b"\xff"]), "label": ["a"]})
+    parquet.write_table(binary, tmp_path / "binary.parquet")
+    refusal(tmp_path / "binary.parquet")

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,8 @@ from adamergex.adapters import peft_backed
 from adamergex.errors import AdapterFileError, ConfigError, DataError, IncompatibleAdaptersError, ModelError
 from adamergex.merging import merge
 from adamergex.settings import Classification, EvaluateJob, LanguageModeling, Optimisation, Rows, Structure, TrainJob
+from adamergex.statistics import Sample
+from adamergex.statistics.samples import clusters
 from conftest import sentences
 
 TASK = Classification(labels=("food", "sports", "travel"))
@@ -121,17 +124,38 @@ def test_a_reference_adapter_has_no_head(checkpoints: dict[str, str], labelled: 
         evaluation.evaluate(evaluation_of(checkpoints["xlm-r"], labelled), adapter)
 
 
+def test_rows_of_one_passage_are_one_cluster_of_the_interval(
+    checkpoints: dict[str, str], labelled: Path, trained: Any, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in labelled.read_text(encoding="utf-8").splitlines()]
+    grouped = tmp_path / "grouped.jsonl"
+    lines = [json.dumps({**row, "group": index // 6} if index < 60 else row) for index, row in enumerate(rows)]
+    grouped.write_text("\n".join(lines), encoding="utf-8")
+    adapter = trained("xlm-r", "lora")["task"]
+    alone = evaluation.evaluate(evaluation_of(checkpoints["xlm-r"], labelled), adapter)
+    scores = evaluation.evaluate(evaluation_of(checkpoints["xlm-r"], grouped), adapter, tmp_path / "out")
+    items = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [item.get("group") for item in items] == [str(index // 6) if index < 60 else None for index in range(72)]
+    assert scores["accuracy"] == alone["accuracy"] and scores["interval"] == evaluation.score(items)["interval"]
+    found = clusters([Sample.read(items)])
+    assert found.count == 10 + 12 and np.bincount(found.codes[0]).tolist() == [6] * 10 + [1] * 12
+    again = evaluation.paired_difference(tmp_path / "out" / "predictions.jsonl", items)
+    assert (again["difference"], again["p"]) == (0, 1)
+
+
 def rows_of(pattern: str, right: str = "x") -> list[dict[str, Any]]:
     return [
         {"id": index, "gold": "x", "predicted": "x" if mark == right else "y"} for index, mark in enumerate(pattern)
     ]
 
 
-def test_the_interval_is_the_bootstraps() -> None:
+def test_the_interval_of_an_accuracy_is_wilsons() -> None:
     found = evaluation.score(rows_of("x" * 80 + "." * 20))
     assert found["accuracy"] == 80 and found["n"] == 100
-    assert found["interval"] == [pytest.approx(72, abs=1), pytest.approx(87.5, abs=1)]
-    assert evaluation.score(rows_of("xx"))["interval"] == [100, 100]
+    assert found["interval"] == [pytest.approx(71.11, abs=0.01), pytest.approx(86.66, abs=0.01)]
+    assert evaluation.score(rows_of("xx"))["interval"] == [pytest.approx(34.24, abs=0.01), 100]  # two items say little
+    with pytest.raises(DataError, match="no predictions"):
+        evaluation.score([])
 
 
 def test_paired_differences_and_mcnemar() -> None:
@@ -142,7 +166,8 @@ def test_paired_differences_and_mcnemar() -> None:
     assert found["p"] == pytest.approx(0.0414, abs=1e-4)  # 15 against 5
     assert evaluation.mcnemar(0, 0) == 1 and evaluation.mcnemar(0, 5) == pytest.approx(1 / 16)
     assert evaluation.mcnemar(3000, 3000) == 1
-    assert evaluation.paired_difference(a, a) == {"difference": 0, "interval": [0, 0], "p": 1}
+    same = evaluation.paired_difference(a, a)  # 100 items without a difference leave room for some in others
+    assert (same["difference"], same["p"]) == (0, 1) and -4 < same["interval"][0] < 0 < same["interval"][1] < 4
     with pytest.raises(DataError, match="not for the same items"):
         evaluation.paired_difference(a, b[:-1])
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForMaskedLM
 
+from adamergex.base_files import resolve
 from adamergex.errors import ModelError
 from adamergex.logits import IGNORE
-from adamergex.models import family, load_config, quiet, resolve
+from adamergex.models import family, load_config, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adamergex import data
+from adamergex.base_files import base_sha256
 from adamergex.bases.head_file import FILE, HEAD_RECORD, HeadFile, origin, write_base
 from adamergex.bases.heads import LowRank, calibrate, with_new_head
 from adamergex.checkpoint import TENSORS, staged_directory
@@ -29,7 +30,7 @@ from adamergex.errors import ConfigError, DataError
 from adamergex.lineage import package_versions
 from adamergex.logits import labelled, labelled_loss
 from adamergex.loop import fit
-from adamergex.models import base_sha256, longest_input, quiet, tokenizer
+from adamergex.models import longest_input, quiet, tokenizer
 from adamergex.processes import joined
 from adamergex.settings import LanguageModeling, Optimisation, Rows, Structure, TrainJob
 from adamergex.tasks.language_modeling import Segments, segments
@@ -60,7 +61,7 @@ class HeadSettings:
             base=self.base,
             structure=Structure(kind="full"),
             task=self.task,
-            language="masked-LM head" if len(self.languages) > 1 else self.languages[0],
+            language="masked-lm-head" if len(self.languages) > 1 else self.languages[0],
             rows=self.text,
             optimisation=self.optimisation,
             seed=self.seed,

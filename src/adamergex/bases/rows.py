@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adamergex.base_files import checkpoint_files
 from adamergex.checkpoint import SafetensorsWriter, TensorInfo, read_header
 from adamergex.errors import ModelError
-from adamergex.models import checkpoint_files, load_config
+from adamergex.models import load_config
 
 # Endings of the names of input embeddings and of language-model heads, over transformers' architectures; of
 # tensors with one axis as long as the vocabulary.

@@ -24,7 +24,7 @@ from adamergex.hashing import file_sha256
 from adamergex.inputs import read_json_object
 from adamergex.packaged import e5s1, smollm2
 
-FORMAT = 1
+FORMAT = 2
 """Version of what is written; another one is converted anew."""
 RECORD = "converted.json"
 _CONVERTERS = {"e5-small": e5s1.convert, "smollm2-135m": smollm2.convert}

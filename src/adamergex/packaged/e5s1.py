@@ -99,6 +99,7 @@ class _Source:
             "num_attention_heads": self.heads,
             "num_hidden_layers": self.layers,
             "pad_token_id": 1,
+            "pooling": "mean",
             "position_embedding_type": "absolute",
             "tie_word_embeddings": True,
             "type_vocab_size": self.types,

@@ -11,10 +11,12 @@ from adamergex.errors import ConfigError
 from adamergex.graph import Step
 from adamergex.method_config import TaskReference
 from adamergex.settings import (
+    UNLABELLED,
     AnyRows,
     EvaluateJob,
     LanguageModeling,
     Optimisation,
+    SentenceAlignment,
     Structure,
     Target,
     Task,
@@ -65,12 +67,7 @@ class Experiment:
         if isinstance(reference, TaskReference):
             assert self.facts.reference is not None  # facts() read it
             return self.facts.reference
-        return LanguageModeling(
-            segment=reference.segment,
-            segments=self.facts.segments,
-            mask_rate=reference.mask_rate,
-            objective=reference.objective,
-        )
+        return reference.unlabelled(self.facts.segments, self.source)
 
     def train(self, task: Task, language: str) -> Step:
         """An adapter of the experiment's structure, trained on a task in a language."""
@@ -139,7 +136,7 @@ class Experiment:
     def learned_from(self, task: Task) -> tuple[AnyRows, Optimisation]:
         """The rows that teach a task, and how they are learned from."""
         reference = self.config.reference
-        if isinstance(task, LanguageModeling):
+        if isinstance(task, UNLABELLED):
             assert reference.text is not None  # the settings were checked for it
             return reference.text, reference.optimisation
         other = isinstance(reference, TaskReference) and task is not self.task
@@ -264,7 +261,9 @@ class Experiment:
         """The job with contents in the place of names: the same base, text or task file elsewhere is the same step;
         adapters below are inputs."""
         named = {key: value for key, value in job.items() if key not in ("base", "rows", "below")}
-        if not isinstance(task, LanguageModeling):
+        if isinstance(task, SentenceAlignment):  # its rows hold the translations
+            named["task"] = {name: value for name, value in job["task"].items() if not name.startswith("pivot")}
+        elif not isinstance(task, UNLABELLED):
             named["task"] = {**job["task"], "measured_as": identity(task.measured_as)}
         content = self.facts.content(task, rows, language, labelled)
         return {**named, "base": self.facts.base_sha256, "rows": content}

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from adamergex.report.results import BASELINE, CurvePoint, Interval, Method, Tuning
-from adamergex.report.summary import MEAN, Difference, Row, Score, ScoreTable, number, signed, span
+from adamergex.report.summary import (
+    MEAN,
+    Difference,
+    Row,
+    Score,
+    ScoreTable,
+    difference_span,
+    number,
+    signed,
+    span,
+    spread_print,
+)
 from adamergex.report.svg import element, label, line, picture, shorten, ticks, tooltip
 
 WIDTH = 340
@@ -38,7 +49,7 @@ class Scale:
 def bar_panels(table: ScoreTable, prefix: str = "") -> list[str]:
     """One panel a language and one for the mean, all on one scale from 0: a bar a method, its whiskers, a dashed line
     at Eng-FT."""
-    tops = [item.interval[1] for row in table.rows for item in row.scores if item]
+    tops = [item.interval[1] for row in table.rows for item in (*row.scores, _mean_score(row)) if item]
     marks = ticks(0, max([*tops, 1.0]))
     names = _names([row.method for row in table.rows])
     panels = [
@@ -82,9 +93,8 @@ def _mean_score(row: Row) -> Score | None:
     """A row's mean as something to draw; incomplete means are left out, they are not comparable."""
     if row.mean is None or not row.mean.complete:
         return None
-    sd = row.mean.sd
-    ends = (row.mean.mean - (sd or 0.0), row.mean.mean + (sd or 0.0))
-    return Score(row.mean.mean, ends, sd, 1, ends)
+    ends = row.mean.interval or (row.mean.mean, row.mean.mean)
+    return Score(row.mean.mean, ends, row.mean.sd, 1, ends)
 
 
 def _bars(key: str, heading: tuple[str, str], bars: Sequence[_Bar], marks: Sequence[float], measure: str) -> str:
@@ -127,9 +137,8 @@ def _whisker(scale: Scale, y: float, interval: Interval, cap: float = 4) -> str:
 def _said(item: Score | None) -> str:
     if item is None:
         return "no result"
-    if item.sd is not None:
-        return f"{number(item.mean)} ± {number(item.sd)}"
-    return number(item.mean) if item.interval[0] == item.interval[1] else f"{number(item.mean)} {span(item.interval)}"
+    known = item.interval if item.interval[0] < item.interval[1] else None
+    return f"{number(item.mean)} {spread_print(item.sd, known)}".rstrip()
 
 
 def difference_range(items: Sequence[Difference]) -> Interval:
@@ -154,7 +163,7 @@ def difference_mark(key: str, item: Difference, limits: Interval) -> str:
     else:
         arrow = "M8 4L0 10L8 16Z" if item.mean < 0 else "M132 4L140 10L132 16Z"
         parts.append(element("path", d=arrow, class_=f"dot {kind}"))
-    return picture(key, (140, 20), words, f"95 % interval {span(item.interval)}", "".join(parts))
+    return picture(key, (140, 20), words, f"95 % interval {difference_span(item.interval)}", "".join(parts))
 
 
 def curve_caption(runs: Sequence[Tuning]) -> str:

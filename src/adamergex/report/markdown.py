@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from adamergex.errors import printable
 from adamergex.merging import Similarity
 from adamergex.report.evidence import Evidence
 from adamergex.report.matrices import seed_means, similarity_caption
@@ -12,10 +13,12 @@ from adamergex.report.overview import overview, under_one_title
 from adamergex.report.papers import Beside
 from adamergex.report.results import Adapter, Results
 from adamergex.report.summary import (
+    ADJUSTED,
     MEAN,
     Row,
     ScoreTable,
     by_chance,
+    difference_span,
     differences,
     headline,
     number,
@@ -24,6 +27,7 @@ from adamergex.report.summary import (
     signed,
     small_print,
     span,
+    spread_print,
 )
 
 
@@ -177,7 +181,7 @@ def _mean(scores: ScoreTable, row: Row) -> str:
     if row.mean is None or not row.mean.complete:
         return "–"
     value = _bold(number(row.mean.mean), (row.method.name, MEAN) in scores.best)
-    return value if row.mean.sd is None else f"{value} ± {number(row.mean.sd)}"
+    return f"{value} {spread_print(row.mean.sd, row.mean.interval)}".rstrip()
 
 
 def _facts(results: Results) -> str:
@@ -202,17 +206,26 @@ def _differences(results: Results) -> list[str]:
             plain(item.method.title),
             plain(item.language),
             _bold(signed(item.mean), bool(item.sign)),
-            span(item.interval),
+            difference_span(item.interval),
             *([number(item.sd) if item.sd is not None else "–"] if _several(results) else []),
-            probability(item.p) if item.p else "–",
+            probability(item.p),
+            probability(item.adjusted),
         ]
         for item in items
     ]
-    header = ["Method", "Language", "Difference", "95 % interval", *(["sd"] if _several(results) else []), "p"]
+    header = [
+        "Method",
+        "Language",
+        "Difference",
+        "95 % interval",
+        *(["sd"] if _several(results) else []),
+        "p",
+        "p (Holm)",
+    ]
     return [
         "## Against Eng-FT, item by item",
         table(header, rows, "ll" + "r" * (len(header) - 2)),
-        by_chance(len(items)),
+        f"Bold: beyond noise. {ADJUSTED} {by_chance(len({item.language for item in items}))}".rstrip(),
     ]
 
 
@@ -266,8 +279,11 @@ def _adapters(adapters: Sequence[Adapter]) -> list[str]:
 
 
 def _code(commands: Sequence[str]) -> list[str]:
-    fence = "```" if not any("```" in command for command in commands) else "`````"
-    return [f"{fence}\n" + "\n".join(commands) + f"\n{fence}"] if commands else []
+    longest = max((len(run) for command in commands for run in re.findall("`+", command)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}\n" + "\n".join(printable(command, len(command)) for command in commands) + f"\n{fence}"] * bool(
+        commands
+    )
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> str:
@@ -277,9 +293,16 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> s
 
 
 def plain(words: str) -> str:
-    """Text that Markdown shows as it is: one line, its marks and HTML escaped."""
-    words = " ".join(words.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", words)
+    """Text that Markdown shows as it is: one line, its marks and HTML escaped, controls too."""
+    words = " ".join(printable(words, len(words)).split())
+    words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    words = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", words)
+    return re.sub(r"^([-+=]|\d+(?=[.)](?:\s|$)))", lambda match: _at_start(match[1]), words)
+
+
+def _at_start(mark: str) -> str:
+    """No list, no underline of a heading: ``- a``, ``1. a``, ``===``."""
+    return f"\\{mark}" if mark in "-+=" else f"{mark}\\"
 
 
 def _bold(words: str, on: bool) -> str:

@@ -10,21 +10,22 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from adamergex.errors import DataError
+from adamergex.errors import DataError, printable
 from adamergex.report import views
 from adamergex.report.evidence import Evidence, gather
 from adamergex.report.markdown import report_markdown
 from adamergex.report.overview import overview, under_one_title
 from adamergex.report.papers import Quoted, beside
 from adamergex.report.papers import read as read_papers
+from adamergex.report.pooling import completed
 from adamergex.report.results import Results, parse
 from adamergex.report.runs import placed, read_runs
-from adamergex.report.summary import number, probability, signed, span
-from adamergex.report.tables import scores_csv, scores_latex
+from adamergex.report.summary import difference_span, number, probability, signed, span
+from adamergex.report.tables import scores_csv, scores_latex, summary_csv
 
 
 def write_report(results: Results | Mapping[str, Any], directory: str | Path) -> Path:
-    """Write report.html, report.md, scores.csv and scores.tex into a directory; returns the path of report.html.
+    """Write report.html, report.md, scores.csv, summary.csv and scores.tex into a directory; the path of report.html.
 
     Paths of predictions and adapters in the results are taken from that directory.
 
@@ -55,11 +56,13 @@ def _write(runs: Sequence[Results], directory: Path, quoted: Sequence[Quoted] = 
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError("The report cannot be written.", where=directory, found=error, fix="choose a folder") from None
+    runs = [completed(results) for results in runs]
     evidence = [gather(results, directory) for results in runs]
     contents = {
         "report.html": page(runs, evidence, quoted, notes),
         "report.md": report_markdown(runs, evidence, beside(quoted, runs), notes),
         "scores.csv": scores_csv(runs),
+        "summary.csv": summary_csv(runs),
         "scores.tex": scores_latex(runs),
     }
     for name, text in contents.items():
@@ -84,11 +87,14 @@ def page(
         loader=jinja2.FunctionLoader(_text),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, signed=signed, span=span, probability=probability, link=views.link)
-    environment.filters.update(size=views.size, time=views.time, unbroken=views.unbroken)
+    environment.filters.update(
+        difference_span=difference_span, size=views.size, time=views.time, unbroken=views.unbroken
+    )
     script = _text("page.js")
     alone, (title, named) = len(runs) == 1, under_one_title(runs)
     shown = [
@@ -108,6 +114,11 @@ def page(
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _shown(value: object) -> object:
+    """Text without controls; markup, which is a class of its own, as it is."""
+    return printable(value, len(value)) if type(value) is str else value
 
 
 def _text(name: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from adamergex.data_files import rows_of
 from adamergex.errors import DataError
 from adamergex.report.results import Results
 from adamergex.report.summary import MEAN, mean, score
@@ -48,36 +48,35 @@ def read(paths: Iterable[str | Path]) -> tuple[Quoted, ...]:
     """The numbers of several files, in their order.
 
     Raises:
-        DataError: a file that cannot be read, other columns, or a value that is no number.
+        DataError: a file that cannot be read, other columns, or a value that is not a number.
     """
     return tuple(item for path in paths for item in _read(Path(path)))
 
 
 def _read(path: Path) -> list[Quoted]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), tuple(reader.fieldnames or ())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError("The papers' numbers cannot be read.", where=path, found=error, expected="a CSV file") from None
-    if columns != COLUMNS:
+    if path.suffix != ".csv":
+        raise DataError("the papers' numbers are not csv", where=path, expected="a .csv file", fix="check the path")
+    found = [_quoted(path, number, row) for number, row in rows_of(path, 0)]
+    if not found:
+        raise DataError("the papers' numbers have other columns, or no rows", where=path, expected=", ".join(COLUMNS))
+    return found
+
+
+def _quoted(path: Path, number: int, row: Mapping[str, str]) -> Quoted:
+    if tuple(row) != COLUMNS:
         raise DataError(
-            "The papers' numbers have other columns.", where=path, found=", ".join(columns), expected=", ".join(COLUMNS)
+            "the papers' numbers have other columns", where=path, found=", ".join(row), expected=", ".join(COLUMNS)
         )
-    return [_quoted(path, number, row) for number, row in enumerate(rows, 2)]
-
-
-def _quoted(path: Path, number: int, row: dict[str, str | None]) -> Quoted:
-    words = {name: row.get(name) or "" for name in COLUMNS}
+    words = dict(row)
     try:
         value = float(words.pop("value"))
     except ValueError:
         value = math.nan
-    if None in row or not math.isfinite(value):
+    if not math.isfinite(value):
         raise DataError(
-            "A line of the papers' numbers is not valid.",
-            where=f"{path}: line {number}",
-            found=", ".join(str(item) for item in row.values()),
+            "a line of the papers' numbers is not valid",
+            where=f"{path}, row {number}",
+            found=", ".join(row.values()),
             expected=f"{len(COLUMNS)} columns with a number as value",
         )
     return Quoted(**words, value=value)

@@ -80,6 +80,35 @@ class Cell(_Record):
 
 
 @dataclass(frozen=True)
+class Pooled(_Record):
+    """A method's score over its seeds in a language, or in "mean" of the targets, with the 95 % interval."""
+
+    method: str
+    language: str
+    seeds: int
+    score: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class PooledComparison(_Record):
+    """A method minus ``against`` on the same items over the seeds, in a language or in "mean" of the targets.
+
+    ``adjusted`` is p after Holm for the methods compared there; the interval leaves out 0 exactly where it is below
+    0.05. ``sd`` is over seeds."""
+
+    method: str
+    against: str
+    language: str
+    seeds: int
+    difference: float
+    interval: Interval
+    sd: float | None
+    p: float
+    adjusted: float
+
+
+@dataclass(frozen=True)
 class Missing(_Record):
     """A cell that a run could not fill, and the step that is not done."""
 
@@ -158,6 +187,7 @@ class Merge(_Record):
 class Results(_Record):
     """Everything a report shows; the content of ``results.json``.
 
+    ``pooled`` and ``comparisons`` hold what follows from the single items; results of older versions lack them.
     ``papers``: the papers' numbers that stand beside these: column -> its values; empty: all that fit."""
 
     title: str
@@ -171,6 +201,8 @@ class Results(_Record):
     cells: tuple[Cell, ...]
     metric: str = "accuracy"
     proxy: str | None = None
+    pooled: tuple[Pooled, ...] = ()
+    comparisons: tuple[PooledComparison, ...] = ()
     tuning: tuple[Tuning, ...] = ()
     adapters: tuple[Adapter, ...] = ()
     merges: tuple[Merge, ...] = ()
@@ -246,7 +278,8 @@ def _contradictions(results: Results) -> list[str]:
     keys = Counter((cell.method, cell.language, cell.seed) for cell in results.cells)
     problems += [f"cells: {key} is there {count} times" for key, count in keys.items() if count > 1]
     used = {cell.method for cell in results.cells} | {tuning.method for tuning in results.tuning}
-    used |= {item.method for item in results.missing}
+    used |= {item.method for item in results.missing} | {item.method for item in results.pooled}
+    used |= {item.method for item in results.comparisons}
     gaps = {(item.method, item.language, item.seed) for item in results.missing}
     problems += [f"missing: {key} has a result" for key in sorted(gaps & set(keys))]
     problems += [f"methods: {name!r} has results and is not listed" for name in sorted(used - names)]
@@ -254,6 +287,12 @@ def _contradictions(results: Results) -> list[str]:
         f"cells: {cell.method}, {cell.language}, seed {cell.seed}: interval {list(cell.interval)} is upside down"
         for cell in results.cells
         if cell.interval[0] > cell.interval[1]
+    ]
+    problems += [
+        f"{name}: {item.method}, {item.language}: interval {list(item.interval)} is upside down"
+        for name, items in (("pooled", results.pooled), ("comparisons", results.comparisons))
+        for item in items
+        if item.interval[0] > item.interval[1]
     ]
     return problems
 

@@ -1,8 +1,8 @@
 """The numbers of a report: means over seeds and languages, what is best, what differs from Eng-FT, and the headline.
 
-One seed: the interval of a score is its bootstrap interval. Several: the score is the mean of the seeds' scores
-and its spread the sample standard deviation. A difference counts as beyond noise when the mean of the seeds' intervals
-of the paired difference leaves out 0 and every seed has the same sign.
+Intervals and p are those of ``adamergex.statistics``. Several seeds: the score is their mean, its spread the sample
+standard deviation, its interval over seeds and items. A difference counts as beyond noise when its p, adjusted for the
+methods of the table (Holm), is below 0.05; its interval then leaves out 0.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from adamergex.report.results import BASELINE, Interval, Method, Results
+from adamergex.report import pooling
+from adamergex.report.results import BASELINE, Interval, Method, PooledComparison, Results
 
 MEAN = "mean"
 MINUS = "\N{MINUS SIGN}"
@@ -19,7 +20,7 @@ MINUS = "\N{MINUS SIGN}"
 
 @dataclass(frozen=True)
 class Score:
-    """One method in one language over the seeds. ``interval``: what the whiskers show (see the module)."""
+    """One method in one language over the seeds, with the 95 % interval that the whiskers show."""
 
     mean: float
     interval: Interval
@@ -30,12 +31,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Mean:
-    """One method over the target languages; ``languages`` of ``wanted`` have a score. ``sd`` is over seeds."""
+    """One method over the target languages; ``languages`` of ``wanted`` have a score. ``sd`` is over seeds.
+
+    ``interval`` is None where it is not known: languages are missing, or the results hold no items."""
 
     mean: float
     sd: float | None
     languages: int
     wanted: int
+    interval: Interval | None = None
 
     @property
     def complete(self) -> bool:
@@ -68,24 +72,26 @@ class ScoreTable:
     @property
     def caption(self) -> str:
         """What the numbers and the small print under them are."""
-        spread = "with its 95 % bootstrap interval"
+        spread = "with its 95 % interval"
         if self.seeds > 1:
-            single = any(item and item.seeds == 1 for row in self.rows for item in row.scores)
-            spread = f"mean ± standard deviation over {self.seeds} seeds"
-            spread += " (cells of one seed: 95 % bootstrap interval)" if single else ""
+            spread = f"mean ± standard deviation over {self.seeds} seeds, with its 95 % interval over seeds and items"
         return f"{self.measure} in percent, {spread}; n is the number of test items; the best of a column is bold."
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One method minus Eng-FT on the same items; interval: mean of the seeds' intervals."""
+    """One method minus Eng-FT on the same items, over the seeds; ``language`` may be MEAN.
+
+    The interval and ``adjusted`` (p after Holm for the methods) agree: ``sign`` is that of the side of 0."""
 
     method: Method
+    against: str
     language: str
     mean: float
     interval: Interval
     sd: float | None
-    p: tuple[float, ...]
+    p: float
+    adjusted: float
     sign: int
     """+1 above, -1 below, 0 not beyond noise."""
 
@@ -103,8 +109,7 @@ def score(results: Results, method: str, language: str) -> Score | None:
     values = [cell.score for cell in cells]
     middle = fmean(values)
     sd = stdev(values) if len(values) > 1 else None
-    interval = cells[0].interval if sd is None else (middle - sd, middle + sd)
-    return Score(middle, interval, sd, len(values), (min(values), max(values)))
+    return Score(middle, pooling.score_interval(results, cells), sd, len(values), (min(values), max(values)))
 
 
 def mean(results: Results, method: str) -> Mean | None:
@@ -118,7 +123,16 @@ def mean(results: Results, method: str) -> Mean | None:
         if cell.method == method and cell.language in results.targets:
             seeds.setdefault(cell.seed, []).append(cell.score)
     whole = [fmean(values) for values in seeds.values() if len(values) == len(present)]
-    return Mean(fmean(present), stdev(whole) if len(whole) > 1 else None, len(present), len(scores))
+    sd = stdev(whole) if len(whole) > 1 else None
+    return Mean(fmean(present), sd, len(present), len(scores), _mean_interval(results, method, scores))
+
+
+def _mean_interval(results: Results, method: str, scores: Sequence[Score | None]) -> Interval | None:
+    """The interval of a complete mean; of one language that language's."""
+    if len(scores) == 1 and scores[0] is not None:
+        return scores[0].interval
+    found = (item.interval for item in results.pooled if (item.method, item.language) == (method, MEAN))
+    return next(found, None) if all(scores) else None
 
 
 def score_table(results: Results) -> ScoreTable:
@@ -156,34 +170,21 @@ def _count(results: Results, language: str) -> str:
 
 
 def differences(results: Results) -> tuple[Difference, ...]:
-    """Every method minus Eng-FT in every language where the pairs were compared; the headline's method first."""
-    first = subject(results)
-    methods = sorted(results.methods, key=lambda method: method != first)
-    found = (_difference(results, method, language) for method in methods for language in languages(results))
-    return tuple(item for item in found if item is not None)
+    """Every method minus Eng-FT in every language, and on their mean, where the items were compared; the headline's
+    method first."""
+    first, columns = subject(results), [MEAN, *languages(results)]
+    methods = {method.name: index for index, method in enumerate(sorted(results.methods, key=lambda m: m != first))}
+    rows = [row for row in pooling.comparisons(results) if row.against == BASELINE and row.language in columns]
+    rows.sort(key=lambda row: (methods[row.method], columns.index(row.language)))
+    return tuple(_difference(results, row) for row in rows)
 
 
-def _difference(results: Results, method: Method, language: str) -> Difference | None:
-    pairs = [
-        cell.against
-        for cell in results.cells
-        if cell.method == method.name and cell.language == language and cell.against is not None
-        if cell.against.method == BASELINE and cell.method != BASELINE
-    ]
-    if not pairs:
-        return None
-    values = [pair.difference for pair in pairs]
-    low, high = fmean(pair.interval[0] for pair in pairs), fmean(pair.interval[1] for pair in pairs)
-    above = low > 0 and min(values) > 0
-    below = high < 0 and max(values) < 0
+def _difference(results: Results, row: PooledComparison) -> Difference:
+    method = results.method(row.method)
+    assert method is not None  # results are checked: every method is listed
+    sign = 0 if row.adjusted >= pooling.ALPHA else 1 if row.difference > 0 else -1
     return Difference(
-        method=method,
-        language=language,
-        mean=fmean(values),
-        interval=(low, high),
-        sd=stdev(values) if len(values) > 1 else None,
-        p=tuple(pair.p for pair in pairs if pair.p is not None),
-        sign=int(above) - int(below),
+        method, row.against, row.language, row.difference, row.interval, row.sd, row.p, row.adjusted, sign
     )
 
 
@@ -203,7 +204,9 @@ def headline(results: Results) -> str:
     method, baseline = subject(results), results.method(BASELINE)
     if method is None:
         return "Nothing was measured."
-    compared = [item for item in differences(results) if item.method == method and item.language in results.targets]
+    own = [item for item in differences(results) if item.method == method]
+    compared = [item for item in own if item.language in results.targets]
+    overall = next((item for item in own if item.language == MEAN), None)
     if baseline is None or not compared:
         alone = mean(results, method.name)
         if alone is None:
@@ -212,27 +215,34 @@ def headline(results: Results) -> str:
             f"{method.title} scores {number(alone.mean)} % on the mean of {_languages(alone.languages)}; "
             "it was not compared with Eng-FT on the same items."
         )
-    return _compare(results, method, baseline, compared)
+    return _compare(results, (method, baseline), compared, overall)
 
 
-def _compare(results: Results, method: Method, baseline: Method, compared: Sequence[Difference]) -> str:
+def _compare(
+    results: Results, methods: tuple[Method, Method], compared: Sequence[Difference], overall: Difference | None
+) -> str:
+    method, baseline = methods
     ours, theirs = (
         fmean(item.mean for each in compared if (item := score(results, name, each.language)) is not None)
         for name in (method.name, baseline.name)
     )
     gap = fmean(item.mean for item in compared)
     where = f"on the mean of {_languages(len(compared))}" if len(compared) > 1 else f"in {compared[0].language}"
-    moved = [item for item in compared if item.sign]
-    if not moved:
+    moved, several = [item for item in compared if item.sign], len(compared) > 1
+    if not moved and not (overall and overall.sign):
+        everywhere = " in every language" + (" and on their mean" if overall else "") if several else ""
         return (
             f"No difference beyond noise: {method.title} scores {number(ours)} % and {baseline.label} "
             f"{number(theirs)} % {where} ({signed(gap)} points), and the 95 % interval of the paired difference "
-            f"includes 0{' in every language' if len(compared) > 1 else ''}.{_same(results, method)}"
+            f"includes 0{everywhere}.{_same(results, method)}"
         )
     size = number(abs(gap))
     side = f"{size} points {'above' if gap > 0 else 'below'}" if float(size) else "level with"
-    opening = f"{method.title} is {side} {baseline.label} {where}"
-    return f"{opening} ({number(ours)} % and {number(theirs)} %); {_moved(moved, compared)}."
+    opening = f"{method.title} is {side} {baseline.label} {where} ({number(ours)} % and {number(theirs)} %)"
+    if not moved:
+        return f"{opening}; the difference is beyond noise on their mean, in no single language."
+    mean_too = "" if overall is None else f"; on their mean it is {'' if overall.sign else 'not '}beyond noise"
+    return f"{opening}; {_moved(moved, compared)}{mean_too}."
 
 
 def _moved(moved: Sequence[Difference], compared: Sequence[Difference]) -> str:
@@ -282,22 +292,49 @@ def span(interval: Interval, digits: int = 1, form: str = "[{}, {}]") -> str:
     return form.format(number(interval[0], digits), number(interval[1], digits))
 
 
+def difference_span(interval: Interval) -> str:
+    """The interval of a difference, with more digits where rounding would bring an end to 0 that is not there."""
+    nearer = interval[0] if interval[0] > 0 else interval[1] if interval[1] < 0 else 1.0
+    digits = next((digits for digits in (1, 2, 3) if float(f"{nearer:.{digits}f}")), 4)
+    return span(interval, digits)
+
+
 def small_print(item: Score, seeds: int) -> str:
-    """What stands beneath a score: the interval, or the spread over seeds, which are counted when some are missing."""
-    words = span(item.interval) if item.sd is None else f"± {number(item.sd)}"
+    """What stands beneath a score: the spread over seeds and the interval; the seeds are counted when some are
+    missing."""
+    words = spread_print(item.sd, item.interval)
     return words if item.seeds in (1, seeds) else f"{words}, {item.seeds} of {seeds} seeds"
 
 
-def probability(values: Sequence[float]) -> str:
-    """A p-value, or the lowest and highest of several seeds."""
-    words = list(dict.fromkeys("<0.001" if value < 0.001 else f"{value:.3f}" for value in sorted(values)))
-    return "–".join([words[0], words[-1]] if len(words) > 1 else words)
+def spread_print(sd: float | None, interval: Interval | None) -> str:
+    """ "± 0.9 [57.0, 61.2]": the standard deviation over seeds and the interval, where they are known."""
+    words = [] if sd is None else [f"± {number(sd)}"]
+    return " ".join(words if interval is None else [*words, span(interval)])
+
+
+def probability(value: float) -> str:
+    """A p-value, with a digit more where three would round it up to 0.050."""
+    if value < 0.001:
+        return "<0.001"
+    words = f"{value:.3f}"
+    return words if words != "0.050" or value >= pooling.ALPHA else f"{value:.6f}".rstrip("0")
+
+
+ADJUSTED = (
+    "p is exact (McNemar's test) for answers that are right or wrong, else from a paired permutation test. Items that "
+    "share a passage or a premise, and on the mean an item and its translations, count as one cluster; of several "
+    "seeds the interval and p cover seeds and items. p (Holm) is adjusted for the methods in a column of the table. A "
+    "difference is beyond noise where p (Holm) is below 0.05; the 95 % interval is adjusted alike and leaves out 0 "
+    "exactly there."
+)
+"""The legend of the differences."""
 
 
 def by_chance(count: int) -> str:
-    """How many of so many 95 % intervals leave out 0 when nothing differs."""
+    """How many of so many columns have a difference beyond noise when nothing differs."""
     return (
-        f"Of {count} comparisons at 95 %, about {number(count / 20)} would leave out 0 by chance alone."
+        f"Of {count} columns (languages and their mean) at 95 %, about {number(count / 20)} would show a difference by "
+        "chance alone."
         if count > 1
         else ""
     )

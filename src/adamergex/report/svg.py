@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from html import escape
+from html import escape as escape_html
+
+from adamergex.errors import printable
 
 Number = int | float
 
@@ -38,6 +40,11 @@ def picture(key: str, size: tuple[Number, Number], title: str, description: str,
         f'role="img" aria-labelledby="{key}-title {key}-desc">'
         f'<title id="{key}-title">{escape(title)}</title><desc id="{key}-desc">{escape(description)}</desc>{body}</svg>'
     )
+
+
+def escape(words: str) -> str:
+    """Text as markup, without controls."""
+    return escape_html(printable(words, len(words)))
 
 
 def shorten(words: str, characters: int) -> str:

@@ -1,4 +1,8 @@
-"""Results as files for other programs: one CSV line a cell, and the score table in LaTeX."""
+"""Results as files for other programs: one CSV line per cell and per summary, and the score table in LaTeX.
+
+A text cell that a spreadsheet would take for a formula (it begins with = + - @ or a tab or return) begins with an
+apostrophe in CSV files; numbers stay numbers. Controls are escaped everywhere.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,22 @@ import csv
 import io
 from collections.abc import Sequence
 
+from adamergex.errors import printable
 from adamergex.report.overview import overview
-from adamergex.report.results import Results
-from adamergex.report.summary import MEAN, Score, ScoreTable, number, score_table, small_print
+from adamergex.report.pooling import cell_interval, paired
+from adamergex.report.results import Method, Results
+from adamergex.report.summary import (
+    MEAN,
+    Difference,
+    Mean,
+    Score,
+    ScoreTable,
+    differences,
+    number,
+    score_table,
+    small_print,
+    spread_print,
+)
 
 COLUMNS = (
     "table", "base", "task", "structure", "source", "method", "label", "space", "language", "seed",
@@ -17,23 +34,77 @@ COLUMNS = (
 )  # fmt: skip
 
 
+SUMMARY_COLUMNS = (
+    "table", "method", "label", "space", "language", "seeds", "metric", "score", "sd", "low", "high",
+    "against", "difference", "difference_sd", "difference_low", "difference_high", "p", "p_holm", "beyond_noise",
+)  # fmt: skip
+
+
 def scores_csv(runs: Sequence[Results]) -> str:
     """Every cell with all its digits, one a line; empty where there is no value."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    lines: list[Sequence[object]] = []
     for results in runs:
         methods = {method.name: method for method in results.methods}
         for cell in results.cells:
-            method, pair = methods[cell.method], cell.against
+            method, pair = methods[cell.method], paired(cell.against) if cell.against else None
             against = (pair.method, pair.difference, *pair.interval, pair.p) if pair else (None,) * 5
-            writer.writerow(
+            lines.append(
                 (results.title, results.base, results.task, results.structure, results.source)
                 + (cell.method, method.label, method.space, cell.language, cell.seed, results.metric, cell.score)
-                + (*cell.interval, cell.n, cell.truncated, cell.unparsable, cell.weight)
+                + (*cell_interval(cell), cell.n, cell.truncated, cell.unparsable, cell.weight)
                 + (*against, cell.predictions, cell.adapter)
             )
+    return _csv(COLUMNS, lines)
+
+
+def summary_csv(runs: Sequence[Results]) -> str:
+    """The numbers of the page's tables: every method in every language and on the mean, over the seeds."""
+    lines: list[Sequence[object]] = []
+    for results in runs:
+        table, compared = score_table(results), {(d.method.name, d.language): d for d in differences(results)}
+        for row in table.rows:
+            for language, item in zip((*table.languages, MEAN), (*row.scores, row.mean), strict=True):
+                if item is not None and (isinstance(item, Score) or item.complete):
+                    found = compared.get((row.method.name, language))
+                    lines.append(_summary_line(results, row.method, language, item, found))
+    return _csv(SUMMARY_COLUMNS, lines)
+
+
+def _summary_line(
+    results: Results, method: Method, language: str, item: Score | Mean, found: Difference | None
+) -> Sequence[object]:
+    seeds = len({cell.seed for cell in results.cells if cell.method == method.name})
+    own = (item.seeds if isinstance(item, Score) else seeds, results.metric, item.mean, item.sd)
+    against: tuple[object, ...] = (None,) * 8
+    if found is not None:
+        beyond = "yes" if found.sign else "no"
+        against = (found.against, found.mean, found.sd, *found.interval, found.p, found.adjusted, beyond)
+    named = (results.title, method.name, method.label, method.space, language)
+    return (*named, *own, *(item.interval or (None, None)), *against)
+
+
+def _csv(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([[cell_text(value) for value in line] for line in lines])
     return out.getvalue()
+
+
+def cell_text(value: object) -> object:
+    """What a CSV cell holds: numbers as they are, text that a spreadsheet would calculate behind an apostrophe."""
+    if not isinstance(value, str):
+        return value
+    formula = value[:1] in ("\t", "\r") or value.lstrip()[:1] in tuple("=+-@＝＋－＠")
+    return f"'{printable(value, len(value))}" if formula and not _numeric(value) else printable(value, len(value))
+
+
+def _numeric(words: str) -> bool:
+    try:
+        float(words)
+    except ValueError:
+        return False
+    return True
 
 
 def scores_latex(runs: Sequence[Results]) -> str:
@@ -56,7 +127,7 @@ def _overview_latex(runs: Sequence[Results]) -> str:
             _value(item.mean, (method.name, index) in shown.best) if item and item.complete else "--"
             for index, item in enumerate(means)
         ]
-        lines.append(" & ".join([latex(method.label), *values]) + r" \\")
+        lines.append(" & ".join([_first(method.label), *values]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
@@ -76,8 +147,8 @@ def _run_latex(results: Results) -> str:
         pairs = list(zip(table.languages, row.scores, strict=True))
         values = [_value(item.mean, (name, column) in table.best) if item else "--" for column, item in pairs]
         values.append(_value(row.mean.mean, (name, MEAN) in table.best) if row.mean and row.mean.complete else "--")
-        lines.append(" & ".join([latex(row.method.title), *values]) + r" \\")
-        small = [_small(item, table) for item in row.scores] + [_mean_small(row.mean.sd if row.mean else None)]
+        lines.append(" & ".join([_first(row.method.title), *values]) + r" \\")
+        small = [_small(item, table) for item in row.scores] + [_mean_small(row.mean)]
         lines.append(" & ".join(["", *small]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
@@ -91,16 +162,22 @@ def _small(item: Score | None, table: ScoreTable) -> str:
     return rf"{{\scriptsize {latex(small_print(item, table.seeds))}}}" if item else ""
 
 
-def _mean_small(sd: float | None) -> str:
-    return "" if sd is None else rf"{{\scriptsize $\pm$ {number(sd)}}}"
+def _mean_small(item: Mean | None) -> str:
+    words = spread_print(item.sd, item.interval) if item and item.complete else ""
+    return rf"{{\scriptsize {latex(words)}}}" if words else ""
 
 
 def _dash(count: str) -> str:
     return count.replace("–", "$--$")
 
 
+def _first(words: str) -> str:
+    """The first cell of a row: after the line end of the row above, LaTeX would take [ and * for its own."""
+    return ("{}" if words.lstrip()[:1] in ("[", "*") else "") + latex(words)
+
+
 def _comment(words: str) -> str:
-    return " ".join(words.split())
+    return " ".join(printable(words, len(words)).split())
 
 
 _LATEX = {
@@ -113,4 +190,5 @@ _LATEX = {
 
 def latex(words: str) -> str:
     """Text for LaTeX: its special characters escaped, the signs that reports use as mathematics."""
+    words = printable(words, len(words))
     return "".join(_LATEX.get(character, character) for character in words)

@@ -10,6 +10,7 @@ from adamergex.report import charts, matrices, pictures
 from adamergex.report.evidence import Evidence
 from adamergex.report.results import Method, Results, Tuning
 from adamergex.report.summary import (
+    ADJUSTED,
     MEAN,
     ScoreTable,
     by_chance,
@@ -18,6 +19,7 @@ from adamergex.report.summary import (
     languages,
     score_table,
     small_print,
+    spread_print,
 )
 
 
@@ -31,6 +33,7 @@ def run_view(results: Results, evidence: Evidence, prefix: str = "") -> dict[str
         "table": table,
         "MEAN": MEAN,
         "small_print": small_print,
+        "spread_print": spread_print,
         "role": charts.role,
         "link": link,
         "several": table.seeds > 1,
@@ -81,7 +84,8 @@ def _pictures(results: Results, evidence: Evidence, table: ScoreTable, prefix: s
         "differences": [
             (item, charts.difference_mark(f"{prefix}difference-{i}", item, limits)) for i, item in enumerate(compared)
         ],
-        "by_chance": by_chance(len(compared)),
+        "adjusted": ADJUSTED,
+        "by_chance": by_chance(len({item.language for item in compared})),
         "curves": [
             (charts.curve(f"{prefix}curve-{index}", method, runs, results.measure), charts.curve_caption(runs))
             for index, (method, runs) in enumerate(curves)

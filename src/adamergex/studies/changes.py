@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import yaml
-
 from adamergex.errors import ConfigError
+from adamergex.inputs import Malformed, parse_yaml
+from adamergex.strict import nearest, shown
 
 
 class Change(NamedTuple):
@@ -30,7 +29,7 @@ def parse_change(text: str) -> Change:
     """``task.optimisation.steps=3``, ``targets=[sw, tr]``, ``tasks.xlsum=null``.
 
     Raises:
-        ConfigError: no name, no value, or a value that is no YAML.
+        ConfigError: no name, no value, or a value that is not valid YAML.
     """
     name, equals, value = text.partition("=")
     place = tuple(name.strip().split("."))
@@ -39,9 +38,9 @@ def parse_change(text: str) -> Change:
             "this sets nothing", where="--set", found=text, expected="NAME=VALUE, as in task.optimisation.steps=3"
         )
     try:
-        return Change(place, yaml.safe_load(value))
-    except yaml.YAMLError as error:
-        raise ConfigError("the value is no YAML", where=f"--set {text}", found=str(error)) from None
+        return Change(place, parse_yaml(value))
+    except Malformed as problem:
+        raise ConfigError("the value is not valid YAML", where=f"--set {text}", found=problem) from None
 
 
 def check_removal(settings: Iterable[Mapping[str, Any]], change: Change) -> None:
@@ -58,12 +57,12 @@ def check_removal(settings: Iterable[Mapping[str, Any]], change: Change) -> None
         inner = [item[name] for item in mappings if name in item]
         if not inner:
             known = list(dict.fromkeys(str(other) for item in mappings for other in item))
-            near = difflib.get_close_matches(name, known, 1)
+            near = nearest(name, known)
             raise ConfigError(
                 "there is nothing to take away",
                 where=f"--set {'.'.join(change.place)}=null",
                 found=f"no '{'.'.join(change.place[: depth + 1])}'",
-                expected=f"perhaps '{near[0]}'" if near else f"one of {', '.join(known) or 'nothing'}",
+                expected=f"perhaps '{near}'" if near else f"one of {', '.join(known) or 'nothing'}",
             )
 
 
@@ -76,7 +75,7 @@ def _changed(settings: Mapping[str, Any], place: tuple[str, ...], change: Change
             raise ConfigError(
                 f"'{name}' holds no settings of its own",
                 where=f"--set {'.'.join(change.place)}",
-                found=repr(inner),
+                found=shown(inner),
                 fix=f"set {name} as a whole: '{name}={{…}}'",
             )
         result[name] = _changed(inner or {}, tuple(rest), change)

@@ -113,7 +113,7 @@ def assumed_facts(config: TransferConfig, assumed: Assumed) -> Facts:
     if isinstance(reference, TaskReference):
         labelled = _assumed_task(reference.task)
     else:
-        segments = reference.segments or (assumed.segments if needs_references(config) else None)
+        segments = getattr(reference, "segments", None) or (assumed.segments if needs_references(config) else None)
     return Facts(
         base_sha256=_named(config.base),
         task=_assumed_task(config.task),

@@ -56,15 +56,15 @@ def run_study(
     """
     plan, store, output = StudyPlan(study), Store(Path(study.store)), Path(study.output)
     reused = {step.key for step in plan.steps if store.has(step)}
+    again = {} if force is None else {step.key: step for step in plan.matching(force)}
+    reused -= again.keys()
     if actions is None:
         from adamergex.preflight import require_possible
 
-        require_possible(step for step in in_order(plan.steps) if not store.has(step))
+        require_possible(step for step in in_order(plan.steps) if step.key not in reused)
     record(store, study.title, output, plan.steps)
-    if force is not None:
-        for step in plan.matching(force):
-            store.forget(step)
-            reused.discard(step.key)
+    for step in again.values():
+        store.forget(step)
     began, failure = time.monotonic(), None
     try:
         _walk(plan, store, engine, ACTIONS if actions is None else actions, say)

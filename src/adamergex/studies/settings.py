@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field
 
-from adamergex.config import TransferConfig, read_yaml, refused, validated
+from adamergex.config import TransferConfig, place_of, read_yaml, refused, typed, validated
 from adamergex.method_config import TextReference
-from adamergex.settings import Settings, Structure
+from adamergex.settings import Structure
+from adamergex.strict import Count, Name, PathText, Settings, hint, shown
 from adamergex.studies.changes import Change, check_removal, parse_change
 
 Raw = dict[str, Any]
@@ -21,25 +21,25 @@ Raw = dict[str, Any]
 class Assumed(Settings):
     """What ``--dry-run`` takes for granted where the base or the data are not on this machine."""
 
-    parameters: PositiveFloat | None = Field(
+    parameters: Annotated[float, Field(gt=0, le=1e15)] | None = Field(
         default=None, description="of the base without its embeddings; default: from its configuration"
     )
-    rows: PositiveInt = Field(default=10_000, description="labelled rows to train on")
-    test_rows: PositiveInt = Field(default=1_000, description="rows of a test or validation set")
-    tokens: PositiveInt = Field(default=128, description="pieces of a labelled row, with its answer")
-    segments: PositiveInt = Field(default=10_000, description="segments of reference text a language")
+    rows: Count = Field(default=10_000, description="labelled rows to train on")
+    test_rows: Count = Field(default=1_000, description="rows of a test or validation set")
+    tokens: Count = Field(default=128, description="pieces of a labelled row, with its answer")
+    segments: Count = Field(default=10_000, description="segments of reference text a language")
 
 
 class StudyConfig(Settings):
     """Tables over one store. Every other name at the top is a setting of all tables (see ``TransferConfig``)."""
 
-    title: str = "Study"
-    output: str = Field(default="runs/study", description="a folder a table, and study.json")
-    store: str | None = Field(default=None, description="where all adapters are kept; default: OUTPUT/store")
-    tasks: dict[str, dict[str, Any]] = Field(
+    title: PathText = "Study"
+    output: PathText = Field(default="runs/study", description="a folder a table, and study.json")
+    store: PathText | None = Field(default=None, description="where all adapters are kept; default: OUTPUT/store")
+    tasks: dict[Name, dict[str, Any]] = Field(
         min_length=1, description="name -> what this task sets: 'task', and perhaps proxy, targets, methods, …"
     )
-    variants: dict[str, dict[str, Any]] = Field(
+    variants: dict[Name, dict[str, Any]] = Field(
         default_factory=dict, description="name -> what an ablation changes; 'only' names the tasks that it is for"
     )
     assumed: Assumed = Field(default=Assumed(), description="for --dry-run")
@@ -61,7 +61,7 @@ def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     start at the file's folder.
 
     Raises:
-        ConfigError: the file is missing, is no YAML, or has problems; all are named at once.
+        ConfigError: the file is missing, is not valid YAML, or has problems; all are named at once.
     """
     return parse_study(read_yaml(path), str(path), [parse_change(text) for text in changes])
 
@@ -82,12 +82,10 @@ def parse_study(settings: Mapping[str, Any], where: str = "settings", changes: S
         settings = item.of(settings)
     own = {name: value for name, value in settings.items() if name in StudyConfig.model_fields}
     problems = list(_unknown_names(settings))
-    try:
-        config = StudyConfig.model_validate(own)
-    except ValidationError as error:
-        problems += [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise refused(where, problems) from None
-    problems += list(_unknown_tasks(config))
+    config = typed(StudyConfig, own)
+    if isinstance(config, list):
+        raise refused(where, problems + config)
+    problems += [*_unknown_tasks(config), *_equal_tables(config)]
     common = {name: value for name, value in settings.items() if name in TransferConfig.model_fields}
     store = config.store or str(Path(config.output) / "store")
     every = {name: reduce(inherited, layers, common) for name, layers in _tables(config)}
@@ -145,24 +143,33 @@ def _tables(config: StudyConfig) -> Iterator[tuple[str, list[Raw]]]:
         named = {"task": {"name": task, **settings}} if isinstance(settings, Mapping) else {}
         yield task, [{**changes, **named}]
         for variant, change in config.variants.items():
-            if task in change.get("only", config.tasks):
+            if task in _only(change, config.tasks):
                 rest = {name: value for name, value in change.items() if name != "only"}
                 yield f"{task}-{variant}", [{**changes, **named}, rest]
+
+
+def _only(change: Mapping[str, Any], tasks: Mapping[str, Any]) -> Sequence[Any]:
+    """The tasks that a variant is for."""
+    only = change.get("only", list(tasks))
+    return only if isinstance(only, list) else [only]
 
 
 def _unknown_names(settings: Mapping[str, Any]) -> Iterator[str]:
     known = [*StudyConfig.model_fields, *TransferConfig.model_fields]
     for name in settings:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            yield f"{name}: no such setting" + (f"; did you mean '{near[0]}'?" if near else "")
+            yield f"{place_of((name,))}: no such setting{hint(name, known)}"
 
 
 def _unknown_tasks(config: StudyConfig) -> Iterator[str]:
     for variant, change in config.variants.items():
-        only = change.get("only", [])
-        for task in only if isinstance(only, list) else [only]:
-            if task not in config.tasks:
-                near = difflib.get_close_matches(str(task), config.tasks, 1)
-                hint = f"; did you mean '{near[0]}'?" if near else ""
-                yield f"variants.{variant}.only: there is no task '{task}'{hint}"
+        for task in _only(change, config.tasks):
+            if not isinstance(task, str) or task not in config.tasks:
+                yield f"variants.{variant}.only: there is no task {shown(task)}{hint(task, config.tasks)}"
+
+
+def _equal_tables(config: StudyConfig) -> Iterator[str]:
+    """Tables whose names, and so folders, are the same: task a-b, and task a under variant b."""
+    names = [name for name, _ in _tables(config)]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        yield f"tasks, variants: two tables have the name '{name}'; rename a task or a variant"

@@ -15,7 +15,7 @@ from torch import nn
 
 from adamergex.adapters.peft_backed import virtual_tokens
 from adamergex.errors import ConfigError
-from adamergex.models import Head, Kind, Loaded, kind_for, load, longest_input
+from adamergex.models import Head, Kind, Loaded, head_input, kind_for, load, longest_input
 from adamergex.settings import Target, Task
 from adamergex.tasks import Examples, scoring
 from adamergex.tasks.asking import ASKED
@@ -24,8 +24,10 @@ from adamergex.tasks.choosing import choice_scores
 from adamergex.tasks.classification import answer_pieces, head_examples, label_indices, prompt_examples
 from adamergex.tasks.denoising import pairs as denoising_pairs
 from adamergex.tasks.generating import answer_examples, generate
+from adamergex.tasks.grouping import groups
 from adamergex.tasks.language_modeling import segments
 from adamergex.tasks.measuring import tallied
+from adamergex.tasks.sentences import alignment, contrast
 from adamergex.tasks.spans import span_answers, span_examples
 from adamergex.tasks.tagging import predicted_tags, tag_examples, tag_names
 
@@ -68,11 +70,13 @@ class Way(NamedTuple):
 
 
 class TaskKind(NamedTuple):
-    """``head``: what an encoder needs; ``classes``: its labels; ``ways``: kind of model -> way."""
+    """``head``: what an encoder needs; ``classes``: its labels; ``ways``: kind of model -> way; ``encoder``: what an
+    encoder without a head is loaded as."""
 
     head: Head | None
     classes: Callable[[Any], Sequence[str] | None]
     ways: Mapping[Kind, Way]
+    encoder: Kind = "masked-lm"
 
 
 def kind_of(task: Task) -> TaskKind:
@@ -87,6 +91,8 @@ def model_kind(task: Task, base: str, *, bare: bool = False) -> Kind:
     """
     head = kind_of(task).head
     kind = kind_for(base, labelled=False) if head is None or bare else kind_for(base, labelled=True, head=head)
+    if kind == "masked-lm":
+        kind = kind_of(task).encoder
     if getattr(task, "chat", False) and kind not in ("causal-lm", "sequence-to-sequence"):
         raise ConfigError("an encoder does not chat", where="chat", found=f"{base}, a {kind} model", fix="chat: false")
     way = kind_of(task).ways.get(kind)
@@ -105,7 +111,9 @@ def model_kind(task: Task, base: str, *, bare: bool = False) -> Kind:
 def load_for(task: Task, base: str, *, bare: bool = False) -> Loaded:
     """The backbone that a task needs."""
     kind, found = model_kind(task, base, bare=bare), kind_of(task)
-    return load(base, kind, found.classes(task) if kind == found.head else None)
+    headed = kind == found.head
+    head = head_input(base, getattr(task, "head", "cls")) if headed else "cls"
+    return load(base, kind, found.classes(task) if headed else None, head)
 
 
 def examples(
@@ -125,7 +133,7 @@ def answers(
     task: Target, rows: Sequence[Row], loaded: Loaded, model: nn.Module, language: str, batch_tokens: int,
     where: object = None,
 ) -> Answers:  # fmt: skip
-    """Predictions of a model (the loaded one, or with an adapter on it) with id, hash of the item, and tally.
+    """Predictions of a model (the loaded one, or with an adapter on it) with id, hash of the item, its group and tally.
 
     Raises: DataError, ConfigError, ModelError.
     """
@@ -134,8 +142,13 @@ def answers(
     longest = longest_input(loaded.model, loaded.tokenizer) - virtual_tokens(model)
     found = say(Ask(task, rows, loaded, longest, where), model, batch_tokens)
     items = [
-        {"id": row.get("id", index), "text_sha256": _item_sha256(row), **item}
-        for index, (row, item) in enumerate(zip(rows, found.items, strict=True))
+        {
+            "id": row.get("id", index),
+            "text_sha256": _item_sha256(row),
+            **({} if group is None else {"group": group}),
+            **item,
+        }
+        for index, (row, group, item) in enumerate(zip(rows, groups(rows), found.items, strict=True))
     ]
     return found._replace(items=tallied(task, items, language))
 
@@ -326,6 +339,16 @@ _SEGMENTS: dict[Kind, Callable[..., Examples]] = {
 }
 
 
+def _contrast(ask: Ask) -> Examples:
+    texts = [str(row["text"]) for row in ask.rows]
+    return contrast(texts, ask.loaded, ask.task, seed=ask.seed, longest=ask.longest, where=ask.where)
+
+
+def _alignment(ask: Ask) -> Examples:
+    texts, pivots = ([str(row[name]) for row in ask.rows] for name in ("text", "pivot"))
+    return alignment(texts, pivots, ask.loaded, ask.task, longest=ask.longest, where=ask.where)
+
+
 _WORDS, _WRITING = Way(_word_learn, _word_say), Way(_answer_learn, _answer_say)
 _WRITERS: dict[Kind, Way] = {"causal-lm": _WRITING, "sequence-to-sequence": _WRITING}
 _TEXT: Way = Way(_segments, None)
@@ -358,6 +381,12 @@ KINDS: dict[str, TaskKind] = {
         "token-classification", tag_names, {"token-classification": Way(_tag_learn, _tag_say), **_WRITERS}
     ),
     "generation": TaskKind("sequence-classification", lambda task: None, _WRITERS),
+    "sentence-contrast": TaskKind(
+        None, lambda task: None, {"sentence-encoder": Way(_contrast, None)}, "sentence-encoder"
+    ),
+    "sentence-alignment": TaskKind(
+        None, lambda task: None, {"sentence-encoder": Way(_alignment, None)}, "sentence-encoder"
+    ),
     "language-modeling": TaskKind(
         None, lambda task: None, {"masked-lm": _TEXT, "causal-lm": _TEXT, "sequence-to-sequence": _TEXT}
     ),

@@ -1,7 +1,8 @@
 """What predictions score: the task's own function, and the share of each item in it, for intervals and comparisons.
 
 Every main metric here is a ratio of sums, 100 · Σ hits / Σ of: accuracy, exact match and ROUGE-L with of = 1 an item,
-entity F1 with hits = 2·TP and of = predicted + gold entities of a sentence. Resampling items resamples both sums.
+entity F1 with hits = 2·TP and of = predicted + gold entities of a sentence.
+Resampling items resamples both sums (see ``statistics``).
 """
 
 from __future__ import annotations
@@ -27,6 +28,27 @@ def scores(task: Target, items: Sequence[Item], language: str) -> dict[str, floa
     if task.measured_as is None:
         return {"accuracy": accuracy(predicted, gold)}
     return task_file(task.measured_as).score(predicted, gold, language)
+
+
+def require_metric(task: Target) -> None:
+    """That the task's ``metric`` is one of its scores, as far as a made-up answer can tell before there are any.
+
+    Raises: ConfigError, DataError: there is no such task to measure by, or no such metric.
+    """
+    if task.measured_as is None:
+        known(task.metric, {"accuracy": None}, "metric", f"the scores of {task.name}")
+        return
+    score, answer = task_file(task.measured_as).score, _made_up(task)
+    try:
+        found = score([answer], [[answer] if task.kind == "span" else answer], "en")
+    except Exception:  # the user's own function may not take it; it is asked again with real answers
+        return
+    known(task.metric, found, "metric", f"the scores of {task.name}")
+
+
+def _made_up(task: Target) -> Any:
+    labels = getattr(task, "labels", None) or ("1",)
+    return {"multiple-choice": 0, "tagging": ["B-X"], "span": "1", "generation": "1"}.get(task.kind, labels[0])
 
 
 def tallied(task: Target, items: Sequence[dict[str, Any]], language: str) -> list[dict[str, Any]]:

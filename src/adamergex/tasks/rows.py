@@ -10,17 +10,19 @@ from adamergex.errors import DataError
 from adamergex.metrics.entities import check_iob2, iob_tag, repaired
 from adamergex.metrics.text import comparable
 from adamergex.settings import (
+    UNLABELLED,
     AnyRows,
     Generation,
-    LanguageModeling,
     MultipleChoice,
     Rows,
+    SentenceAlignment,
     SpanAnswering,
     Tagging,
     Task,
     TaskRows,
 )
 from adamergex.tasks.catalogue import read_rows
+from adamergex.tasks.grouping import COLUMNS
 from adamergex.tasks.templates import names_in
 from adamergex.values import label_of, position_of, require_written, text_of
 
@@ -39,7 +41,9 @@ def read(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> lis
         found = read_rows(rows, language)
     else:
         found = (_file_rows if labelled or task.kind not in GOLD else _unlabelled)(task, rows, language)
-    if isinstance(task, LanguageModeling):
+    if isinstance(task, SentenceAlignment):
+        return _translated(task, found, source(rows, language))
+    if isinstance(task, UNLABELLED):
         return [row for _, row in found]
     where = source(rows, language)
     return [_checked(task, row, f"{where}, row {number}") for number, row in found]
@@ -63,12 +67,42 @@ def _checked(task: Any, row: Found, where: str) -> dict[str, Any]:
     return _CHECKS[task.kind](task, checked, where)
 
 
+def _translated(task: SentenceAlignment, found: Numbered, where: str) -> list[dict[str, Any]]:
+    """The rows with their translation as ``pivot``: by id where both sides have ids, else line by line."""
+    if task.pivot is None:
+        return [{**row, "pivot": text_of(row["pivot"], "pivot", f"{where}, row {number}")} for number, row in found]
+    assert task.pivot_language is not None  # the settings were checked for it
+    pivots = data.read_numbered(task.pivot, task.pivot_language, ("text",), also=("id",))
+    there = data.source(task.pivot, task.pivot_language)
+    if all("id" in row for _, row in (*found, *pivots)):
+        texts = {row["id"]: row["text"] for _, row in pivots}
+        for number, row in found:
+            if row["id"] not in texts:
+                raise DataError(
+                    "a row has no translation",
+                    where=f"{where}, row {number}",
+                    found=f"id {row['id']!r}",
+                    expected=f"a row with that id in {there}",
+                    fix="remove the row, or add its translation",
+                )
+        return [{**row, "pivot": texts[row["id"]]} for _, row in found]
+    if len(found) != len(pivots):
+        raise DataError(
+            "a text and its translation have different numbers of rows",
+            where=where,
+            found=f"{len(found)} rows",
+            expected=f"{len(pivots)}, as {there} has",
+            fix="give both a column id, or one row for each row",
+        )
+    return [{**row, "pivot": other["text"]} for (_, row), (_, other) in zip(found, pivots, strict=True)]
+
+
 def _file_rows(task: Task, rows: Rows, language: str) -> Numbered:
-    if isinstance(task, LanguageModeling):
+    if isinstance(task, UNLABELLED):
         # A label beside the text is not learned: it must be neither there nor the same for the text to be the same.
-        own = {name: column for name, column in rows.columns.items() if name in ("text", "id")}
+        own = {name: column for name, column in rows.columns.items() if name in ("text", "pivot", "id")}
         return data.read_numbered(rows.model_copy(update={"columns": own}), language, columns(task), also=("id",))
-    return data.read_numbered(rows, language, columns(task), also=(*data.OURS, *_ALSO.get(task.kind, ())))
+    return data.read_numbered(rows, language, columns(task), also=(*data.OURS, *COLUMNS, *_ALSO.get(task.kind, ())))
 
 
 GOLD = {"classification": "label", "pair-classification": "label", "multiple-choice": "label", "tagging": "tags"}
@@ -124,6 +158,8 @@ _COLUMNS: dict[str, Callable[[Any], tuple[str, ...]]] = {
     "tagging": lambda task: ("tokens", "tags"),
     "generation": _generation_columns,
     "language-modeling": lambda task: ("text",),
+    "sentence-contrast": lambda task: ("text",),
+    "sentence-alignment": lambda task: ("text",) if task.pivot else ("text", "pivot"),
 }
 
 

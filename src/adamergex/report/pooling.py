@@ -1,0 +1,124 @@
+"""Means over seeds and comparisons of a table: as they were computed from the items, else from the cells alone.
+
+Results of older versions hold no items. Their intervals and flags are then put together from the cells': the seeds'
+variance is added to that of the items (``statistics.nested``), which are taken to err alike in every seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean, median, stdev
+
+from adamergex.report.results import BASELINE, Cell, Comparison, Interval, Pooled, PooledComparison, Results
+from adamergex.statistics import agreeing, holm, wilson
+from adamergex.statistics.distributions import normal_quantile
+from adamergex.statistics.nested import Spread
+
+ALPHA = 0.05
+_MANY = 10**6  # clusters of an interval whose items are not known: the normal distribution
+
+
+def cell_interval(cell: Cell) -> Interval:
+    """A cell's interval; Wilson's where an older version wrote a single point."""
+    if cell.interval[0] < cell.interval[1] or not cell.n:
+        return cell.interval
+    return wilson(cell.score * cell.n / 100, cell.n)
+
+
+def paired(pair: Comparison) -> Comparison:
+    """The comparison of one seed with an interval that agrees with its p."""
+    p = _p(pair)
+    return Comparison(pair.method, pair.difference, agreeing(pair.interval, pair.difference, p, ALPHA), p)
+
+
+def score_interval(results: Results, cells: Sequence[Cell]) -> Interval:
+    """The interval of the mean of a method's cells in one language."""
+    if len(cells) == 1:
+        return cell_interval(cells[0])
+    for item in results.pooled:
+        if (item.method, item.language, item.seeds) == (cells[0].method, cells[0].language, len(cells)):
+            return item.interval
+    middle = fmean(cell.score for cell in cells)
+    half = _spread([cell.score for cell in cells], [cell_interval(cell) for cell in cells]).half(ALPHA)
+    return max(middle - half, 0.0), min(middle + half, 100.0)
+
+
+def completed(results: Results) -> Results:
+    """The results with intervals and comparisons, so that the parts of a report need not put them together again."""
+    seeds: dict[tuple[str, str], list[Cell]] = {}
+    for cell in results.cells:
+        seeds.setdefault((cell.method, cell.language), []).append(cell)
+    pooled = results.pooled or tuple(
+        Pooled(method, language, len(cells), fmean(cell.score for cell in cells), score_interval(results, cells))
+        for (method, language), cells in seeds.items()
+        if len(cells) > 1
+    )
+    return replace(results, pooled=pooled, comparisons=comparisons(results))
+
+
+def comparisons(results: Results) -> tuple[PooledComparison, ...]:
+    """All comparisons with Eng-FT, per language and for the mean of the targets, adjusted for the methods (Holm)."""
+    return results.comparisons or _from_cells(results)
+
+
+def _from_cells(results: Results) -> tuple[PooledComparison, ...]:
+    found: list[PooledComparison] = []
+    for language in dict.fromkeys([*results.targets, *(cell.language for cell in results.cells)]):
+        pairs: dict[str, list[Comparison]] = {}
+        for cell in results.cells:
+            against = cell.against if cell.language == language and cell.method != BASELINE else None
+            if against is not None and against.method == BASELINE:
+                pairs.setdefault(cell.method, []).append(paired(against))
+        spreads = {method: _spread_of(items) for method, items in pairs.items()}
+        values = {method: _pooled_p(items, spreads[method]) for method, items in pairs.items()}
+        levels = holm(list(values.values()))
+        for (method, items), (adjusted, level) in zip(pairs.items(), levels, strict=True):
+            found.append(_row(method, language, items, spreads[method], (values[method], adjusted, level)))
+    return tuple(found)
+
+
+def _row(
+    method: str, language: str, items: Sequence[Comparison], spread: Spread, levels: tuple[float, float, float]
+) -> PooledComparison:
+    p, adjusted, level = levels
+    values = [item.difference for item in items]
+    middle = fmean(values)
+    low, high = items[0].interval
+    if len(items) > 1:
+        half = spread.half(level)
+        low, high = middle - half, middle + half
+    elif level < ALPHA:  # the interval of a stricter level, by the normal distribution
+        wider = normal_quantile(level) / normal_quantile(ALPHA)
+        low, high = middle + (low - middle) * wider, middle + (high - middle) * wider
+    ends = agreeing((max(low, -100.0), min(high, 100.0)), middle, p, level)
+    sd = stdev(values) if len(values) > 1 else None
+    return PooledComparison(method, BASELINE, language, len(items), middle, ends, sd, p, adjusted)
+
+
+def _pooled_p(items: Sequence[Comparison], spread: Spread) -> float:
+    """One seed: its own. Several: what the seeds' differences say, and no less than the seeds' median."""
+    own = [_p(item) for item in items]
+    if len(items) == 1:
+        return own[0]
+    return max(median(own), spread.p(abs(fmean(item.difference for item in items))))
+
+
+def _spread_of(items: Sequence[Comparison]) -> Spread:
+    return _spread([item.difference for item in items], [item.interval for item in items])
+
+
+def _spread(values: Sequence[float], intervals: Sequence[Interval]) -> Spread:
+    items = fmean(((high - low) / 2 / normal_quantile(ALPHA)) ** 2 for low, high in intervals)
+    seeds = stdev(values) ** 2 / len(values) if len(values) > 1 else 0.0
+    return Spread(items, _MANY, seeds, 0.0, len(values))
+
+
+def _p(pair: Comparison) -> float:
+    """The comparison's p; where none was written, that of its interval under the normal distribution."""
+    if pair.p is not None:
+        return min(max(pair.p, 0.0), 1.0)
+    half = (pair.interval[1] - pair.interval[0]) / 2
+    z = abs(pair.difference) / half * normal_quantile(ALPHA) if half else (math.inf if pair.difference else 0.0)
+    return math.erfc(z / math.sqrt(2))

@@ -1,0 +1,29 @@
+"""Intervals and paired tests of scores: one implementation for evaluation, tables, reports and CSV files. numpy only.
+
+A ``Sample`` is one system's answers to one labelled set. ``compare`` and ``score`` take samples of one or several seeds
+and languages; ``pooled`` and ``comparisons`` do both
+for all methods of a table, adjusted for their number (Holm).
+"""
+
+from __future__ import annotations
+
+from adamergex.statistics.comparisons import Comparison, agreeing, compare
+from adamergex.statistics.holm import holm
+from adamergex.statistics.intervals import interval, pooled_interval, wilson
+from adamergex.statistics.samples import Sample
+from adamergex.statistics.sign_flips import mcnemar
+from adamergex.statistics.table import comparisons, pooled
+
+__all__ = [
+    "Comparison",
+    "Sample",
+    "agreeing",
+    "compare",
+    "comparisons",
+    "holm",
+    "interval",
+    "mcnemar",
+    "pooled",
+    "pooled_interval",
+    "wilson",
+]

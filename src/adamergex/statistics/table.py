@@ -1,0 +1,81 @@
+"""Everything that a table says about its methods beyond single cells: means with intervals, and comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from adamergex.statistics.comparisons import Comparison, compare
+from adamergex.statistics.holm import holm
+from adamergex.statistics.intervals import pooled_interval
+from adamergex.statistics.samples import Sample
+
+MEAN = "mean"
+Cells = Mapping[tuple[str, str, int], Sample]
+"""(method, language, seed) -> answers."""
+
+
+def pooled(cells: Cells, targets: Sequence[str]) -> list[dict[str, Any]]:
+    """Each method on the mean of the targets, and in each language with several seeds: score and interval."""
+    return [
+        {
+            "method": method,
+            "language": language,
+            "seeds": len(seeds),
+            "score": 100 * float(np.mean([[sample.score for sample in samples] for samples in seeds])),
+            "interval": list(pooled_interval(seeds)),
+        }
+        for method in _methods(cells)
+        for language, columns in _columns(cells, targets)
+        if len(seeds := _seeds(cells, [method], columns)[method]) > (language != MEAN)
+    ]
+
+
+def comparisons(cells: Cells, targets: Sequence[str], baseline: str) -> list[dict[str, Any]]:
+    """Each method against the baseline in each language, and on the mean of the targets, adjusted for the methods."""
+    found = []
+    methods = [method for method in _methods(cells) if method != baseline]
+    for language, columns in _columns(cells, targets):
+        rows: list[tuple[str, Comparison]] = []
+        for method in methods:
+            pair = _seeds(cells, [method, baseline], columns)
+            if pair[method]:
+                rows.append((method, compare(pair[method], pair[baseline])))
+        levels = holm([row.p for _, row in rows])
+        found += [
+            {
+                "method": method,
+                "against": baseline,
+                "language": language,
+                "seeds": row.seeds,
+                "difference": row.difference,
+                "interval": list(row.interval(level)),
+                "sd": row.sd,
+                "p": row.p,
+                "adjusted": adjusted,
+            }
+            for (method, row), (adjusted, level) in zip(rows, levels, strict=True)
+        ]
+    return found
+
+
+def _methods(cells: Cells) -> list[str]:
+    return list(dict.fromkeys(method for method, _, _ in cells))
+
+
+def _columns(cells: Cells, targets: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    names = dict.fromkeys([*targets, *(key[1] for key in cells)])
+    single: list[tuple[str, tuple[str, ...]]] = [(language, (language,)) for language in names]
+    return [*single, (MEAN, tuple(targets))] if len(targets) > 1 else single
+
+
+def _seeds(cells: Cells, methods: Sequence[str], languages: Sequence[str]) -> dict[str, list[list[Sample]]]:
+    """Method -> per seed that all the methods have in all the languages, a sample per language."""
+    seeds = [
+        seed
+        for seed in dict.fromkeys(key[2] for key in cells)
+        if all((method, language, seed) in cells for method in methods for language in languages)
+    ]
+    return {method: [[cells[method, language, seed] for language in languages] for seed in seeds] for method in methods}
