@@ -15,12 +15,13 @@ SOURCE = Path(__file__).parents[1] / "src" / "adamergex"
 # Lowest first. A module may import from its own layer's package and from lower layers only.
 LAYERS = [
     ["errors", "hashing", "backbones", "residency", "statistics", "versions"],
-    ["inputs"],
+    ["inputs", "locks", "ending"],
+    ["outputs", "manifests"],
     ["strict"],
     ["settings"],
     ["graph", "processes"],
     ["inventory"],
-    ["lineage"],
+    ["lineage", "records"],
     ["checkpoint"],
     ["packaged"],
     ["base_files"],

@@ -1,4 +1,4 @@
-"""Adapter directories on disk: PEFT's files read lazily in chunks, written staged and atomically. numpy only.
+"""Adapter directories on disk: PEFT's files read lazily in chunks, and written tensor by tensor. numpy only.
 
 The safetensors header is parsed here because ``safetensors.numpy`` cannot read bfloat16; nothing of an adapter is ever
 executed, and nothing outside its declared byte ranges is read. Little-endian hosts, like the format.
@@ -10,8 +10,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from io import FileIO
@@ -333,67 +332,3 @@ class SafetensorsWriter:
         while view:
             count = os.pwrite(self._file.fileno(), view, position)
             view, position = view[count:], position + count
-
-
-def require_free(output: str | Path) -> Path:
-    """The output path, if nothing is there but at most an empty directory.
-
-    Raises:
-        AdapterFileError: the output is in use.
-    """
-    path = Path(output)
-    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
-        raise _in_use(path)
-    return path
-
-
-def _in_use(path: Path) -> AdapterFileError:
-    return AdapterFileError(
-        "The output is in use.",
-        where=path,
-        found="a directory with files" if path.is_dir() else "a file or link",
-        expected="a path where nothing is yet",
-        fix="choose another output, or remove this one first",
-    )
-
-
-@contextmanager
-def staged_directory(output: str | Path) -> Iterator[Path]:
-    """A hidden sibling directory that becomes ``output`` by one rename at the end, or disappears on an exception.
-
-    Files are synced before the rename, so a kill at any point leaves all of the output or none. The stage of a killed
-    run stays beside it under a name of its own and blocks nothing.
-
-    Raises:
-        AdapterFileError: the output is in use, or cannot be written.
-    """
-    path = require_free(output)
-    stage = path.parent / f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.partial"
-    try:
-        stage.mkdir(parents=True)
-    except OSError as error:
-        raise AdapterFileError(
-            "The output cannot be written.", where=path, found=error, fix="choose another output"
-        ) from error
-    try:
-        yield stage
-        for item in [*stage.iterdir(), stage]:
-            _sync(item)
-        try:
-            stage.rename(path)
-        except OSError as error:
-            raise _in_use(path) from error
-        _sync(path.parent)
-    except BaseException:
-        from shutil import rmtree  # 3 ms to import, and hardly ever needed
-
-        rmtree(stage, ignore_errors=True)
-        raise
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

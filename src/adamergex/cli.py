@@ -8,11 +8,11 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from io import TextIOWrapper
 
 from adamergex.bases.verbs import add as add_backbones
-from adamergex.errors import AdamergexError, ConfigError, of_machine
-from adamergex.processes import launched, leave
+from adamergex.ending import ended, say
+from adamergex.errors import AdamergexError, ConfigError
+from adamergex.processes import launched, leave, speaker
 from adamergex.studies.devices import DEVICES
 
 Verb = Callable[[argparse.Namespace], None]
@@ -42,8 +42,8 @@ def merge(arguments: argparse.Namespace) -> None:
             span=arguments.span,
             form=arguments.form,
         )
-    print(report)
-    print(f"written: {arguments.output}")
+    say(report)
+    say(f"written: {arguments.output}")
 
 
 def divergence(arguments: argparse.Namespace) -> None:
@@ -58,21 +58,21 @@ def divergence(arguments: argparse.Namespace) -> None:
         allow_different_start=arguments.allow_different_start,
         span=arguments.span,
     )
-    print(report)
-    print(f"written: {arguments.output}")
+    say(report)
+    say(f"written: {arguments.output}")
 
 
 def inspect(arguments: argparse.Namespace) -> None:
     from adamergex.inspection import inspect as describe
 
-    print(describe(arguments.directory))
+    say(describe(arguments.directory))
 
 
 def convert(arguments: argparse.Namespace) -> None:
     from adamergex.conversion import convert as convert_directory
 
     _quiet()
-    print(
+    say(
         convert_directory(
             arguments.source,
             arguments.output,
@@ -81,7 +81,7 @@ def convert(arguments: argparse.Namespace) -> None:
             safetensors=arguments.safetensors,
         )
     )
-    print(f"written: {arguments.output}")
+    say(f"written: {arguments.output}")
 
 
 def transfer(arguments: argparse.Namespace) -> None:
@@ -94,7 +94,7 @@ def transfer(arguments: argparse.Namespace) -> None:
     changes = {"output": arguments.output} if arguments.output else {}
     config = load(Path(arguments.config)).model_copy(update=changes)
     _quiet()
-    print(summary(run(config, command=_command()), config.output))
+    say(summary(run(config, say, command=_command()), config.output))
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -111,9 +111,11 @@ def train(arguments: argparse.Namespace) -> None:
     if not launched().first:
         return
     done = outcome(written)
-    print(f"{done['parameters']:,} parameters, {done['examples']} examples, {done['steps']} steps: ", end="")
-    print(f"loss {done['first_loss']:.3f} at first, {done['loss']:.3f} at last")
-    print(f"written: {written}")
+    say(
+        f"{done['parameters']:,} parameters, {done['examples']} examples, {done['steps']} steps: "
+        f"loss {done['first_loss']:.3f} at first, {done['loss']:.3f} at last"
+    )
+    say(f"written: {written}")
 
 
 def study(arguments: argparse.Namespace) -> None:
@@ -128,21 +130,22 @@ def study(arguments: argparse.Namespace) -> None:
     _quiet()
     if arguments.dry_run:
         speed = arguments.tokens_per_second
-        print(dry_run(wanted, device=arguments.device, workers=arguments.workers or 1, tokens_per_second=speed))
+        say(dry_run(wanted, device=arguments.device, workers=arguments.workers or 1, tokens_per_second=speed))
         return
     engine = Engine(arguments.engine, arguments.workers, arguments.address, arguments.gpus)
-    result = run_study(wanted, engine=engine, force=arguments.force, command=_command())
-    print(f"{len(result['tables'])} tables, {result['steps']['all']} steps, {result['steps']['reused']} of them reused")
-    print(f"written: {Path(wanted.output) / 'study.json'}")
+    result = run_study(wanted, engine=engine, force=arguments.force, say=say, command=_command())
+    say(f"{len(result['tables'])} tables, {result['steps']['all']} steps, {result['steps']['reused']} of them reused")
+    say(f"written: {Path(wanted.output) / 'study.json'}")
 
 
 def runs(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     from adamergex.graph import Store
-    from adamergex.inventory import entries, listing
+    from adamergex.inventory import contents, describe
 
-    print(listing(entries(Store(Path(arguments.store)))))
+    store = Store(Path(arguments.store))
+    say(describe(contents(store), store.root))
 
 
 def gc(arguments: argparse.Namespace) -> None:
@@ -162,15 +165,15 @@ def gc(arguments: argparse.Namespace) -> None:
         )
     found = garbage(store)
     if not found.entries and not found.leftovers:
-        print("nothing to remove: a study needs every result")
+        say("nothing to remove: a study needs every result")
         return
-    print(listing(found.entries))
-    print(f"{len(found.leftovers)} leftovers of stopped runs; {megabytes(found.bytes)} together")
+    say(listing(found.entries))
+    say(f"{len(found.leftovers)} leftovers of stopped runs or damaged results; {megabytes(found.bytes)} together")
     if not arguments.yes and not _agreed("remove these? [y/N] "):
-        print("nothing removed")
+        say("nothing removed")
         return
     gone = collect(store, found)
-    print(f"removed: {len(gone.entries)} results, {len(gone.leftovers)} leftovers, {megabytes(found.bytes)}")
+    say(f"removed: {len(gone.entries)} results, {len(gone.leftovers)} leftovers, {megabytes(found.bytes)}")
 
 
 def _agreed(question: str) -> bool:
@@ -183,7 +186,7 @@ def _agreed(question: str) -> bool:
 def report(arguments: argparse.Namespace) -> None:
     from adamergex.report import report as write
 
-    print(f"report: {write(arguments.runs, arguments.output, arguments.papers)}")
+    say(f"report: {write(arguments.runs, arguments.output, arguments.papers)}")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -199,15 +202,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
         columns=dict(arguments.column),
     )
     low, high = scores["interval"]
-    print(f"{scores['metric']} {scores[scores['metric']]:.1f} % [{low:.1f}, {high:.1f}] on {scores['n']} items")
-    print(f"written: {arguments.output}")
+    say(f"{scores['metric']} {scores[scores['metric']]:.1f} % [{low:.1f}, {high:.1f}] on {scores['n']} items")
+    say(f"written: {arguments.output}")
 
 
 def demo(arguments: argparse.Namespace) -> None:
     from adamergex.demo import demo as run_demo
 
     _quiet()
-    print(run_demo(arguments.output, base=arguments.base, command=_command()))
+    say(run_demo(arguments.output, base=arguments.base, say=say, command=_command()))
 
 
 def _command() -> str:
@@ -359,8 +362,11 @@ def _add_rule(verb: argparse.ArgumentParser, rules: list[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without λ loses the sign, not what was done
+    """Run one command; its exit code (see ``ending``)."""
+    return ended(lambda: _run(argv), speaker())
+
+
+def _run(argv: Sequence[str] | None) -> int:
     top = parser()
     arguments = top.parse_args(argv)
     if arguments.version:
@@ -371,18 +377,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.verb is None:
         top.print_help()
         return 2
-    speaker = "adamergex"
-    try:
-        team = launched()
-        if team.size > 1:
-            speaker = f"adamergex, process {team.rank + 1} of {team.size}"
-            _require_alone(arguments.verb)
-        arguments.run(arguments)
-    except (AdamergexError, OSError) as error:
-        # Of the machine: a full disk, a limit, a missing right. Bad input is told by errors of ours before.
-        said = error if isinstance(error, AdamergexError) else of_machine(error)
-        print(f"{speaker}: {said}", file=sys.stderr)
-        return 2
+    if launched().size > 1:
+        _require_alone(arguments.verb)
+    arguments.run(arguments)
     return 0
 
 

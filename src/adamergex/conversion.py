@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from adamergex import lineage as lineages
 from adamergex.adapters import adapterhub, sparse
-from adamergex.checkpoint import require_free
 from adamergex.errors import AdapterFileError, ConfigError, ModelError
 from adamergex.models import family, load_config, quiet
+from adamergex.outputs import require_free
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamergex import data, lineage, statistics
-from adamergex.checkpoint import require_free, staged_directory
 from adamergex.errors import AdapterFileError, ConfigError, DataError, ModelError
 from adamergex.inputs import path_part
+from adamergex.outputs import require_free, staged_directory
+from adamergex.records import PREDICTIONS, read_predictions
 from adamergex.statistics import mcnemar as mcnemar
 
 if TYPE_CHECKING:
     from torch import nn
 
     from adamergex.models import Loaded
-    from adamergex.settings import UNLABELLED_KINDS, EvaluateJob
+    from adamergex.settings import EvaluateJob
     from adamergex.tasks.kinds import Answers
 
 
@@ -65,7 +66,7 @@ def evaluate(
     scores |= {"unparsable": found.unparsable} | ({"ignored_entities": ignored} if ignored else {})
     if output is not None:
         with staged_directory(output) as stage:
-            write_predictions(stage / "predictions.jsonl", found.items)
+            write_predictions(stage / PREDICTIONS, found.items)
             text = json.dumps(scores | {"language": job.language}, indent=2) + "\n"
             (stage / "scores.json").write_text(text, encoding="utf-8")
     return scores
@@ -151,7 +152,7 @@ def evaluate_directory(
     """
     from pydantic import TypeAdapter
 
-    from adamergex.settings import Classification, EvaluateJob, Rows, Target
+    from adamergex.settings import UNLABELLED_KINDS, Classification, EvaluateJob, Rows, Target
 
     path_part(language, what="the language", error=ConfigError, where="--language")
     rows = Rows(path=test, columns=dict(columns or {}))
@@ -190,11 +191,7 @@ def write_predictions(path: Path, predictions: Sequence[Mapping[str, Any]]) -> N
 def _predictions(given: Predictions) -> list[Mapping[str, Any]]:
     if not isinstance(given, (str, Path)):
         return list(given)
-    try:
-        with Path(given).open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise DataError("the predictions cannot be read", where=given, found=error, fix="evaluate again") from error
+    return list(read_predictions(given))
 
 
 def _item(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from adamergex import inputs
 from adamergex.backbones import PACKAGED, SHIPPED
 from adamergex.errors import AdapterFileError, ModelError
 
@@ -70,18 +72,9 @@ def read(directory: str | Path) -> Lineage | None:
         AdapterFileError: not JSON, another format, or fields that are unknown or of the wrong type.
     """
     path = Path(directory) / FILE_NAME
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (OSError, ValueError) as error:
-        raise AdapterFileError(
-            "The lineage cannot be read.",
-            where=path,
-            found=error,
-            expected="a JSON object",
-            fix="restore the file, or delete it: the adapter then counts as one without lineage",
-        ) from error
+    found = inputs.read_json_object(path, what="the lineage", error=AdapterFileError)
     _require_format(path, found)
     return Lineage(**{key: value for key, value in found.items() if key != "format"})
 

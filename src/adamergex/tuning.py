@@ -18,7 +18,7 @@ import torch
 from adamergex import lineage
 from adamergex.adapters import resident
 from adamergex.adapters.labels import require_labels
-from adamergex.checkpoint import AdapterDirectory, TensorReader, staged_directory
+from adamergex.checkpoint import AdapterDirectory, TensorReader
 from adamergex.errors import ConfigError
 from adamergex.evaluation import load_for, predict, score
 from adamergex.merging import Rule, delta, merged_tensors, rule_for, select
@@ -27,13 +27,14 @@ from adamergex.merging.layout import layout
 from adamergex.merging.select import default_selection
 from adamergex.merging.stream_delta import load as load_factors
 from adamergex.models import quiet
+from adamergex.outputs import staged_directory
+from adamergex.records import TUNING
 from adamergex.tasks.rows import read
 
 if TYPE_CHECKING:
     from adamergex.models import Loaded
     from adamergex.settings import EvaluateJob
 
-FILE_NAME = "tuning.json"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -91,7 +92,7 @@ def tune(
     result["n"] = len(rows)
     if output is not None:
         with staged_directory(output) as stage:
-            (stage / FILE_NAME).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            (stage / TUNING).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
 
 

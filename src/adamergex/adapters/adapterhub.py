@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 
 from adamergex.adapters import dialects
 from adamergex.adapters.places import find_places
-from adamergex.checkpoint import staged_directory
 from adamergex.errors import AdapterFileError
 from adamergex.lineage import FILE_NAME, Lineage
 from adamergex.lineage import read as read_lineage
+from adamergex.outputs import staged_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

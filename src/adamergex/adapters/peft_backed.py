@@ -25,12 +25,13 @@ from peft import (
 )
 from peft.utils import ModulesToSaveWrapper, merge_utils
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from adamergex.adapters import prefix
 from adamergex.adapters.guards import require_effect
 from adamergex.adapters.precision import in_float32
+from adamergex.adapters.saving import save_tensors
 from adamergex.adapters.sites import targets
 from adamergex.errors import AdapterFileError, ModelError
 from adamergex.lineage import model_card
@@ -185,7 +186,7 @@ def write_tensors(wrapped: PeftModel, directory: Path) -> None:
     """Write adapter_model.safetensors alone."""
     directory.mkdir(parents=True, exist_ok=True)
     contents = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors(wrapped).items())}
-    save_file(contents, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_tensors(contents, directory / WEIGHTS_FILE)
 
 
 def load(model: PreTrainedModel, directory: Path, trainable: bool = False, *, fresh: tuple[str, ...] = ()) -> PeftModel:

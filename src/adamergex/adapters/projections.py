@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from adamergex import lineage as lineages
 from adamergex.adapters.labels import require_labels
-from adamergex.checkpoint import CONFIG, TENSORS, AdapterDirectory, staged_directory
+from adamergex.adapters.saving import save_tensors
+from adamergex.checkpoint import CONFIG, TENSORS, AdapterDirectory
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
 from adamergex.merging.layout import PREFIX, Layout, layout, structure_kind
+from adamergex.outputs import staged_directory
 
 Side = Literal["input", "output"]
 
@@ -93,7 +95,7 @@ class PeftAdapter(nn.Module):
         with staged_directory(directory) as stage:
             text = json.dumps({**self.config, **metadata}, indent=2, sort_keys=True)
             (stage / CONFIG).write_text(text + "\n", encoding="utf-8")
-            save_file(dict(sorted(tensors.items())), stage / TENSORS, metadata={"format": "pt"})
+            save_tensors(dict(sorted(tensors.items())), stage / TENSORS)
             if self.lineage:
                 self.lineage.write(stage)
         return Path(directory)

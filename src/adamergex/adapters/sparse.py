@@ -19,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from adamergex.adapters.adapterhub import read_pickle
-from adamergex.checkpoint import SafetensorsWriter, TensorInfo, staged_directory
+from adamergex.checkpoint import SafetensorsWriter, TensorInfo
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
 from adamergex.lineage import Lineage
+from adamergex.outputs import staged_directory
 
 PEER, TENSORS = "pytorch_diff.bin", "sparse_difference.safetensors"
 FORMAT = "adamergex-sparse-difference/1"

@@ -18,10 +18,10 @@ from adamergex.base_files import base_sha256, checkpoint_file, resolve
 from adamergex.bases.heads import fold, with_new_head
 from adamergex.bases.rows import write_tensors
 from adamergex.bases.trimming import KEPT, RECORD
-from adamergex.checkpoint import staged_directory
 from adamergex.errors import ModelError
 from adamergex.inputs import open_regular, read_json_object
 from adamergex.models import quiet
+from adamergex.outputs import staged_directory
 
 FILE = "masked_lm_head.safetensors"
 HEAD_RECORD = "masked_lm_head.json"

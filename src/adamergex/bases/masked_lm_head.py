@@ -25,12 +25,13 @@ from adamergex import data
 from adamergex.base_files import base_sha256
 from adamergex.bases.head_file import FILE, HEAD_RECORD, HeadFile, origin, write_base
 from adamergex.bases.heads import LowRank, calibrate, with_new_head
-from adamergex.checkpoint import TENSORS, staged_directory
+from adamergex.checkpoint import TENSORS
 from adamergex.errors import ConfigError, DataError
 from adamergex.lineage import package_versions
 from adamergex.logits import labelled, labelled_loss
 from adamergex.loop import fit
 from adamergex.models import longest_input, quiet, tokenizer
+from adamergex.outputs import staged_directory
 from adamergex.processes import joined
 from adamergex.settings import LanguageModeling, Optimisation, Rows, Structure, TrainJob
 from adamergex.tasks.language_modeling import Segments, segments

@@ -12,11 +12,12 @@ from adamergex import lineage as lineages
 from adamergex.base_files import base_sha256
 from adamergex.bases.head_file import origin
 from adamergex.bases.rows import Rows
-from adamergex.checkpoint import CONFIG, read_header, staged_directory
+from adamergex.checkpoint import CONFIG, read_header
 from adamergex.errors import AdapterFileError, ModelError
 from adamergex.hashing import file_sha256
 from adamergex.inputs import read_json_object
 from adamergex.models import load_config
+from adamergex.outputs import staged_directory
 
 _ROLE = "rebased_from"
 

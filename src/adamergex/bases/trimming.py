@@ -22,11 +22,11 @@ from adamergex.base_files import base_sha256, checkpoint_file, resolve
 from adamergex.bases.rows import Rows as WeightRows
 from adamergex.bases.rows import body_sha256, write_tensors
 from adamergex.bases.vocabulary import Vocabulary
-from adamergex.checkpoint import staged_directory
 from adamergex.errors import DataError, ModelError
 from adamergex.hashing import file_sha256
 from adamergex.inputs import DOCUMENT_BYTES, read_json_object
 from adamergex.models import load_config, tokenizer
+from adamergex.outputs import staged_directory
 from adamergex.settings import Rows
 
 RECORD = "trimmed.json"

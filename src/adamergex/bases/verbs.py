@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from adamergex.ending import say
+
 
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The verb and its own verbs."""
@@ -46,25 +48,25 @@ def _list(arguments: argparse.Namespace) -> None:
 
     from adamergex.bases.listing import as_json, as_table, named
 
-    print(json.dumps(as_json(named()), indent=1, ensure_ascii=False) if arguments.json else as_table(named()))
+    say(json.dumps(as_json(named()), indent=1, ensure_ascii=False) if arguments.json else as_table(named()))
 
 
 def _trim(arguments: argparse.Namespace) -> None:
     from adamergex.bases.trimming import trim
 
-    print(trim(arguments.base, arguments.text, arguments.output, columns=arguments.column))
-    print(f"written: {arguments.output}")
+    say(trim(arguments.base, arguments.text, arguments.output, columns=arguments.column))
+    say(f"written: {arguments.output}")
 
 
 def _head(arguments: argparse.Namespace) -> None:
     from adamergex.bases.head_file import compose
 
     compose(arguments.base, arguments.head, arguments.output)
-    print(f"written: {arguments.output}")
+    say(f"written: {arguments.output}")
 
 
 def _rebase(arguments: argparse.Namespace) -> None:
     from adamergex.bases.rebasing import rebase
 
     rebase(arguments.adapter, arguments.source, arguments.target, arguments.output)
-    print(f"written: {arguments.output}")
+    say(f"written: {arguments.output}")

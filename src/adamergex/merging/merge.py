@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from adamergex import hashing
 from adamergex import lineage as lineages
-from adamergex.checkpoint import CONFIG, TENSORS, AdapterDirectory, TensorReader, require_free, staged_directory
+from adamergex.checkpoint import CONFIG, TENSORS, AdapterDirectory, TensorReader
 from adamergex.errors import AdapterFileError, ConfigError, NothingMergedError
 from adamergex.lineage import Lineage
 from adamergex.merging import delta, prefix, report, stream_prefix
@@ -33,6 +33,7 @@ from adamergex.merging.rules import rule_for
 from adamergex.merging.select import default_selection, select
 from adamergex.merging.stream import ElementwiseMerge, write_divergence
 from adamergex.merging.stream_delta import DeltaMerge, FactorSource, ReferenceFactors, SavedFactors, write_factors
+from adamergex.outputs import require_free, staged_directory
 
 StrPath = str | Path
 

@@ -11,17 +11,17 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
 from adamergex.backbones import PACKAGED, Packaged
-from adamergex.checkpoint import staged_directory
-from adamergex.errors import AdapterFileError, ModelError
+from adamergex.errors import ModelError
 from adamergex.hashing import file_sha256
 from adamergex.inputs import read_json_object
+from adamergex.locks import held
+from adamergex.outputs import remove, replaced_directory
 from adamergex.packaged import e5s1, smollm2
 
 FORMAT = 2
@@ -86,14 +86,13 @@ def is_whole(target: Path) -> bool:
 
 
 def _convert(backbone: Packaged, source: Path, digest: str, target: Path) -> None:
-    for leftover in [*target.parent.glob(f".{target.name}.*.partial"), target]:  # of a killed run; or damaged
-        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in target.parent.glob(f".{target.name}.*.partial"):  # of a killed run: we hold the lock
+        remove(leftover)
     try:
-        with staged_directory(target) as stage:
+        with replaced_directory(target) as stage:
             _CONVERTERS[backbone.name](source, stage)
-            files = {path.name: file_sha256(path) for path in sorted(stage.iterdir())}
             record = {
-                "files": files,
+                "files": {path.name: file_sha256(path) for path in sorted(stage.iterdir())},
                 "format": FORMAT,
                 "licence": backbone.licence,
                 "model": backbone.hub,
@@ -101,7 +100,7 @@ def _convert(backbone: Packaged, source: Path, digest: str, target: Path) -> Non
                 "source_sha256": digest,
             }
             (stage / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    except (AdapterFileError, OSError) as problem:
+    except OSError as problem:
         raise _unwritable(target, problem) from problem
 
 
@@ -138,25 +137,20 @@ def _require_as_installed(backbone: Packaged, source: Path, digest: str) -> None
 @contextlib.contextmanager
 def _alone(target: Path) -> Iterator[None]:
     """Hold the lock of a target: the second process waits for the first, instead of converting as well."""
-    import fcntl
-
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = (target.parent / f".{target.name}.lock").open("w")
-    except OSError as problem:
-        raise _unwritable(target, problem) from problem
-    with lock:
-        with contextlib.suppress(OSError):  # a file system without locks: both convert, the first rename counts
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = target.parent / f".{target.name}.lock"
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(lock, waiting_for=f"another process that converts {target.name}"))
+        except OSError as problem:
+            raise _unwritable(target, problem) from problem
         yield
 
 
-def _unwritable(target: Path, problem: Exception) -> ModelError:
-    found = problem.strerror if isinstance(problem, OSError) else getattr(problem, "found", None)
+def _unwritable(target: Path, problem: OSError) -> ModelError:
     return ModelError(
         "the converted backbone cannot be written",
         where=target,
-        found=found or problem,
+        found=problem.strerror or problem,
         expected="a folder with room for it that you may write to",
         fix="set ADAMERGEX_CACHE to such a folder",
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from adamergex.errors import DataError, printable
+from adamergex.errors import printable
+from adamergex.outputs import filled_directory, write_files
 from adamergex.report import views
 from adamergex.report.evidence import Evidence, gather
 from adamergex.report.markdown import report_markdown
@@ -31,6 +31,7 @@ def write_report(results: Results | Mapping[str, Any], directory: str | Path) ->
 
     Raises:
         DataError: plain data that are not valid results.
+        OSError: the directory cannot be written.
     """
     return _write([results if isinstance(results, Results) else parse(results)], Path(directory))
 
@@ -44,18 +45,16 @@ def report(runs: Sequence[str | Path], output: str | Path, papers: Sequence[str 
         papers: files with the papers' numbers, as ``studies/papers/*.csv``.
 
     Raises:
-        DataError: a folder that is no run, files that are not valid, or an output that is no folder.
+        DataError: a folder that is no run, or files that are not valid.
+        AdapterFileError: an output that is no folder.
     """
     quoted = read_papers(papers)
     found, notes = read_runs(runs)
-    return _write([placed(run, Path(output)) for run in found], Path(output), quoted, notes)
+    with filled_directory(output) as directory:
+        return _write([placed(run, directory) for run in found], directory, quoted, notes)
 
 
 def _write(runs: Sequence[Results], directory: Path, quoted: Sequence[Quoted] = (), notes: Sequence[str] = ()) -> Path:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError("The report cannot be written.", where=directory, found=error, fix="choose a folder") from None
     runs = [completed(results) for results in runs]
     evidence = [gather(results, directory) for results in runs]
     contents = {
@@ -65,10 +64,7 @@ def _write(runs: Sequence[Results], directory: Path, quoted: Sequence[Quoted] = 
         "summary.csv": summary_csv(runs),
         "scores.tex": scores_latex(runs),
     }
-    for name, text in contents.items():
-        part = directory / f".{name}.partial"
-        part.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(part, directory / name)
+    write_files(directory, contents)
     return directory / "report.html"
 
 
