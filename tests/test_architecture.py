@@ -18,6 +18,7 @@ LAYERS = [
     ["inputs", "locks", "ending"],
     ["outputs", "manifests"],
     ["strict"],
+    ["sources"],
     ["settings"],
     ["graph", "processes"],
     ["inventory"],

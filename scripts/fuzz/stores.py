@@ -32,6 +32,7 @@ from typing import Any
 
 from adamergex import manifests, pipeline
 from adamergex.cli import main
+from adamergex.config import load
 
 SECONDS = 5.0
 MEMORY = 8 << 30
@@ -73,6 +74,7 @@ class World:
         assert code == 0, said
         self.run.rename(self.kept)
         self.scores = _scores(self.kept)
+        self.facts = pipeline.facts(pipeline.absolute(load(self.settings)))
         self.actions = dict.fromkeys(pipeline.ACTIONS, self._restore)
         self.files = sorted(
             path.relative_to(self.kept)
@@ -125,7 +127,7 @@ class World:
     def _command(self, about: str, *arguments: str) -> int:
         began = time.monotonic()
         try:
-            with _alarm(SECONDS * 6), _patched(self.actions):
+            with _alarm(SECONDS * 6), _patched(self.actions, self.facts):
                 code, said = self.call(*arguments)
         except BaseException as error:
             raise Fault(f"{about}: {arguments[0]} raised {error!r}") from error
@@ -164,12 +166,14 @@ def _scores(run: Path) -> list[tuple[Any, ...]]:
 
 
 @contextlib.contextmanager
-def _patched(actions: dict[str, Any]) -> Iterator[None]:
-    before, pipeline.ACTIONS = pipeline.ACTIONS, actions
+def _patched(actions: dict[str, Any], facts: Any) -> Iterator[None]:
+    """With steps that are copied, not trained, and the hashes of base and data that no mutant changes."""
+    before = pipeline.ACTIONS, pipeline.facts
+    pipeline.ACTIONS, pipeline.facts = actions, lambda config: facts  # type: ignore[assignment]
     try:
         yield
     finally:
-        pipeline.ACTIONS = before
+        pipeline.ACTIONS, pipeline.facts = before  # type: ignore[assignment]
 
 
 @contextlib.contextmanager

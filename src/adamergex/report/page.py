@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adamergex.errors import printable
 from adamergex.outputs import filled_directory, write_files
@@ -22,6 +23,9 @@ from adamergex.report.results import Results, parse
 from adamergex.report.runs import placed, read_runs
 from adamergex.report.summary import difference_span, number, probability, signed, span
 from adamergex.report.tables import scores_csv, scores_latex, summary_csv
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 def write_report(results: Results | Mapping[str, Any], directory: str | Path) -> Path:
@@ -75,10 +79,38 @@ def page(
     notes: Sequence[str] = (),
 ) -> str:
     """One self-contained HTML page: its style, script and pictures are inside, and nothing is fetched."""
-    import jinja2
-
     runs = [runs] if isinstance(runs, Results) else runs
     evidence = evidence or [Evidence()] * len(runs)
+    script = _text("page.js")
+    alone, (title, named) = len(runs) == 1, under_one_title(runs)
+    shown = [
+        views.run_view(results, own, "" if alone else f"run{index}-")
+        for index, (results, own) in enumerate(zip(named, evidence, strict=True), 1)
+    ]
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            runs=shown,
+            alone=alone,
+            h="h2" if alone else "h3",
+            title=title,
+            together=None if alone else overview(named),
+            beside=beside(quoted, runs),
+            quoted=quoted,
+            partial=notes,
+            style=_text("page.css"),
+            script=script,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
+    )
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """The templates, compiled once for all pages of a process."""
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_text),
         autoescape=True,
@@ -91,25 +123,7 @@ def page(
     environment.filters.update(
         difference_span=difference_span, size=views.size, time=views.time, unbroken=views.unbroken
     )
-    script = _text("page.js")
-    alone, (title, named) = len(runs) == 1, under_one_title(runs)
-    shown = [
-        views.run_view(results, own, "" if alone else f"run{index}-")
-        for index, (results, own) in enumerate(zip(named, evidence, strict=True), 1)
-    ]
-    return environment.get_template("page.html.j2").render(
-        runs=shown,
-        alone=alone,
-        h="h2" if alone else "h3",
-        title=title,
-        together=None if alone else overview(named),
-        beside=beside(quoted, runs),
-        quoted=quoted,
-        partial=notes,
-        style=_text("page.css"),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
+    return environment
 
 
 def _shown(value: object) -> object:
