@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adamergex import inputs, lineage_fields
-from adamergex.backbones import SHIPPED
+from adamergex.backbones import PACKAGED, SHIPPED
 from adamergex.errors import AdapterFileError, ModelError, printable
 
 FILE_NAME = "lineage.json"
@@ -227,11 +227,18 @@ def _classes(task: Mapping[str, Any]) -> int:
     return 1 + 2 * len(task["types"]) if task.get("types") else len(task.get("labels", ()))
 
 
+def _base_in_code(base: str) -> tuple[str, str]:
+    """How a snippet names a base, and the import that this needs, or nothing."""
+    if base in SHIPPED or base in PACKAGED:
+        room = "backbones" if base in SHIPPED else "packaged"
+        return f"str(folder({json.dumps(base)}))", f"from adamergex.{room} import folder"
+    return json.dumps(base), ""
+
+
 def _snippet(base: str, task_type: str | None, labels: int) -> str:
     name = _AUTO_CLASS.get(task_type or "")
-    quoted, shipped = json.dumps(base), ""
-    if base in SHIPPED:
-        quoted, shipped = f"str(folder({quoted}))", "from adamergex.backbones import folder\n"
+    quoted, shipped = _base_in_code(base)
+    shipped = shipped and f"{shipped}\n"
     if labels and task_type in ("SEQ_CLS", "TOKEN_CLS"):  # PEFT's own class would build a head of two labels
         own = str(name).removeprefix("AutoPeft")
         code = (
@@ -257,9 +264,8 @@ def _attach_snippet(lineage: Lineage, base: str, task_type: str | None) -> str:
     kind = (
         "SequenceClassification" if task_type == "SEQ_CLS" else "CausalLM" if task_type == "CAUSAL_LM" else "MaskedLM"
     )
-    imports, name = ["from adamergex import attach"], json.dumps(base)
-    if base in SHIPPED:
-        imports, name = [*imports, "from adamergex.backbones import folder"], f"str(folder({name}))"
+    name, shipped = _base_in_code(base)
+    imports = ["from adamergex import attach", *([shipped] if shipped else [])]
     extra = f", num_labels={labels}" if task_type == "SEQ_CLS" else ""
     lower = '"path/to/the/language/adapter", ' if "below" in lineage.parents else ""
     lines = [
@@ -283,9 +289,8 @@ def _difference_snippet(lineage: Lineage, base: str, task_type: str | None) -> s
     if lineage.structure.get("kind") == "sparse" and own in _PREDICT_TOKENS:
         names.append("untie_output")
         untied = ["untie_output(model)  # the matrix that predicts tokens stays the base's, as in training"]
-    imports, name = [f"from adamergex.adapters.sparse import {', '.join(names)}"], json.dumps(base)
-    if base in SHIPPED:
-        imports, name = [*imports, "from adamergex.backbones import folder"], f"str(folder({name}))"
+    name, shipped = _base_in_code(base)
+    imports = [f"from adamergex.adapters.sparse import {', '.join(names)}", *([shipped] if shipped else [])]
     labels = _classes(lineage.task or {}) if task_type in ("SEQ_CLS", "TOKEN_CLS") else 0
     extra = f", num_labels={labels}" if labels else ""
     lines = [

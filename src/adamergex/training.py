@@ -67,7 +67,7 @@ def train(
         team = stack.enter_context(joined())
         require_rows(job, team)
         stage = stack.enter_context(staged_directory(output)) if team.first else None
-        stack.enter_context(_own_randomness(job.seed))
+        stack.enter_context(own_randomness(job.seed))
         stack.enter_context(quiet())
         loaded = _fitting(job, backbone)
         parents = _parents(job, loaded)
@@ -227,7 +227,7 @@ def _lineage(
 
 
 @contextlib.contextmanager
-def _own_randomness(seed: int) -> Iterator[None]:
+def own_randomness(seed: int) -> Iterator[None]:
     """Every generator seeded inside, and put back afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
