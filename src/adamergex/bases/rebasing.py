@@ -12,12 +12,13 @@ from adamergex import lineage as lineages
 from adamergex.base_files import base_sha256
 from adamergex.bases.head_file import origin
 from adamergex.bases.rows import Rows
-from adamergex.checkpoint import CONFIG, read_header
+from adamergex.checkpoint import CONFIG
 from adamergex.errors import AdapterFileError, ModelError
 from adamergex.hashing import file_sha256
 from adamergex.inputs import read_json_object
 from adamergex.models import load_config
 from adamergex.outputs import staged_directory
+from adamergex.tensor_header import read_header
 
 _ROLE = "rebased_from"
 
@@ -81,7 +82,7 @@ def _require_no_tokens(directory: Path, source: str) -> None:
             fix="train on the other base",
         )
     for path in files:
-        for info in read_header(path)[0].values():
+        for info in read_header(path).tensors.values():
             if tokens in info.shape:
                 raise AdapterFileError(
                     "the adapter holds numbers for each token of its base",

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from adamergex.base_files import checkpoint_files
-from adamergex.checkpoint import SafetensorsWriter, TensorInfo, read_header
+from adamergex.checkpoint import SafetensorsWriter, TensorInfo
 from adamergex.errors import ModelError
 from adamergex.models import load_config
+from adamergex.tensor_header import read_header
 
 # Endings of the names of input embeddings and of language-model heads, over transformers' architectures; of
 # tensors with one axis as long as the vocabulary.
@@ -89,7 +90,7 @@ class Rows:
             )
         tensors, hidden = [], 0
         for path in files:
-            for info in read_header(path)[0].values():
+            for info in read_header(path).tensors.values():
                 axis = _axis(base, info, tokens)
                 if axis == 0 and len(info.shape) == 2:
                     hidden = info.shape[1]
