@@ -125,6 +125,29 @@ def test_a_store_that_is_not_shared_is_said(cluster: Any, tmp_path: Path) -> Non
         engine.run([step(tmp_path / "log", "one")], Elsewhere(tmp_path / "store"), ACTIONS, silent, late=1)
 
 
+def test_ctrl_c_leaves_no_worker_in_the_cluster(cluster: Any, tmp_path: Path) -> None:
+    from test_ending import ENGINE, STOPPED, alive, interrupt, start
+
+    script, log = tmp_path / "script.py", tmp_path / "log"
+    local = "run(steps, Store(Path(sys.argv[1])), ACTIONS, processes=int(sys.argv[3]))"
+    assert local in ENGINE
+    script.write_text(
+        ENGINE.replace("engines.local", "engines.ray").replace(
+            local, "run(steps, Store(Path(sys.argv[1])), ACTIONS, address=sys.argv[3], workers=2)"
+        )
+    )
+    process = start(script, tmp_path / "store", log, cluster.address, stdout=None)
+    deadline = time.monotonic() + 60
+    while len(started(log)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    _, err = interrupt(process)
+    assert process.returncode == 130 and err.endswith(STOPPED) and "Traceback" not in err
+    pids = {int(line.split()[2]) for line in log.read_text().splitlines()}
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert pids and not any(map(alive, pids))
+
+
 def test_a_real_study_on_the_cluster(cluster: Any, tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
     from adamergex.studies.run import Engine, run_study
     from adamergex.studies.settings import parse_study

@@ -534,7 +534,7 @@ def test_only_what_no_study_needs_is_removed(tmp_path: Path, monkeypatch: pytest
     collect(store, garbage(store))
     assert sorted(entry.label for entry in entries(store)) == ["root", "two"]
     record(store, "Renamed", tmp_path / "second", [root])  # the same output: the new note replaces the old one
-    assert [note["title"] for note in studies(store)] == ["Renamed"]
+    assert [note.title for note in studies(store)] == ["Renamed"]
     collect(store, garbage(store))
     assert [entry.label for entry in entries(store)] == ["root"] and not resumable.exists()
 

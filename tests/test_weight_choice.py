@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adamergex import statistics, weight_choice
+from adamergex import records, statistics, weight_choice
 from adamergex.config import parse
 from adamergex.errors import AdamergexError, ConfigError, DataError
 from adamergex.graph import Store
@@ -50,9 +50,9 @@ def searched(folder: Path, right: dict[float, list[int]], **more: Any) -> Path:
     curve = [{"weight": w, "score": 100 * fmean(i["predicted"] for i in items), "interval": [0.0, 100.0]}
              for w, items in predictions]  # fmt: skip
     found = {"chosen": 0.0, "curve": curve, "metric": more.get("metric", "accuracy"), "n": len(predictions[0][1])}
-    (folder / weight_choice.FILE_NAME).write_text(json.dumps(found), encoding="utf-8")
+    (folder / records.TUNING).write_text(json.dumps(found), encoding="utf-8")
     answers = weight_choice.answers_of(predictions)
-    (folder / weight_choice.ANSWERS).write_text(json.dumps(answers), encoding="utf-8")
+    (folder / records.ANSWERS).write_text(json.dumps(answers), encoding="utf-8")
     return folder
 
 
@@ -77,7 +77,10 @@ def test_of_equal_means_the_smallest_is_taken(tmp_path: Path) -> None:
     two = searched(tmp_path / "two", {0.0: hits(1, 7), 0.5: hits(3, 7), 1.0: hits(3, 7)})
     three = searched(tmp_path / "three", {0.0: hits(0, 9), 0.5: hits(0, 9), 1.0: hits(3, 9)})
     assert weight_choice.choose({"a": one, "b": two, "c": three})["chosen"] == 0.5  # 1/3 lost, 1/3 won
-    assert weight_choice.best([{"weight": w, "score": 40.0} for w in (1.0, -0.5, 0.0)]) == -0.5
+    assert (
+        weight_choice.best([records.Point(weight=w, score=40.0, interval=[0.0, 100.0]) for w in (1.0, -0.5, 0.0)])
+        == -0.5
+    )
 
 
 def test_the_standard_error_is_that_of_clusters() -> None:
@@ -115,7 +118,7 @@ def test_searches_that_do_not_belong_together_are_refused(tmp_path: Path) -> Non
             weight_choice.choose({"a": one, "b": other}, output=tmp_path / "out")
     with pytest.raises(ConfigError, match="no search to choose from"):
         weight_choice.choose({})
-    (one / weight_choice.ANSWERS).unlink()
+    (one / records.ANSWERS).unlink()
     with pytest.raises(DataError, match=r"answers\.json"):
         weight_choice.choose({"a": one}, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -147,7 +150,10 @@ def test_several_proxies_are_averaged(tiny_encoder: Path, small_data: Path, tmp_
     assert [point["score"] for point in tuning["curve"]] == pytest.approx(
         [fmean([one["score"], two["score"]]) for one, two in zip(*curves, strict=True)]
     )
-    assert tuning["chosen"] == weight_choice.best(tuning["curve"]) and tuning["proxy"] == "fr, tr"
+    assert (
+        tuning["chosen"] == weight_choice.best(list(map(records.Point.model_validate, tuning["curve"])))
+        and tuning["proxy"] == "fr, tr"
+    )
     assert results["cells"][-1]["weight"] == tuning["chosen"]
     assert "tuned on fr, tr: adamergex" in summary(results, tmp_path)
     assert "The weight λ on other languages" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")

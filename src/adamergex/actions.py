@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from pathlib import Path
@@ -37,8 +36,10 @@ def merge(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
         return
     weight = job["weight"]
     if weight is None:
-        found = json.loads((inputs["weight"] / "tuning.json").read_text(encoding="utf-8"))
-        weight = found.get("layers") or found["chosen"]
+        from adamergex.records import read_search
+
+        found = read_search(inputs["weight"])
+        weight = found.layers or found.chosen
     elif isinstance(weight, Mapping):
         weight = Swap(**weight)
     merge_adapters(

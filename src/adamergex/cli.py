@@ -8,10 +8,11 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from io import TextIOWrapper
 
-from adamergex.errors import AdamergexError, ConfigError, of_machine
-from adamergex.processes import launched, leave
+from adamergex.bases.verbs import add as add_backbones
+from adamergex.ending import ended, say
+from adamergex.errors import AdamergexError, ConfigError
+from adamergex.processes import launched, leave, speaker
 from adamergex.studies.devices import DEVICES
 
 Verb = Callable[[argparse.Namespace], None]
@@ -41,8 +42,8 @@ def merge(arguments: argparse.Namespace) -> None:
             span=arguments.span,
             form=arguments.form,
         )
-    print(report)
-    print(f"written: {arguments.output}")
+    say(report)
+    say(f"written: {arguments.output}")
 
 
 def divergence(arguments: argparse.Namespace) -> None:
@@ -57,21 +58,21 @@ def divergence(arguments: argparse.Namespace) -> None:
         allow_different_start=arguments.allow_different_start,
         span=arguments.span,
     )
-    print(report)
-    print(f"written: {arguments.output}")
+    say(report)
+    say(f"written: {arguments.output}")
 
 
 def inspect(arguments: argparse.Namespace) -> None:
     from adamergex.inspection import inspect as describe
 
-    print(describe(arguments.directory))
+    say(describe(arguments.directory))
 
 
 def convert(arguments: argparse.Namespace) -> None:
     from adamergex.conversion import convert as convert_directory
 
     _quiet()
-    print(
+    say(
         convert_directory(
             arguments.source,
             arguments.output,
@@ -80,7 +81,7 @@ def convert(arguments: argparse.Namespace) -> None:
             safetensors=arguments.safetensors,
         )
     )
-    print(f"written: {arguments.output}")
+    say(f"written: {arguments.output}")
 
 
 def transfer(arguments: argparse.Namespace) -> None:
@@ -93,13 +94,13 @@ def transfer(arguments: argparse.Namespace) -> None:
     changes = {"output": arguments.output} if arguments.output else {}
     config = load(Path(arguments.config)).model_copy(update=changes)
     _quiet()
-    print(summary(run(config, command=_command()), config.output))
+    say(summary(run(config, say, command=_command()), config.output))
 
 
 def train(arguments: argparse.Namespace) -> None:
-    import json
     from pathlib import Path
 
+    from adamergex.pipeline import outcome
     from adamergex.pipeline import train as run
     from adamergex.train_config import load_training
 
@@ -109,10 +110,12 @@ def train(arguments: argparse.Namespace) -> None:
     leave()
     if not launched().first:
         return
-    done = json.loads((written / "lineage.json").read_text(encoding="utf-8"))["settings"]["training"]
-    print(f"{done['parameters']:,} parameters, {done['examples']} examples, {done['steps']} steps: ", end="")
-    print(f"loss {done['first_loss']:.3f} at first, {done['loss']:.3f} at last")
-    print(f"written: {written}")
+    done = outcome(written)
+    say(
+        f"{done['parameters']:,} parameters, {done['examples']} examples, {done['steps']} steps: "
+        f"loss {done['first_loss']:.3f} at first, {done['loss']:.3f} at last"
+    )
+    say(f"written: {written}")
 
 
 def study(arguments: argparse.Namespace) -> None:
@@ -127,21 +130,22 @@ def study(arguments: argparse.Namespace) -> None:
     _quiet()
     if arguments.dry_run:
         speed = arguments.tokens_per_second
-        print(dry_run(wanted, device=arguments.device, workers=arguments.workers or 1, tokens_per_second=speed))
+        say(dry_run(wanted, device=arguments.device, workers=arguments.workers or 1, tokens_per_second=speed))
         return
     engine = Engine(arguments.engine, arguments.workers, arguments.address, arguments.gpus)
-    result = run_study(wanted, engine=engine, force=arguments.force, command=_command())
-    print(f"{len(result['tables'])} tables, {result['steps']['all']} steps, {result['steps']['reused']} of them reused")
-    print(f"written: {Path(wanted.output) / 'study.json'}")
+    result = run_study(wanted, engine=engine, force=arguments.force, say=say, command=_command())
+    say(f"{len(result['tables'])} tables, {result['steps']['all']} steps, {result['steps']['reused']} of them reused")
+    say(f"written: {Path(wanted.output) / 'study.json'}")
 
 
 def runs(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     from adamergex.graph import Store
-    from adamergex.inventory import entries, listing
+    from adamergex.inventory import contents, describe
 
-    print(listing(entries(Store(Path(arguments.store)))))
+    store = Store(Path(arguments.store))
+    say(describe(contents(store), store.root))
 
 
 def gc(arguments: argparse.Namespace) -> None:
@@ -161,15 +165,15 @@ def gc(arguments: argparse.Namespace) -> None:
         )
     found = garbage(store)
     if not found.entries and not found.leftovers:
-        print("nothing to remove: a study needs every result")
+        say("nothing to remove: a study needs every result")
         return
-    print(listing(found.entries))
-    print(f"{len(found.leftovers)} leftovers of stopped runs; {megabytes(found.bytes)} together")
+    say(listing(found.entries))
+    say(f"{len(found.leftovers)} leftovers of stopped runs or damaged results; {megabytes(found.bytes)} together")
     if not arguments.yes and not _agreed("remove these? [y/N] "):
-        print("nothing removed")
+        say("nothing removed")
         return
     gone = collect(store, found)
-    print(f"removed: {len(gone.entries)} results, {len(gone.leftovers)} leftovers, {megabytes(found.bytes)}")
+    say(f"removed: {len(gone.entries)} results, {len(gone.leftovers)} leftovers, {megabytes(found.bytes)}")
 
 
 def _agreed(question: str) -> bool:
@@ -182,7 +186,7 @@ def _agreed(question: str) -> bool:
 def report(arguments: argparse.Namespace) -> None:
     from adamergex.report import report as write
 
-    print(f"report: {write(arguments.runs, arguments.output, arguments.papers)}")
+    say(f"report: {write(arguments.runs, arguments.output, arguments.papers)}")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -196,17 +200,18 @@ def evaluate(arguments: argparse.Namespace) -> None:
         language=arguments.language,
         output=arguments.output,
         columns=dict(arguments.column),
+        task_file=arguments.task_file,
     )
     low, high = scores["interval"]
-    print(f"{scores['metric']} {scores[scores['metric']]:.1f} % [{low:.1f}, {high:.1f}] on {scores['n']} items")
-    print(f"written: {arguments.output}")
+    say(f"{scores['metric']} {scores[scores['metric']]:.1f} % [{low:.1f}, {high:.1f}] on {scores['n']} items")
+    say(f"written: {arguments.output}")
 
 
 def demo(arguments: argparse.Namespace) -> None:
     from adamergex.demo import demo as run_demo
 
     _quiet()
-    print(run_demo(arguments.output, base=arguments.base, command=_command()))
+    say(run_demo(arguments.output, base=arguments.base, say=say, command=_command()))
 
 
 def _command() -> str:
@@ -251,7 +256,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--papers", nargs="+", default=[], metavar="FILE", help="papers' numbers: studies/papers/*.csv")
 
     verb = _verb(verbs, "evaluate", evaluate, "score an adapter, or a stack of them, on a labelled file")
-    verb.add_argument("--base", required=True, help="nano, nano-causal, a folder or a hub id")
+    verb.add_argument("--base", required=True, help="a name (see adamergex backbones), a folder or a hub id")
     verb.add_argument(
         "--adapter", required=True, action="append", metavar="DIR", help="again for a stack: the first is the lowest"
     )
@@ -262,6 +267,9 @@ def parser() -> argparse.ArgumentParser:
         "--column", type=_pair, action="append", default=[], metavar="OURS=THEIRS", help="such as text=sentence"
     )
 
+    verb.add_argument("--task-file", metavar="FILE.py", help="your own task, whose score measures the answers")
+
+    add_backbones(verbs)
     verb = _verb(verbs, "demo", demo, "the whole method on the shipped backbone and corpus, offline")
     verb.add_argument("--output", default="runs/demo", metavar="DIR")
     verb.add_argument("--base", default="nano", choices=["nano", "nano-causal"])
@@ -357,8 +365,11 @@ def _add_rule(verb: argparse.ArgumentParser, rules: list[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without λ loses the sign, not what was done
+    """Run one command; its exit code (see ``ending``)."""
+    return ended(lambda: _run(argv), speaker())
+
+
+def _run(argv: Sequence[str] | None) -> int:
     top = parser()
     arguments = top.parse_args(argv)
     if arguments.version:
@@ -369,18 +380,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.verb is None:
         top.print_help()
         return 2
-    speaker = "adamergex"
-    try:
-        team = launched()
-        if team.size > 1:
-            speaker = f"adamergex, process {team.rank + 1} of {team.size}"
-            _require_alone(arguments.verb)
-        arguments.run(arguments)
-    except (AdamergexError, OSError) as error:
-        # Of the machine: a full disk, a limit, a missing right. Bad input is told by errors of ours before.
-        said = error if isinstance(error, AdamergexError) else of_machine(error)
-        print(f"{speaker}: {said}", file=sys.stderr)
-        return 2
+    if launched().size > 1:
+        _require_alone(arguments.verb)
+    arguments.run(arguments)
     return 0
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from adamergex.settings import Rows
 
 OURS = ("label", "id")
+TEXTS = ("text", "premise", "hypothesis", "context", "question")
 
 
 def read(
@@ -50,8 +51,9 @@ def read_numbered(
     columns = {name: rows.columns.get(name, name) for name in (*names, *also, *rows.columns)}
     # Without a mapping only these must be there: unlabelled text has no label, most files no id.
     needed = {*names, *rows.columns}
+    texts = [name for name in TEXTS if name in needed]
     kept = itertools.islice(numbered, rows.limit)
-    result = [(number, _row(where, number, found, columns, needed)) for number, found in kept]
+    result = [(number, _row(where, number, found, columns, needed, texts)) for number, found in kept]
     if not result:
         raise DataError("there are no rows", where=where, expected="at least one", fix="check path and split")
     return sampled(result, rows.sample, rows.seed, lambda item: item[1])
@@ -86,10 +88,14 @@ def content_hash(contents: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _row(
-    where: str, number: int, found: Mapping[str, Any], columns: Mapping[str, str], needed: set[str]
+    where: str,
+    number: int,
+    found: Mapping[str, Any],
+    columns: Mapping[str, str],
+    needed: set[str],
+    texts: Sequence[str],
 ) -> dict[str, Any]:
     result = {}
-    found = values.plain_row(found, f"{where}, row {number}")
     for name, column in columns.items():
         if column in found:
             result[name] = found[column]
@@ -102,12 +108,14 @@ def _row(
                 expected=f"perhaps {near!r}" if near else repr(column),
                 fix=f"map it: columns: {{{name}: {near or '<name in the file>'}}}",
             )
-    for name in ("text", "premise", "hypothesis", "context", "question"):
-        if name in needed:
+    for name in texts:
+        if not values.is_text(result[name]):
             values.text_of(result[name], name, f"{where}, row {number}, column {columns[name]!r}", numbers=False)
-    if "label" in result:
+    if "label" in result and not values.is_text(result["label"]):
         result["label"] = values.label_of(result["label"], f"{where}, row {number}, column {columns['label']!r}")
-    return {name: value for name, value in result.items() if name != "id" or value is not None}
+    if result.get("id", "") is None:
+        del result["id"]
+    return result
 
 
 def _hub(rows: Rows, language: str) -> Numbered:
@@ -123,7 +131,10 @@ def _hub(rows: Rows, language: str) -> Numbered:
             fix="check hub, config, split and revision, and that there is a network",
         ) from error
     try:
-        yield from enumerate(dataset, 1)
+        for number, row in enumerate(dataset, 1):
+            yield number, values.plain_row(row, f"{source(rows, language)}, row {number}")
+    except DataError:
+        raise
     except Exception as error:  # of pictures, sounds and the like, which datasets decodes as it goes
         raise DataError(
             "a row of the hub dataset cannot be read",

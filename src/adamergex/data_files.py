@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from adamergex import inputs
+from adamergex import inputs, values
 from adamergex.errors import DataError
 from adamergex.strict import shown
 
@@ -330,7 +330,7 @@ def _parquet(path: Path, file: IO[bytes]) -> Numbered:
         for batch in table.iter_batches(4096):
             for row in batch.to_pylist():
                 number += 1
-                yield number, row
+                yield number, values.plain_row(row, f"{path}, row {number}")
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
         problem = f"a value cannot be read after row {number}" if number else "this is not a parquet file"
         raise DataError(problem, where=path, found=error, fix="write it again") from error

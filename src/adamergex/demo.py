@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from adamergex.config import load
@@ -10,7 +11,9 @@ from adamergex.pipeline import summary, transfer
 CORPUS = Path(__file__).parent / "demo_corpus"
 
 
-def demo(output: str | Path, *, base: str = "nano", command: str | None = None) -> str:
+def demo(
+    output: str | Path, *, base: str = "nano", say: Callable[[str], None] = print, command: str | None = None
+) -> str:
     """Train, tune λ on French, merge for three targets and evaluate; returns the table as text."""
     config = load(CORPUS / f"{base}.yaml").model_copy(update={"output": str(output)})
-    return summary(transfer(config, command=command), output)
+    return summary(transfer(config, say, command=command), output)

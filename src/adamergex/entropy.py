@@ -15,18 +15,18 @@ import numpy as np
 import torch
 
 from adamergex.adapters import resident
-from adamergex.checkpoint import staged_directory
 from adamergex.errors import ConfigError
 from adamergex.evaluation import load_for
 from adamergex.merging import merged_tensors, rule_for
 from adamergex.merging.checks import Adapter
 from adamergex.merging.layers import numbered, spread
 from adamergex.models import quiet
+from adamergex.outputs import staged_directory
+from adamergex.records import TUNING
 from adamergex.tasks import resampling
 from adamergex.tasks.certainty import Unlabelled
 from adamergex.tasks.rows import read, source
 from adamergex.tuning import Choices, on_model, opened, require_mergeable, widened
-from adamergex.weight_choice import FILE_NAME
 
 if TYPE_CHECKING:
     from adamergex.models import Loaded
@@ -109,7 +109,7 @@ def minimise(
     }
     if output is not None:
         with staged_directory(output) as stage:
-            (stage / FILE_NAME).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            (stage / TUNING).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
 
 

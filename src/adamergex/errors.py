@@ -83,6 +83,15 @@ _ROOM = {
 }
 
 
+def of_memory(error: MemoryError) -> AdamergexError:
+    """That the machine had no memory left, in our words."""
+    return AdamergexError(
+        "the machine has no memory left",
+        found=str(error) or "MemoryError",
+        fix="close other programs, or use fewer workers, smaller batches or a smaller model",
+    )
+
+
 def of_machine(error: OSError) -> AdamergexError:
     """What the operating system refused (a full disk, a limit, a missing right), in our words."""
     return AdamergexError(

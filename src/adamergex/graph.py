@@ -7,11 +7,9 @@ and corrected code never reuses what earlier code made.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,10 +20,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from adamergex import manifests
 from adamergex.hashing import file_sha256
+from adamergex.locks import held
+from adamergex.manifests import Manifest, StoreError
+from adamergex.outputs import remove, sync, sync_tree
 from adamergex.versions import version
 
-MANIFEST = "manifest.json"
+MANIFEST = manifests.FILE_NAME
 PARTIAL = "partial"
 STAGE = ".stage-"
 
@@ -86,41 +88,28 @@ def short(key: str) -> str:
     return key[:20]
 
 
-@contextmanager
-def held(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """An exclusive lock on a file that the kernel releases with the process; the file goes when the lock does.
-
-    Yields whether the lock is ours: without ``wait`` it may be another's.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            os.close(handle)
-            yield False
-            return
-        try:  # the holder before us may have removed the file that we waited for
-            same = os.fstat(handle).st_ino == path.stat().st_ino
-        except FileNotFoundError:
-            same = False
-        if same:
-            break
-        os.close(handle)
-    try:
-        yield True
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
-
-
 class Store:
-    """Results of steps: ``root/<kind>/<key>/``, committed by one rename with the manifest written last."""
+    """Results of steps: ``root/<kind>/<key>/``, committed by one rename with the manifest written last.
+
+    Nothing in a store is trusted: a result counts when its manifest is whole (see ``manifests``) and every file of it
+    has the hash that stands there. ``damaged`` says of those that did not count why: key -> reason.
+
+    Raises: StoreError: a folder of the store is a link, which could lead out of it.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.damaged: dict[str, str] = {}
         self._verified: set[str] = set()
+        for folder in root.iterdir() if root.is_dir() else ():
+            if folder.is_symlink():
+                raise StoreError(
+                    "a folder of the store is a link",
+                    where=folder,
+                    found=os.readlink(folder),
+                    expected="folders of its own",
+                    fix="move the whole store to another place, not a part of it",
+                )
 
     def path(self, step: Step) -> Path:
         return self.root / step.kind / short(step.key)
@@ -134,71 +123,118 @@ class Store:
     @contextmanager
     def lock(self, step: Step) -> Iterator[None]:
         """Waits until no other process makes this step, then keeps them off it; a killed process lets go."""
-        with held(self.root / PARTIAL / f"{short(step.key)}.lock"):
+        with held(
+            self.root / PARTIAL / f"{short(step.key)}.lock",
+            waiting_for=f"another run that makes {step.kind} {step.label}",
+        ):
             yield
 
     def forget(self, step: Step) -> None:
         """Remove a result and what would let it resume: the step is to be done again."""
         with self.lock(step):
             self._verified.discard(step.key)
-            (self.path(step) / MANIFEST).unlink(missing_ok=True)  # first: without it nothing here counts as a result
-            shutil.rmtree(self.path(step), ignore_errors=True)
-            shutil.rmtree(self.root / PARTIAL / short(step.key), ignore_errors=True)
+            drop(self.path(step))
+            remove(self.root / PARTIAL / short(step.key))
 
-    def manifest(self, step: Step) -> dict[str, Any] | None:
+    def manifest(self, step: Step) -> Manifest | None:
+        """The manifest of a step's result; None where it is not there or not whole."""
         try:
-            found = json.loads((self.path(step) / MANIFEST).read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            found = manifests.read(self.path(step))
+        except StoreError:
             return None
-        return found if isinstance(found, dict) and found.get("key") == step.key else None
+        return found if found.key == step.key else None
 
     def has(self, step: Step) -> bool:
-        """Whether the result is there and every file still has the hash that was written; read once a process."""
+        """Whether the result is there and every file still has the hash that was written.
+
+        Files are read and hashed once a process, the first time that it asks: when a run looks what is done, and when
+        a worker is about to use the result as an input. A result that is damaged is named in ``damaged``.
+        """
         if step.key in self._verified:
             return True
-        manifest, directory = self.manifest(step), self.path(step)
-        if manifest is None:
+        if not os.path.lexists(self.path(step)):
             return False
-        for name, digest in manifest["files"].items():
-            if not (directory / name).is_file() or file_sha256(directory / name) != digest:
-                return False
-        self._verified.add(step.key)
-        return True
+        problem = self._problem(step)
+        if problem is None:
+            self.damaged.pop(step.key, None)
+            self._verified.add(step.key)
+        else:
+            self.damaged[step.key] = problem
+        return problem is None
+
+    def _problem(self, step: Step) -> str | None:
+        directory = self.path(step)
+        if directory.is_symlink():
+            return "it is a link"
+        try:
+            manifest = manifests.read(directory)
+        except StoreError as error:
+            return str(error.found) if "damaged" in error.problem else f"{error.problem}: {error.found}"
+        if manifest.key != step.key:
+            return "its manifest is of another result"
+        for name, digest in manifest.files.items():
+            if problem := _file_problem(directory, name, digest):
+                return problem
+        return None
 
     @contextmanager
     def producing(self, step: Step) -> Iterator[Path]:
-        """A path (not yet there) for the action to make; committed when the block ends without an error."""
+        """A path (not yet there) for the action to make; committed when the block ends without an error.
+
+        Only the holder of the step's lock may call this: what a killed run staged for the step is removed."""
         target = self.path(step)
         target.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f"{STAGE}{short(step.key)}-", dir=target.parent))
+        prefix = f"{STAGE}{short(step.key)}-"
+        for left in target.parent.glob(f"{prefix}*"):
+            remove(left)
+        stage = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
         began = time.monotonic()
         try:
             output = stage / "result"
             yield output
             self._write_manifest(step, output, time.monotonic() - began)
-            if target.exists():  # a corrupt or half-removed entry, or the same result by another process
-                shutil.rmtree(target)
+            if os.path.lexists(target):  # a damaged or half-removed entry
+                drop(target)
             os.replace(output, target)
+            sync(target.parent)
             self._verified.add(step.key)
-            shutil.rmtree(self.root / PARTIAL / short(step.key), ignore_errors=True)
+            self.damaged.pop(step.key, None)
+            remove(self.root / PARTIAL / short(step.key))
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            remove(stage)
 
     def _write_manifest(self, step: Step, output: Path, seconds: float) -> None:
         files = sorted(path for path in output.rglob("*") if path.is_file())
-        manifest = {
-            "key": step.key,
-            "kind": step.kind,
-            "version": version(step.kind),
-            "label": step.label,
-            "identity": step.identity,
-            "inputs": {name: other.key for name, other in step.inputs.items()},
-            "files": {path.relative_to(output).as_posix(): file_sha256(path) for path in files},
-            "bytes": sum(path.stat().st_size for path in files),
-            "seconds": round(seconds, 3),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        with (output / MANIFEST).open("w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=1, sort_keys=True, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
+        manifest = Manifest(
+            key=step.key,
+            kind=step.kind,
+            version=version(step.kind),
+            label=step.label,
+            identity=step.identity,
+            inputs={name: other.key for name, other in step.inputs.items()},
+            files={path.relative_to(output).as_posix(): file_sha256(path) for path in files},
+            bytes=sum(path.stat().st_size for path in files),
+            seconds=round(seconds, 3),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        (output / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        sync_tree(output)
+
+
+def drop(entry: Path) -> None:
+    """Remove a result from a store. Its manifest goes first: without it nothing there counts as a result."""
+    if not entry.is_symlink():
+        remove(entry / MANIFEST)
+    remove(entry)
+
+
+def _file_problem(directory: Path, name: str, digest: str) -> str | None:
+    path = directory / name
+    if any(part.is_symlink() for part in (path, *path.parents[: len(Path(name).parts) - 1])):
+        return f"{name} is a link"
+    if not path.is_file():
+        return f"{name} is not there"
+    try:
+        return None if file_sha256(path) == digest else f"{name} does not have the hash of its manifest"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror}"

@@ -145,16 +145,16 @@ def parse_json(text: str | bytes) -> Any:
         raise
     except ValueError as problem:
         raise Malformed(str(problem)) from None
-    if _may_hold_surrogates(text):
+    # Every row of a data file passes here: what most texts cannot have is not looked for.
+    if (isinstance(text, bytes) or "\\u" in text or not text.isascii()) and _may_hold_surrogates(text):
         _require_plain(document)
-    else:
+    openings = text.count("{") + text.count("[") if isinstance(text, str) else text.count(b"{") + text.count(b"[")
+    if openings > DEPTH:
         _require_depth(document)
     return document
 
 
 def _may_hold_surrogates(text: str | bytes) -> bool:
-    if isinstance(text, str) and "\\u" not in text and text.isascii():
-        return False
     try:
         raw = text if isinstance(text, bytes) else text.encode()
     except UnicodeEncodeError:
@@ -238,7 +238,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(text: str) -> Any:
-    raise Malformed(f"{text} is not a JSON number")
+    raise Malformed(f"{text} is not a JSON number" + (" (a missing value is null)" if text == "NaN" else ""))
 
 
 def _finite(text: str) -> float:
@@ -252,15 +252,9 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_no_constan
 
 
 def _require_depth(document: Any) -> None:
-    """Raises: Malformed where a document is too deep. Every row of a data file passes here."""
+    """Raises: Malformed where a document is too deep."""
     if type(document) not in _NESTED:
         return
-    if type(document) is dict:  # a flat object, as most rows are, ends here
-        for inner in document.values():
-            if type(inner) in _NESTED:
-                break
-        else:
-            return
     level = [document]
     for _ in range(DEPTH):
         inside = (item.values() if type(item) is dict else item for item in level)

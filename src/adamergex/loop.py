@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
+import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +27,12 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from adamergex.adapters import resident
-from adamergex.errors import ConfigError, TrainingError
+from adamergex.adapters.saving import unwritable
+from adamergex.errors import AdapterFileError, ConfigError, TrainingError
 from adamergex.hashing import file_sha256
+from adamergex.inputs import read_json_object
 from adamergex.numerics import autocasts, computing
+from adamergex.outputs import remove
 from adamergex.processes import Team
 from adamergex.progress import Progress
 from adamergex.settings import TrainJob
@@ -94,7 +98,8 @@ def fit(
         own.append(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]
     arguments = _arguments(job, folder, steps)
     try:
-        with _as_it_was(adapter.model), computing(adapter.model, settings):
+        computed = computing(adapter.model, settings)
+        with _as_it_was(adapter.model), computed, _failures_of_threads() as failures:
             trainer = _Trainer(adapter, _Steps(examples, plan, team), args=arguments, callbacks=[*own, *callbacks])
             trainer.remove_callback(PrinterCallback)
             adapter.model.train()
@@ -102,9 +107,13 @@ def fit(
                 torch.manual_seed(job.seed + team.rank)
             trainer.train(resume_from_checkpoint=resume or None)
             trainer.require_finite("a trained weight", *trainer.trainable)
+            if writer is not None:
+                writer.close()
     finally:
         if writer is not None:
             writer.close()
+    if failures:
+        raise failures[0]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
         "steps": steps,
@@ -114,6 +123,18 @@ def fit(
         "first_loss": losses[0],
         "loss": losses[-1],
     } | ({"processes": team.size} if team.size > 1 else {})
+
+
+@contextmanager
+def _failures_of_threads() -> Iterator[list[BaseException]]:
+    """What other threads (TensorBoard's writer) fail with, which would only be printed."""
+    failures: list[BaseException] = []
+    before = threading.excepthook
+    threading.excepthook = lambda found: failures.append(found.exc_value or RuntimeError("a thread failed"))
+    try:
+        yield failures
+    finally:
+        threading.excepthook = before
 
 
 @contextmanager
@@ -242,6 +263,12 @@ class _Trainer(Trainer):
         if self.steps.team.first:
             self.adapter.write_tensors(Path(output_dir or str(self.args.output_dir)))
 
+    def _save_checkpoint(self, *arguments: Any, **settings: Any) -> None:
+        try:
+            super()._save_checkpoint(*arguments, **settings)
+        except RuntimeError as error:  # what torch.save raises where the disk is full
+            raise unwritable(str(self.args.output_dir), error) from error
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.adapter.replace(resident.read_tensors(Path(resume_from_checkpoint)), where=resume_from_checkpoint)
 
@@ -271,16 +298,24 @@ class _Checkpoints(TrainerCallback):
 
 def _last_complete(folder: Path) -> Path | None:
     """The latest checkpoint whose files are all there and unchanged; later, broken ones are removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2]))
-    for path in found:
-        try:
-            hashes = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            if all(file_sha256(path / name) == value for name, value in hashes.items()):
-                return path
-        except (OSError, ValueError):
-            pass
-        shutil.rmtree(path, ignore_errors=True)
+    found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*") if _CHECKPOINT(path.name)}
+    for _, path in sorted(found.items(), reverse=True):
+        if _is_complete(path):
+            return path
+        remove(path)
     return None
+
+
+_CHECKPOINT = re.compile(r"checkpoint-[0-9]{1,12}").fullmatch
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        hashes = read_json_object(path / MANIFEST, what="the checkpoint's manifest", error=AdapterFileError)
+        present = {item.name for item in path.iterdir() if item.is_file() and not item.is_symlink()} - {MANIFEST}
+        return set(hashes) == present and all(file_sha256(path / name) == value for name, value in hashes.items())
+    except (AdapterFileError, OSError):
+        return False
 
 
 def _alone(items: list[dict[str, Any]]) -> dict[str, Any]:

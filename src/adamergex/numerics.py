@@ -16,7 +16,7 @@ from torch import nn
 from adamergex.errors import ConfigError
 
 if TYPE_CHECKING:
-    from adamergex.settings import Attention, Optimisation, Precision
+    from adamergex.optimisation import Attention, Optimisation, Precision
 
 
 def autocasts(precision: Precision) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -10,20 +9,23 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from adamergex import statistics
+from adamergex import lineage, statistics
 from adamergex.actions import ACTIONS, backbone_group
 from adamergex.config import TransferConfig, load, method_name, parse
 from adamergex.engines.local import run
-from adamergex.errors import AdamergexError
-from adamergex.graph import Step, Store, in_order
+from adamergex.errors import AdamergexError, AdapterFileError, ModelError
+from adamergex.graph import MANIFEST, Step, Store, in_order
+from adamergex.inputs import read_json_object
 from adamergex.inventory import record
-from adamergex.lineage import package_versions
-from adamergex.plan import Plan, absolute, facts, train_job
+from adamergex.lineage import Lineage, package_versions
+from adamergex.outputs import filled_directory, replaced_directory, write_files
+from adamergex.plan import Plan, absolute, facts, head_settings, train_job
 from adamergex.processes import launched
 from adamergex.recipes import recipe
 from adamergex.recipes.experiment import Stack
+from adamergex.records import PREDICTIONS, as_json, read_merged, read_scores, read_search
 from adamergex.table_checks import ORACLE
-from adamergex.train_config import LanguageTraining, TaskTraining, load_training, parse_training
+from adamergex.train_config import MaskedLmHeadTraining, Training, load_training, parse_training
 from adamergex.weight_ways import ORACLE_LABEL, compared_ways
 
 # What an adapter is stored in, and what a fine-tuning of the weights is.
@@ -44,32 +46,34 @@ def transfer(config: TransferConfig, say: Callable[[str], None] = print, command
     output = Path(config.output)
     store = Store(Path(config.store) if config.store else output / "store")
     plan = Plan(config, facts(config))
-    reused = {step.key for step in plan.trainings if store.has(step)}
     from adamergex.preflight import require_possible
 
     require_possible(step for step in in_order(plan.wanted) if not store.has(step))
-    record(store, config.title, output, plan.wanted)
-    failure = None
-    try:
-        run(plan.wanted, store, ACTIONS, say, group=backbone_group)
-    except AdamergexError as error:
-        failure = error
-        if not any(store.has(step) for step in plan.evaluations.values()):
-            raise
-    results = write_table(plan, store, output, reused, command)
+    with filled_directory(output):
+        reused = {step.key for step in plan.trainings if store.has(step)}
+        record(store, config.title, output, plan.wanted)
+        failure = None
+        try:
+            run(plan.wanted, store, ACTIONS, say, group=backbone_group)
+        except AdamergexError as error:
+            failure = error
+            if not any(store.has(step) for step in plan.evaluations.values()):
+                raise
+        results = write_table(plan, store, output, reused, command)
     if failure is not None:
         raise failure
     return results
 
 
 def write_table(plan: Plan, store: Store, output: Path, reused: set[str], command: str | None = None) -> dict[str, Any]:
-    """Results and report of a plan, written to ``output``, of which at least one cell is done; returns the results."""
+    """Results and report of a plan, written to ``output``, of which at least one cell is done; returns the results.
+
+    The caller holds the output (see ``outputs.filled_directory``)."""
     from adamergex.report import write_report
 
     results = collect(plan, store, output, reused)
     results["commands"] = [command] if command else []
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_files(output, {"results.json": as_json(results)})
     write_report(results, output)
     return results
 
@@ -141,15 +145,18 @@ def _cell(plan: Plan, store: Store, output: Path, cell: tuple[str, str, int]) ->
 
     method, language, seed = cell
     directory = store.path(plan.evaluations[cell])
-    scores = _json(directory / "scores.json")
+    scores = read_scores(directory)
     name = f"{method}-{language}-seed{seed}"
-    predictions = _copied(directory / "predictions.jsonl", output / "predictions" / f"{name}.jsonl")
+    predictions = f"predictions/{name}.jsonl"
+    write_files(output, {predictions: directory / PREDICTIONS})
     stack, weight = plan.adapters[cell], None
     if len(stack) == 1 and stack[-1].kind == "merge":
-        merged = _copied(store.path(stack[-1]), output / "adapters" / name)
-        weight = _json(merged / "lineage.json")["merge"]["weight"]
-    for place, adapter in zip(("language", "task"), stack if len(stack) > 1 else (), strict=False):
-        _copied(store.path(adapter), output / "adapters" / name / place)
+        merged = store.path(stack[-1])
+        _copy({"": merged}, output / "adapters" / name)
+        weight = (_lineage(merged).merge or {}).get("weight")
+    if len(stack) > 1:
+        parts = zip(("language", "task"), stack, strict=False)
+        _copy({place: store.path(adapter) for place, adapter in parts}, output / "adapters" / name)
     base = plan.evaluations.get(("english_tuning", language, seed))
     against = None
     oracle = method.removesuffix(ORACLE) != method and (method.removesuffix(ORACLE), language, seed) in plan.oracles
@@ -160,18 +167,16 @@ def _cell(plan: Plan, store: Store, output: Path, cell: tuple[str, str, int]) ->
         "method": method,
         "language": language,
         "seed": seed,
-        "score": scores[scores["metric"]],
-        "scores": scores["scores"],
-        **{key: scores[key] for key in ("n", "interval", "truncated", "unparsable")},
+        **scores.model_dump(include={"score", "scores", "n", "interval", "truncated", "unparsable"}),
         "weight": weight,
-        "predictions": predictions.relative_to(output).as_posix(),
+        "predictions": predictions,
         "adapter": f"adapters/{name}" if weight is not None or len(stack) > 1 else _relative(stack, store, output),
         "against": against,
     }
 
 
 def _predictions(store: Store, step: Step) -> Path:
-    return store.path(step) / "predictions.jsonl"
+    return store.path(step) / PREDICTIONS
 
 
 def _relative(stack: Stack, store: Store, output: Path) -> str | None:
@@ -179,33 +184,32 @@ def _relative(stack: Stack, store: Store, output: Path) -> str | None:
 
 
 def _tuning(store: Store, cell: tuple[str, str, int], step: Step) -> dict[str, Any]:
-    found = _json(store.path(step) / "tuning.json")
+    found = read_search(store.path(step))
     result = {
         "method": cell[0],
         "proxy": cell[1],
         "seed": cell[2],
-        "chosen": found["chosen"],
-        "curve": found["curve"],
+        "chosen": found.chosen,
+        "curve": [point.model_dump() for point in found.curve],
     }
-    if "languages" in found:  # chosen from the searches of several
-        result |= {name: found[name] for name in ("languages", "best", "error")}
-    return result | ({"measure": "entropy", "layers": found["layers"]} if found["metric"] == "entropy" else {})
+    if found.languages:  # chosen from the searches of several
+        result |= {"languages": list(found.languages), "best": found.best, "error": found.error}
+    return result | ({"measure": "entropy", "layers": found.layers} if found.metric == "entropy" else {})
 
 
 def _adapter(store: Store, step: Step, output: Path, reused: bool) -> dict[str, Any]:
     directory = store.path(step)
-    lineage = _json(directory / "lineage.json")
-    manifest = store.manifest(step) or {}
-    weights = next(path for name in WEIGHTS if (path := directory / name).is_file())
-    training = lineage["settings"].get("training", {})
+    own, manifest = _lineage(directory), store.manifest(step)
+    weights = next((path for name in WEIGHTS if (path := directory / name).is_file()), None)
+    training = own.settings.get("training", {})
     return {
         "name": step.label,
-        "language": lineage["language"],
-        "task": lineage["task"]["kind"],
+        "language": own.language,
+        "task": (own.task or {}).get("kind"),
         "parameters": training.get("parameters"),
-        "bytes": weights.stat().st_size,
+        "bytes": weights.stat().st_size if weights else 0,
         "tokens": training.get("tokens"),
-        "seconds": manifest.get("seconds"),
+        "seconds": manifest.seconds if manifest else None,
         "loss": training.get("loss"),
         "reused": reused,
         "path": os.path.relpath(directory, output),
@@ -215,13 +219,28 @@ def _adapter(store: Store, step: Step, output: Path, reused: bool) -> dict[str, 
 def _merges(plan: Plan, store: Store) -> Iterable[dict[str, Any]]:
     for (method, language, seed), stack in plan.adapters.items():
         if stack and stack[-1].kind == "merge" and store.has(stack[-1]):
-            report = _json(store.path(stack[-1]) / "merge_report.json")
+            report = read_merged(store.path(stack[-1]))
             modules = [
-                {"module": item["module"], **{f"{name}_norm": item[name] for name in ("task", "divergence", "change")}}
-                for item in report["modules"]
-                if item["merged"]
+                {"module": item.module, **{f"{name}_norm": getattr(item, name) for name in _NORMS}}
+                for item in report.modules
+                if item.merged
             ]
-            yield {"method": method, "language": language, "seed": seed, "weight": report["weight"], "modules": modules}
+            yield {"method": method, "language": language, "seed": seed, "weight": report.weight, "modules": modules}
+
+
+_NORMS = ("task", "divergence", "change")
+
+
+def _lineage(directory: Path) -> Lineage:
+    """The lineage that a step wrote. Raises: AdapterFileError."""
+    found = lineage.read(directory)
+    if found is None or not isinstance(found.settings.get("training", {}), dict):
+        raise AdapterFileError(
+            "a stored adapter has no lineage, or one without its training",
+            where=directory,
+            fix="remove this folder and run the same command again: it is made again",
+        )
+    return found
 
 
 def environment() -> dict[str, str]:
@@ -229,18 +248,12 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), "machine": platform.machine(), **package_versions()}
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _copied(origin: Path, target: Path) -> Path:
-    if origin.is_dir():
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(origin, target, ignore=shutil.ignore_patterns("manifest.json"))
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(origin, target)
-    return target
+def _copy(origins: dict[str, Path], target: Path) -> None:
+    """Copy stored results to ``target``, each into its part of it; the old copy is there until the new one is whole."""
+    with replaced_directory(target) as stage:
+        for part, origin in origins.items():
+            without = shutil.ignore_patterns(MANIFEST)
+            shutil.copytree(origin, stage / part, ignore=without, dirs_exist_ok=True)
 
 
 def run_transfer(settings: str | Path | dict[str, Any], output: str | Path | None = None) -> dict[str, Any]:
@@ -263,23 +276,41 @@ def run_training(settings: str | Path | dict[str, Any], output: str | Path | Non
     return train(config, output)
 
 
-def train(config: LanguageTraining | TaskTraining, output: str | Path | None = None, progress: bool = False) -> Path:
-    """Train the adapter of a ``train`` file into ``output`` (default: the file's, relative to its folder).
+def train(config: Training, output: str | Path | None = None, progress: bool = False) -> Path:
+    """Train the adapter of a ``train`` file into ``output`` (default: the file's, relative to its folder); of kind
+    masked-lm-head: the base directory.
 
     What a stopped run left beside it is gone on with: the same settings end in the same bytes. Started by torchrun or
-    accelerate, several processes train it together.
+    accelerate, several processes train an adapter together.
 
     Raises:
         AdamergexError: bad data, a model that does not load, adapters that do not fit.
     """
-    from adamergex.training import train as train_adapter
-
     target = Path(output) if output else Path(config.folder) / config.output
     workdir = target.parent / f".{target.name}.unfinished"
+    if isinstance(config, MaskedLmHeadTraining):
+        from adamergex.bases.masked_lm_head import train_head
+
+        train_head(head_settings(config), target, workdir=workdir, progress=progress)
+        return target
+    from adamergex.training import train as train_adapter
+
     train_adapter(train_job(config), target, workdir=workdir, progress=progress)
     if launched().first:
         shutil.rmtree(workdir, ignore_errors=True)
     return target
+
+
+def outcome(directory: Path) -> dict[str, Any]:
+    """Steps, examples and losses of what ``train`` wrote."""
+    from adamergex.bases.head_file import HEAD_RECORD
+
+    if (directory / HEAD_RECORD).is_file():
+        found = read_json_object(directory / HEAD_RECORD, what="the head's record", error=ModelError)["training"]
+    else:
+        made = lineage.read(directory)
+        found = made.settings["training"] if made else {}
+    return dict(found)
 
 
 def summary(results: dict[str, Any], output: str | Path) -> str:

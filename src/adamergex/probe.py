@@ -25,7 +25,7 @@ from adamergex.errors import ConfigError, ModelError, TrainingError
 from adamergex.tasks.sequences import on_device
 
 if TYPE_CHECKING:
-    from adamergex.adapters.resident import Resident
+    from adamergex.adapters.resident import Trained
     from adamergex.processes import Team
     from adamergex.settings import TrainJob
     from adamergex.tasks import Examples
@@ -45,7 +45,7 @@ class Probe(NamedTuple):
     accuracy: float
 
 
-def start_head(job: TrainJob, adapter: Resident, examples: Examples, folder: Path, team: Team) -> dict[str, Any]:
+def start_head(job: TrainJob, adapter: Trained, examples: Examples, folder: Path, team: Team) -> dict[str, Any]:
     """Fit the head's last layer where the job says so; what came of it, for the lineage.
 
     The first process fits, and the others read what it wrote. Raises: ConfigError, ModelError, TrainingError.

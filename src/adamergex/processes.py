@@ -72,6 +72,15 @@ def launched() -> Team:
     return Team(rank, size)
 
 
+def speaker() -> str:
+    """Who tells an error: of several processes which one."""
+    try:
+        team = launched()
+    except ConfigError:
+        team = Team()
+    return "adamergex" if team.size == 1 else f"adamergex, process {team.rank + 1} of {team.size}"
+
+
 @contextmanager
 def joined() -> Iterator[Team]:
     """This process among those that were started with it; when the block ends well, all of them have ended it.

@@ -7,143 +7,29 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
+from adamergex.optimisation import OPTIMISED as OPTIMISED
+from adamergex.optimisation import Optimisation as Optimisation
+from adamergex.optimisation import decaying as decaying
+from adamergex.optimisation import first_phase as first_phase
+from adamergex.optimisation import unprobed as unprobed
+from adamergex.sources import Limit as Limit
+from adamergex.sources import Rows as Rows
+from adamergex.sources import Sample as Sample
+from adamergex.sources import SampleSeed as SampleSeed
+from adamergex.sources import TaskRows as TaskRows
 from adamergex.strict import (
     Count,
-    Entries,
-    Layers,
     Name,
     Names,
     PathText,
-    Penalty,
     Positive,
-    Rate,
-    Reduction,
     Seed,
     Settings,
     Share,
-    Size,
     shown,
 )
-
-Activation = Literal["relu", "gelu", "gelu_new", "silu", "swish", "tanh", "leaky_relu"]
-
-# The settings of each kind of structure; those of LoRA and (IA)³ are _PROJECTIONS.
-_OWN = {
-    "bottleneck": ("layout", "reduction", "activation", "leave_out", "invertible", "dropout"),
-    "prefix": ("virtual_tokens",),
-    "full": (),
-    "sparse": ("entries", "l1", "freeze_norms", "first_epochs", "first_steps"),
-}
-_PROJECTIONS = ("rank", "alpha", "dropout", "modules")
-
-
-class Structure(Settings):
-    """The adapter: its kind and shape. A setting of another kind is refused, and kept out of what is stored.
-
-    LoRA and (IA)³: ``modules`` is "paper" (all attention and feed-forward projections for LoRA; key, value and
-    feed-forward down-projection for (IA)³), a regular expression, or a list of name endings.
-    Bottleneck: ``leave_out`` numbers layers from 0, a decoder's after its encoder's.
-    Full and sparse are no adapters: they train the weights, all of them or the ``entries`` that move most (LF-SFT)."""
-
-    kind: Literal["lora", "ia3", "bottleneck", "prefix", "full", "sparse"] = "lora"
-    rank: Size = 8
-    alpha: Positive = 16.0
-    dropout: Annotated[float, Field(ge=0, lt=1, description="default: 0 for bottleneck adapters")] = 0.05
-    modules: str | Annotated[Names, Field(min_length=1)] = "paper"
-    virtual_tokens: Size = Field(default=20, description="prefix: keys and values before those of every layer")
-    layout: Literal["pfeiffer", "houlsby"] = Field(
-        default="pfeiffer", description="after the feed-forward, or after attention as well"
-    )
-    reduction: Reduction = Field(default=16.0, description="hidden width / bottleneck width")
-    activation: Activation | None = Field(default=None, description="default: relu (pfeiffer), swish (houlsby)")
-    leave_out: Layers = Field(default=(), description="layers without a bottleneck")
-    invertible: bool = Field(default=False, description="with a NICE block at the embeddings; in a lowest adapter")
-    entries: Entries = Field(
-        default=0.0511, description="sparse: how many weights change, or which share of them (default: LF-SFT's task)"
-    )
-    l1: Penalty = Field(default=0.0, description="sparse: what the mean absolute difference weighs in the loss")
-    freeze_norms: bool = Field(default=False, description="sparse: layer norms stay as they are")
-    first_epochs: Positive | None = Field(
-        default=None, description="sparse: length of the first phase, which chooses; default: as the second"
-    )
-    first_steps: Count | None = Field(default=None, description="sparse: the same in steps")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_its_kind(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("kind") != "bottleneck":
-            return given
-        return {"dropout": 0.0, **given}
-
-    @model_validator(mode="after")
-    def _own_settings_only(self) -> Structure:
-        strange = sorted(self.model_fields_set - {"kind", *_OWN.get(self.kind, _PROJECTIONS)})
-        if strange:
-            raise ValueError(f"{', '.join(strange)}: not a setting of kind '{self.kind}'")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _own_settings(self, write: Callable[[Structure], dict[str, Any]]) -> dict[str, Any]:
-        own = ("kind", *_OWN.get(self.kind, _PROJECTIONS))
-        return {name: value for name, value in write(self).items() if name in own}
-
-
-Limit = Annotated[Count | None, Field(description="keeps the first rows")]
-Sample = Annotated[
-    Count | None,
-    Field(description="draws so many rows at random (of those that limit keeps), the same ids in every language"),
-]
-SampleSeed = Annotated[Seed, Field(description="seed of the sample")]
-
-
-def without_unused_sample(written: dict[str, Any]) -> dict[str, Any]:
-    """Written settings of rows: without a sample's where none is drawn, so that step keys stay as they were."""
-    drawn = written.get("sample") is not None
-    return {name: value for name, value in written.items() if drawn or name not in ("sample", "seed")}
-
-
-class Rows(Settings):
-    """Where rows come from: one local file (jsonl, csv, tsv, parquet, txt; ``.gz`` too) or a hub dataset.
-
-    ``columns`` maps our names (text, label) to the file's."""
-
-    path: PathText | None = None
-    hub: PathText | None = None
-    config: PathText | None = None
-    revision: PathText | None = None
-    split: PathText = "train"
-    columns: dict[str, str] = Field(default_factory=dict)
-    limit: Limit = None
-    sample: Sample = None
-    seed: SampleSeed = 0
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, write: Callable[[Rows], dict[str, Any]]) -> dict[str, Any]:
-        return without_unused_sample(write(self))
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Rows:
-        if (self.path is None) == (self.hub is None):
-            raise ValueError("give either 'path' (a local file) or 'hub' (a dataset id)")
-        return self
-
-
-class TaskRows(Settings):
-    """Rows of a task that brings its own data (``tasks.catalogue``): ``data`` is a folder, or "hub".
-
-    ``options`` are further arguments of its ``rows`` function."""
-
-    task: PathText
-    data: PathText
-    split: PathText = "test"
-    options: dict[str, str] = Field(default_factory=dict)
-    limit: Limit = None
-    sample: Sample = None
-    seed: SampleSeed = 0
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, write: Callable[[TaskRows], dict[str, Any]]) -> dict[str, Any]:
-        return without_unused_sample(write(self))
+from adamergex.structure import Activation as Activation
+from adamergex.structure import Structure as Structure
 
 
 class LabelledTask(Settings):
@@ -344,74 +230,6 @@ Task = Annotated[Target | Unlabelled, Field(discriminator="kind")]
 AnyRows = Rows | TaskRows
 
 
-OPTIMISED: dict[str, dict[str, float]] = {"ia3": {"learning_rate": 5e-4, "warmup": 0.03}}
-"""Kind of structure -> where its defaults of ``Optimisation`` differ (2402.18913's reference code)."""
-
-
-HeadStart = Literal["random", "probe"]
-Precision = Literal["auto", "float32", "bfloat16"]
-Attention = Literal["auto", "eager", "sdpa"]
-PROBED = ("classification", "pair-classification")
-"""Kinds of task whose head can start from a probe: one label a text, by a linear last layer."""
-
-
-class Optimisation(Settings):
-    """How long and how fast. ``steps`` overrides ``epochs``."""
-
-    epochs: Positive = 3.0
-    steps: Count | None = None
-    learning_rate: Rate = Field(default=2e-4, description="default of (IA)³: 5e-4")
-    batch_size: Size = Field(default=16, description="of a step, whatever the number of processes")
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.05, description="share of the steps; default of (IA)³: 0.03"
-    )
-    max_grad_norm: Positive = 0.3
-    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
-    checkpoint_every: Count = 500
-    head_start: HeadStart = Field(
-        default="random",
-        description="encoders, heads of whole texts: a new head's last layer begins at random, or (probe) as the "
-        "logistic regression of the training rows on what it reads before training (2202.10054)",
-    )
-    probe_c: Positive = Field(
-        default=0.01, description="C of the probe: min C·Σ loss + ½‖w‖² on standardised features, as in scikit-learn"
-    )
-    precision: Precision = Field(
-        default="auto",
-        description="of the computation; trained tensors are float32. auto: bfloat16 on CUDA, else float32",
-    )
-    attention: Attention = Field(
-        default="auto", description="how attention is computed in training; auto: the model's own choice, mostly sdpa"
-    )
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, write: Callable[[Optimisation], dict[str, Any]]) -> dict[str, Any]:
-        # Trainings without them keep the keys that they had before there were such settings.
-        unused: dict[str, Any] = {"precision": "auto", "attention": "auto"}
-        unused |= {"head_start": "random", "probe_c": self.probe_c} if self.head_start == "random" else {}
-        return {name: value for name, value in write(self).items() if unused.get(name) != value}
-
-    @model_validator(mode="after")
-    def _used(self) -> Optimisation:
-        if "probe_c" in self.model_fields_set and self.head_start == "random":
-            raise ValueError("probe_c is for head_start: probe")
-        return self
-
-    def of(self, structure: Structure) -> Optimisation:
-        """The same with the structure's own defaults for what nobody said."""
-        own = OPTIMISED.get(structure.kind, {})
-        return self.model_copy(update={name: own[name] for name in own.keys() - self.model_fields_set})
-
-
-def first_phase(structure: Structure, optimisation: Optimisation) -> Optimisation:
-    """How a sparse fine-tuning trains all weights before it chooses among them."""
-    if structure.first_steps is None and structure.first_epochs is None:
-        return optimisation
-    epochs = structure.first_epochs or optimisation.epochs
-    return optimisation.model_copy(update={"steps": structure.first_steps, "epochs": epochs})
-
-
 class TrainJob(Settings):
     """Train one adapter on one task in one language.
 
@@ -433,20 +251,6 @@ class TrainJob(Settings):
         if problem := problem or unprobed(self.task.kind, self.optimisation):
             raise ValueError(problem)
         return self
-
-
-def unprobed(kind: str, optimisation: Optimisation) -> str | None:
-    """What is wrong with how the head of a kind of task starts, if anything is."""
-    if optimisation.head_start == "probe" and kind not in PROBED:
-        return f"optimisation.head_start: 'probe' is for {' and '.join(PROBED)}, this is {kind}"
-    return None
-
-
-def decaying(structure: Structure, optimisation: Optimisation) -> str | None:
-    """What is wrong with the optimisation of a structure, if anything is."""
-    if structure.kind == "sparse" and optimisation.weight_decay:
-        return "optimisation.weight_decay: would move the weights that a sparse fine-tuning leaves alone; set it to 0"
-    return None
 
 
 def unstackable(structure: Structure, below: Sequence[str]) -> str | None:

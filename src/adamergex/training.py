@@ -19,21 +19,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from adamergex import data
 from adamergex.adapters import resident
 from adamergex.adapters.weights_backed import InWeights
-from adamergex.checkpoint import staged_directory
-from adamergex.errors import ConfigError, ModelError
+from adamergex.errors import AdapterFileError, ConfigError, ModelError
 from adamergex.hashing import file_sha256
 from adamergex.lineage import Lineage, package_versions, require_base
 from adamergex.loop import fit, require_rows
 from adamergex.models import HEADS, Loaded, frame, head_input, longest_input, quiet
+from adamergex.outputs import staged_directory
 from adamergex.probe import start_head
 from adamergex.processes import Team, joined
 from adamergex.settings import TrainJob, first_phase
 from adamergex.tasks import Examples, kinds
+from adamergex.tasks.catalogue import identity
 from adamergex.tasks.rows import read, source
 from adamergex.versions import version
 
@@ -66,7 +68,7 @@ def train(
         team = stack.enter_context(joined())
         require_rows(job, team)
         stage = stack.enter_context(staged_directory(output)) if team.first else None
-        stack.enter_context(_own_randomness(job.seed))
+        stack.enter_context(own_randomness(job.seed))
         stack.enter_context(quiet())
         loaded = _fitting(job, backbone)
         parents = _parents(job, loaded)
@@ -154,13 +156,26 @@ def _phases(
         if team.first:
             adapter.write_choice(choice, first)
         team.wait()
-    first = adapter.read_choice(choice)  # the same in all processes
+    first = _kept_choice(adapter, choice)  # the same in all processes
     if team.first:
         shutil.rmtree(folder / "first", ignore_errors=True)
     outcome = fitted(job, folder=folder)
     tokens = outcome["tokens"] + first["tokens"]
     parted = {"output_matrix": "frozen, parted from the embeddings"} if adapter.parted else {}
     return outcome | {"tokens": tokens, "parameters": adapter.moving, "first_phase": first, **parted}
+
+
+def _kept_choice(adapter: InWeights, path: Path) -> dict[str, Any]:
+    """What the first phase chose and came to. Raises: AdapterFileError, where the file is damaged."""
+    try:
+        return adapter.read_choice(path)
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+        raise AdapterFileError(
+            "what a stopped run had chosen to train is damaged",
+            where=path,
+            found=error,
+            fix="remove this file and run the same command again: the first phase is done again",
+        ) from None
 
 
 def _parents(job: TrainJob, loaded: Loaded) -> dict[str, dict[str, Any]]:
@@ -188,6 +203,8 @@ def _lineage(
     job: TrainJob, loaded: Loaded, examples: Examples, start: str, found: dict[str, Any], outcome: dict[str, Any]
 ) -> Lineage:
     task = job.task.model_dump(mode="json")
+    if task.get("measured_as"):
+        task["measured_as"] = identity(task["measured_as"])  # of a user's own file its hash: no adapter names code
     if "head" in task:
         task["head"] = head_input(job.base, job.task.head)  # type: ignore[union-attr]  # what "auto" was
     if job.task.kind == "language-modeling":
@@ -212,7 +229,7 @@ def _lineage(
 
 
 @contextlib.contextmanager
-def _own_randomness(seed: int) -> Iterator[None]:
+def own_randomness(seed: int) -> Iterator[None]:
     """Every generator seeded inside, and put back afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):

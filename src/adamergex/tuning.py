@@ -18,7 +18,7 @@ import torch
 from adamergex import lineage
 from adamergex.adapters import resident
 from adamergex.adapters.labels import require_labels
-from adamergex.checkpoint import AdapterDirectory, TensorReader, staged_directory
+from adamergex.checkpoint import AdapterDirectory, TensorReader
 from adamergex.errors import ConfigError
 from adamergex.evaluation import load_for, predict, score
 from adamergex.merging import Rule, delta, merged_tensors, rule_for, select
@@ -27,8 +27,10 @@ from adamergex.merging.layout import layout
 from adamergex.merging.select import default_selection
 from adamergex.merging.stream_delta import load as load_factors
 from adamergex.models import quiet
+from adamergex.outputs import staged_directory
+from adamergex.records import ANSWERS, TUNING, Point
 from adamergex.tasks.rows import read
-from adamergex.weight_choice import ANSWERS, FILE_NAME, answers_of, best
+from adamergex.weight_choice import answers_of, best
 
 if TYPE_CHECKING:
     from adamergex.models import Loaded
@@ -91,11 +93,16 @@ def tune(
                     kept.append((weight, predictions))
                 found, metric = score(predictions, job.task.metric), job.task.metric
                 curve.append({"weight": weight, "score": found[metric], "interval": found["interval"]})
-    result = {"chosen": best(curve), "curve": curve, "metric": job.task.metric, "language": job.language}
+    result = {
+        "chosen": best([Point.model_validate(point) for point in curve]),
+        "curve": curve,
+        "metric": job.task.metric,
+        "language": job.language,
+    }
     result["n"] = len(rows)
     if output is not None:
         with staged_directory(output) as stage:
-            (stage / FILE_NAME).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            (stage / TUNING).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
             if answers:
                 (stage / ANSWERS).write_text(json.dumps(answers_of(kept)) + "\n", encoding="utf-8")
     return result

@@ -20,7 +20,12 @@ def plain_row(found: Mapping[Any, Any], where: str) -> dict[str, Any]:
 
     Raises: DataError: half a surrogate pair in a text, which no UTF-8 file can hold.
     """
-    return {str(name): _plain(value, f"{where}, column {str(name)!r}") for name, value in found.items()}
+    return {
+        str(name): value
+        if type(value) is int or (type(value) is str and value.isascii())
+        else _plain(value, f"{where}, column {str(name)!r}")
+        for name, value in found.items()
+    }
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -43,12 +48,18 @@ def _not_a_number(value: Any) -> bool:
     return isinstance(value, Real) and value != value
 
 
+def is_text(value: Any) -> bool:
+    """Whether a value is text as it stands, and not blank."""
+    return type(value) is str and (value[:1].isalnum() or not is_blank(value))
+
+
 def text_of(value: Any, what: str, where: str, *, numbers: bool = True) -> str:
     """A text, or a number as text (18.0 is "18").
 
     Raises: DataError: it is missing or blank, or neither text nor (with ``numbers``) a number.
     """
-    if value is None or (isinstance(value, str) and is_blank(value)) or value in ([], {}):
+    blank = is_blank(value) if isinstance(value, str) else value is None or value in ([], {})
+    if blank:
         raise DataError(
             f"{_a(what)} is empty", where=where, found=repr(value), expected="some text",
             fix="fill it in or remove the row",

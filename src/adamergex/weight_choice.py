@@ -13,25 +13,25 @@ from statistics import fmean
 from typing import Any
 
 from adamergex import statistics
-from adamergex.checkpoint import staged_directory
 from adamergex.errors import ConfigError, DataError
+from adamergex.outputs import staged_directory
+from adamergex.records import ANSWERS, TUNING, Answers, Point, Search, read_answers, read_search
 from adamergex.statistics import Sample
 
-FILE_NAME, ANSWERS = "tuning.json", "answers.json"
 _ALIKE = 1e-9  # points: means of the same scores, summed in another order
 
 
-def best(curve: Sequence[Mapping[str, Any]]) -> float:
+def best(curve: Sequence[Point]) -> float:
     """The λ of the highest score; of equal scores the smallest λ."""
-    top = max(point["score"] for point in curve)
-    return float(min(point["weight"] for point in curve if point["score"] >= top - _ALIKE))
+    top = max(point.score for point in curve)
+    return min(point.weight for point in curve if point.score >= top - _ALIKE)
 
 
-def within(curve: Sequence[Mapping[str, Any]], error: float) -> float:
+def within(curve: Sequence[Point], error: float) -> float:
     """The smallest |λ| whose score is within ``error`` of the highest; of λ and −λ the one that scores higher."""
-    top = max(point["score"] for point in curve)
-    near = [point for point in curve if point["score"] >= top - error - _ALIKE]
-    return float(min(near, key=lambda point: (abs(point["weight"]), -point["score"], -point["weight"]))["weight"])
+    top = max(point.score for point in curve)
+    near = [point for point in curve if point.score >= top - error - _ALIKE]
+    return min(near, key=lambda point: (abs(point.weight), -point.score, -point.weight)).weight
 
 
 def choose(
@@ -45,9 +45,9 @@ def choose(
     """
     if not searches:
         raise ConfigError("there is no search to choose from", where="searches", expected="one or more languages")
-    found = {language: _read(path / FILE_NAME) for language, path in searches.items()}
-    grids = {tuple(point["weight"] for point in item["curve"]) for item in found.values()}
-    metrics = {str(item["metric"]) for item in found.values()}
+    found = {language: read_search(path) for language, path in searches.items()}
+    grids = {tuple(point.weight for point in item.curve) for item in found.values()}
+    metrics = {item.metric for item in found.values()}
     if len(grids) > 1 or len(metrics) > 1:
         raise ConfigError(
             "the searches are not of the same kind",
@@ -56,28 +56,29 @@ def choose(
             expected="one grid and one metric",
             fix="search all languages with the same settings",
         )
-    answers = {language: _answers(path / ANSWERS) for language, path in searches.items()}
-    curve, errors = [], {}
+    answers = {language: _samples(read_answers(path), found[language], path) for language, path in searches.items()}
+    curve, samples = [], []
     for index, weight in enumerate(grids.pop()):
-        samples = [answers[language][index] for language in searches]
-        score = fmean(item["curve"][index]["score"] for item in found.values())
-        ends = [float(end) for end in statistics.pooled_interval([samples])]
-        curve.append({"weight": weight, "score": score, "interval": ends})
-        errors[weight] = samples
+        samples.append([answers[language][index] for language in searches])
+        score = fmean(item.curve[index].score for item in found.values())
+        ends = [float(end) for end in statistics.pooled_interval([samples[-1]])]
+        curve.append(Point(weight=weight, score=score, interval=ends))
     highest = best(curve)
-    error = statistics.standard_error(errors[highest])
+    error = next(
+        statistics.standard_error(own) for point, own in zip(curve, samples, strict=True) if point.weight == highest
+    )
     result = {
         "chosen": within(curve, error) if one_standard_error else highest,
         "best": highest,
         "error": error,
-        "curve": curve,
+        "curve": [point.model_dump() for point in curve],
         "languages": list(searches),
         "metric": metrics.pop(),
-        "n": sum(int(item["n"]) for item in found.values()),
+        "n": sum(item.n for item in found.values()),
     }
     if output is not None:
         with staged_directory(output) as stage:
-            (stage / FILE_NAME).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            (stage / TUNING).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
 
 
@@ -97,21 +98,22 @@ def answers_of(points: Sequence[tuple[float, Sequence[Mapping[str, Any]]]]) -> d
     }
 
 
-def _answers(path: Path) -> list[Sample]:
-    """A sample per λ, in the curve's order."""
-    written = _read(path)
+def _samples(written: Answers, search: Search, where: Path) -> list[Sample]:
+    """A sample per λ, in the curve's order. Raises: DataError: the answers are of other λs."""
+    weights = [point.weight for point in written.points]
+    if weights != [point.weight for point in search.curve]:
+        raise DataError(
+            "the answers of a search are not those of its curve",
+            where=where / ANSWERS,
+            found=f"λ of {len(weights)} points",
+            expected=f"those of the {len(search.curve)} points of {TUNING}",
+            fix="remove this directory and search again",
+        )
     about = [
         {"id": name} | ({} if group is None else {"group": group})
-        for name, group in zip(written["ids"], written["groups"], strict=True)
+        for name, group in zip(written.ids, written.groups, strict=True)
     ]
     return [
-        Sample.read([{**item, "tally": tally} for item, tally in zip(about, point["tallies"], strict=True)])
-        for point in written["points"]
+        Sample.read([{**item, "tally": tally} for item, tally in zip(about, point.tallies, strict=True)])
+        for point in written.points
     ]
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError("a search of λ cannot be read", where=path, found=error, fix="search again") from error

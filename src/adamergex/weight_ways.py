@@ -6,14 +6,13 @@ off its curve; nothing of this is a method.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from adamergex.graph import Step, Store
 from adamergex.plan import Cell, Plan
-from adamergex.weight_choice import FILE_NAME, best, within
+from adamergex.records import Search, read_search
+from adamergex.weight_choice import best, within
 
 ORACLE_LABEL = "oracle (upper bound, not a method)"
 STANDARD_ERROR = ", one standard error"
@@ -29,8 +28,8 @@ def compared_ways(plan: Plan, store: Store, cells: Iterable[Mapping[str, Any]]) 
     for cell, search in plan.oracles.items():
         if not store.has(search):
             continue
-        curve = _read(store, search)["curve"]
-        scores = {point["weight"]: point["score"] for point in curve}
+        curve = _read(store, search).curve
+        scores = {point.weight: point.score for point in curve}
         top = best(curve)
         ways = [
             {"way": way, "weight": weight, "score": scores[weight]}
@@ -69,7 +68,7 @@ def _ways(plan: Plan, store: Store, cell: Cell) -> Ways:
         if not store.has(step):
             continue
         if way == "entropy":
-            found["entropy"] = float(_read(store, step)["chosen"])
+            found["entropy"] = _read(store, step).chosen
         else:
             name = "leave one out" if way == "leave_one_out" else _languages(config.proxy)
             found |= _of_scores(store, name, step)
@@ -80,13 +79,14 @@ def _of_scores(store: Store, name: str, step: Step) -> Ways:
     """What one search chose; of several languages with and without the rule, and each proxy alone."""
     own = _read(store, step)
     if step.kind != "choose":
-        return {name: float(own["chosen"])}
-    found = {name: float(own["best"]), name + STANDARD_ERROR: within(own["curve"], own["error"])}
+        return {name: own.chosen}
+    assert own.best is not None and own.error is not None  # a choice has both
+    found = {name: own.best, name + STANDARD_ERROR: within(own.curve, own.error)}
     if name != "leave one out" and len(step.inputs) > 1:
-        for language in own["languages"]:
-            found[language] = float(_read(store, step.inputs[language])["chosen"])
+        for language in own.languages:
+            found[language] = _read(store, step.inputs[language]).chosen
     return found
 
 
-def _read(store: Store, step: Step) -> Any:
-    return json.loads((Path(store.path(step)) / FILE_NAME).read_text(encoding="utf-8"))
+def _read(store: Store, step: Step) -> Search:
+    return read_search(store.path(step))

@@ -43,8 +43,8 @@ def test_none_where_there_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "pattern"),
     [
-        ("{", "cannot be read"),
-        ("[]", "another format"),
+        ("{", "not valid JSON"),
+        ("[]", "not a JSON object"),
         ('{"format": "adamergex-lineage/9"}', "another format"),
         ('{"format": "adamergex-lineage/1", "seed": 1}', "not known"),
         ('{"format": "adamergex-lineage/1", "base": null}', "wrong type"),

@@ -155,11 +155,11 @@ def test_tags(folder: Path) -> None:
     [
         (mgsm, ("sw", "train"), "no language 'sw'"),
         (mgsm, ("sw", "tests"), "perhaps 'test'"),
-        (mgsm, ("de",), "no such file"),
+        (mgsm, ("de",), "does not exist"),
         (xcopa, ("th", "validation"), "no question 'reason'"),
         (xcopa, ("th", "train"), "no language 'th'"),
         (xnli, ("sw",), "label is not known"),
-        (xnli, ("th", "train"), "no such file"),
+        (xnli, ("th", "train"), "does not exist"),
         (xnli, ("ay", "train"), "no language 'ay'"),
         (xquad, ("en", "fold 4"), "no split 'fold 4'"),
         (xquad, ("en", "validation"), "no split 'validation'"),

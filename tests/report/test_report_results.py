@@ -58,6 +58,6 @@ def test_what_does_not_fit_is_refused(sample: Sample, change: Callable[[Any], An
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "half.json").write_text('{"title": ')
     (tmp_path / "list.json").write_text("[]")
-    for name, found in (("none.json", "No such file"), ("half.json", "Expecting value"), ("list.json", "list")):
-        with pytest.raises(DataError, match=rf"(?s)cannot be read.*{name}.*{found}"):
+    for name, found in (("none.json", "nothing"), ("half.json", "Expecting value"), ("list.json", "list")):
+        with pytest.raises(DataError, match=rf"(?s)the file of results .*{name}.*{found}"):
             load(tmp_path / name)

@@ -199,7 +199,11 @@ def test_a_study_is_read_table_by_table(study: Path, runs: list[Path], tmp_path:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [('{"tables": 3}', "study is not valid"), ("{", "study cannot be read"), ('{"tables": {}}', "nothing to report")],
+    [
+        ('{"tables": 3}', "tables: Input"),
+        ("{", "file of the study is not valid"),
+        ('{"tables": {}}', "nothing to report"),
+    ],
 )
 def test_what_is_no_run_is_one_message(
     tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str], sample: Callable[..., dict[str, Any]]

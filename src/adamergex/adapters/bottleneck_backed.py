@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors.torch import save_file
 
 from adamergex.adapters import adapterhub, dialects
 from adamergex.adapters.bottleneck import BottleneckAdapter, BottleneckConfig
 from adamergex.adapters.guards import require_effect
 from adamergex.adapters.heads import head_of, head_parameters, load_head
 from adamergex.adapters.peft_backed import head_modules, redraw
+from adamergex.adapters.saving import save_tensors
 from adamergex.adapters.stack import AdapterStack
 from adamergex.adapters.stack import attach as attach_stack
 from adamergex.errors import AdapterFileError, ConfigError
@@ -103,7 +103,7 @@ class Stacked:
         """Write the tensors alone, the head's too, as one file."""
         directory.mkdir(parents=True, exist_ok=True)
         contents = {name: tensor.cpu().contiguous().clone() for name, tensor in sorted(self.tensors().items())}
-        save_file(contents, directory / adapterhub.TENSORS, metadata={"format": "pt"})
+        save_tensors(contents, directory / adapterhub.TENSORS)
 
     def save(self, directory: Path, lineage: Lineage) -> None:
         """Write AdapterHub's layout with safetensors, the head beside it, lineage.json and the card: equal adapters,

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 
 from adamergex import lineage as lineages
 from adamergex.adapters import peft_backed
-from adamergex.checkpoint import AdapterDirectory, TensorReader, staged_directory
+from adamergex.adapters.saving import save_tensors
+from adamergex.checkpoint import AdapterDirectory, TensorReader
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
 from adamergex.hashing import file_sha256
 from adamergex.lineage import Lineage
@@ -26,6 +26,7 @@ from adamergex.merging.report import MergeReport, ModuleChange
 from adamergex.merging.stream_delta import ReferenceFactors
 from adamergex.merging.stream_vectors import VectorMerge, write_gates
 from adamergex.merging.task_vectors import MIXED, mixer
+from adamergex.outputs import staged_directory
 
 FACTORS = "_factors"
 METHODS = {**MIXED, **{f"{method}{FACTORS}": weights for method, weights in MIXED.items()}}
@@ -164,7 +165,7 @@ def _write_factors(stage: Path, adapters: Sequence[Adapter], chosen: Settings) -
     roots = [math.sqrt(weight) for weight in chosen.weights]
     merged, changes = _combined(own, stored, chosen.method.removesuffix(FACTORS), roots, chosen.density, chosen.seed)
     contents = {name: tensor.contiguous() for name, tensor in sorted(merged.items())}
-    save_file(contents, stage / peft_backed.WEIGHTS_FILE, metadata={"format": "pt"})
+    save_tensors(contents, stage / peft_backed.WEIGHTS_FILE)
     return changes, own.layout.directory.config
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from adamergex.adapters import adapterhub, bottleneck_backed, peft_backed, sparse, weights_backed
 from adamergex.adapters.adapterhub import read_head
 from adamergex.adapters.labels import require_labels
+from adamergex.checkpoint import read_config
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
 
 if TYPE_CHECKING:
@@ -39,12 +40,6 @@ class Resident(Protocol):
     def replace(self, contents: Tensors, *, where: object) -> None:
         """Overwrite all tensors in place; as ``read_tensors`` gives them."""
 
-    def head_modules(self) -> Sequence[nn.Module]:
-        """The modules of the head that train with the adapter, those nearest to the labels last."""
-
-    def keep_head_start(self) -> None:
-        """What the head holds now is what it starts from, in every phase of the training."""
-
     def write_tensors(self, directory: Path) -> None:
         """Write the tensors alone, for a checkpoint."""
 
@@ -53,6 +48,16 @@ class Resident(Protocol):
 
     def detach(self) -> object:
         """Give the model back as it was."""
+
+
+class Trained(Resident, Protocol):
+    """A new adapter whose head, where it has one, may start from something else than it was drawn as."""
+
+    def head_modules(self) -> Sequence[nn.Module]:
+        """The modules of the head that train with the adapter, those nearest to the labels last."""
+
+    def keep_head_start(self) -> None:
+        """What the head holds now is what it starts from, in every phase of the training."""
 
 
 class InPeft:
@@ -96,7 +101,7 @@ def attach(
     base_sha256: str,
     seed: int = 0,
     fresh: tuple[str, ...] = (),
-) -> Resident:
+) -> Trained:
     """Put a new, trainable adapter on a model, or let its weights train; see ``attach`` of ``peft_backed``,
     ``bottleneck_backed`` and ``weights_backed``.
 
@@ -121,7 +126,7 @@ def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[st
     require_labels(model, Path(directories[-1]))
     if all(weights_backed.holds_difference(path) for path in directories):
         return weights_backed.load(model, directories, fresh=fresh)
-    in_peft = [path for path in directories if _is_peft(peft_backed.read_config(path))]
+    in_peft = [path for path in directories if _is_peft(read_config(path))]
     if not in_peft:
         return bottleneck_backed.load(model, directories, fresh=fresh)
     if len(directories) > 1:

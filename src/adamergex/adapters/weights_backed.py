@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from adamergex.adapters.heads import head_parameters
 from adamergex.adapters.language_part import in_language_part
 from adamergex.adapters.own_parameters import is_a_norm, named, part_output, put_aside
 from adamergex.adapters.peft_backed import WEIGHTS_FILE, head_modules, redraw
+from adamergex.adapters.saving import save_tensors
 from adamergex.adapters.sparse import (
     PEER,
     TENSORS,
@@ -141,7 +141,7 @@ class InWeights:
     def write_choice(self, path: Path, about: Mapping[str, Any]) -> None:
         """Keep the choice, and what the first phase came to, for a run that is stopped in the second."""
         partial = path.with_suffix(".partial")
-        save_file({name: mask.cpu() for name, mask in self._chosen.items()}, partial, metadata={"about": _json(about)})
+        save_tensors({name: mask.cpu() for name, mask in self._chosen.items()}, partial, {"about": _json(about)})
         partial.replace(path)
 
     def read_choice(self, path: Path) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class InWeights:
         """Write what trains, for a checkpoint."""
         directory.mkdir(parents=True, exist_ok=True)
         contents = {name: tensor.cpu().contiguous().clone() for name, tensor in self.tensors().items()}
-        save_file(contents, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_tensors(contents, directory / WEIGHTS_FILE)
 
     def difference(self) -> SparseDifference:
         """What the training changed. Full: every tensor that is not the base's, whole, since base + (θ − base) is not

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
 
 from adamergex.engines.walk import StepsFailedError, alike, needed, walk
@@ -83,7 +85,8 @@ class _Processes:
 
     def start(self, worker: Hashable, step: Step) -> None:
         assert isinstance(worker, int)
-        future = self.pools[worker].submit(attempt, step, self.store.root, dict(self.actions))
+        with _uninterrupted():  # the worker, which starts with its first step, inherits that
+            future = self.pools[worker].submit(attempt, step, self.store.root, dict(self.actions))
         self.running[future] = worker, step
 
     def finished(self) -> list[tuple[Step, Exception | None]]:
@@ -104,6 +107,17 @@ class _Processes:
             for process in list(getattr(pool, "_processes", None) or {}) if self.running else []:
                 pool._processes[process].terminate()
             pool.shutdown(wait=not self.running, cancel_futures=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C reaches every process of the terminal. It is for this one, which ends its workers itself: those that
+    start here never see it, and here it waits until they have."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _settle(gpu: str | None, threads: int) -> None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from adamergex.engines.worker import WorkerLostError
-from adamergex.errors import AdamergexError
+from adamergex.errors import AdamergexError, of_machine, of_memory, printable
 from adamergex.graph import Step, Store, in_order
 
 LATE = 60.0
@@ -75,6 +75,10 @@ def walk(
         StepsFailedError: one or more steps failed. The first failure is its cause.
     """
     state = _Walk(needed(wanted, store), group, retries, say)
+    for damaged in state.steps:
+        if damaged.key in store.damaged:
+            reason = printable(store.damaged[damaged.key], 300)
+            say(f"{store.path(damaged)} is damaged, so it is made again: {reason}")
     try:
         while state.unfinished:
             for worker in workers.idle():
@@ -137,9 +141,11 @@ class _Walk:
             self._make_ready(step)
             return
         self.unfinished -= 1
+        if isinstance(error, (OSError, MemoryError)):
+            error = of_machine(error) if isinstance(error, OSError) else of_memory(error)
         if error is not None:
             self.failures[step.key] = error
-            self.say(f"{self._line(step)} - failed: {(str(error) or type(error).__name__).splitlines()[0]}")
+            self.say(f"{self._line(step)} - failed: {printable(str(error) or type(error).__name__).splitlines()[0]}")
         for user in self.users[step.key]:
             if error is None:
                 self.waiting[user.key] -= 1
@@ -162,7 +168,7 @@ class _Walk:
         heapq.heappush(self.ready.setdefault(self.group(step), []), self.place[step.key])
 
     def _line(self, step: Step) -> str:
-        return f"[{self.started}/{len(self.steps)}] {step.kind:9s} {step.label}"
+        return f"[{self.started}/{len(self.steps)}] {step.kind:9s} {printable(step.label)}"
 
     def require_success(self) -> None:
         if not self.failures:

@@ -9,6 +9,7 @@ from typing import Any
 
 from adamergex.errors import AdamergexError
 from adamergex.graph import Step, Store
+from adamergex.manifests import StoreError
 from adamergex.residency import lending
 
 Action = Callable[[Mapping[str, Any], Mapping[str, Path], Path, Path], None]
@@ -24,9 +25,22 @@ def perform(step: Step, store: Store, actions: Mapping[str, Action]) -> None:
     with store.lock(step):
         if store.has(step):
             return
+        for other in step.inputs.values():
+            _require(other, store)
         with lending(), store.producing(step) as output:
             inputs = {name: store.path(other) for name, other in step.inputs.items()}
             actions[step.kind](step.job, inputs, output, store.workdir(step))
+
+
+def _require(step: Step, store: Store) -> None:
+    """Raises: StoreError: an input that is not there, or whose files no longer have the hashes of its manifest."""
+    if not store.has(step):
+        raise StoreError(
+            "an input of the step is not whole",
+            where=store.path(step),
+            found=store.damaged.get(step.key, "nothing"),
+            fix="run the same command again: it is made again",
+        )
 
 
 def attempt(step: Step, root: Path, actions: Mapping[str, Action]) -> Exception | None:

@@ -10,21 +10,22 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from adamergex import lineage
-from adamergex.errors import AdamergexError
+from adamergex.errors import AdamergexError, DataError
 from adamergex.lineage import Lineage
 from adamergex.merging import Similarity, similarity
-from adamergex.report.results import Cell, Results
+from adamergex.records import predictions
+from adamergex.report.results import Cell, Results, is_entry
 from adamergex.report.summary import number
 
 WRONG, RIGHT, LENGTH = 3, 2, 90
-_DEPTH = 8
+_DEPTH, _PARTS = 8, 16
 
 
 @dataclass(frozen=True)
@@ -85,23 +86,17 @@ def _items(cell: Cell, folder: Path, notes: list[str]) -> tuple[Item, ...]:
         return ()
     wrong, right = list[Item](), list[Item]()
     try:
-        for row in _rows(path):
+        for row in predictions(path):
             item = _item(row)
             chosen, most = (right, RIGHT) if item.right else (wrong, WRONG)
             if len(chosen) < most:
                 chosen.append(item)
             if len(wrong) == WRONG and len(right) == RIGHT:
                 break
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        notes.append(f"{cell.predictions} cannot be read: {error!r}.")
+    except DataError as error:
+        notes.append(f"{cell.predictions} cannot be read: {error.found}.")
         return ()
     return (*wrong, *right)
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
 
 
 def _item(row: Mapping[str, Any]) -> Item:
@@ -136,6 +131,7 @@ class _Family:
 
     def _ancestor(self, role: str, path: Path, depth: int) -> Ancestor:
         if path not in self._known:
+            self._known[path] = Ancestor("", "adapter", "", None)  # what a lineage that names itself leads to
             self._known[path] = self._read(path, depth)
         return replace(self._known[path], role=role)
 
@@ -147,20 +143,21 @@ class _Family:
             self.notes.append(str(error).splitlines()[0] + f" ({relative})")
             own = None
         if own is None:  # a stack: its adapters lie in folders of their own
-            inner = sorted(item for item in path.iterdir() if (item / lineage.FILE_NAME).is_file())
+            folders = sorted(path.iterdir()) if depth == 0 else []
+            inner = [item for item in folders if (item / lineage.FILE_NAME).is_file()][:_PARTS]
             parts = tuple(self._ancestor(item.name, item, depth + 1) for item in inner)
             return Ancestor("", "stack" if parts else trained.name if trained else "adapter", "", relative, parts)
         records = sorted(own.parents.items(), key=lambda pair: pair[0] != "task") if depth < _DEPTH else []
-        parents = tuple(self._parent(name.replace("_", " "), record, depth) for name, record in records)
+        known = [(name, record) for name, record in records if isinstance(record, Mapping)][:_PARTS]
+        parents = tuple(self._parent(name.replace("_", " "), record, depth) for name, record in known)
         title = trained.name if trained else "merged" if own.merge else "trained"
         return Ancestor("", title, _detail(own), relative, parents)
 
     def _parent(self, role: str, record: Mapping[str, Any], depth: int) -> Ancestor:
         """Where it was, else the adapter of the same key in today's store, else what was recorded of it."""
         was = Path(str(record.get("path")))
-        place = next(
-            (path for path in (was, self._keys.get(was.name)) if path and path.is_absolute() and path.is_dir()), None
-        )
+        places = (was if is_entry(was) else None, self._keys.get(was.name))
+        place = next((path for path in places if path and path.is_absolute() and path.is_dir()), None)
         if place is not None:
             return self._ancestor(role, place, depth + 1)
         language = f" · {record['language']}" if record.get("language") else ""
@@ -169,18 +166,25 @@ class _Family:
 
 def _detail(own: Lineage) -> str:
     if own.merge:
-        weight, space = own.merge.get("weight"), own.merge.get("space")
+        weight, space = _amount(own.merge.get("weight")), own.merge.get("space")
         words = [
             f"rule {own.merge.get('rule')}",
             f"{space} space" if space else "",
             f"modules {own.merge.get('modules')}",
         ]
         return ", ".join([word for word in words if word] + ([f"λ = {weight:g}"] if weight is not None else []))
-    training = own.settings.get("training", {})
+    training = own.settings.get("training")
+    known = training if isinstance(training, Mapping) else {}
+    tokens, loss = _amount(known.get("tokens")), _amount(known.get("loss"))
     words = [str((own.task or {}).get("kind", "")), f"language {own.language}" if own.language else ""]
-    words += [f"{training['tokens']:,} tokens"] if training.get("tokens") else []
-    words += [f"loss {number(training['loss'], 3)}"] if training.get("loss") is not None else []
+    words += [f"{tokens:,} tokens"] if tokens else []
+    words += [f"loss {number(loss, 3)}"] if loss is not None else []
     return ", ".join(word for word in words if word)
+
+
+def _amount(value: Any) -> float | None:
+    """A number of a lineage, or None for what is none."""
+    return value if type(value) in (int, float) and abs(value) < 1e15 else None
 
 
 def _similarity(results: Results, folder: Path, notes: list[str]) -> Similarity | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adamergex.errors import DataError, printable
+from adamergex.errors import printable
+from adamergex.outputs import filled_directory, write_files
 from adamergex.report import views
 from adamergex.report.evidence import Evidence, gather
 from adamergex.report.markdown import report_markdown
@@ -23,6 +24,9 @@ from adamergex.report.runs import placed, read_runs
 from adamergex.report.summary import difference_span, number, probability, signed, span
 from adamergex.report.tables import scores_csv, scores_latex, summary_csv
 
+if TYPE_CHECKING:
+    import jinja2
+
 
 def write_report(results: Results | Mapping[str, Any], directory: str | Path) -> Path:
     """Write report.html, report.md, scores.csv, summary.csv and scores.tex into a directory; the path of report.html.
@@ -31,6 +35,7 @@ def write_report(results: Results | Mapping[str, Any], directory: str | Path) ->
 
     Raises:
         DataError: plain data that are not valid results.
+        OSError: the directory cannot be written.
     """
     return _write([results if isinstance(results, Results) else parse(results)], Path(directory))
 
@@ -44,18 +49,16 @@ def report(runs: Sequence[str | Path], output: str | Path, papers: Sequence[str 
         papers: files with the papers' numbers, as ``studies/papers/*.csv``.
 
     Raises:
-        DataError: a folder that is no run, files that are not valid, or an output that is no folder.
+        DataError: a folder that is no run, or files that are not valid.
+        AdapterFileError: an output that is no folder.
     """
     quoted = read_papers(papers)
     found, notes = read_runs(runs)
-    return _write([placed(run, Path(output)) for run in found], Path(output), quoted, notes)
+    with filled_directory(output) as directory:
+        return _write([placed(run, directory) for run in found], directory, quoted, notes)
 
 
 def _write(runs: Sequence[Results], directory: Path, quoted: Sequence[Quoted] = (), notes: Sequence[str] = ()) -> Path:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError("The report cannot be written.", where=directory, found=error, fix="choose a folder") from None
     runs = [completed(results) for results in runs]
     evidence = [gather(results, directory) for results in runs]
     contents = {
@@ -65,10 +68,7 @@ def _write(runs: Sequence[Results], directory: Path, quoted: Sequence[Quoted] = 
         "summary.csv": summary_csv(runs),
         "scores.tex": scores_latex(runs),
     }
-    for name, text in contents.items():
-        part = directory / f".{name}.partial"
-        part.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(part, directory / name)
+    write_files(directory, contents)
     return directory / "report.html"
 
 
@@ -79,10 +79,38 @@ def page(
     notes: Sequence[str] = (),
 ) -> str:
     """One self-contained HTML page: its style, script and pictures are inside, and nothing is fetched."""
-    import jinja2
-
     runs = [runs] if isinstance(runs, Results) else runs
     evidence = evidence or [Evidence()] * len(runs)
+    script = _text("page.js")
+    alone, (title, named) = len(runs) == 1, under_one_title(runs)
+    shown = [
+        views.run_view(results, own, "" if alone else f"run{index}-")
+        for index, (results, own) in enumerate(zip(named, evidence, strict=True), 1)
+    ]
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            runs=shown,
+            alone=alone,
+            h="h2" if alone else "h3",
+            title=title,
+            together=None if alone else overview(named),
+            beside=beside(quoted, runs),
+            quoted=quoted,
+            partial=notes,
+            style=_text("page.css"),
+            script=script,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
+    )
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """The templates, compiled once for all pages of a process."""
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_text),
         autoescape=True,
@@ -95,25 +123,7 @@ def page(
     environment.filters.update(
         difference_span=difference_span, size=views.size, time=views.time, unbroken=views.unbroken
     )
-    script = _text("page.js")
-    alone, (title, named) = len(runs) == 1, under_one_title(runs)
-    shown = [
-        views.run_view(results, own, "" if alone else f"run{index}-")
-        for index, (results, own) in enumerate(zip(named, evidence, strict=True), 1)
-    ]
-    return environment.get_template("page.html.j2").render(
-        runs=shown,
-        alone=alone,
-        h="h2" if alone else "h3",
-        title=title,
-        together=None if alone else overview(named),
-        beside=beside(quoted, runs),
-        quoted=quoted,
-        partial=notes,
-        style=_text("page.css"),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
+    return environment
 
 
 def _shown(value: object) -> object:

@@ -7,21 +7,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from adamergex.errors import DataError
+from adamergex.errors import DataError, printable
+from adamergex.inputs import DOCUMENT_BYTES, read_json_object
+from adamergex.outputs import write_files
+from adamergex.records import as_json
 
 Interval = tuple[float, float]
 BASELINE = "english_tuning"
 """The method that every other one is compared with: A[T,s] used in the target language as it is."""
 
+
+_LARGEST = 1e15
+_ENTRY = re.compile("[A-Za-z0-9_-]+/[0-9a-f]{20}")
 
 MEASURES = {"accuracy": "Accuracy", "f1": "F1", "exact_match": "Exact match", "rougeL": "ROUGE-L"}
 
@@ -263,12 +271,14 @@ def parse(data: Mapping[str, Any], where: object = "results") -> Results:
     Raises:
         DataError: a key is missing, unknown or of the wrong type, or the parts do not fit together; all at once.
     """
+    if problem := _unbounded(data):
+        raise _invalid(where, [problem])
     try:
         results = _adapter().validate_json(json.dumps(data))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         raise _invalid(where, problems) from None
-    if problems := _contradictions(results):
+    if problems := _contradictions(results) + _outside(results):
         raise _invalid(where, problems)
     return results
 
@@ -279,22 +289,55 @@ def load(path: str | Path) -> Results:
     Raises:
         DataError: the file cannot be read, is not JSON, or does not hold results.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError("The results cannot be read.", where=path, found=error, expected="a JSON file") from None
-    if not isinstance(data, dict):
-        raise DataError("The results cannot be read.", where=path, found=type(data).__name__, expected="an object")
-    return parse(data, where=path)
+    return parse(read_json_object(path, what="the file of results", error=DataError, limit=DOCUMENT_BYTES), where=path)
 
 
 def save(results: Results, path: str | Path) -> Path:
     """Write results as JSON, the same bytes for the same results; returns the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dataclasses.asdict(results), ensure_ascii=False, allow_nan=False, indent=1)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_files(path.parent, {path.name: as_json(dataclasses.asdict(results))})
     return path
+
+
+def _unbounded(data: Any) -> str | None:
+    """That a number is larger than any measurement, too large to reckon with; or None."""
+    waiting = [data]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, (int, float)) and _LARGEST < abs(item) != math.inf:
+            return "a number is beyond ±10¹⁵"
+        waiting += item.values() if isinstance(item, Mapping) else item if isinstance(item, (list, tuple)) else ()
+    return None
+
+
+def _outside(results: Results) -> list[str]:
+    """Paths that a run does not write: answers lie inside its folder; adapters too, or in a store."""
+    problems = [
+        f"cells: predictions {path!r} are not inside the run"
+        for path in (cell.predictions for cell in results.cells)
+        if path and not inside(path)
+    ]
+    places = [cell.adapter for cell in results.cells] + [item.path for item in results.adapters]
+    return problems + [
+        f"adapters: {path!r} is neither inside the run nor in a store"
+        for path in places
+        if path and not inside(path) and not is_entry(path)
+    ]
+
+
+def inside(path: str) -> bool:
+    """Whether a relative path stays in its folder."""
+    parts = path.replace("\\", "/").split("/")
+    return _plain(path) and not PurePosixPath(path).is_absolute() and ".." not in parts
+
+
+def is_entry(path: str | Path) -> bool:
+    """Whether a path leads to a result in a store, by its last two parts: a kind and a key."""
+    return _plain(str(path)) and _ENTRY.fullmatch("/".join(PurePath(path).parts[-2:])) is not None
+
+
+def _plain(path: str) -> bool:
+    return len(path) < 2000 and printable(path) == path and all(len(part.encode()) < 256 for part in path.split("/"))
 
 
 def _contradictions(results: Results) -> list[str]:

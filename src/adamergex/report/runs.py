@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from adamergex.errors import DataError
-from adamergex.report.results import Results, load
+from adamergex.inputs import DOCUMENT_BYTES, read_json_object
+from adamergex.records import Record, valid
+from adamergex.report.results import Results, inside, load
 
 RESULTS, STUDY = "results.json", "study.json"
 
@@ -61,30 +61,34 @@ def _tables(folder: Path, notes: list[str]) -> list[Path]:
         )
     study = _study(folder / STUDY)
     places = []
-    for name, table in study["tables"].items():
-        # The study may have been moved: then its tables lie beside study.json.
-        options = (Path(str(table.get("output", name))), folder / name)
-        place = next((item for item in options if (item / RESULTS).is_file()), None)
-        if place is None:
-            notes.append(f"{study.get('title', folder.name)}: the table {name} is not there.")
+    for name, table in study.tables.items():
+        place = folder / name  # also where the study was moved
+        if not (place / RESULTS).is_file():
+            notes.append(f"{study.title or folder.name}: the table {name} is not there.")
             continue
-        if not table.get("complete", True):
-            notes.append(f"{study.get('title', folder.name)}: the table {name} is not complete.")
+        if not table.complete:
+            notes.append(f"{study.title or folder.name}: the table {name} is not complete.")
         places.append(place)
-    notes += [f"Not done: {line}" for line in study.get("missing", ())]
+    notes += [f"Not done: {line}" for line in study.missing]
     return places
 
 
-def _study(path: Path) -> dict[str, Any]:
-    try:
-        study = json.loads(path.read_text(encoding="utf-8"))
-        valid = isinstance(study, dict) and isinstance(study.get("tables"), dict)
-        valid = valid and all(isinstance(table, dict) for table in study["tables"].values())
-    except (OSError, ValueError) as error:
-        raise DataError("The study cannot be read.", where=path, found=error, expected="a JSON file") from None
-    if not valid:
-        raise DataError("The study is not valid.", where=path, expected="an object with tables", fix="run it again")
-    return study  # type: ignore[no-any-return]
+class _Table(Record):
+    complete: bool = True
+
+
+class _Study(Record):
+    tables: dict[str, _Table]
+    title: str | None = None
+    missing: list[str] = []
+
+
+def _study(path: Path) -> _Study:
+    found = read_json_object(path, what="the file of the study", error=DataError, limit=DOCUMENT_BYTES)
+    study = valid(_Study, found, path)
+    if outside := [name for name in study.tables if not inside(name)]:
+        raise DataError("a table lies outside its study", where=path, found=outside[0], fix="run the study again")
+    return study
 
 
 def placed(run: Run, directory: Path) -> Results:

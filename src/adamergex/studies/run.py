@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,12 @@ from typing import Any, Literal
 from adamergex.actions import ACTIONS, backbone_group
 from adamergex.engines.worker import Action
 from adamergex.errors import AdamergexError, ConfigError
-from adamergex.graph import Store, in_order
+from adamergex.graph import Step, Store, in_order
 from adamergex.inventory import record
+from adamergex.outputs import filled_directory, write_files
 from adamergex.pipeline import environment, summary, write_table
 from adamergex.plan import Plan
+from adamergex.records import as_json
 from adamergex.studies.devices import DEVICES
 from adamergex.studies.estimate import estimate
 from adamergex.studies.plan import StudyPlan
@@ -55,31 +56,44 @@ def run_study(
         StepsFailedError: some steps failed; what did not depend on them is done and written.
     """
     plan, store, output = StudyPlan(study), Store(Path(study.store)), Path(study.output)
-    reused = {step.key for step in plan.steps if store.has(step)}
     again = {} if force is None else {step.key: step for step in plan.matching(force)}
-    reused -= again.keys()
     if actions is None:
         from adamergex.preflight import require_possible
 
-        require_possible(step for step in in_order(plan.steps) if step.key not in reused)
-    record(store, study.title, output, plan.steps)
+        require_possible(step for step in in_order(plan.steps) if step.key in again or not store.has(step))
+    with filled_directory(output):
+        return _run(plan, store, output, engine, again, say, command, ACTIONS if actions is None else actions)
+
+
+def _run(
+    plan: StudyPlan,
+    store: Store,
+    output: Path,
+    engine: Engine,
+    again: Mapping[str, Step],
+    say: Say,
+    command: str | None,
+    actions: Mapping[str, Action],
+) -> dict[str, Any]:
+    reused = {step.key for step in plan.steps if store.has(step)} - again.keys()
+    record(store, plan.study.title, output, plan.steps)
     for step in again.values():
         store.forget(step)
     began, failure = time.monotonic(), None
     try:
-        _walk(plan, store, engine, ACTIONS if actions is None else actions, say)
+        _walk(plan, store, engine, actions, say)
     except AdamergexError as error:
         failure = error
     written = {}
     for name, table in plan.tables.items():
         if any(store.has(step) for step in table.evaluations.values()):
-            written[name] = write_table(table, store, Path(table.config.output), reused, command)
+            with filled_directory(table.config.output) as folder:
+                written[name] = write_table(table, store, folder, reused, command)
             say(summary(written[name], table.config.output))
         else:
             say(f"\n{table.config.title}: nothing of it is done, see the failed steps")
     result = _record_of(plan, store, written, reused, time.monotonic() - began, command)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "study.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_files(output, {"study.json": as_json(result)})
     if failure is not None:
         say("\n".join(["\nnot done:", *(f"  {line}" for line in result["missing"])]))
         raise failure
