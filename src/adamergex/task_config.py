@@ -45,7 +45,7 @@ class Own(Settings):
     """The user's own rows: labelled in the source language (train), the proxy's (validation), the targets' (test)."""
 
     train: Where
-    validation: Where | None = Field(default=None, description="labelled set of the proxy language; tunes λ")
+    validation: Where | None = Field(default=None, description="labelled sets that tune λ")
     test: Where
     optimisation: Optimisation = Optimisation()
 
