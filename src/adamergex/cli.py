@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
+from adamergex.bases.verbs import add as add_backbones
 from adamergex.ending import ended, say
 from adamergex.errors import AdamergexError, ConfigError
 from adamergex.processes import launched, leave, speaker
@@ -99,7 +100,7 @@ def transfer(arguments: argparse.Namespace) -> None:
 def train(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from adamergex import lineage
+    from adamergex.pipeline import outcome
     from adamergex.pipeline import train as run
     from adamergex.train_config import load_training
 
@@ -109,8 +110,7 @@ def train(arguments: argparse.Namespace) -> None:
     leave()
     if not launched().first:
         return
-    found = lineage.read(written)
-    done = found.settings["training"] if found else {}
+    done = outcome(written)
     say(
         f"{done['parameters']:,} parameters, {done['examples']} examples, {done['steps']} steps: "
         f"loss {done['first_loss']:.3f} at first, {done['loss']:.3f} at last"
@@ -200,6 +200,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         language=arguments.language,
         output=arguments.output,
         columns=dict(arguments.column),
+        task_file=arguments.task_file,
     )
     low, high = scores["interval"]
     say(f"{scores['metric']} {scores[scores['metric']]:.1f} % [{low:.1f}, {high:.1f}] on {scores['n']} items")
@@ -255,7 +256,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--papers", nargs="+", default=[], metavar="FILE", help="papers' numbers: studies/papers/*.csv")
 
     verb = _verb(verbs, "evaluate", evaluate, "score an adapter, or a stack of them, on a labelled file")
-    verb.add_argument("--base", required=True, help="nano, nano-causal, a folder or a hub id")
+    verb.add_argument("--base", required=True, help="a name (see adamergex backbones), a folder or a hub id")
     verb.add_argument(
         "--adapter", required=True, action="append", metavar="DIR", help="again for a stack: the first is the lowest"
     )
@@ -266,6 +267,9 @@ def parser() -> argparse.ArgumentParser:
         "--column", type=_pair, action="append", default=[], metavar="OURS=THEIRS", help="such as text=sentence"
     )
 
+    verb.add_argument("--task-file", metavar="FILE.py", help="your own task, whose score measures the answers")
+
+    add_backbones(verbs)
     verb = _verb(verbs, "demo", demo, "the whole method on the shipped backbone and corpus, offline")
     verb.add_argument("--output", default="runs/demo", metavar="DIR")
     verb.add_argument("--base", default="nano", choices=["nano", "nano-causal"])

@@ -75,7 +75,7 @@ class TransferConfig(Settings):
     """One table: methods × languages × seeds, for one base, one task and one adapter structure."""
 
     title: PathText = "Cross-lingual transfer"
-    base: PathText = Field(description="nano, nano-causal, a folder or a hub id")
+    base: PathText = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
     structure: Structure = Structure()
     source: Name = Field(default="en", description="the language with labels")
     proxy: Name | None = Field(default=None, description="the language whose labelled validation set tunes λ")

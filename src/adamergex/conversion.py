@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -11,19 +12,23 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from adamergex import lineage as lineages
 from adamergex.adapters import adapterhub, sparse
-from adamergex.errors import AdapterFileError, ConfigError, ModelError
+from adamergex.adapters.saving import save_tensors
+from adamergex.adapters.tensor_files import read_peft_pickle, separate
+from adamergex.checkpoint import CONFIG, PICKLE, TENSORS, AdapterDirectory, read_config
+from adamergex.errors import AdapterFileError, ConfigError, ModelError, printable
 from adamergex.models import family, load_config, quiet
-from adamergex.outputs import require_free
+from adamergex.outputs import require_free, staged_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Form = Literal["adamergex", "adapterhub", "composable-sft"]
-Contents = Literal["bottleneck adapter", "sparse difference"]
-FORMS: tuple[Form, ...] = get_args(Form)
+Form = Literal["adamergex", "adapterhub", "composable-sft", "pickle"]
+Contents = Literal["bottleneck adapter", "sparse difference", "PEFT adapter"]
+FORMS: tuple[Form, ...] = tuple(form for form in get_args(Form) if form != "pickle")  # a pickle is read, not written
 _FORMS_OF: dict[Contents, tuple[Form, ...]] = {
     "bottleneck adapter": ("adamergex", "adapterhub"),
     "sparse difference": ("adamergex", "composable-sft"),
+    "PEFT adapter": ("adamergex",),
 }
 _STRUCTURES = {
     "encoder": AutoModelForMaskedLM,
@@ -56,7 +61,7 @@ class Conversion:
     def __str__(self) -> str:
         also = [what for what, there in (("head", self.head), ("lineage", self.lineage)) if there]
         parts = ", ".join([f"{self.tensors} tensors", *also])
-        return f"{self.contents} {self.name!r}: {self.before} -> {self.after} ({parts})"
+        return printable(f"{self.contents} {self.name!r}: {self.before} -> {self.after} ({parts})")
 
 
 def convert(
@@ -70,7 +75,8 @@ def convert(
     """Write what ``source`` holds to ``output`` in another form, whole or not at all; what it is, is found out.
 
     AdapterHub directories and their zip archives (all dialects, heads too) and composable-sft's ``pytorch_diff.bin``
-    become ours (safetensors), and ours theirs. Pickles are read as plain tensors only: nothing in a file is run.
+    become ours (safetensors), and ours theirs; PEFT's ``adapter_model.bin``
+    becomes safetensors. Pickles are read as plain tensors only: nothing in a file is run.
 
     Args:
         source: a directory, a zip archive of one, or the file of a sparse difference.
@@ -90,6 +96,8 @@ def convert(
     require_free(output)
     if found.contents == "sparse difference":
         return _convert_difference(source, output, found, to)
+    if found.contents == "PEFT adapter":
+        return _convert_peft(source, output, found)
     if to == "adamergex":
         files = adapterhub.import_adapter(source, output)
     else:
@@ -133,7 +141,9 @@ def _detect(directory: Path, where: Path) -> Found:
         return _difference(differences[0])
     if adapterhub.CONFIG not in there:
         raise _unknown(where, ", ".join(sorted(there)[:8]) or "an empty directory", fix="name an adapter's directory")
-    declared = adapterhub.read_json(directory / adapterhub.CONFIG).get("peft_type")
+    declared = read_config(directory).get("peft_type")
+    if declared is not None and PICKLE in there and adapterhub.TENSORS not in there:
+        return Found("PEFT adapter", "pickle", PICKLE)
     if declared is not None:
         raise AdapterFileError(
             "this is a PEFT adapter: adamergex and PEFT both read it as it is, and there is nothing to convert",
@@ -161,6 +171,22 @@ def _convert_difference(source: Path, output: Path, found: Found, to: Form) -> C
     name = (source.parent if source.is_file() else source).resolve().name
     count = len(difference.sparse) + len(difference.whole)
     return Conversion(found.contents, name, found.form, to, count, bool(difference.whole), lineage is not None, output)
+
+
+def _convert_peft(source: Path, output: Path, found: Found) -> Conversion:
+    """PEFT's pickle as safetensors, under PEFT's names; the config as it was read."""
+    with adapterhub.opened(source) as directory:
+        config, lineage = read_config(directory), lineages.read(directory)
+        tensors = read_peft_pickle(directory / PICKLE, config)
+    with staged_directory(output) as stage:
+        text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        (stage / CONFIG).write_text(text + "\n", encoding="utf-8")
+        save_tensors(separate(tensors), stage / TENSORS)
+        if lineage:
+            lineage.write(stage)
+        AdapterDirectory.open(stage)
+    name = source.resolve().stem if source.is_file() else source.resolve().name
+    return Conversion(found.contents, name, found.form, "adamergex", len(tensors), False, lineage is not None, output)
 
 
 def _structure(base: str | None, files: adapterhub.AdapterFiles, where: Path) -> PreTrainedModel:
@@ -226,7 +252,7 @@ def _require_change(source: Path, found: Found, to: Form, safetensors: bool) -> 
 
 def _expected() -> str:
     adapters = f"{adapterhub.CONFIG} with {adapterhub.TENSORS}, {adapterhub.SAFE} or {adapterhub.PICKLE}"
-    return f"{adapters}; or {sparse.TENSORS} or {sparse.PEER}"
+    return f"{adapters}; {PICKLE} of PEFT; or {sparse.TENSORS} or {sparse.PEER}"
 
 
 def _unknown(where: Path, found: str, fix: str) -> AdapterFileError:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adamergex import data, lineage, statistics
+from adamergex import data, lineage, lineage_fields, statistics
 from adamergex.errors import AdapterFileError, ConfigError, DataError, ModelError
 from adamergex.inputs import path_part
 from adamergex.outputs import require_free, staged_directory
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from adamergex.models import Loaded
-    from adamergex.settings import EvaluateJob
+    from adamergex.settings import EvaluateJob, Target
     from adamergex.tasks.kinds import Answers
 
 
@@ -143,16 +143,16 @@ def evaluate_directory(
     language: str,
     output: str | Path,
     columns: Mapping[str, str] | None = None,
+    task_file: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate an adapter directory, or a stack of them, on a file; base, task and prompt come from the (last) one's
     lineage.
 
-    Without an adapter the bare ``base`` is prompted, and the labels are those of the file.
+    Without an adapter the bare ``base`` is prompted, and the labels are those of the file. ``task_file``: the ``.py``
+    file whose score measures the answers of a task of your own; nothing that an adapter brings or names is run.
     Raises: AdapterFileError, DataError, ModelError; also when the lineage does not tell the task or the base.
     """
-    from pydantic import TypeAdapter
-
-    from adamergex.settings import UNLABELLED_KINDS, Classification, EvaluateJob, Rows, Target
+    from adamergex.settings import UNLABELLED_KINDS, Classification, EvaluateJob, Rows
 
     path_part(language, what="the language", error=ConfigError, where="--language")
     rows = Rows(path=test, columns=dict(columns or {}))
@@ -166,7 +166,7 @@ def evaluate_directory(
         raise ModelError("which base is meant is not known", where=stack[-1] if stack else None, fix="name it: --base")
     task: Target
     if found is not None and found.task and found.task.get("kind") not in UNLABELLED_KINDS:
-        task = TypeAdapter(Target).validate_python(found.task)
+        task = _task(found.task, stack[-1], task_file)
     elif not stack:
         labels = sorted({str(row["label"]) for row in data.read(rows, language) if "label" in row})
         task = Classification(labels=tuple(labels))
@@ -180,6 +180,43 @@ def evaluate_directory(
         )
     job = EvaluateJob(base=base or str(known), task=task, language=language, rows=rows)
     return evaluate(job, stack or None, Path(output))
+
+
+def _task(fields: Mapping[str, Any], adapter: Path, task_file: str | Path | None) -> Target:
+    """The task of a lineage, scored by a shipped task or by the user's file.
+
+    Raises: AdapterFileError for a task that is none, or whose score is a file that the user has not given.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from adamergex.settings import Target
+    from adamergex.tasks import catalogue
+
+    wanted = fields.get("measured_as")
+    if task_file is not None:
+        catalogue.task_file(str(task_file))  # there, and complete
+        fields = {**fields, "measured_as": str(task_file)}
+        wanted = None if wanted in (None, catalogue.identity(str(task_file))) else wanted
+    if wanted and lineage_fields.OWN_TASK.fullmatch(wanted):
+        raise AdapterFileError(
+            "the adapter's task is measured by a file of its author's; nothing that an adapter names is run",
+            where=adapter / lineage.FILE_NAME,
+            found=f"measured_as {wanted}" + (f", and {task_file} is another file" if task_file else ""),
+            expected="your own copy of that file",
+            fix="name it: --task-file FILE.py (task_file=...)",
+        )
+    try:
+        task: Target = TypeAdapter(Target).validate_python(fields)
+    except ValidationError as problem:
+        wrong = problem.errors()[0]
+        raise AdapterFileError(
+            "the lineage's task is not one that can be evaluated",
+            where=f"{adapter / lineage.FILE_NAME}: task.{wrong['loc'][-1] if wrong['loc'] else 'kind'}",
+            found=repr(wrong["input"]),
+            expected=wrong["msg"],
+            fix="restore the file; an adapter that was trained here has it right",
+        ) from None
+    return task
 
 
 def write_predictions(path: Path, predictions: Sequence[Mapping[str, Any]]) -> None:

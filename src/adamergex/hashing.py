@@ -1,11 +1,14 @@
-"""SHA-256 of files. Standard library only."""
+"""SHA-256 of regular files. Standard library only."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from threading import Thread
 
@@ -13,8 +16,8 @@ _BLOCK = 1024 * 1024  # large, because a thread that imports holds the interpret
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
+    """SHA-256 of a regular file's bytes, in hexadecimal. Raises: OSError for a file that cannot be read."""
+    with _open(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -72,13 +75,23 @@ class Digests:
 
     def _hash(self, path: Path, block: memoryview) -> None:
         digest = hashlib.sha256()
-        with open(path, "rb", buffering=0) as file:
+        with _open(path) as file:
             state = _state(os.fstat(file.fileno()))
             while count := file.readinto(block):
                 digest.update(block[:count])
                 if self._stopped:
                     return
         self._found[path] = digest.hexdigest(), state
+
+
+def _open(path: str | Path) -> FileIO:
+    """Unbuffered; a pipe, which could keep a reader waiting for ever, or a device is refused by an OSError."""
+    # O_NONBLOCK: opening a pipe that nobody writes to would wait.
+    file = FileIO(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
 
 
 def _state(found: os.stat_result) -> tuple[int, ...]:

@@ -11,9 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from adamergex import lineage as lineages
-from adamergex.checkpoint import CHUNK, FLOATS, AdapterDirectory, TensorInfo, TensorReader
+from adamergex.checkpoint import FLOATS, AdapterDirectory, TensorInfo, TensorReader
+from adamergex.errors import printable
 from adamergex.lineage import Lineage
 from adamergex.merging.layout import Layout, layout, structure_kind
+from adamergex.merging.lockstep import Chunk, ranges
+from adamergex.merging.stream import finite_squares, require_finite
+
+_GROUPS, _LINE = 200, 400  # how much of a section, and of a line, is printed
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Inspection:
             *_section("heads", self.heads),
             *_origin(self.lineage),
         ]
-        return "\n".join(lines)
+        return "\n".join(printable(line, limit=_LINE).replace("\n", "\\n") for line in lines)
 
 
 def rank_line(shape: tuple[int, float, float], count: int) -> str:
@@ -67,7 +72,7 @@ def inspect(directory: str | Path) -> Inspection:
     A structure whose merge is not supported is still described, by its tensors.
 
     Raises:
-        AdapterFileError: the directory cannot be read, or its tensors do not fit its config.
+        AdapterFileError: the directory cannot be read, its tensors do not fit its config, or one is not finite.
         IncompatibleAdaptersError: a LoRA or (IA)³ variant that is not supported.
     """
     opened = AdapterDirectory.open(directory)
@@ -101,11 +106,14 @@ def _ranks(found: Layout) -> dict[tuple[int, float, float], int]:
 
 def _norm(reader: TensorReader, info: TensorInfo) -> float:
     if info.dtype not in FLOATS:
+        require_finite(reader, [info])
         return math.nan
     total = 0.0
-    for start in range(0, info.size, CHUNK):
-        values = reader.read(info, start, min(start + CHUNK, info.size))[0]
-        total += float(np.sum(np.square(values, dtype=np.float64)))
+    with np.errstate(all="ignore"):
+        for start, stop in ranges(info.size):
+            chunk = Chunk(reader, info, start, *reader.read(info, start, stop))
+            finite_squares(chunk)
+            total += float(np.sum(np.square(chunk.values, dtype=np.float64)))
     return math.sqrt(total)
 
 
@@ -127,9 +135,11 @@ def _grouped(tensors: Mapping[str, TensorInfo], norms: Mapping[str, float]) -> t
 def _section(title: str, groups: tuple[Group, ...]) -> list[str]:
     if not groups:
         return []
-    width = max(len(group.name) for group in groups)
+    width = min(80, max(len(group.name) for group in groups))
     header = f"  {title:<{width + 2}} {'n':>4}  {'‖·‖':>10}  shape"
-    return [header, *(f"    {g.name:<{width}} {g.count:>4}  {g.norm:>10.4g}  {g.shapes}" for g in groups)]
+    shown = groups[:_GROUPS]
+    more = [f"    … and {len(groups) - _GROUPS} more"] if len(groups) > _GROUPS else []
+    return [header, *(f"    {g.name:<{width}} {g.count:>4}  {g.norm:>10.4g}  {g.shapes}" for g in shown), *more]
 
 
 def _origin(lineage: Lineage | None) -> list[str]:

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from adamergex import inputs
-from adamergex.backbones import SHIPPED
-from adamergex.errors import AdapterFileError, ModelError
+from adamergex import inputs, lineage_fields
+from adamergex.backbones import PACKAGED, SHIPPED
+from adamergex.errors import AdapterFileError, ModelError, printable
 
 FILE_NAME = "lineage.json"
 FORMAT = "adamergex-lineage/1"
@@ -69,7 +69,8 @@ def read(directory: str | Path) -> Lineage | None:
     """Read ``lineage.json`` of a directory; ``None`` where there is none.
 
     Raises:
-        AdapterFileError: not JSON, another format, or fields that are unknown or of the wrong type.
+        AdapterFileError: no plain file, not JSON, another format, fields that are unknown or of the wrong type, or one
+            that names code.
     """
     path = Path(directory) / FILE_NAME
     if not os.path.lexists(path):
@@ -97,12 +98,12 @@ def require_base(directory: str | Path, name: str, sha256: str) -> Lineage | Non
     return found
 
 
-def _require_format(path: Path, found: object) -> None:
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+def _require_format(path: Path, found: Mapping[str, Any]) -> None:
+    if found.get("format") != FORMAT:
         raise AdapterFileError(
             "The lineage has another format.",
             where=path,
-            found=found.get("format") if isinstance(found, dict) else type(found).__name__,
+            found=found.get("format"),
             expected=FORMAT,
             fix="use the adamergex version that wrote it, or delete the file",
         )
@@ -127,6 +128,15 @@ def _require_format(path: Path, found: object) -> None:
                 expected=kind.__name__ + (" or null" if optional else ""),
                 fix="restore the file, or delete it",
             )
+    if problem := lineage_fields.wrong(found):
+        field_name, value, expected = problem
+        raise AdapterFileError(
+            "A field of the lineage has the wrong type or value.",
+            where=f"{path}: {field_name}",
+            found=value,
+            expected=expected,
+            fix="restore the file, or delete it: the adapter then counts as one without lineage",
+        )
 
 
 def package_versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
@@ -172,7 +182,7 @@ def model_card(lineage: Lineage, report: Iterable[str] = (), *, task_type: str |
     sections = [
         _front_matter(lineage, kind, base),
         f"# {_title(lineage, kind)}",
-        f"Made by [adamergex](https://arxiv.org/abs/2402.18913) for the base model `{base or 'unknown'}`.",
+        f"Made by [adamergex](https://arxiv.org/abs/2402.18913) for the base model `{_inline(base) or 'unknown'}`.",
         _difference_snippet(lineage, base, task_type)
         if kind in ("full", "sparse")
         else _attach_snippet(lineage, base, task_type)
@@ -181,17 +191,24 @@ def model_card(lineage: Lineage, report: Iterable[str] = (), *, task_type: str |
         _origin(lineage),
     ]
     if report_lines:
-        sections.append("## Report\n\n```text\n" + "\n".join(report_lines) + "\n```")
+        shown = (_inline(line) for line in report_lines)
+        sections.append("## Report\n\n```text\n" + "\n".join(shown) + "\n```")
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _title(lineage: Lineage, kind: str) -> str:
-    language = f" for {lineage.language}" if lineage.language else ""
+    language = f" for {_inline(lineage.language)}" if lineage.language else ""
     if lineage.is_divergence:
         return f"Language vector ({kind}){language}"
     if kind in ("full", "sparse"):
         return f"{kind.capitalize()} fine-tuning{language}"
     return f"{'Merged' if lineage.merge else 'Trained'} {kind} adapter{language}"
+
+
+def _inline(value: object) -> str:
+    """A text of a file in a line of Markdown: no HTML, no code fence, no end of the line."""
+    text = printable(value, limit=20_000).replace("\n", "\\n")
+    return text.replace("```", "` ` `").replace("<", "&lt;") if "```" in text or "<" in text else text
 
 
 def _front_matter(lineage: Lineage, kind: str, base: str) -> str:
@@ -210,11 +227,18 @@ def _classes(task: Mapping[str, Any]) -> int:
     return 1 + 2 * len(task["types"]) if task.get("types") else len(task.get("labels", ()))
 
 
+def _base_in_code(base: str) -> tuple[str, str]:
+    """How a snippet names a base, and the import that this needs, or nothing."""
+    if base in SHIPPED or base in PACKAGED:
+        room = "backbones" if base in SHIPPED else "packaged"
+        return f"str(folder({json.dumps(base)}))", f"from adamergex.{room} import folder"
+    return json.dumps(base), ""
+
+
 def _snippet(base: str, task_type: str | None, labels: int) -> str:
     name = _AUTO_CLASS.get(task_type or "")
-    quoted, shipped = json.dumps(base), ""
-    if base in SHIPPED:
-        quoted, shipped = f"str(folder({quoted}))", "from adamergex.backbones import folder\n"
+    quoted, shipped = _base_in_code(base)
+    shipped = shipped and f"{shipped}\n"
     if labels and task_type in ("SEQ_CLS", "TOKEN_CLS"):  # PEFT's own class would build a head of two labels
         own = str(name).removeprefix("AutoPeft")
         code = (
@@ -240,9 +264,8 @@ def _attach_snippet(lineage: Lineage, base: str, task_type: str | None) -> str:
     kind = (
         "SequenceClassification" if task_type == "SEQ_CLS" else "CausalLM" if task_type == "CAUSAL_LM" else "MaskedLM"
     )
-    imports, name = ["from adamergex import attach"], json.dumps(base)
-    if base in SHIPPED:
-        imports, name = [*imports, "from adamergex.backbones import folder"], f"str(folder({name}))"
+    name, shipped = _base_in_code(base)
+    imports = ["from adamergex import attach", *([shipped] if shipped else [])]
     extra = f", num_labels={labels}" if task_type == "SEQ_CLS" else ""
     lower = '"path/to/the/language/adapter", ' if "below" in lineage.parents else ""
     lines = [
@@ -266,9 +289,8 @@ def _difference_snippet(lineage: Lineage, base: str, task_type: str | None) -> s
     if lineage.structure.get("kind") == "sparse" and own in _PREDICT_TOKENS:
         names.append("untie_output")
         untied = ["untie_output(model)  # the matrix that predicts tokens stays the base's, as in training"]
-    imports, name = [f"from adamergex.adapters.sparse import {', '.join(names)}"], json.dumps(base)
-    if base in SHIPPED:
-        imports, name = [*imports, "from adamergex.backbones import folder"], f"str(folder({name}))"
+    name, shipped = _base_in_code(base)
+    imports = [f"from adamergex.adapters.sparse import {', '.join(names)}", *([shipped] if shipped else [])]
     labels = _classes(lineage.task or {}) if task_type in ("SEQ_CLS", "TOKEN_CLS") else 0
     extra = f", num_labels={labels}" if labels else ""
     lines = [
@@ -285,11 +307,12 @@ def _difference_snippet(lineage: Lineage, base: str, task_type: str | None) -> s
 def _origin(lineage: Lineage) -> str:
     lines = []
     if lineage.task:
-        lines.append("- task: " + json.dumps(dict(lineage.task), ensure_ascii=False, sort_keys=True))
+        lines.append("- task: " + _inline(json.dumps(dict(lineage.task), ensure_ascii=False, sort_keys=True)))
     if lineage.merge:
         merge = {key: value for key, value in sorted(lineage.merge.items()) if value is not None}
-        lines.append("- merge: " + json.dumps(merge, ensure_ascii=False))
+        lines.append("- merge: " + _inline(json.dumps(merge, ensure_ascii=False)))
     for role, parent in sorted(lineage.parents.items()):
-        language = f" ({parent['language']})" if parent.get("language") else ""
-        lines.append(f"- {role}{language}: `{parent.get('path')}`, SHA-256 `{parent.get('sha256')}`")
+        language = f" ({_inline(parent['language'])})" if parent.get("language") else ""
+        path, sha256 = (_inline(parent.get(name)) for name in ("path", "sha256"))
+        lines.append(f"- {_inline(role)}{language}: `{path}`, SHA-256 `{sha256}`")
     return "## Where it comes from\n\n" + "\n".join(lines) if lines else ""

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -28,10 +24,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
-from transformers.utils.hub import cached_file
 
-from adamergex.backbones import SHIPPED
-from adamergex.backbones import folder as shipped_folder
+from adamergex.base_files import base_sha256, checkpoint_file, damaged_file, resolve
 from adamergex.errors import ModelError
 from adamergex.pooling import POOLING_FILE, HeadInput, read_by_mean, says_mean, trains_without
 from adamergex.residency import resident
@@ -59,7 +53,6 @@ _CLASSES: dict[Kind, Any] = {
 }
 HEADS: tuple[Head, ...] = get_args(Head)
 """Kinds whose head a masked-LM checkpoint lacks, so that it is new and trained with the adapter."""
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -77,33 +70,6 @@ class Loaded:
     def sha256(self) -> str:
         """Hash of the checkpoint: see ``base_sha256``."""
         return base_sha256(self.base)
-
-
-def resolve(base: str) -> str:
-    """What transformers can load: a shipped backbone's folder, a local folder, or the hub id unchanged.
-
-    Raises: ModelError when the name is a path and no folder is there.
-    """
-    if base in SHIPPED:
-        folder = shipped_folder(base)
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"the shipped backbone {base!r} is not part of this installation",
-                where=folder,
-                fix="install the complete package, or name a folder or a hub id",
-            )
-        return str(folder)
-    folder = Path(base).expanduser()
-    if folder.is_dir():
-        return str(folder)
-    if base.startswith(("/", ".", "~")) or base.count("/") > 1 or folder.exists():
-        raise ModelError(
-            "there is no such model folder",
-            where=base,
-            expected=f"a folder with config.json and weights, a hub id, or one of {', '.join(SHIPPED)}",
-            fix="check the path",
-        )
-    return base
 
 
 def family(config: PreTrainedConfig) -> Family:
@@ -148,7 +114,7 @@ def head_input(base: str, chosen: HeadInput) -> HeadInput:
     """What a head for whole texts reads: ``auto`` becomes "mean" where the checkpoint says so, else "cls"."""
     if chosen != "auto":
         return chosen
-    return "mean" if says_mean(load_config(base), _file(resolve(base), POOLING_FILE)) else "cls"
+    return "mean" if says_mean(load_config(base), checkpoint_file(resolve(base), POOLING_FILE)) else "cls"
 
 
 def load(base: str, kind: Kind, labels: Sequence[str] | None = None, head: HeadInput = "cls") -> Loaded:
@@ -183,7 +149,7 @@ def _load(base: str, kind: Kind, labels: Sequence[str] | None, head: HeadInput) 
         except (SafetensorError, UnpicklingError, EOFError, IndexError) as error:
             raise ModelError(
                 "the model's weights are damaged",
-                where=_damaged(base),
+                where=damaged_file(base),
                 found=str(error) or type(error).__name__,
                 fix="copy or download the checkpoint again",
             ) from error
@@ -259,12 +225,6 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def base_sha256(base: str) -> str:
-    """SHA-256 over the names and bytes of config.json and of the weight files; computed once a process."""
-    files = _files(base)
-    return _hash_files(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
-
-
 def longest_input(model: nn.Module, pieces: PreTrainedTokenizerBase) -> int:
     """How many pieces the model takes, special ones included (RoBERTa's positions start after the padding's)."""
     config: Any = model.config
@@ -329,57 +289,11 @@ def _fresh_modules(base: str, kind: Kind, prefix: str, missing: Iterable[str]) -
                 f"the checkpoint lacks weights that a {kind} model needs",
                 where=base,
                 found=f"nothing for {key}",
-                fix="choose a checkpoint that was saved whole, with its language-model head",
+                fix="give it a masked-LM head with adamergex train (kind: masked-lm-head), or choose one that has it"
+                if kind == "masked-lm"
+                else "choose a checkpoint that was saved whole, with its language-model head",
             )
     return tuple(sorted(names))
-
-
-def _files(base: str) -> list[Path]:
-    place = resolve(base)
-    config = _file(place, "config.json")
-    if config is None:
-        raise ModelError("there is no config.json", where=place, fix="name a transformers checkpoint")
-    for name in _WEIGHTS:
-        found = _file(place, name)
-        if found is None:
-            continue
-        if not name.endswith(".json"):
-            return [config, found]
-        shards = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
-        return [config, *(shard for shard in (_file(place, name) for name in shards) if shard is not None)]
-    raise ModelError("there are no weights", where=place, expected=" or ".join(_WEIGHTS[::2]), fix="check the folder")
-
-
-def _file(place: str, name: str) -> Path | None:
-    if Path(place).is_dir():
-        path = Path(place) / name
-        return path if path.is_file() else None
-    found = cached_file(place, name, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else Path(found)
-
-
-def _damaged(base: str) -> Path | str:
-    """The weight file that cannot be opened, or the only one; the library's error does not tell which it was."""
-    weights = _files(base)[1:]
-    for path in weights:
-        if path.suffix == ".safetensors":
-            try:
-                with safe_open(path, "pt"):
-                    pass
-            except SafetensorError:
-                return path
-    return weights[0] if len(weights) == 1 else base
-
-
-@functools.lru_cache(maxsize=64)
-def _hash_files(files: tuple[tuple[str, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for name, size, _ in files:
-        digest.update(f"{Path(name).name}\0{size}\0".encode())
-        with Path(name).open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _unreadable(base: str, error: BaseException, part: str = "model") -> ModelError:

@@ -13,17 +13,18 @@ from adamergex import lineage, statistics
 from adamergex.actions import ACTIONS, backbone_group
 from adamergex.config import TransferConfig, load, method_name, parse
 from adamergex.engines.local import run
-from adamergex.errors import AdamergexError, AdapterFileError
+from adamergex.errors import AdamergexError, AdapterFileError, ModelError
 from adamergex.graph import MANIFEST, Step, Store, in_order
+from adamergex.inputs import read_json_object
 from adamergex.inventory import record
 from adamergex.lineage import Lineage, package_versions
 from adamergex.outputs import filled_directory, replaced_directory, write_files
-from adamergex.plan import Plan, absolute, facts, train_job
+from adamergex.plan import Plan, absolute, facts, head_settings, train_job
 from adamergex.processes import launched
 from adamergex.recipes import recipe
 from adamergex.recipes.experiment import Stack
 from adamergex.records import PREDICTIONS, as_json, read_merged, read_scores, read_search
-from adamergex.train_config import LanguageTraining, TaskTraining, load_training, parse_training
+from adamergex.train_config import MaskedLmHeadTraining, Training, load_training, parse_training
 
 # What an adapter is stored in, and what a fine-tuning of the weights is.
 WEIGHTS = ("adapter_model.safetensors", "sparse_difference.safetensors")
@@ -258,23 +259,41 @@ def run_training(settings: str | Path | dict[str, Any], output: str | Path | Non
     return train(config, output)
 
 
-def train(config: LanguageTraining | TaskTraining, output: str | Path | None = None, progress: bool = False) -> Path:
-    """Train the adapter of a ``train`` file into ``output`` (default: the file's, relative to its folder).
+def train(config: Training, output: str | Path | None = None, progress: bool = False) -> Path:
+    """Train the adapter of a ``train`` file into ``output`` (default: the file's, relative to its folder); of kind
+    masked-lm-head: the base directory.
 
     What a stopped run left beside it is gone on with: the same settings end in the same bytes. Started by torchrun or
-    accelerate, several processes train it together.
+    accelerate, several processes train an adapter together.
 
     Raises:
         AdamergexError: bad data, a model that does not load, adapters that do not fit.
     """
-    from adamergex.training import train as train_adapter
-
     target = Path(output) if output else Path(config.folder) / config.output
     workdir = target.parent / f".{target.name}.unfinished"
+    if isinstance(config, MaskedLmHeadTraining):
+        from adamergex.bases.masked_lm_head import train_head
+
+        train_head(head_settings(config), target, workdir=workdir, progress=progress)
+        return target
+    from adamergex.training import train as train_adapter
+
     train_adapter(train_job(config), target, workdir=workdir, progress=progress)
     if launched().first:
         shutil.rmtree(workdir, ignore_errors=True)
     return target
+
+
+def outcome(directory: Path) -> dict[str, Any]:
+    """Steps, examples and losses of what ``train`` wrote."""
+    from adamergex.bases.head_file import HEAD_RECORD
+
+    if (directory / HEAD_RECORD).is_file():
+        found = read_json_object(directory / HEAD_RECORD, what="the head's record", error=ModelError)["training"]
+    else:
+        made = lineage.read(directory)
+        found = made.settings["training"] if made else {}
+    return dict(found)
 
 
 def summary(results: dict[str, Any], output: str | Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adamergex.config import COMBINED, TransferConfig, method_name
 from adamergex.errors import ConfigError, DataError
@@ -23,7 +23,10 @@ from adamergex.settings import (
     TrainJob,
 )
 from adamergex.task_config import BuiltIn, Own
-from adamergex.train_config import LanguageTraining, TaskTraining
+from adamergex.train_config import LanguageTraining, MaskedLmHeadTraining, TaskTraining
+
+if TYPE_CHECKING:
+    from adamergex.bases.masked_lm_head import HeadSettings
 
 
 def absolute(config: TransferConfig) -> TransferConfig:
@@ -75,6 +78,22 @@ def train_job(config: LanguageTraining | TaskTraining) -> TrainJob:
     )
 
 
+def head_settings(config: MaskedLmHeadTraining) -> HeadSettings:
+    """What a ``train`` file of kind masked-lm-head asks for."""
+    from adamergex.bases.masked_lm_head import HeadSettings
+
+    folder, recovery = Path(config.folder), config.recovery
+    return HeadSettings(
+        base=_placed_base(folder, config.base),
+        languages=config.languages,
+        text=_placed(folder, config.text),
+        task=LanguageModeling(segment=config.segment, segments=config.segments, mask_rate=config.mask_rate),
+        optimisation=config.optimisation,
+        seed=config.seed,
+        **({} if recovery is None else recovery.model_dump()),
+    )
+
+
 def _placed(folder: Path, rows: Rows) -> Rows:
     return rows if rows.path is None else rows.model_copy(update={"path": str((folder / rows.path).absolute())})
 
@@ -108,8 +127,8 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
 
     ``languages``: those whose references are compared; default: the table's own.
     """
+    from adamergex.base_files import base_sha256
     from adamergex.data import content_hash
-    from adamergex.models import base_sha256
     from adamergex.tasks import kinds
     from adamergex.tasks.classification import label_indices
     from adamergex.tasks.rows import read, source

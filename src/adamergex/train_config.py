@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from adamergex.config import read_yaml, refused, typed
 from adamergex.method_config import LANGUAGE, OBJECTIVE, LanguageOptimisation
-from adamergex.settings import OPTIMISED, Objective, Structure, decaying, unstackable
-from adamergex.strict import Count, Name, PathText, Seed, Settings, Share, hint, shown
+from adamergex.settings import OPTIMISED, Objective, Optimisation, Structure, decaying, unstackable
+from adamergex.strict import Count, Name, PathText, Seed, Settings, Share, distinct, hint, shown
 from adamergex.task_config import BUILT_IN, OWN, BuiltIn, TaskConfig, Where, known_fields, measurable
 
 
@@ -22,7 +22,7 @@ def _one(value: Any) -> Any:
 class _TrainConfig(Settings):
     """What both kinds of ``train`` file say."""
 
-    base: PathText = Field(description="nano, nano-causal, a folder or a hub id")
+    base: PathText = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
     language: Name = Field(description="code of the text's language")
     structure: Structure
     seed: Seed = 0
@@ -86,10 +86,52 @@ class TaskTraining(_TrainConfig):
         return values
 
 
-TRAININGS: dict[str, type[LanguageTraining | TaskTraining]] = {"language": LanguageTraining, "task": TaskTraining}
+HEAD = Optimisation(steps=500, learning_rate=1e-3, warmup=0.05, max_grad_norm=1.0)
 
 
-def parse_training(settings: Any, where: str = "settings") -> LanguageTraining | TaskTraining:
+def _like_a_head(value: Any) -> Any:
+    return {**HEAD.model_dump(), **value} if isinstance(value, dict) else value
+
+
+class Recovery(Settings):
+    """A low-rank change of the body that is trained with the head and folded into the weights.
+
+    ``hold``: weight of the distance between the mean vectors of a text before and after, as a share of the variance of
+    these vectors; 0 leaves them free, and the encoder forgets what masked LM does not ask for."""
+
+    rank: Count = 16
+    alpha: PositiveFloat = 32.0
+    hold: NonNegativeFloat = 1.0
+
+
+class MaskedLmHeadTraining(Settings):
+    """A ``train`` file of kind masked-lm-head: makes a base directory of an encoder that ships no masked-LM head.
+
+    The body stays as it is, unless ``recovery`` is given. Every language counts alike, however much text it has."""
+
+    kind: Literal["masked-lm-head"]
+    base: PathText = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
+    languages: Annotated[tuple[Name, ...], Field(min_length=1), BeforeValidator(_one), AfterValidator(distinct)]
+    text: Where
+    segment: Count = 64
+    segments: Count | None = Field(default=None, description="of each language; default: all that its text has")
+    mask_rate: Share = 0.15
+    recovery: Recovery | None = None
+    optimisation: Annotated[Optimisation, BeforeValidator(_like_a_head)] = HEAD
+    seed: Seed = 0
+    output: PathText = Field(description="folder of the new base; must not be there yet")
+    folder: PathText = Field(".", description="what relative paths are relative to; set to the config file's folder")
+
+
+Training = LanguageTraining | TaskTraining | MaskedLmHeadTraining
+TRAININGS: dict[str, type[Training]] = {
+    "language": LanguageTraining,
+    "task": TaskTraining,
+    "masked-lm-head": MaskedLmHeadTraining,
+}
+
+
+def parse_training(settings: Any, where: str = "settings") -> Training:
     """Validated settings of ``train``.
 
     Raises:
@@ -98,7 +140,7 @@ def parse_training(settings: Any, where: str = "settings") -> LanguageTraining |
     kind = settings.get("kind") if isinstance(settings, dict) else None
     if not isinstance(kind, str) or kind not in TRAININGS:
         found = "kind: missing" if kind is None else f"kind: {shown(kind)} is none of {', '.join(TRAININGS)}"
-        raise refused(where, [found + (hint(kind, TRAININGS) or "; language or task")])
+        raise refused(where, [found + (hint(kind, TRAININGS) or f"; one of {', '.join(TRAININGS)}")])
     config = typed(TRAININGS[kind], settings)
     if isinstance(config, list):
         raise refused(where, list(_said(kind, settings, config)))
@@ -107,7 +149,9 @@ def parse_training(settings: Any, where: str = "settings") -> LanguageTraining |
     return config
 
 
-def _contradictions(config: LanguageTraining | TaskTraining) -> Iterator[str]:
+def _contradictions(config: Training) -> Iterator[str]:
+    if isinstance(config, MaskedLmHeadTraining):
+        return
     if isinstance(config, TaskTraining):
         task = config.task.placed(Path(config.folder))
         wrong = list(task.problems()) if isinstance(task, BuiltIn) else []
@@ -132,6 +176,6 @@ def _said(kind: str, settings: dict[str, Any], problems: list[str]) -> Iterator[
         yield f"{place}: belongs under 'task'" if misplaced else problem
 
 
-def load_training(path: Path) -> LanguageTraining | TaskTraining:
+def load_training(path: Path) -> Training:
     """The settings of a ``train`` file; relative paths in it are relative to its folder. Raises: ConfigError."""
     return parse_training(read_yaml(path), str(path))

@@ -34,6 +34,7 @@ from adamergex.outputs import staged_directory
 from adamergex.processes import Team, joined
 from adamergex.settings import TrainJob, first_phase
 from adamergex.tasks import Examples, kinds
+from adamergex.tasks.catalogue import identity
 from adamergex.tasks.rows import read, source
 from adamergex.versions import version
 
@@ -66,7 +67,7 @@ def train(
         team = stack.enter_context(joined())
         require_rows(job, team)
         stage = stack.enter_context(staged_directory(output)) if team.first else None
-        stack.enter_context(_own_randomness(job.seed))
+        stack.enter_context(own_randomness(job.seed))
         stack.enter_context(quiet())
         loaded = _fitting(job, backbone)
         parents = _parents(job, loaded)
@@ -200,6 +201,8 @@ def _lineage(
     job: TrainJob, loaded: Loaded, examples: Examples, start: str, found: dict[str, Any], outcome: dict[str, Any]
 ) -> Lineage:
     task = job.task.model_dump(mode="json")
+    if task.get("measured_as"):
+        task["measured_as"] = identity(task["measured_as"])  # of a user's own file its hash: no adapter names code
     if "head" in task:
         task["head"] = head_input(job.base, job.task.head)  # type: ignore[union-attr]  # what "auto" was
     if job.task.kind == "language-modeling":
@@ -224,7 +227,7 @@ def _lineage(
 
 
 @contextlib.contextmanager
-def _own_randomness(seed: int) -> Iterator[None]:
+def own_randomness(seed: int) -> Iterator[None]:
     """Every generator seeded inside, and put back afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):

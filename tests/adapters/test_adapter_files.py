@@ -118,7 +118,7 @@ def test_dialects_of_the_configuration(config: Any, expected: BottleneckConfig) 
         ({"config": OLD | {"inv_adapter": "glow"}}, r"inv_adapter\n  found: glow"),
         ({"config": OLD | {"scaling": "learned"}}, r"scaling\n  found: 'learned'"),
         ({"config": OLD | {"residual_before_ln": "post_add"}}, "residual_before_ln"),
-        ({"config": OLD | {"reduction_factor": "many"}}, "numbers where numbers belong"),
+        ({"config": OLD | {"reduction_factor": "many"}}, "a number above 0, or one by layer"),
         ({"config": {"reduction_factor": 2}}, "mh_adapter and output_adapter"),
         ({"config": [1]}, "a dictionary, or a name"),
     ],
@@ -289,12 +289,12 @@ def test_damaged_files_are_refused(content: bytes, tmp_path: Path) -> None:
 def test_damaged_configurations_are_refused(content: str, tmp_path: Path) -> None:
     source = adapter_directory(tmp_path / "a", {}, xlmr_tensors("sw"))
     (source / "adapter_config.json").write_text(content)
-    with pytest.raises(AdapterFileError, match="configuration cannot be read"):
+    with pytest.raises(AdapterFileError, match="adapter.s config is not"):
         read_adapter(source)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(AdapterFileError, match=r"nowhere/adapter_config\.json"):
+    with pytest.raises(AdapterFileError, match=r"has no config.*\n.*nowhere"):
         attach(tiny("bert"), tmp_path / "nowhere")
     source = adapter_directory(tmp_path / "a", {"config": OLD}, {})
     (source / "pytorch_adapter.bin").unlink()

@@ -190,4 +190,4 @@ def test_a_file_that_cannot_grow_is_one_message(tmp_path: Path) -> None:
     limited = ["bash", "-c", 'ulimit -f 4; exec "$@"', "bash", *given]
     result = subprocess.run(limited, capture_output=True, text=True, check=False)
     assert result.returncode == 2 and not any(tmp_path.iterdir())
-    assert result.stderr.startswith("adamergex: the tensors cannot be written") and "too large" in result.stderr
+    assert result.stderr.startswith("adamergex: tensors cannot be written") and "too large" in result.stderr

@@ -25,7 +25,8 @@ from adamergex.outputs import staged_directory as staged
 
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
 def test_reads_what_the_library_wrote(dtype: str, tmp_path: Path) -> None:
-    tensors = {"a": torch.randn(3, 5), "b": torch.randn(CHUNK + 7), "c": torch.zeros(0, 4), "d": torch.tensor(2.5)}
+    shapes = {"a": torch.randn(3, 5), "b": torch.randn(CHUNK + 7), "d": torch.tensor(2.5)}
+    tensors = {f"base_model.model.{name}": values for name, values in shapes.items()}
     directory = AdapterDirectory.open(save(tmp_path / "x", tensors, lora_config(), dtype))
     assert directory.metadata == {"format": "pt"}
     with TensorReader(directory) as reader:
@@ -82,7 +83,7 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
         AdapterDirectory.open(tmp_path / "nowhere")
     path = save(tmp_path / "x", lora_tensors(0), lora_config())
     (path / "adapter_config.json").write_text("{")
-    with pytest.raises(AdapterFileError, match="config is not JSON"):
+    with pytest.raises(AdapterFileError, match="config is not valid JSON"):
         AdapterDirectory.open(path)
     (path / "adapter_config.json").write_text("[]")
     with pytest.raises(AdapterFileError, match="not a JSON object"):

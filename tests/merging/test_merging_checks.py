@@ -254,7 +254,8 @@ def test_a_weight_below_the_rounding_changes_nothing(tmp_path: Path) -> None:
 def test_fused_projections(tmp_path: Path) -> None:
     tensors = lora_tensors(0, modules=("attn.c_attn",))
     roles = ("task", "target_reference", "source_reference")
-    paths = {role: save(tmp_path / role, near(tensors, n), lora_config()) for n, role in enumerate(roles)}
+    config = lora_config(target_modules=["c_attn"])
+    paths = {role: save(tmp_path / role, near(tensors, n), config) for n, role in enumerate(roles)}
     text = refuse(ConfigError, "fused", paths, tmp_path)
     assert "--modules c_attn" in text
     merge(**paths, weight=0.5, output=tmp_path / "out", modules="c_attn")
@@ -319,7 +320,7 @@ def test_lineages_that_contradict_the_method(changes: dict[str, Any], pattern: s
         ({"rule": "subtractive"}, "no such rule"),
         ({"rank": 4}, "truncates delta merges"),
         ({"rank": 0, "space": "delta"}, "truncates delta merges"),
-        ({"modules": "("}, "not a regular expression"),
+        ({"modules": "("}, "cannot be read as a regular expression"),
         ({"source_reference": None}, "not complete"),
         ({"divergence": "somewhere"}, "too many"),
         ({"rule": "multiplicative", "space": "delta"}, "no low rank"),
@@ -377,7 +378,12 @@ def test_the_config_must_say_rank_and_alpha(tmp_path: Path) -> None:
     "changes", [{"rank_pattern": [["q_proj", 4]]}, {"alpha_pattern": ["q_proj"]}, {"rank_pattern": 4}]
 )
 def test_patterns_that_are_no_mapping(changes: dict[str, Any], tmp_path: Path) -> None:
-    refuse(AdapterFileError, "Rank or alpha cannot be read", trio(tmp_path, **changes), tmp_path)
+    refuse(
+        AdapterFileError,
+        "_pattern of the adapter's config is not what it should be",
+        trio(tmp_path, **changes),
+        tmp_path,
+    )
 
 
 def test_alpha_zero_is_refused(tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ def large_trio(path: Path, dtype: str) -> dict[str, Path]:
         tensors = near({**start, **small}, seed)
         if role == "task":
             tensors[f"{PREFIX}score.weight"] = torch.ones(3, 7)
-        found[role] = save(path / role, tensors, lora_config(rank=rank), dtype)
+        found[role] = save(
+            path / role, tensors, lora_config(rank=rank, target_modules=["q_proj", "k_proj", "v_proj"]), dtype
+        )
     return found
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from adamergex.errors import AdapterFileError
 from adamergex.merging import delta, merge
-from adamergex.merging.layout import ranks
+from adamergex.merging.targets import Ranks
 
 
 class Block(nn.Module):
@@ -87,7 +87,7 @@ def test_patterns_are_read_as_peft_reads_them(tmp_path: Path) -> None:
         model = PeftModel.from_pretrained(Net(), path)
         for name, module in model.named_modules():
             if hasattr(module, "get_delta_weight"):
-                found = ranks(config, name.removeprefix("base_model.model."))
+                found = Ranks(config)(name.removeprefix("base_model.model."))
                 assert found == (module.r["default"], module.lora_alpha["default"]), name
 
 
@@ -144,5 +144,5 @@ def test_norms_are_exact_where_differences_nearly_cancel() -> None:
 def test_a_rank_pattern_that_is_no_expression(tmp_path: Path) -> None:
     paths = trio(tmp_path)
     edit_config(paths["task"], rank_pattern={"(": 3})
-    with pytest.raises(AdapterFileError, match="Rank or alpha cannot be read"):
+    with pytest.raises(AdapterFileError, match="rank_pattern cannot be read as a regular expression"):
         merge(**paths, weight=0.5, output=tmp_path / "out", space="delta")

@@ -169,7 +169,7 @@ def test_tags(folder: Path) -> None:
         (ner, ("de",), "an I continues nothing"),
         (ner, ("pt",), "type is not known"),
         (ner, ("zh",), "not one tag a token"),
-        (ner, ("yo",), "does not exist"),
+        (ner, ("yo",), "no such file"),
         (ner, ("sw", "test", "conll"), "no corpus 'conll'"),
     ],
 )

@@ -191,10 +191,13 @@ def test_equal_adapters_have_equal_bytes(checkpoints: dict[str, str], tmp_path: 
     ("change", "message"),
     [
         (lambda tensors: tensors.popitem(), "missing: base_model"),
-        (lambda tensors: tensors.update(stranger=torch.zeros(1)), "unexpected: stranger"),
+        (
+            lambda tensors: tensors.update({"base_model.model.stranger": torch.zeros(1)}),
+            "unexpected: base_model.model.stranger",
+        ),
         (
             lambda tensors: tensors.update({next(iter(tensors)): torch.zeros(1, 1)}),
-            "another shape than the model calls for",
+            "another shape or type than the model calls for",
         ),
     ],
 )
@@ -218,10 +221,10 @@ def test_damaged_files_are_refused(checkpoints: dict[str, str], saved: Path) -> 
     model = AutoModelForMaskedLM.from_pretrained(checkpoints["xlm-r"])
     weights = saved / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
-    with pytest.raises(AdapterFileError, match="tensors cannot be read"):
+    with pytest.raises(AdapterFileError, match="truncated"):
         peft_backed.load(model, saved)
     (saved / "adapter_config.json").write_text("{")
-    with pytest.raises(AdapterFileError, match="configuration cannot be read"):
+    with pytest.raises(AdapterFileError, match="config is not valid JSON"):
         peft_backed.load(model, saved)
 
 

@@ -7,21 +7,32 @@ Ours is AdapterHub's ``adapter_config.json`` beside ``adapter_model.safetensors`
 from __future__ import annotations
 
 import json
+import os
 import stat
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
+from adamergex import checkpoint, inputs
 from adamergex.adapters import dialects
 from adamergex.adapters.places import find_places
+from adamergex.adapters.saving import save_tensors
+from adamergex.adapters.tensor_files import (
+    MOST_BYTES,
+    plain_tensors,
+    read_pickle,
+    read_safetensors,
+    require_finite,
+    separate,
+)
+from adamergex.checkpoint import PICKLE as PEFT_PICKLE
 from adamergex.errors import AdapterFileError
 from adamergex.lineage import FILE_NAME, Lineage
 from adamergex.lineage import read as read_lineage
@@ -35,9 +46,9 @@ if TYPE_CHECKING:
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PICKLE, SAFE = "pytorch_adapter.bin", "adapter.safetensors"
 HEAD_CONFIG, HEAD_PICKLE, HEAD_SAFE = "head_config.json", "pytorch_model_head.bin", "model_head.safetensors"
-_FILES = (CONFIG, TENSORS, SAFE, PICKLE, HEAD_CONFIG, HEAD_SAFE, HEAD_PICKLE, FILE_NAME)
+_FILES = (CONFIG, TENSORS, SAFE, PICKLE, PEFT_PICKLE, HEAD_CONFIG, HEAD_SAFE, HEAD_PICKLE, FILE_NAME)
 _METADATA = ("hidden_size", "model_class", "model_name", "model_type")
-_MOST_JSON, _MOST_BYTES = 64 << 20, 16 << 30
+_BLOCK, _MOST_RATIO = 1 << 20, 100  # tensors hardly get smaller when they are packed
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +79,7 @@ def read_adapter(directory: str | Path) -> AdapterFiles:
     Raises: AdapterFileError for files that are missing, damaged, malicious, of another kind, or not finite.
     """
     path = Path(directory)
-    raw = read_json(path / CONFIG)
+    raw = checkpoint.read_config(path)
     config = dialects.read_config(raw, path / CONFIG)
     file, tensors = _tensors(path, (TENSORS, SAFE, PICKLE))
     name, named = _canonical(tensors, raw.get("name"), file)
@@ -92,7 +103,7 @@ def write_adapter(directory: str | Path, files: AdapterFiles) -> Path:
 
 def write_files(directory: Path, files: AdapterFiles) -> None:
     """The same into a directory that is there. Raises: AdapterFileError when a tensor is not finite."""
-    _require_finite(files.tensors, directory)
+    require_finite(files.tensors, directory)
     _write_json(directory / CONFIG, _config_json(files))
     _save(files.tensors, directory / TENSORS)
     if files.head:
@@ -140,63 +151,19 @@ def export_adapter(
 def read_head(directory: str | Path) -> HeadFiles | None:
     """The prediction head beside an adapter, if there is one. Raises: AdapterFileError for damaged files."""
     path = Path(directory)
-    if not (path / HEAD_CONFIG).is_file():
+    if not os.path.lexists(path / HEAD_CONFIG):
         return None
     return HeadFiles(read_json(path / HEAD_CONFIG), _tensors(path, (HEAD_SAFE, HEAD_PICKLE))[1])
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises: AdapterFileError when it is missing, too large, or not one."""
-    try:
-        if path.stat().st_size > _MOST_JSON:
-            raise ValueError(f"{path.stat().st_size} bytes")
-        found = json.loads(path.read_bytes())
-        if not isinstance(found, dict):
-            raise ValueError(type(found).__name__)
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterFileError(
-            "the adapter's configuration cannot be read",
-            where=path,
-            found=error,
-            expected="a JSON object",
-            fix="name an adapter directory: AdapterHub's, or one that adamergex wrote",
-        ) from error
-    return found
-
-
-def read_pickle(path: Path, allowed: tuple[Any, ...] = ()) -> Any:
-    """``torch.load(weights_only=True)``: plain tensors and containers, and the ``allowed`` types; never code.
-
-    Raises: AdapterFileError for anything else, and on torch before 2.10, whose check can be got around.
-    """
-    release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if release < (2, 10):
-        raise AdapterFileError(
-            "this torch cannot read pickles safely",
-            where=path,
-            found=torch.__version__,
-            expected="torch >= 2.10 (CVE-2026-24747)",
-            fix="update torch, or get the file as safetensors",
-        )
-    try:
-        with torch.serialization.safe_globals(list(allowed)):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno:
-            raise  # the machine's trouble, not the file's
-        # A file made by someone else can make the reader fail in any way; all of them mean the same to the user.
-        raise AdapterFileError(
-            "the file is damaged, or holds more than tensors; nothing in it was run",
-            where=path,
-            found=str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__,
-            expected="a dictionary of tensors",
-            fix="download it again, or ask its author for safetensors",
-        ) from error
+    return inputs.read_json_object(path, what="the adapter's configuration", error=AdapterFileError)
 
 
 def tensors_path(directory: Path, names: tuple[str, ...] = (TENSORS, SAFE, PICKLE)) -> Path:
     """The file of an adapter's tensors. Raises: AdapterFileError when there is none."""
-    path = next((directory / name for name in names if (directory / name).is_file()), None)
+    path = next((directory / name for name in names if os.path.lexists(directory / name)), None)
     if path is None:
         there = sorted(item.name for item in directory.iterdir())[:8] if directory.is_dir() else ["no such directory"]
         raise AdapterFileError(
@@ -211,18 +178,8 @@ def tensors_path(directory: Path, names: tuple[str, ...] = (TENSORS, SAFE, PICKL
 
 def _tensors(directory: Path, names: tuple[str, ...]) -> tuple[Path, dict[str, torch.Tensor]]:
     path = tensors_path(directory, names)
-    try:
-        found = load_file(path) if path.suffix == ".safetensors" else read_pickle(path)
-    except (SafetensorError, OSError) as error:
-        raise AdapterFileError(
-            "the adapter's tensors cannot be read", where=path, found=error, fix="copy or download the adapter again"
-        ) from error
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise AdapterFileError(
-            "the file does not hold tensors by name", where=path, found=type(found).__name__, fix="download it again"
-        )
-    _require_finite(found, path)
-    return path, {str(key): value for key, value in found.items()}
+    found = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    return path, plain_tensors(found, path)
 
 
 def _canonical(tensors: Mapping[str, torch.Tensor], wanted: object, where: Path) -> tuple[str, dict[str, torch.Tensor]]:
@@ -246,7 +203,19 @@ def _canonical(tensors: Mapping[str, torch.Tensor], wanted: object, where: Path)
             expected=f"the one that adapter_config.json names: {wanted!r}",
             fix="correct the name in adapter_config.json",
         )
-    own = {found[1]: tensors[key] for key, found in parsed.items() if found and found[0] in (name, None)}
+    own: dict[str, torch.Tensor] = {}
+    for key, found in parsed.items():
+        if not found or found[0] not in (name, None):
+            continue
+        if found[1] in own:
+            raise AdapterFileError(
+                "two tensors of the file are one of the adapter's",
+                where=f"{where}: {key}",
+                found=f"another is {found[1]} too",
+                expected="every tensor once",
+                fix="save the adapter again",
+            )
+        own[found[1]] = tensors[key]
     return str(name or ""), own
 
 
@@ -273,36 +242,15 @@ def _config_json(files: AdapterFiles) -> dict[str, Any]:
     return {"config": settings, "name": files.name, "version": dialects.VERSION} | dict(files.metadata)
 
 
-def _require_finite(tensors: Mapping[str, torch.Tensor], where: object) -> None:
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise AdapterFileError(
-                "an adapter tensor is not finite",
-                where=f"{where}: {name}",
-                found="NaN or infinity",
-                fix="train or download the adapter again",
-            )
-
-
-def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # clone: safetensors refuses tensors that share memory, and a view would drag its storage along.
-    return {key: tensors[key].detach().cpu().contiguous().clone() for key in sorted(tensors)}
-
-
 def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    if path.suffix != ".safetensors":
-        torch.save(_plain(tensors), path)
-        return
-    try:
-        save_file(_plain(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise AdapterFileError(
-            "the tensors cannot be written", where=path, found=error, fix="see that the disk has room, or go elsewhere"
-        ) from error
+    if path.suffix == ".safetensors":
+        save_tensors(separate(tensors), path)
+    else:
+        torch.save(separate(tensors), path)
 
 
 def _write_json(path: Path, contents: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(contents, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(contents, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -311,23 +259,34 @@ def opened(source: Path) -> Iterator[Path]:
 
     Raises: AdapterFileError for an archive that cannot be read, or leads outside.
     """
-    if not source.is_file():
+    if source.is_dir():
         yield source
         return
     with tempfile.TemporaryDirectory() as directory:
-        try:
-            with zipfile.ZipFile(source) as archive:
-                for member in _members(source, archive):
-                    (Path(directory) / PurePosixPath(member.filename).name).write_bytes(archive.read(member))
-        except (zipfile.BadZipFile, OSError) as error:
-            raise AdapterFileError(
-                "the archive cannot be read",
-                where=source,
-                found=error,
-                expected="a zip archive, or a directory",
-                fix="download it again",
-            ) from error
+        with inputs.open_regular(source, what="the archive", error=AdapterFileError) as file:
+            _unpack(source, file, Path(directory))
         yield Path(directory)
+
+
+def _unpack(source: Path, file: IO[bytes], directory: Path) -> None:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for member in _members(source, archive):
+                with (
+                    archive.open(member) as packed,
+                    (directory / PurePosixPath(member.filename).name).open("wb") as out,
+                ):
+                    left = member.file_size + 1  # never more than was announced, whatever is in the stream
+                    while block := packed.read(min(_BLOCK, left)):
+                        left -= out.write(block)
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise AdapterFileError(
+            "the archive cannot be read",
+            where=source,
+            found=error,
+            expected="a zip archive, or a directory",
+            fix="download it again",
+        ) from error
 
 
 def _members(source: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
@@ -345,6 +304,17 @@ def _members(source: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
             )
         if path.name in _FILES:
             chosen[path.name] = member
-    if sum(member.file_size for member in chosen.values()) > _MOST_BYTES:
-        raise AdapterFileError("the archive unpacks to more than an adapter", where=source, expected="at most 16 GiB")
+    packed, unpacked = (sum(sizes) for sizes in zip(*_sizes(chosen.values()), strict=True))
+    if unpacked > MOST_BYTES or unpacked > _MOST_RATIO * packed + inputs.SETTINGS_BYTES:
+        raise AdapterFileError(
+            "the archive unpacks to more than an adapter",
+            where=source,
+            found=f"{packed:,} bytes that unpack to {unpacked:,}",
+            expected=f"at most {MOST_BYTES >> 30} GiB, and {_MOST_RATIO} times what is packed",
+            fix="do not use this archive",
+        )
     return list(chosen.values())
+
+
+def _sizes(members: Iterable[zipfile.ZipInfo]) -> list[tuple[int, int]]:
+    return [(0, 0), *((member.compress_size, member.file_size) for member in members)]

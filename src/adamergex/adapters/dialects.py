@@ -105,7 +105,8 @@ def read_config(raw: Mapping[str, Any], where: object) -> BottleneckConfig:
     if isinstance(nested, dict):
         settings.setdefault("inv_adapter", nested.get("block_type"))
         settings.setdefault("inv_adapter_reduction_factor", nested.get("reduction_factor"))
-    if not versioned and "non_linearity" in settings:
+    _require_types(settings, where)
+    if not versioned and settings.get("non_linearity") is not None:
         settings["non_linearity"] = _RENAMED_UNVERSIONED.get(settings["non_linearity"], settings["non_linearity"])
     for key, allowed in _REQUIRED.items():
         # residual_before_ln only says something where the block's norm is reused.
@@ -154,6 +155,33 @@ def canonical(key: str) -> tuple[str | None, str] | None:
         return None
     where, part = "attention" if in_attention else "output", found["part"].removesuffix(".0")
     return found["name"], f"{group}.{numbers[0][1]}.{where}.{part}.{found['tensor']}"
+
+
+# Settings by type, where ``bool()`` or ``float()`` would read anything else as something.
+_FLAGS = ("output_adapter", "mh_adapter", "original_ln_before", "original_ln_after")
+_NUMBERS = ("scaling", "dropout", "inv_adapter_reduction_factor")
+
+
+def _require_types(settings: Mapping[str, Any], where: object) -> None:
+    for name in _FLAGS:
+        if not isinstance(settings.get(name), bool | None):
+            raise _unsupported(where, name, repr(settings[name]), "true or false")
+    for name in _NUMBERS:
+        if not _is_number(settings.get(name, 0)) and settings[name] is not None:
+            raise _unsupported(where, name, repr(settings[name]), "a number")
+    activation, left_out = settings.get("non_linearity"), settings.get("leave_out")
+    if not isinstance(activation, str | None):
+        raise _unsupported(where, "non_linearity", repr(activation), "a name")
+    if left_out is not None and not (isinstance(left_out, list) and all(type(number) is int for number in left_out)):
+        raise _unsupported(where, "leave_out", repr(left_out), "a list of layer numbers")
+    reduction = settings.get("reduction_factor", 16)
+    sizes = list(reduction.values()) if isinstance(reduction, dict) else [reduction]
+    if not sizes or not all(_is_number(size) and size > 0 for size in sizes):
+        raise _unsupported(where, "reduction_factor", repr(reduction), "a number above 0, or one by layer")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def _from_string(text: str, where: object) -> BottleneckConfig | dict[str, Any]:

@@ -24,15 +24,14 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.utils import ModulesToSaveWrapper, merge_utils
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from adamergex.adapters import prefix
+from adamergex.adapters import peft_settings, prefix, tensor_files
 from adamergex.adapters.guards import require_effect
 from adamergex.adapters.precision import in_float32
 from adamergex.adapters.saving import save_tensors
 from adamergex.adapters.sites import targets
+from adamergex.checkpoint import read_config
 from adamergex.errors import AdapterFileError, ModelError
 from adamergex.lineage import model_card
 
@@ -195,7 +194,7 @@ def load(model: PreTrainedModel, directory: Path, trainable: bool = False, *, fr
     ``fresh``: modules that the base lacks (``models.Loaded.fresh``), so that the adapter must bring them.
     Raises: AdapterFileError for unreadable files, a missing, unexpected or differently shaped tensor, or no head.
     """
-    config, contents = read_config(directory), read_tensors(directory)
+    config, contents = read_config(Path(directory)), read_tensors(directory)
     return place(model, config, contents, where=Path(directory), trainable=trainable, fresh=fresh)
 
 
@@ -221,16 +220,17 @@ def place(
             expected="an adapter trained on a task with labels, or merged from one",
             fix="name the task adapter, not a reference adapter",
         )
-    settings = dict(config) | {"task_type": None, "inference_mode": not trainable}
-    fitting = prefix.shape(model) if str(config.get("peft_type")).upper() == "PREFIX_TUNING" else None
+    settings = peft_settings.resolved(config, contents, [name for name, _ in model.named_modules()], where)
+    settings |= {"inference_mode": not trainable}
+    fitting = prefix.shape(model) if config.get("peft_type") == "PREFIX_TUNING" else None
     try:
         with torch.random.fork_rng(devices=[]):
             wrapped = _wrap(model, PeftConfig.from_peft_type(**settings))  # type: ignore[no-untyped-call]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError, ImportError) as error:
         raise AdapterFileError(
             "PEFT does not accept this adapter for this model",
             where=where,
-            found=str(error).splitlines()[0],
+            found=next(iter(str(error).splitlines()), type(error).__name__),
             expected=f"an adapter made for {type(model).__name__}",
             fix="check that adapter and base belong together",
         ) from error
@@ -251,26 +251,9 @@ def replace(wrapped: PeftModel, contents: Mapping[str, torch.Tensor], *, where: 
     _fill(wrapped, contents, where)
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """adapter_config.json. Raises: AdapterFileError when it is missing or not JSON."""
-    path = Path(directory) / CONFIG_FILE
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise AdapterFileError(
-            "the adapter's configuration cannot be read", where=path, found=error, fix="name an adapter directory"
-        ) from error
-
-
 def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
-    """adapter_model.safetensors, on the CPU. Raises: AdapterFileError when it is missing or damaged."""
-    path = Path(directory) / WEIGHTS_FILE
-    try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise AdapterFileError(
-            "the adapter's tensors cannot be read", where=path, found=error, fix="copy or train the adapter again"
-        ) from error
+    """adapter_model.safetensors, on the CPU. Raises: AdapterFileError when it is missing, damaged or not finite."""
+    return tensor_files.read_directory(Path(directory))
 
 
 def combined(method: str, tensors: list[torch.Tensor], weights: list[float], density: float) -> torch.Tensor:
@@ -291,22 +274,17 @@ def _fill(wrapped: PeftModel, contents: Mapping[str, torch.Tensor], where: objec
             fix="use the base, and the kind of head, that the adapter was trained with",
         )
     for name, tensor in expected.items():
-        if tensor.shape != contents[name].shape:
+        own = contents[name]
+        floating = own.is_floating_point() and own.element_size() > 1  # as in a merge, no eight-bit numbers
+        if tensor.shape != own.shape or tensor.is_floating_point() != floating:
             raise AdapterFileError(
-                "an adapter tensor has another shape than the model calls for",
+                "an adapter tensor has another shape or type than the model calls for",
                 where=f"{where}: {name}",
-                found=tuple(contents[name].shape),
-                expected=tuple(tensor.shape),
+                found=f"{tuple(own.shape)} {own.dtype}",
+                expected=f"{tuple(tensor.shape)} {tensor.dtype}",
                 fix="use the base that the adapter was trained with",
             )
-        if not torch.isfinite(contents[name]).all():
-            raise AdapterFileError(
-                "an adapter tensor is not finite",
-                where=f"{where}: {name}",
-                found="NaN or infinity",
-                expected="finite numbers",
-                fix="train or download the adapter again",
-            )
+    tensor_files.require_finite(contents, where)
     set_peft_model_state_dict(wrapped, dict(contents))
 
 

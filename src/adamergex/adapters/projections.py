@@ -7,22 +7,26 @@ that the base keeps its modules and several members, bottleneck adapters among t
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from adamergex import inputs
 from adamergex import lineage as lineages
 from adamergex.adapters.labels import require_labels
 from adamergex.adapters.saving import save_tensors
+from adamergex.adapters.tensor_files import read_directory
 from adamergex.checkpoint import CONFIG, TENSORS, AdapterDirectory
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
-from adamergex.merging.layout import PREFIX, Layout, layout, structure_kind
+from adamergex.merging.layout import Layout, layout, structure_kind
+from adamergex.merging.targets import require_targeted
 from adamergex.outputs import staged_directory
+from adamergex.tensor_names import PREFIX
 
 Side = Literal["input", "output"]
 
@@ -102,12 +106,13 @@ class PeftAdapter(nn.Module):
 
 
 def is_peft(directory: str | Path) -> bool:
-    """Whether ``adapter_config.json`` declares an adapter of PEFT; of a directory without one, false."""
-    try:
-        found = json.loads((Path(directory) / CONFIG).read_bytes())
-    except (OSError, ValueError, RecursionError):
+    """Whether ``adapter_config.json`` declares an adapter of PEFT; of a directory without one, false.
+
+    Raises: AdapterFileError for a config that cannot be read."""
+    if not os.path.lexists(Path(directory) / CONFIG):
         return False
-    return isinstance(found, dict) and found.get("peft_type") is not None
+    found = inputs.read_json_object(Path(directory) / CONFIG, what="the adapter's config", error=AdapterFileError)
+    return found.get("peft_type") is not None
 
 
 def read_peft(directory: str | Path, model: PreTrainedModel) -> PeftAdapter:
@@ -125,7 +130,8 @@ def read_peft(directory: str | Path, model: PreTrainedModel) -> PeftAdapter:
             expected="LORA or IA3, or a bottleneck adapter",
             fix="load it with PEFT alone",
         )
-    found, tensors = layout(opened), load_file(opened.tensors_path)
+    found, tensors = layout(opened), read_directory(opened.path)
+    require_targeted(opened.config, found.sites, opened.path / CONFIG)
     made = PeftAdapter(dict(opened.config), lineages.read(opened.path))
     for path, site in found.sites.items():
         module = _linear(model, path, opened)
@@ -182,14 +188,6 @@ def _fill(part: Part, tensors: Mapping[str, torch.Tensor], path: str, directory:
             expected=", ".join(f"{name} {shape}" for name, shape in sorted(wanted.items())),
             fix="use the base, with as many labels, that the adapter was trained with",
         )
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise AdapterFileError(
-                "an adapter tensor is not finite",
-                where=f"{directory.tensors_path}: {path}.{name}",
-                found="NaN or infinity",
-                fix="train or download the adapter again",
-            )
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(tensors[name])

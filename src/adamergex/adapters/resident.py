@@ -12,6 +12,7 @@ from torch import nn
 from adamergex.adapters import adapterhub, bottleneck_backed, peft_backed, sparse, weights_backed
 from adamergex.adapters.adapterhub import read_head
 from adamergex.adapters.labels import require_labels
+from adamergex.checkpoint import read_config
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[st
     require_labels(model, Path(directories[-1]))
     if all(weights_backed.holds_difference(path) for path in directories):
         return weights_backed.load(model, directories, fresh=fresh)
-    in_peft = [path for path in directories if _is_peft(peft_backed.read_config(path))]
+    in_peft = [path for path in directories if _is_peft(read_config(path))]
     if not in_peft:
         return bottleneck_backed.load(model, directories, fresh=fresh)
     if len(directories) > 1:

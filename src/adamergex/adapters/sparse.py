@@ -18,11 +18,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from adamergex.adapters.adapterhub import read_pickle
+from adamergex import inputs
+from adamergex.adapters.tensor_files import plain_tensors, read_pickle
 from adamergex.checkpoint import SafetensorsWriter, TensorInfo
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
 from adamergex.lineage import Lineage
 from adamergex.outputs import staged_directory
+from adamergex.tensor_header import read_header
 
 PEER, TENSORS = "pytorch_diff.bin", "sparse_difference.safetensors"
 FORMAT = "adamergex-sparse-difference/1"
@@ -227,12 +229,15 @@ def _require(
 
 
 def _read_ours(path: Path) -> SparseDifference:
+    read_header(path)
     try:
         with safe_open(path, "pt") as file:
             metadata, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        shapes = json.loads(metadata.get("shapes", "null"))
+        shapes = inputs.parse_json(metadata.get("shapes", "null"))
         if metadata.get("format") != FORMAT or not isinstance(shapes, dict):
             raise ValueError(f"format {metadata.get('format')!r}")
+        if not all(isinstance(shape, list) and all(map(_is_size, shape)) for shape in shapes.values()):
+            raise ValueError(f"shapes {metadata['shapes'][:80]}")
         sparse = {
             name: SparseTensor(tuple(shape), tensors[f"indices.{name}"].to(torch.int64), tensors[f"values.{name}"])
             for name, shape in shapes.items()
@@ -243,11 +248,15 @@ def _read_ours(path: Path) -> SparseDifference:
     return SparseDifference(sparse, whole)
 
 
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 < value < 1 << 40
+
+
 def _read_peer(path: Path) -> SparseDifference:
     found = read_pickle(path, _NUMPY)
     try:
         sparse = {str(name): _decode(entry) for name, entry in found["diffs"].items()}
-        whole = {str(name): torch.as_tensor(tensor) for name, tensor in found.get("abs", {}).items()}
+        whole = plain_tensors(found.get("abs", {}), path)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, IndexError) as error:
         raise _broken(path, "this is not a file of composable-sft", repr(error), "diffs and abs") from error
     return SparseDifference(sparse, whole)

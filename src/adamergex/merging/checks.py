@@ -12,11 +12,15 @@ from adamergex.checkpoint import CHUNK, TensorReader
 from adamergex.errors import IncompatibleAdaptersError
 from adamergex.lineage import Lineage
 from adamergex.merging.layout import Layout, Site
+from adamergex.tensor_names import PREFIX
 
 SAME_START = 0.3
 """Least mean cosine of the A factors of adapters that began from one start: separately seeded ones lie within a few
 hundredths of 0, and training turns A far less than this from its start."""
 _SAMPLED = 16
+# Beside everything that is called an embedding: what models call their tables of tokens and positions, and what reads
+# them out again.
+_VOCABULARY = frozenset(("wte", "wpe", "lm_head", "shared", "output_layer", "predictions", "generator_lm_head"))
 # The tensors that are random at the start, and what a message calls them.
 _RANDOM = {
     "lora": (("lora_A",), "the A factors"),
@@ -60,6 +64,7 @@ def require_fitting(adapters: Sequence[Adapter], space: str) -> None:
                 "combine adapters of one structure",
             )
         _require_same_base(first, other)
+        require_no_trained_base(other)
         _require_same_settings(first, other)
         _require_same_modules(first, other)
         for name, site in first.layout.sites.items():
@@ -72,6 +77,10 @@ def _require_same_base(first: Adapter, other: Adapter) -> None:
     names = [adapter.layout.base_name for adapter in (first, other)]
     # A base that moved to another path is still the same base: hashes decide where both are known.
     expected, found = hashes if all(hashes) else names
+    if not all(hashes) and expected == found:
+        # One name may stand for several trainings of a base (step1000, step143000); null is the hub's main.
+        revisions = [adapter.layout.directory.config.get("revision") or "main" for adapter in (first, other)]
+        expected, found = (f"{name}, revision {revision}" for name, revision in zip(names, revisions, strict=True))
     if expected != found:
         raise _differ(
             "The adapters belong to different base models.",
@@ -165,6 +174,29 @@ def _require_same_dtype(first: Adapter, other: Adapter, name: str, dtypes: tuple
         ours = "F64" if ours == "F64" or first.layout.kind == "prefix" else "F32"
     if ours != theirs:
         raise _differ(f"The dtype of {name} differs.", first, other, theirs, ours, "save them in one dtype")
+
+
+def require_no_trained_base(adapter: Adapter) -> None:
+    """A reference's tensors beside its adapter are a head, which a merge leaves out; trained parts of the base are not.
+
+    Raises: IncompatibleAdaptersError for trained or resized embeddings, an output projection, norms, …
+    """
+    layout = adapter.layout
+    inside = {name.partition(".")[0] for name in layout.sites if "." in name}
+    for name in layout.heads:
+        parts = name.removeprefix(PREFIX).removeprefix("base_model.").split(".")[:-1]
+        vocabulary = any("embed" in part or part in _VOCABULARY for part in parts)
+        if not vocabulary and (parts[:1] == [] or parts[0] not in inside or "pooler" in parts):
+            continue
+        raise IncompatibleAdaptersError(
+            "A reference holds trained token embeddings or an output projection: another vocabulary is another base."
+            if vocabulary
+            else "A reference holds trained weights of the base, which are neither adapter nor head.",
+            where=f"{adapter.where}: {name}",
+            found=f"{name}, shape {layout.heads[name].shape}",
+            expected="adapter tensors, and at most a head, which is left out",
+            fix="train the references without them (modules_to_save, resize_token_embeddings)",
+        )
 
 
 def require_references(target: Adapter, source: Adapter | None, task: Adapter | None = None) -> None:

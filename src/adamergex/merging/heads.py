@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from adamergex.checkpoint import FLOATS, AdapterDirectory, TensorReader, read_header
+from adamergex import inputs
+from adamergex.checkpoint import AdapterDirectory, TensorReader, require_gathered
 from adamergex.errors import AdapterFileError
-from adamergex.merging.lockstep import Chunk, ranges
-from adamergex.merging.stream import finite_squares
+from adamergex.merging.stream import require_finite
+from adamergex.tensor_header import read_header
 
 CONFIG, TENSORS, PICKLE = "head_config.json", "model_head.safetensors", "pytorch_model_head.bin"
 
@@ -18,8 +20,8 @@ def require_head(directory: Path) -> None:
     Raises:
         AdapterFileError: it is damaged, holds a number that is not finite, or is only a pickle, which is never read.
     """
-    if not (directory / TENSORS).is_file():
-        if (directory / PICKLE).is_file():
+    if not os.path.lexists(directory / TENSORS):
+        if os.path.lexists(directory / PICKLE):
             raise AdapterFileError(
                 "The head has no safetensors file.",
                 where=directory,
@@ -28,11 +30,13 @@ def require_head(directory: Path) -> None:
                 fix="convert the adapter once with adamergex convert",
             )
         return
-    head = AdapterDirectory(directory, {}, *read_header(directory / TENSORS), TENSORS)
+    header = read_header(directory / TENSORS)
+    require_gathered(header.tensors.values(), directory / TENSORS)
+    head = AdapterDirectory(directory, {}, header.tensors, header.metadata, TENSORS)
     with TensorReader(head) as reader:
-        for info in head.tensors.values():
-            for start, stop in ranges(info.size) if info.dtype in FLOATS else ():
-                finite_squares(Chunk(reader, info, start, *reader.read(info, start, stop)))
+        require_finite(reader, head.tensors.values())
+    if os.path.lexists(directory / CONFIG):
+        inputs.read_json_object(directory / CONFIG, what="the head's config", error=AdapterFileError)
 
 
 def copy_head(directory: Path, stage: Path) -> None:

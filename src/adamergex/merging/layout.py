@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from adamergex.checkpoint import FLOATS, AdapterDirectory, TensorInfo
+from adamergex.checkpoint import CONFIG, FLOATS, AdapterDirectory, TensorInfo
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
 from adamergex.merging import prefix
+from adamergex.merging.targets import Ranks
+from adamergex.tensor_names import PREFIX
 
 KINDS = {"LORA": "lora", "IA3": "ia3", "PREFIX_TUNING": "prefix"}
-PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.(?:(?P<factor>lora_[AB])\.weight|(?P<vector>ia3_l))")
 # In a live model the adapter's name stands between: lora_A.default.weight, ia3_l.default.
 _LIVE = re.compile(r"(?P<module>.+)\.(?:(?P<factor>lora_[AB])(?:\.[^.]+)?\.weight|(?P<vector>ia3_l)(?:\.[^.]+)?)")
@@ -145,7 +146,8 @@ def layout(directory: AdapterDirectory) -> Layout:
             expected="lora_A and lora_B weights" if kind == "lora" else "ia3_l vectors",
             fix="save the adapter again with save_pretrained",
         )
-    sites = {module: _site(directory, kind, module, tensors) for module, tensors in sorted(factors.items())}
+    ranks = Ranks(directory.config, directory.path / CONFIG) if kind == "lora" else None
+    sites = {module: _site(directory, ranks, module, tensors) for module, tensors in sorted(factors.items())}
     return Layout(directory, kind, sites, heads)
 
 
@@ -180,13 +182,14 @@ def _require_head(directory: AdapterDirectory, name: str, kind: str) -> None:
         raise _unsupported(directory, f"A tensor that is no part of plain {kind}", name)
 
 
-def _site(directory: AdapterDirectory, kind: str, module: str, tensors: dict[str, TensorInfo]) -> Site:
+def _site(directory: AdapterDirectory, ranks: Ranks | None, module: str, tensors: dict[str, TensorInfo]) -> Site:
+    """``ranks``: those of LoRA; None for (IA)³."""
     for info in tensors.values():
         if info.dtype not in FLOATS:
             raise _unsupported(directory, f"Adapter tensors of dtype {info.dtype}", info.name)
         if len(info.shape) != 2:
             raise _unsupported(directory, "An adapter on a module that is not linear", f"{info.name}: {info.shape}")
-    if kind == "ia3":
+    if ranks is None:
         return Site(tensors)
     missing = {"lora_A", "lora_B"} - set(tensors)
     if missing:
@@ -197,7 +200,7 @@ def _site(directory: AdapterDirectory, kind: str, module: str, tensors: dict[str
             expected="lora_A and lora_B",
             fix="save the adapter again with save_pretrained",
         )
-    rank, alpha = ranks(directory.config, module)
+    rank, alpha = ranks(module)
     rows, columns = tensors["lora_A"].shape[0], tensors["lora_B"].shape[1]
     if not rows == columns == rank:
         raise AdapterFileError(
@@ -221,32 +224,6 @@ def _scaling(directory: AdapterDirectory, module: str, rank: int, alpha: float) 
             fix="correct lora_alpha in adapter_config.json",
         )
     return scaling
-
-
-def ranks(config: Mapping[str, Any], module: str) -> tuple[int, float]:
-    """(rank, α) of a module, with PEFT's reading of ``rank_pattern`` and ``alpha_pattern``: the first key that matches
-    the whole name or its ending after a dot, as a regular expression."""
-    rank_pattern, alpha_pattern = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    try:
-        rank = int(rank_pattern.get(_pattern_key(rank_pattern, module), config["r"]))
-        alpha = float(alpha_pattern.get(_pattern_key(alpha_pattern, module), config["lora_alpha"]))
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, re.error) as error:
-        raise AdapterFileError(
-            "Rank or alpha cannot be read from the config.",
-            where=f"adapter_config.json: {module}",
-            found=repr(error),
-            expected="r, lora_alpha, rank_pattern, alpha_pattern as PEFT writes them",
-            fix="save the adapter again with save_pretrained",
-        ) from error
-    if rank < 1:
-        raise AdapterFileError(
-            "The rank of a module is not positive.", where=module, found=rank, expected="1 or more", fix="save it again"
-        )
-    return rank, alpha
-
-
-def _pattern_key(keys: Iterable[str], module: str) -> str:
-    return next((key for key in keys if re.match(rf"(.*\.)?({key})$", module)), module)
 
 
 def _prefix(directory: AdapterDirectory) -> Layout:

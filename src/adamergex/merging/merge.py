@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,10 +10,9 @@ from typing import Any, NamedTuple
 
 from adamergex import hashing
 from adamergex import lineage as lineages
-from adamergex.checkpoint import CONFIG, TENSORS, AdapterDirectory, TensorReader
-from adamergex.errors import AdapterFileError, ConfigError, NothingMergedError
-from adamergex.lineage import Lineage
-from adamergex.merging import delta, prefix, report, stream_prefix
+from adamergex.checkpoint import TENSORS, AdapterDirectory, TensorReader
+from adamergex.errors import AdapterFileError, ConfigError
+from adamergex.merging import delta, prefix, stream_prefix
 from adamergex.merging.arguments import (
     prefix_choices,
     require_arguments,
@@ -23,16 +21,25 @@ from adamergex.merging.arguments import (
     require_one_weight,
     require_space,
 )
-from adamergex.merging.checks import Adapter, require_fitting, require_references, require_same_start
+from adamergex.merging.checks import (
+    Adapter,
+    require_fitting,
+    require_no_trained_base,
+    require_references,
+    require_same_start,
+)
 from adamergex.merging.heads import copy_head, require_head
 from adamergex.merging.layers import Weight, by_layer, by_module
-from adamergex.merging.layout import layout, ranks
+from adamergex.merging.layout import layout
+from adamergex.merging.outcome import require_loadable, require_read
+from adamergex.merging.records import merged_lineage, parents, require_change, write_beside
 from adamergex.merging.report import MergeReport, ModuleChange
 from adamergex.merging.rule import Rule
 from adamergex.merging.rules import rule_for
 from adamergex.merging.select import default_selection, select
-from adamergex.merging.stream import ElementwiseMerge, write_divergence
+from adamergex.merging.stream import ElementwiseMerge, require_finite, write_divergence
 from adamergex.merging.stream_delta import DeltaMerge, FactorSource, ReferenceFactors, SavedFactors, write_factors
+from adamergex.merging.targets import Ranks
 from adamergex.outputs import require_free, staged_directory
 
 StrPath = str | Path
@@ -110,6 +117,7 @@ def merge(
     else:
         require_divergence(others[0], chosen_rule, space, span)
     require_fitting([own, *others], space)
+    _require_finite_heads(others)
     selection = modules or default_selection(own.layout.kind, chosen_rule)
     chosen = select(_modules(own, span), selection)
     require_covered(others[0], chosen, _modules(others[0], span))
@@ -117,6 +125,7 @@ def merge(
         require_same_start([own, *others], allow_different_start)
     if own.layout.kind == "bottleneck":
         require_head(own.layout.directory.path)
+    require_read(own.layout)
     with _hashes([own, *others]) as hashes, staged_directory(path) as stage:
         choices = Choices(chosen_rule, space, mean, layers, rank, span, form)
         items, config = _write(stage / TENSORS, own, others, choices, chosen)
@@ -134,9 +143,10 @@ def merge(
             form,
             layers,
         )
-        parents = _parents([own, *others], hashes())
-        _require_change(summary, parents)
-        _write_beside(stage, summary, config, _merged_lineage(own, others, parents, summary, config))
+        origins = parents([own, *others], hashes())
+        require_change(summary, origins)
+        write_beside(stage, summary, config, merged_lineage(own, others, origins, summary, config))
+        require_loadable(stage, summary, own.layout.sites)
         if own.layout.kind == "bottleneck":
             copy_head(own.layout.directory.path, stage)
     return _warned(summary)
@@ -178,10 +188,13 @@ def divergence(
     span, _ = prefix_choices(target.layout.kind, chosen_rule, span, None)
     require_references(target, source)
     require_fitting([target, source], space)
+    require_no_trained_base(target)
+    _require_finite_heads([target, source])
     selection = modules or default_selection(target.layout.kind, chosen_rule)
     chosen = select(_modules(target, span), selection)
     if space == "factors":
         require_same_start([target, source], allow_different_start)
+    require_read(target.layout)
     with _hashes([target, source]) as hashes, staged_directory(path) as stage:
         choices = Choices(chosen_rule, space, 1.0, None, None, span, None)
         items, config = _write_divergence(stage / TENSORS, target, source, choices, chosen)
@@ -196,9 +209,10 @@ def divergence(
             ignored_heads=(*target.layout.heads, *source.layout.heads),
             span=span,
         )
-        parents = _parents([target, source], hashes())
-        _require_change(summary, parents)
-        _write_beside(stage, summary, config, _merged_lineage(target, [target, source], parents, summary, config))
+        origins = parents([target, source], hashes())
+        require_change(summary, origins)
+        write_beside(stage, summary, config, merged_lineage(target, [target, source], origins, summary, config))
+        require_loadable(stage, summary, () if span else chosen)
     return _warned(summary)
 
 
@@ -210,6 +224,14 @@ def _open(role: str, path: StrPath) -> Adapter:
 def _others(target: StrPath | None, source: StrPath | None, divergence: StrPath | None) -> list[Adapter]:
     roles = (("target reference", target), ("source reference", source), ("divergence", divergence))
     return [_open(role, path) for role, path in roles if path is not None]
+
+
+def _require_finite_heads(references: list[Adapter]) -> None:
+    """The heads of references are left out, but one that is not finite tells of a training that diverged."""
+    for adapter in references:
+        if adapter.layout.heads:
+            with TensorReader(adapter.layout.directory) as reader:
+                require_finite(reader, adapter.layout.heads.values())
 
 
 def _modules(adapter: Adapter, span: str | None) -> list[str]:
@@ -252,8 +274,9 @@ def _same_ranks(own: Adapter, merger: DeltaMerge) -> bool:
 def ranked(config: Mapping[str, Any], shapes: dict[str, tuple[int, float]]) -> Mapping[str, Any]:
     """A PEFT config with the (rank, scaling) of each module, read back as PEFT reads it."""
     made = delta.with_ranks(dict(config), shapes)
+    ranks = Ranks(made)
     for name, (rank, scaling) in shapes.items():
-        found = ranks(made, name)
+        found = ranks(name)
         if found[0] != rank or abs(found[1] - rank * scaling) > 1e-9 * found[1]:
             raise AssertionError(f"rank pattern of {name}: {found}, wanted {(rank, rank * scaling)}")
     return made
@@ -297,77 +320,6 @@ def _hashes(adapters: list[Adapter]) -> Iterator[Any]:
         yield collect
     finally:
         digests.stop()
-
-
-def _parents(adapters: list[Adapter], hashes: list[str]) -> dict[str, dict[str, Any]]:
-    return {
-        adapter.role.replace(" ", "_"): {
-            "path": str(adapter.layout.directory.path),
-            "sha256": sha256,
-            "language": adapter.lineage.language if adapter.lineage else None,
-        }
-        for adapter, sha256 in zip(adapters, hashes, strict=True)
-    }
-
-
-def _require_change(summary: MergeReport, parents: Mapping[str, Mapping[str, Any]]) -> None:
-    if not any(summary.layers or (summary.weight,)) or summary.changed:
-        return
-    target, source = (parents.get(f"{side}_reference") for side in ("target", "source"))
-    twice = target is not None and source is not None and target["sha256"] == source["sha256"]
-    raise NothingMergedError(
-        "The merge changed nothing.",
-        where=f"{summary.matched} selected modules, weight {summary.weight}",
-        found="target and source reference are the same file"
-        if twice
-        else "a divergence that is nothing, or smaller than the rounding of the dtype",
-        expected="a change of at least one module",
-        fix="check the paths of the references, that they were trained, and the weight",
-    )
-
-
-def _merged_lineage(
-    own: Adapter,
-    others: list[Adapter],
-    parents: Mapping[str, Mapping[str, Any]],
-    summary: MergeReport,
-    config: Mapping[str, Any],
-) -> Lineage:
-    inherited = own.lineage or Lineage()
-    base = inherited.base or {"name": own.layout.base_name, "sha256": None}
-    starts = {adapter.lineage.start if adapter.lineage else None for adapter in (own, *others)}
-    shape = {"rank": config.get("r"), "alpha": config.get("lora_alpha")} if own.layout.kind == "lora" else {}
-    if own.layout.kind == "prefix":
-        shape = {"virtual_tokens": config["num_virtual_tokens"]}
-    choices = {"span": summary.span, "form": summary.form} if summary.span else {}
-    return Lineage(
-        base=base,
-        structure={**(inherited.structure or {"kind": own.layout.kind}), **shape},
-        # Only a combination of factors of one start still belongs to that start.
-        start=starts.pop() if len(starts) == 1 and summary.space == "factors" else None,
-        task=inherited.task,
-        language=others[0].lineage.language if others[0].lineage else None,
-        parents=parents,
-        merge={
-            "rule": summary.rule,
-            "space": summary.space,
-            "modules": summary.selection,
-            "weight": summary.weight,
-            "rank": summary.rank,
-            **choices,
-            **({"layers": summary.layers} if summary.layers else {}),
-        },
-        versions=lineages.package_versions(("adamergex", "numpy")),
-    )
-
-
-def _write_beside(stage: Path, summary: MergeReport, config: Mapping[str, Any], lineage: Lineage) -> None:
-    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    (stage / CONFIG).write_text(text, encoding="utf-8")
-    (stage / report.FILE_NAME).write_text(summary.to_json(), encoding="utf-8")
-    card = lineages.model_card(lineage, summary.lines(), task_type=config.get("task_type"))
-    (stage / "README.md").write_text(card, encoding="utf-8")
-    lineage.write(stage)
 
 
 def _warned(summary: MergeReport) -> MergeReport:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from adamergex.errors import printable
 
 FILE_NAME = "merge_report.json"
 
@@ -102,10 +105,14 @@ class MergeReport:
             del found["layers"]
         # json indents in Python and does the rest in C: a line a module is ten times faster than an indented one.
         modules = (
-            json.dumps({**vars(item), "relative": item.relative if item.task else None}, ensure_ascii=False)
+            json.dumps(
+                {**vars(item), "relative": item.relative if item.task and math.isfinite(item.relative) else None},
+                ensure_ascii=False,
+                allow_nan=False,
+            )
             for item in self.modules
         )
-        text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         return text.replace('"modules": []', '"modules": [\n    ' + ",\n    ".join(modules) + "\n  ]", 1)
 
     def lines(self) -> list[str]:
@@ -126,7 +133,7 @@ class MergeReport:
         return lines + [f"warning: {text}" for text in self.warnings]
 
     def __str__(self) -> str:
-        return "\n".join(self.lines())
+        return "\n".join(printable(line) for line in self.lines())
 
 
 def _grouped(items: Iterable[ModuleChange]) -> list[tuple[str, list[ModuleChange]]]:

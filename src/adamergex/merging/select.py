@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from adamergex.errors import ConfigError, NothingMergedError
 from adamergex.merging.rule import Rule
+from adamergex.patterns import Patterns
 
 _QUERY = ("q_proj", "query", "query_proj", "q_lin", "q", "to_q", "wq", "linear_q")
 _VALUE = ("v_proj", "value", "value_proj", "v_lin", "v", "to_v", "wv", "linear_v")
@@ -28,7 +29,8 @@ def select(names: Iterable[str], modules: str) -> frozenset[str]:
 
     Raises:
         NothingMergedError: nothing matched.
-        ConfigError: not a regular expression; or ``attention-qv`` where query and value are fused in one projection.
+        ConfigError: not a regular expression, or one that takes too long; or ``attention-qv`` where query and value are
+            fused in one projection.
     """
     known = sorted(names)
     if modules == "all":
@@ -39,8 +41,9 @@ def select(names: Iterable[str], modules: str) -> frozenset[str]:
             raise _fused(fused)
         chosen = frozenset(name for name in known if _leaf(name) in _QUERY_VALUE)
     else:
-        pattern = _compile(modules)
-        chosen = frozenset(name for name in known if pattern.fullmatch(name))
+        what = "The module selection"
+        patterns = Patterns([modules], ending=True, what=what, error=ConfigError, where="modules")
+        chosen = frozenset(patterns.matching(known))
     if not chosen:
         raise NothingMergedError(
             "No module matches the selection.",
@@ -50,19 +53,6 @@ def select(names: Iterable[str], modules: str) -> frozenset[str]:
             fix="choose all, or a regular expression that matches some of these",
         )
     return chosen
-
-
-def _compile(selection: str) -> re.Pattern[str]:
-    try:
-        return re.compile(rf"(.*\.)?({selection})")
-    except re.error as error:
-        raise ConfigError(
-            "The module selection is not a regular expression.",
-            where="modules",
-            found=f"{selection} ({error})",
-            expected="attention-qv, all, or a regular expression",
-            fix="escape special characters with a backslash",
-        ) from error
 
 
 def _fused(fused: list[str]) -> ConfigError:

@@ -23,7 +23,7 @@ from adamergex.checkpoint import (
 from adamergex.errors import AdapterFileError
 from adamergex.merging.cores import cores, shared
 from adamergex.merging.layout import Layout
-from adamergex.merging.lockstep import Chunk, Chunks, Span, located, lockstep, spans
+from adamergex.merging.lockstep import Chunk, Chunks, Span, located, lockstep, ranges, spans
 from adamergex.merging.report import ModuleChange
 from adamergex.merging.rule import Rule
 
@@ -39,7 +39,9 @@ def squares(values: Array) -> float:
     if whole:
         blocks = values[:cut].reshape(whole, _BLOCK)
         total = sum(np.vecdot(blocks, blocks).tolist())
-    return total if cut == len(values) else total + float(np.dot(values[cut:], values[cut:]))
+    total = total if cut == len(values) else total + float(np.dot(values[cut:], values[cut:]))
+    # Of finite values only the float32 sum overflows.
+    return total if math.isfinite(total) else float(np.sum(np.square(values, dtype=np.float64)))
 
 
 def finite_squares(chunk: Chunk) -> float:
@@ -52,17 +54,44 @@ def finite_squares(chunk: Chunk) -> float:
     if math.isfinite(total):
         return total
     wrong = np.flatnonzero(~np.isfinite(chunk.values))
-    if not len(wrong):
-        return float(np.sum(np.square(chunk.values, dtype=np.float64)))  # only the float32 sum overflowed
-    index = int(wrong[0])
+    index = int(wrong[0]) if len(wrong) else int(np.abs(chunk.values).argmax())
     name, place = located(chunk, index)
     raise AdapterFileError(
-        "An adapter holds a number that is not finite.",
+        "An adapter holds a number that is not finite."
+        if len(wrong)
+        else "An adapter holds a number that is too large to be computed with.",
         where=f"{chunk.reader.directory.tensors_path}: {name}{place}",
         found=chunk.values[index],
-        expected="finite numbers",
+        expected="finite numbers" if len(wrong) else "numbers whose squares float64 holds",
         fix="its training diverged: train it again",
     )
+
+
+def require_finite(reader: TensorReader, infos: Iterable[TensorInfo]) -> None:
+    """Read these tensors and raise AdapterFileError where one holds a number that is not finite."""
+    with np.errstate(all="ignore"):
+        for info in infos:
+            for start, stop in ranges(info.size):
+                chunk = Chunk(reader, info, start, *reader.read(info, start, stop))
+                if info.dtype in FLOATS:
+                    finite_squares(chunk)
+                elif info.dtype in _EIGHT:
+                    _require_eight(chunk)
+
+
+# Of eight-bit floats the bits tell: a mask without the sign, and the first pattern that is no number.
+_EIGHT = {"F8_E4M3": 0x7F, "F8_E5M2": 0x7C}
+
+
+def _require_eight(chunk: Chunk) -> None:
+    if ((chunk.stored.view(np.uint8) & 0x7F) >= _EIGHT[chunk.info.dtype]).any():
+        raise AdapterFileError(
+            "An adapter holds a number that is not finite.",
+            where=f"{chunk.reader.directory.tensors_path}: {chunk.info.name}",
+            found="NaN or infinity",
+            expected="finite numbers",
+            fix="its training diverged: train it again",
+        )
 
 
 def require_fits(reader: TensorReader, info: TensorInfo, stored: Array) -> None:
@@ -77,6 +106,17 @@ def require_fits(reader: TensorReader, info: TensorInfo, stored: Array) -> None:
             expected=f"finite numbers of dtype {info.dtype}",
             fix="use a smaller weight; check that the adapters belong together",
         )
+
+
+def overflowed(reader: TensorReader, what: str) -> AdapterFileError:
+    """Finite inputs whose combination is not."""
+    return AdapterFileError(
+        f"The numbers of {what} are too large to be combined.",
+        where=reader.directory.path,
+        found="a result that is not finite",
+        expected="adapters whose sums, products and their squares float64 holds",
+        fix="a training diverged: train it again",
+    )
 
 
 @dataclass
@@ -97,8 +137,12 @@ class Tally:
         self.guarded += other.guarded
         self.changed = self.changed or other.changed
 
-    def closed(self, module: str, merged: bool) -> ModuleChange:
-        task, divergence, change = (math.sqrt(value) for value in (self.task, self.divergence, self.change))
+    def closed(self, module: str, merged: bool, where: TensorReader) -> ModuleChange:
+        """What the report says of the module. Raises: AdapterFileError where a sum overflowed."""
+        sums = (self.task, self.divergence, self.change)
+        if not all(map(math.isfinite, sums)):
+            raise overflowed(where, module)
+        task, divergence, change = map(math.sqrt, sums)
         return ModuleChange(module, merged, self.changed, task, divergence, change, self.guarded)
 
 
@@ -137,6 +181,8 @@ def reference_divergence(rule: Rule, references: Chunks, tally: Tally, room: Arr
             finite_squares(chunk)
         require_fits(target.reader, target.info, divergence)
         total = float(np.sum(np.square(divergence, dtype=np.float64)))
+        if not math.isfinite(total):
+            raise overflowed(target.reader, target.info.name)
     if rule.guarded:
         tally.guarded += int(rule.guarded(source.values).sum())
     return divergence, total
@@ -165,7 +211,9 @@ class ElementwiseMerge:
         plan = list(spans(self.layout, writer.order, readers))
         found = shared(partial(self._written, writer), desks(readers, len(plan)), plan)
         writer.close()
-        return [tally.closed(name, name in self.chosen) for name, tally in summed(self.layout.sites, plan, found)]
+        return [
+            tally.closed(name, name in self.chosen, self.task) for name, tally in summed(self.layout.sites, plan, found)
+        ]
 
     def _written(self, writer: SafetensorsWriter, desk: Desk, span: Span) -> Tally:
         """The merge of one span."""
@@ -175,7 +223,10 @@ class ElementwiseMerge:
                 if span.module in self.chosen:
                     stored = self._merged(span.module, task, others, tally, desk)
                 else:
-                    tally.task += finite_squares(task) if task.info.dtype in FLOATS else 0.0
+                    if task.info.dtype in FLOATS:
+                        tally.task += finite_squares(task)
+                    elif task.info.dtype in _EIGHT:
+                        _require_eight(task)
                     for chunk in others:
                         finite_squares(chunk)
                     stored = task.stored
@@ -228,7 +279,7 @@ def write_divergence(
 
     found = shared(written, desks(readers, len(plan)), plan)
     writer.close()
-    return [tally.closed(module, merged=True) for module, tally in summed(sorted(chosen), plan, found)]
+    return [tally.closed(module, True, readers[0]) for module, tally in summed(sorted(chosen), plan, found)]
 
 
 def summed(modules: Iterable[str], plan: Iterable[Span], found: Iterable[Tally]) -> Iterable[tuple[str, Tally]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +10,13 @@ from typing import Protocol
 
 import numpy as np
 
-from adamergex.checkpoint import FLOATS, Array, Encoder, SafetensorsWriter, TensorInfo, TensorReader, compute_dtype
+from adamergex.checkpoint import Array, Encoder, SafetensorsWriter, TensorInfo, TensorReader, compute_dtype
 from adamergex.merging import delta
 from adamergex.merging.delta import Factors
 from adamergex.merging.layout import Layout, Site
 from adamergex.merging.lockstep import Chunk, ranges
 from adamergex.merging.report import ModuleChange
-from adamergex.merging.stream import finite_squares, require_fits
+from adamergex.merging.stream import finite_squares, overflowed, require_finite, require_fits
 
 
 class FactorSource(Protocol):
@@ -165,6 +166,9 @@ class DeltaMerge:
         own = 1.0 - self.weight if self.averaging else 1.0
         idle = self.weight == 0.0 or (not self.averaging and delta.vanishes(divergence))
         merged = task if idle else delta.combine(task, divergence, own, self.weight)
+        for factors in (divergence, merged):
+            if not (np.isfinite(factors.B).all() and math.isfinite(delta.norm(factors))):
+                raise overflowed(self.task, module)
         size = delta.norm(divergence) if self.averaging or not delta.vanishes(divergence) else 0.0
         if self.averaging and not idle:
             change = delta.norm(delta.combine(task, divergence, -self.weight, self.weight))
@@ -180,11 +184,9 @@ class DeltaMerge:
 
 def copy(writer: SafetensorsWriter, reader: TensorReader, info: TensorInfo) -> None:
     """One tensor as it is; a floating point one is checked on the way."""
+    require_finite(reader, [info])
     for start, stop in ranges(info.size):
-        chunk = Chunk(reader, info, start, *reader.read(info, start, stop))
-        if info.dtype in FLOATS:
-            finite_squares(chunk)
-        writer.write(chunk.stored)
+        writer.write(reader.read(info, start, stop)[1])
 
 
 def write_factors(
@@ -207,6 +209,8 @@ def write_factors(
         if last is None or last[0] != module:
             last = module, references.load(module)
             norm = 0.0 if delta.vanishes(last[1]) else delta.norm(last[1])
+            if not (math.isfinite(norm) and np.isfinite(last[1].B).all()):
+                raise overflowed(references.target[0], module)
             items[module] = ModuleChange(module, True, norm > 0, 0.0, norm)
         values = last[1].A if info.name == layout.sites[module].tensors["lora_A"].name else last[1].B
         writer.write(np.ascontiguousarray(values).reshape(-1))

@@ -18,11 +18,12 @@ from typing import Any, Protocol, cast
 from adamergex import values
 from adamergex.errors import ConfigError, DataError
 from adamergex.hashing import file_sha256
+from adamergex.lineage_fields import TASKS
 from adamergex.metrics.checks import known
 from adamergex.sampling import sampled
 from adamergex.settings import Target, TaskRows
 
-NAMES = ("mgsm", "ner", "sib200", "tata", "xcopa", "xlsum", "xnli", "xquad")
+NAMES = TASKS
 _WANTED = ("TASK", "rows", "score")
 
 

@@ -1,0 +1,187 @@
+"""A masked-LM head in a small file, and the base directories that are made of a base and such a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from adamergex.base_files import base_sha256, checkpoint_file, resolve
+from adamergex.bases.heads import fold, with_new_head
+from adamergex.bases.rows import write_tensors
+from adamergex.bases.trimming import KEPT, RECORD
+from adamergex.errors import ModelError
+from adamergex.inputs import open_regular, read_json_object
+from adamergex.models import quiet
+from adamergex.outputs import staged_directory
+
+FILE = "masked_lm_head.safetensors"
+HEAD_RECORD = "masked_lm_head.json"
+FORMAT = "adamergex-masked-lm-head/1"
+_LOW_RANK = "low_rank."
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "chat_template.jinja",
+    "LICENSE",
+    "LICENSE.txt",
+)
+
+
+@dataclass(frozen=True)
+class HeadFile:
+    """The tensors of a head, the low-rank change of the body that goes with it, and the base that it is for.
+
+    ``original_sha256`` and ``rows``: of a head that was trained on a trimmed base, the full base and the rows of it."""
+
+    base: str
+    base_sha256: str
+    head: Mapping[str, Tensor]
+    factors: Mapping[str, tuple[Tensor, Tensor]]
+    scale: float = 1.0
+    original_sha256: str | None = None
+    rows: Tensor | None = None
+
+    def write(self, path: Path) -> None:
+        """One safetensors file; the same content gives the same bytes."""
+        tensors = {name: tensor.detach() for name, tensor in self.head.items()}
+        for name, (a, b) in self.factors.items():
+            tensors |= {
+                f"{_LOW_RANK}{name}.a": a.detach().contiguous(),
+                f"{_LOW_RANK}{name}.b": b.detach().contiguous(),
+            }
+        if self.rows is not None:
+            tensors["rows"] = self.rows.to(torch.int32)
+        metadata = {
+            "format": "pt",
+            "kind": FORMAT,
+            "base": self.base,
+            "base_sha256": self.base_sha256,
+            "scale": repr(self.scale),
+            **({"original_sha256": self.original_sha256} if self.original_sha256 else {}),
+        }
+        write_tensors(path, tensors, metadata)
+
+    @classmethod
+    def read(cls, path: Path) -> HeadFile:
+        """Raises: ModelError: no such file, or another one."""
+        open_regular(path, what="the head's file", error=ModelError).close()
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata.get("kind") != FORMAT:
+                raise ValueError(f"its kind is {metadata.get('kind')!r}")
+            scale = float(metadata["scale"])
+            if not math.isfinite(scale) or not all(torch.isfinite(item).all() for item in tensors.values()):
+                raise ValueError("it holds numbers that are not finite")
+            rows = tensors.pop("rows", None)
+            names = [name for name in tensors if name.startswith(_LOW_RANK) and name.endswith(".a")]
+            factors = {
+                name.removeprefix(_LOW_RANK)[:-2]: (tensors.pop(name), tensors.pop(f"{name[:-2]}.b")) for name in names
+            }
+            base, sha256, original = metadata["base"], metadata["base_sha256"], metadata.get("original_sha256")
+        except (SafetensorError, ValueError, KeyError) as problem:
+            raise ModelError(
+                "this is not the file of a masked-LM head",
+                where=path,
+                found=problem,
+                expected=FORMAT,
+                fix=f"name the {FILE} that adamergex train wrote",
+            ) from None
+        return cls(base, sha256, tensors, factors, scale, original, rows)
+
+
+def compose(base: str, head: str | Path, output: str | Path) -> None:
+    """Write the base directory of a base and a head's file: what ``adamergex train`` wrote when it made the file.
+
+    A head that was trained on a trimmed base is for the full one too: tokens that the trimmed one lacks get the lowest
+    bias. Raises: ModelError: another file, or one for another base; AdapterFileError: the output is in use.
+    """
+    path = Path(head) / FILE if Path(head).is_dir() else Path(head)
+    file, sha256 = HeadFile.read(path), base_sha256(base)
+    if sha256 not in (file.base_sha256, file.original_sha256):
+        raise ModelError(
+            "the head was trained on another base",
+            where=path,
+            found=f"{base} with SHA-256 {sha256[:12]}…",
+            expected=f"{file.base} with SHA-256 {file.base_sha256[:12]}…, or the base that it was trimmed from",
+            fix="name that base",
+        )
+    with staged_directory(output) as stage:
+        model, new = with_new_head(base)
+        contents = dict(file.head)
+        if sha256 != file.base_sha256:
+            contents = _widened(contents, file, model.get_input_embeddings().weight.shape[0], path)
+        if contents.keys() != new.keys() or any(contents[name].shape != new[name].shape for name in new):
+            raise ModelError(
+                "the head does not fit the base",
+                where=path,
+                found={name: tuple(item.shape) for name, item in contents.items()},
+                expected={name: tuple(item.shape) for name, item in new.items()},
+                fix="name the base that it was trained on",
+            )
+        with torch.no_grad():
+            for name, parameter in new.items():
+                parameter.copy_(contents[name])
+        fold(model, file.factors, file.scale)
+        write_base(model, base, stage)
+        shutil.copyfile(path, stage / FILE)
+        if (path.parent / HEAD_RECORD).is_file():
+            shutil.copyfile(path.parent / HEAD_RECORD, stage / HEAD_RECORD)
+
+
+def _widened(contents: dict[str, Tensor], file: HeadFile, rows: int, path: Path) -> dict[str, Tensor]:
+    kept = file.rows
+    if kept is None or len(kept) == 0 or int(kept.min()) < 0 or int(kept.max()) >= rows:
+        raise ModelError("the head's file does not say which rows it has", where=path, fix="train the head again")
+    result = dict(contents)
+    for name, tensor in contents.items():
+        if tensor.shape == kept.shape:
+            result[name] = torch.full((rows,), float(tensor.min()))
+            result[name][kept.long()] = tensor
+    return result
+
+
+def write_base(model: Any, base: str, stage: Path) -> None:
+    """The model as a checkpoint, with the base's tokenizer; config.json is the base's, the class aside."""
+    with quiet():
+        model.save_pretrained(stage)
+    for path in stage.glob("*.safetensors"):
+        path.chmod(stage.stat().st_mode & 0o666)
+    place = resolve(base)
+    original = checkpoint_file(place, "config.json")
+    assert original is not None  # the model was loaded by it
+    # Not what transformers writes: its version is part of that, and config.json is part of the base's hash.
+    config = read_json_object(original, what="config.json", error=ModelError)
+    config |= {"architectures": [type(model).__name__], "dtype": "float32", "tie_word_embeddings": True}
+    (stage / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name in _TOKENIZER:
+        if (file := checkpoint_file(place, name)) is not None:
+            shutil.copyfile(file, stage / name)
+
+
+def origin(base: str) -> tuple[str | None, Tensor | None]:
+    """Of a trimmed base: the hash of the full one, and the rows that are kept of it. Of any other base: nothing."""
+    place = resolve(base)
+    record, kept = checkpoint_file(place, RECORD), checkpoint_file(place, KEPT)
+    if record is None or kept is None:
+        return None, None
+    said = read_json_object(record, what="the record of trimming", error=ModelError)
+    with safe_open(kept, "pt") as file:
+        return str(said["base"]["sha256"]), file.get_tensor("rows")

@@ -1,0 +1,164 @@
+"""The vocabulary of a tokenizer.json, cut to the tokens that texts use, with the same tokenisation of these texts.
+
+- Unigram (SentencePiece): the best segmentation of a text stays the best one when others vanish. The token of the
+  lowest score stays, since the score of an unknown character follows from it.
+- BPE: the merges that build a token's parts are those that were applied; they and their results stay.
+- WordPiece: the longest match stays the longest one, unless a word is unknown; what is missing then is found by
+  comparing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from adamergex.errors import ModelError
+
+MODELS = ("Unigram", "BPE", "WordPiece")
+Document = dict[str, Any]
+
+
+class Vocabulary:
+    """Tokens and ids of a parsed tokenizer.json.
+
+    Raises: ModelError for a tokenizer that is none of ``MODELS``, or whose ids are not 0, 1, 2, …
+    """
+
+    def __init__(self, document: Document, where: object) -> None:
+        self.document, self.where = document, where
+        model = document.get("model") or {}
+        self.kind = str(model.get("type"))
+        if self.kind not in MODELS:
+            raise ModelError(
+                "the vocabulary of this kind of tokenizer cannot be trimmed",
+                where=where,
+                found=self.kind,
+                expected=", ".join(MODELS),
+                fix="use the base as it is",
+            )
+        self.added: dict[str, int] = {item["content"]: item["id"] for item in document.get("added_tokens") or ()}
+        own = model["vocab"]
+        self.ids: dict[str, int] = (
+            {token: index for index, (token, _) in enumerate(own)} if self.kind == "Unigram" else dict(own)
+        )
+        self.own = frozenset(self.ids)
+        self.ids |= self.added
+        if sorted(self.ids.values()) != list(range(len(self.ids))):
+            raise ModelError(
+                "the tokenizer's ids leave holes, or stand for two tokens",
+                where=where,
+                found=f"{len(self.ids)} tokens, ids up to {max(self.ids.values(), default=-1)}",
+                fix="use the base as it is",
+            )
+
+    def always(self) -> set[int]:
+        """What is kept whatever the texts: added and special tokens, single characters and bytes."""
+        model, mark = self.document["model"], self._continuation()
+        kept = set(self.added.values())
+        for token in self.own:
+            if len(token) <= 1 or (mark and token.startswith(mark) and len(token) == len(mark) + 1) or _is_byte(token):
+                kept.add(self.ids[token])
+        if self.kind == "Unigram":
+            if model.get("unk_id") is not None:
+                kept.add(model["unk_id"])
+            kept.add(min(range(len(model["vocab"])), key=lambda index: model["vocab"][index][1]))
+        elif model.get("unk_token") in self.ids:
+            kept.add(self.ids[model["unk_token"]])
+        return kept | self._named_in_processor()
+
+    def parts(self, kept: Iterable[int]) -> set[int]:
+        """The tokens from which these are merged, and so on down (BPE); the tokens themselves otherwise."""
+        found = set(kept)
+        if self.kind != "BPE":
+            return found
+        merges: dict[str, list[tuple[str, str]]] = {}
+        for left, right in self._merges():
+            merges.setdefault(self._merged(left, right), []).append((left, right))
+        names = {index: token for token, index in self.ids.items()}
+        waiting = list(found)
+        while waiting:
+            for pair in merges.get(names[waiting.pop()], ()):
+                for token in pair:
+                    if token in self.ids and self.ids[token] not in found:
+                        found.add(self.ids[token])
+                        waiting.append(self.ids[token])
+        return found
+
+    def within(self, text: str) -> set[int]:
+        """Every token that is a part of a text, as the model sees it (after normaliser and pre-tokeniser)."""
+        mark = self._continuation()
+        longest = max(map(len, self.own), default=0)
+        places = ((begin, end) for begin in range(len(text)) for end in range(begin + 1, begin + longest + 1))
+        parts = {text[begin:end] for begin, end in places if end <= len(text)}
+        return {self.ids[token] for part in parts for token in (part, mark + part) if token in self.own}
+
+    def trimmed(self, kept: Iterable[int]) -> tuple[Document, dict[int, int]]:
+        """A tokenizer.json with these tokens only, and old id -> new id; the order stays."""
+        new = {old: index for index, old in enumerate(sorted(kept))}
+        document = copy.copy(self.document)
+        model = document["model"] = dict(document["model"])
+        document["added_tokens"] = [{**item, "id": new[item["id"]]} for item in document.get("added_tokens") or ()]
+        if self.kind == "Unigram":
+            model["vocab"] = [entry for index, entry in enumerate(model["vocab"]) if index in new]
+            if model.get("unk_id") is not None:
+                model["unk_id"] = new[model["unk_id"]]
+        else:
+            model["vocab"] = {token: new[index] for token, index in model["vocab"].items() if index in new}
+        if self.kind == "BPE":
+            pairs = zip(model["merges"], self._merges(), strict=True)
+            model["merges"] = [
+                written
+                for written, (left, right) in pairs
+                if {left, right, self._merged(left, right)} <= model["vocab"].keys()
+            ]
+        document["post_processor"] = _renumbered(document.get("post_processor"), new)
+        return document, new
+
+    def _continuation(self) -> str:
+        return str(self.document["model"].get("continuing_subword_prefix") or "")
+
+    def _merges(self) -> list[tuple[str, str]]:
+        merges = self.document["model"]["merges"]
+        return [tuple(item.split(" ", 1) if isinstance(item, str) else item) for item in merges]
+
+    def _merged(self, left: str, right: str) -> str:
+        mark = self._continuation()
+        return left + (right[len(mark) :] if mark and right.startswith(mark) else right)
+
+    def _named_in_processor(self) -> set[int]:
+        found: set[int] = set()
+        _renumbered(self.document.get("post_processor"), _Noting(found))
+        return found
+
+
+class _Noting(dict[int, int]):
+    """Ids that are looked up, as they are."""
+
+    def __init__(self, found: set[int]) -> None:
+        super().__init__()
+        self._found = found
+
+    def __missing__(self, key: int) -> int:
+        self._found.add(key)
+        return key
+
+
+def _renumbered(part: Any, new: Mapping[int, int]) -> Any:
+    """A post-processor with new ids: ``ids`` of templates; ``sep`` and ``cls`` of BERT's and RoBERTa's."""
+    if isinstance(part, list):
+        return [_renumbered(item, new) for item in part]
+    if not isinstance(part, dict):
+        return part
+    result = {name: _renumbered(value, new) for name, value in part.items()}
+    if isinstance(part.get("ids"), list):
+        result["ids"] = [new[index] for index in part["ids"]]
+    for name in ("sep", "cls"):
+        value = part.get(name)
+        if isinstance(value, list) and len(value) == 2 and isinstance(value[1], int):
+            result[name] = [value[0], new[value[1]]]
+    return result
+
+
+def _is_byte(token: str) -> bool:
+    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")

@@ -1,0 +1,103 @@
+"""What the fields of a ``lineage.json`` may hold: texts, numbers and names by type, and nothing that names code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+TASKS = ("mgsm", "ner", "sib200", "tata", "xcopa", "xlsum", "xnli", "xquad")
+"""The shipped tasks: the only scores that a lineage may name. ``tasks.catalogue`` holds them."""
+OWN_TASK = re.compile(r"sha256:[0-9a-f]{64}")
+"""What stands for the score of a user's own task file: its hash, which says which file it was and runs nothing."""
+STRUCTURES = ("lora", "ia3", "prefix", "bottleneck", "full", "sparse")
+LONGEST = 100_000
+"""Longest text, in characters."""
+_PLAIN = re.compile(r"[A-Za-z0-9_.+-]{1,64}")
+_LARGEST = 1 << 53
+
+Check = Callable[[Any], str | None]
+"""What should be there, where a value is not that; else ``None``."""
+
+
+def _one(expected: str, holds: Callable[[Any], bool]) -> Check:
+    return lambda value: None if value is None or holds(value) else f"{expected}, or null"
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+_text = _one("a text", _is_text)
+_texts = _one("a list of texts", _is_texts)
+_number = _one("a number", _is_number)
+_count = _one("a whole number", lambda value: type(value) is int and 0 <= value < _LARGEST)
+_flag = _one("true or false", lambda value: isinstance(value, bool))
+_names = _one("texts by name", lambda value: isinstance(value, dict) and all(map(_is_text, value.values())))
+_plain = _one("a name of letters, digits and _ . + -", lambda value: _is_text(value) and bool(_PLAIN.fullmatch(value)))
+_score = _one(
+    f"a shipped task ({', '.join(TASKS)}): nothing that an adapter brings is run",
+    lambda value: value in TASKS or (_is_text(value) and bool(OWN_TASK.fullmatch(value))),
+)
+
+_FIELDS: dict[str, dict[str, Check]] = {
+    "base": {"name": _text, "sha256": _text},
+    "structure": {
+        "kind": _one(f"one of {', '.join(STRUCTURES)}", lambda value: value in STRUCTURES),
+        **dict.fromkeys(("rank", "virtual_tokens"), _count),
+        **dict.fromkeys(("alpha", "dropout"), _number),
+    },
+    "task": {
+        **dict.fromkeys(("kind", "metric"), _plain),
+        **dict.fromkeys(("name", "prompt", "answer_after", "context", "cut", "reference", "target"), _text),
+        **dict.fromkeys(("labels", "types", "choices", "stop"), _texts),
+        **dict.fromkeys(("max_length", "stride", "longest_answer", "segment", "segments"), _count),
+        **dict.fromkeys(("chat", "normalised"), _flag),
+        "measured_as": _score,
+        "max_new_tokens": _one("a whole number up to 32,768", lambda value: type(value) is int and 0 < value <= 32_768),
+        "words": _names,
+        "mask_rate": _number,
+    },
+    "merge": {
+        **dict.fromkeys(("rule", "space", "span", "form"), _plain),
+        "modules": _text,
+        "weight": _number,
+        "rank": _count,
+        "layers": _one("a list of numbers", lambda value: isinstance(value, list) and all(map(_is_number, value))),
+    },
+}
+_PARENT: dict[str, Check] = {"path": _text, "sha256": _text, "language": _text}
+
+
+def wrong(lineage: Mapping[str, Any]) -> tuple[str, object, str] | None:
+    """The first field that holds what it may not: (its name, what is there, what should be); or ``None``."""
+    for group, checks in _FIELDS.items():
+        if problem := _in(group, lineage.get(group), checks):
+            return problem
+    for role, parent in (lineage.get("parents") or {}).items():
+        if not isinstance(parent, dict):
+            return f"parents.{role}", type(parent).__name__, "path, sha256 and language"
+        if problem := _in(f"parents.{role}", parent, _PARENT):
+            return problem
+    for package, version in (lineage.get("versions") or {}).items():
+        if not _is_text(version):
+            return f"versions.{package}", version, "a text"
+    for name in ("start", "language"):
+        if expected := _text(lineage.get(name)):
+            return name, lineage[name], expected
+    return None
+
+
+def _in(group: str, found: Mapping[str, Any] | None, checks: Mapping[str, Check]) -> tuple[str, object, str] | None:
+    for name, check in checks.items():
+        if found and name in found and (expected := check(found[name])):
+            return f"{group}.{name}", repr(found[name]), expected
+    return None
