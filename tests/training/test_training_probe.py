@@ -21,8 +21,12 @@ from adamergex.adapters import resident
 from adamergex.adapters.sparse import TENSORS, read_difference
 from adamergex.config import parse
 from adamergex.errors import AdamergexError, ConfigError, TrainingError
+from adamergex.graph import Store
 from adamergex.pipeline import transfer
+from adamergex.plan import Plan, absolute, facts
 from adamergex.settings import Classification, Optimisation, PairClassification, Rows, Structure, TrainJob
+from adamergex.studies.estimate import estimate
+from adamergex.studies.settings import Assumed
 from adamergex.tasks.rows import read
 from adamergex.train_config import parse_training
 
@@ -247,6 +251,19 @@ def test_a_table_is_refused_before_training(
     with pytest.raises(AdamergexError, match=said):
         transfer(parse(made), say=lambda line: None)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_estimate_counts_the_reading_of_all_rows(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    from test_pipeline import settings
+
+    tokens = {}
+    for start in ("random", "probe"):
+        made = settings(tiny_encoder, small_data, tmp_path / "run", **TABLE)
+        made["task"]["optimisation"] = {"epochs": 2, "head_start": start}
+        config = absolute(parse(made))
+        costs = estimate(Plan(config, facts(config)).wanted, Store(tmp_path / "store"), Assumed()).kinds
+        tokens[start] = costs["train"].tokens
+    assert tokens["probe"] == pytest.approx(tokens["random"] * 2.5 / 2)  # forward alone is half of a step of LoRA
 
 
 def test_a_table_with_a_probe(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
