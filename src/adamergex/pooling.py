@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from adamergex.errors import ModelError
 from adamergex.inputs import read_json_object
@@ -102,10 +103,19 @@ def _no_states(module: nn.Module, given: Tensor) -> ModelError:
 
 def text_vectors(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """The mean-pooled vectors [batch, width], float32, of texts under a transformers model, its head left out."""
-    alone = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole = model.module if isinstance(model, DistributedDataParallel) else model
+    alone = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
     backbone = getattr(alone, alone.base_model_prefix, alone)
-    hidden = backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-    return masked_mean(hidden.float(), attention_mask)
+    given = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if whole is model:
+        return masked_mean(backbone(**given).last_hidden_state.float(), attention_mask)
+    seen: list[Tensor] = []
+    handle = backbone.register_forward_hook(lambda module, args, output: seen.append(output.last_hidden_state))
+    try:
+        model(**given)  # through the wrapper, which averages the gradients of all processes
+    finally:
+        handle.remove()
+    return masked_mean(seen[0].float(), attention_mask)
 
 
 def says_mean(config: Any, pooling_file: Path | None) -> bool:
