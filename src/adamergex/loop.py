@@ -5,8 +5,8 @@ one sees), and only complete checkpoints are resumed from.
 
 Of several processes each takes a share of the rows of every batch, and DistributedDataParallel averages their
 gradients. A share's loss is a mean over its own n_r labelled positions, so it is weighted: with R processes and
-N = Σ n_r, (1/R) Σ_r (R·n_r/N)·loss_r is the mean over all N positions of the batch, as in one process. Where the rows of
-a batch are compared with each other (``coupled``) every process takes all of them.
+N = Σ n_r, (1/R) Σ_r (R·n_r/N)·loss_r is the mean over all N positions of the batch, as in one process. Where the rows
+of a batch are compared with each other (``coupled``) every process takes all of them.
 """
 
 from __future__ import annotations
