@@ -26,6 +26,7 @@ LAYERS = [
     ["checkpoint"],
     ["packaged"],
     ["base_files"],
+    ["base_documents"],
     ["merging", "metrics"],
     ["values", "sampling"],
     ["inspection", "data_files"],
