@@ -159,3 +159,16 @@ def test_an_index_names_files_of_its_folder(copy: Path, index: str) -> None:
     (copy / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ModelError, match="index of the weights"):
         base_sha256(str(copy))
+
+
+@pytest.mark.parametrize("value", ["x", "64", -5, 0, True, [64]])
+def test_the_length_of_a_text_is_a_number(copy: Path, value: object) -> None:
+    change(copy / "tokenizer_config.json", put("model_max_length", value=value))
+    with pytest.raises(ModelError):
+        models.tokenizer(str(copy))
+
+
+@pytest.mark.parametrize("value", [64, 1e30, None])
+def test_a_length_may_be_large_or_left_open(copy: Path, value: object) -> None:
+    change(copy / "tokenizer_config.json", put("model_max_length", value=value))
+    assert models.tokenizer(str(copy)).model_max_length >= 64

@@ -221,6 +221,15 @@ def tokenizer(base: str) -> PreTrainedTokenizerBase:
     with loading(base, "tokenizer"), quiet():
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(base), trust_remote_code=False)
     require_vocabulary(found, base)
+    longest: object = found.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
+        raise ModelError(
+            "the tokenizer does not say how long a text may be",
+            where=f"{base}: tokenizer_config.json",
+            found=f"model_max_length {longest!r}",
+            expected="a number, 1 or more; left out where there is no limit",
+            fix="correct model_max_length in tokenizer_config.json",
+        )
     if found.pad_token_id is None:
         # An invented id would be a word of the vocabulary. The end piece is safe: padding is hidden by the attention
         # mask, and labels are set per position, never by comparing with the padding id.
