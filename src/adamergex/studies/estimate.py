@@ -113,7 +113,10 @@ def _work(step: Step, facts: _Facts) -> tuple[float, int]:
     training = "optimisation" in step.job
     tokens = facts.tokens(step.job, training=training)
     if training:
-        tokens *= sum(_epochs(phase, facts.examples(step.job, training=True)) for phase in _phases(step.job))
+        epochs = sum(_epochs(phase, facts.examples(step.job, training=True)) for phase in _phases(step.job))
+        if step.job["optimisation"].get("head_start") == "probe":  # reads all rows once, forward only
+            epochs += 2 / flops_factor(step.job)
+        tokens *= epochs
     return tokens, flops_factor(step.job)
 
 
