@@ -194,7 +194,7 @@ def _load(base: str, kind: Kind, labels: Sequence[str] | None, head: HeadInput) 
     return Loaded(base, kind, family(config), _fitting(model.eval(), pieces, base), pieces, fresh)
 
 
-def outline(base: str, kind: Kind, labels: Sequence[str] | None = None) -> Loaded | None:
+def outline(base: str, kind: Kind, labels: Sequence[str] | None = None, head: HeadInput = "cls") -> Loaded | None:
     """A backbone of the right shape without weights, and its tokenizer, to ask what would be possible; None for an
     architecture that cannot be made so. Raises: ModelError, as ``load`` does, but for the weights."""
     config, pieces = load_config(base), tokenizer(base)
@@ -202,10 +202,12 @@ def outline(base: str, kind: Kind, labels: Sequence[str] | None = None) -> Loade
         config.id2label = dict(enumerate(labels))
     try:
         with torch.device("meta"), quiet():
-            model = _CLASSES[kind].from_config(config, trust_remote_code=False)
+            model = _CLASSES[kind].from_config(config, trust_remote_code=False).eval()
+            if head == "mean":
+                read_by_mean(model)
     except Exception:  # the library's: what is wrong is told where the model is loaded
         return None
-    return Loaded(base, kind, family(config), _fitting(model.eval(), pieces, base), pieces, ())
+    return Loaded(base, kind, family(config), _fitting(model, pieces, base), pieces, ())
 
 
 def _fitting(model: PreTrainedModel, pieces: PreTrainedTokenizerBase, base: str) -> PreTrainedModel:

@@ -36,14 +36,17 @@ class _MeanPooler(nn.Module):
         self._seen = seen
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return masked_mean(hidden, self._seen.get("mask"))
+        mask = self._seen.get("mask")
+        if hidden.dim() != 3 or (mask is not None and mask.shape != hidden.shape[:2]):  # ALBERT gives the first token
+            raise _no_states(self, hidden)
+        return masked_mean(hidden, mask)
 
 
 def read_by_mean(model: nn.Module) -> None:
     """Let the head of a sequence-classification model read the mean over a text instead of its first token.
 
     Works on any transformers encoder whose backbone has a pooler (BERT) or whose ``classifier`` takes all hidden states
-    and reads the first (RoBERTa, XLM-R). Raises: ModelError for another shape of model.
+    and reads the first (RoBERTa, XLM-R). Raises: ModelError for another shape of model, which a short text shows.
     """
     backbone: Any = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
     head: Any = getattr(model, "classifier", None)
@@ -67,16 +70,34 @@ def read_by_mean(model: nn.Module) -> None:
         def replace(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             hidden = args[0]
             if hidden.dim() != 3:
-                raise ModelError(
-                    "this model's head does not read hidden states",
-                    where=type(module).__name__,
-                    found=tuple(hidden.shape),
-                    expected="[batch, length, width]",
-                    fix="set head: cls",
-                )
+                raise _no_states(module, hidden)
             return (masked_mean(hidden, seen.get("mask"))[:, None].expand_as(hidden), *args[1:])
 
         head.register_forward_pre_hook(replace)
+    _try(model, head)
+    seen.clear()
+
+
+def _try(model: nn.Module, head: nn.Module) -> None:
+    """Read a short text, or a row of choices. Raises: ModelError."""
+    shape = (1, 2, 8) if "MultipleChoice" in type(model).__name__ else (2, 8)
+    ids = torch.full(shape, 2, device=next(model.parameters()).device)
+    try:
+        with torch.no_grad():  # an outline cannot look into a mask
+            model(input_ids=ids, attention_mask=None if ids.is_meta else torch.ones_like(ids))
+    except RuntimeError as error:
+        if not ids.is_meta:
+            raise _no_states(head, ids) from error
+
+
+def _no_states(module: nn.Module, given: Tensor) -> ModelError:
+    return ModelError(
+        "this model's head does not read hidden states",
+        where=type(module).__name__,
+        found=tuple(given.shape),
+        expected="[batch, length, width]",
+        fix="set head: cls",
+    )
 
 
 def text_vectors(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
