@@ -34,6 +34,8 @@ PUBLIC = {
     "adamergex.evaluation": ["evaluate", "paired_difference"],
     "adamergex.tuning": ["tune"],
     "adamergex.entropy": ["minimise"],
+    "adamergex.weight_choice": ["choose"],
+    "adamergex.probe": ["logistic_regression"],
     "adamergex.models": ["load", "family"],
     "adamergex.base_files": ["resolve", "base_sha256"],
     "adamergex.packaged": ["folder", "cache_folder"],

@@ -48,6 +48,9 @@ def test_settings_validate(page: Path) -> None:
         settings = yaml.safe_load(block)
         if settings.keys() == {"methods"}:  # a part of a table's settings
             assert TypeAdapter(list[MethodName]).validate_python(settings["methods"])
+        elif settings.keys() == {"reference"}:
+            task = {"train": "{language}.jsonl", "validation": "{language}.jsonl", "test": "{language}.jsonl"}
+            assert parse({"base": "nano", "targets": ["sw"], "proxy": "fr", "task": task, **settings}).targets
         elif "kind" in settings:
             assert parse_training(settings).output
         else:

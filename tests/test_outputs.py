@@ -229,3 +229,13 @@ def test_a_folder_in_the_place_of_a_file_is_told_before_anything_is_written(tmp_
     with pytest.raises(AdapterFileError, match=r"in use(.|\n)*a directory"):
         write_files(tmp_path, {"a": "new", "b": "new"})
     assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("part", ["predictions", "adapters"])
+def test_an_output_whose_folders_are_links_is_refused(tmp_path: Path, part: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "run" / part).symlink_to(tmp_path / "outside")
+    with pytest.raises(AdapterFileError, match="is a link"), filled_directory(tmp_path / "run"):
+        pass
+    assert contents(tmp_path) == {}

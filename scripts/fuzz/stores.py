@@ -261,9 +261,11 @@ def _place(path: Path, chance: random.Random, outside: Path) -> str:
     """What is there is no regular file, or the folder leads elsewhere."""
     how = chance.choice(("gone", "folder", "pipe", "link", "device", "loop", "entry", "kind", "unreadable"))
     if how in ("entry", "kind"):
-        folder = path.parent if how == "entry" else path.parent.parent
-        if folder == path.parents[len(path.parts) - 2] or "store" not in folder.parts or folder.name == "store":
-            folder = path.parent
+        deeper = how == "kind" and path.parents[2].name == "store"
+        folder = path.parents[1] if deeper else path.parent
+        if folder.name == "run":
+            path.unlink()
+            return "gone"
         shutil.rmtree(folder)
         folder.symlink_to(outside)
         return f"its {how} is a link"

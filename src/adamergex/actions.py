@@ -81,7 +81,15 @@ def tune(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
         span=choices.get("span"),
         form=choices.get("form"),
         output=output,
+        **({"answers": True} if job.get("answers") else {}),
     )
+
+
+def choose(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
+    from adamergex.weight_choice import choose as choose_weight
+
+    searches = {language: inputs[language] for language in job["languages"]}
+    choose_weight(searches, one_standard_error=job["one_standard_error"], output=output)
 
 
 def evaluate(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
@@ -92,7 +100,7 @@ def evaluate(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
     evaluate_adapter(EvaluateJob.model_validate(job), stack or None, output)
 
 
-ACTIONS = {"train": train, "merge": merge, "tune": tune, "evaluate": evaluate}
+ACTIONS = {"train": train, "merge": merge, "tune": tune, "choose": choose, "evaluate": evaluate}
 
 
 def backbone_group(step: Step) -> Hashable:

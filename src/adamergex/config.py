@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from adamergex import inputs
 from adamergex.errors import ConfigError, NothingMergedError
@@ -25,6 +25,7 @@ from adamergex.method_config import (
 )
 from adamergex.settings import Rows, Structure, decaying
 from adamergex.strict import Name, PathText, Seed, Settings, distinct, hint, path_text, plain, shown
+from adamergex.table_checks import head_start_problems, weight_problems
 from adamergex.task_config import BuiltIn, Own, TaskConfig, known_fields, measurable
 
 Method = Literal[
@@ -62,6 +63,10 @@ def _method(name: str) -> str:
     return path_text(name)
 
 
+def _one_or_several(value: Any) -> Any:
+    return () if value is None else (value,) if isinstance(value, str) else value
+
+
 MethodName = Annotated[str, AfterValidator(_method)]
 """One of ``Method``, or a recipe of the user's: FILE.py:FUNCTION (docs/methods.md)."""
 
@@ -78,7 +83,10 @@ class TransferConfig(Settings):
     base: PathText = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
     structure: Structure = Structure()
     source: Name = Field(default="en", description="the language with labels")
-    proxy: Name | None = Field(default=None, description="the language whose labelled validation set tunes λ")
+    proxy: Annotated[tuple[Name, ...], BeforeValidator(_one_or_several), AfterValidator(distinct)] = Field(
+        default=(),
+        description="a language, or several, whose labelled validation sets tune λ; the scores of several are averaged",
+    )
     targets: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(distinct)]
     methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = (
         "vanilla",
@@ -105,6 +113,14 @@ class TransferConfig(Settings):
     @property
     def merges(self) -> bool:
         return any(method.startswith("adamergex") for method in self.methods)
+
+    def tuned_on(self, target: str) -> tuple[str, ...]:
+        """The languages on whose validation sets the λ of a target is tuned."""
+        return self.others(target) if self.merge.leave_one_out else self.proxy
+
+    def others(self, target: str) -> tuple[str, ...]:
+        """The other targets."""
+        return tuple(language for language in self.targets if language != target)
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -184,14 +200,9 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     yield from _expressions(config)
     if config.source in config.targets:
         yield f"targets: '{config.source}' is the source; it needs no transfer"
-    if config.merge.weight == "tuned" and config.merges:
-        if config.proxy is None:
-            yield "proxy: missing; it is the language whose validation set tunes λ (or set merge.weight to a number)"
-        elif task is not None and task.rows("validation") is None:
-            yield "task.validation: missing; λ is tuned on it in the proxy language (or set merge.weight to a number)"
-    yield from _rivals(config, task)
-    if config.proxy == config.source:
-        yield f"proxy: '{config.source}' is the source; λ would be tuned where no transfer happens"
+    yield from weight_problems(config, task)
+    yield from head_start_problems(config, task)
+    yield from _rivals(config)
     if config.structure.kind in ("full", "sparse"):
         yield f"structure.kind: '{config.structure.kind}' is no adapter; name the method full_fine_tuning or lf_sft"
     if len({method_name(method) for method in config.methods}) < len(config.methods):
@@ -232,7 +243,7 @@ def _expressions(config: TransferConfig) -> Iterator[str]:
 
 def _strange_languages(config: TransferConfig) -> Iterator[str]:
     """Languages with steps of their own that nothing here would train."""
-    known = dict.fromkeys((config.source, *config.targets, *([config.proxy] if config.proxy else ())))
+    known = dict.fromkeys((config.source, *config.targets, *config.proxy))
     for place in ("mad_x", "full", "lf_sft"):
         for language in getattr(config, place).language.steps_by_language:
             if language not in known:
@@ -240,17 +251,13 @@ def _strange_languages(config: TransferConfig) -> Iterator[str]:
                 yield f"{place}.language.steps_by_language: {shown(language)} is none of the table's languages{near}"
 
 
-CHOOSING = ("classification", "pair-classification", "multiple-choice")
-"""Kinds of task whose predictions are a distribution for every model; tagging has one on encoders."""
-
-
 COMBINED = ("ties", "dare", "ties_factors", "dare_factors")
 """Methods that mix two adapters by TIES or DARE."""
 
 
-def _rivals(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[str]:
+def _rivals(config: TransferConfig) -> Iterator[str]:
     """What the merges beside the paper's cannot do."""
-    merge, kind = config.merge, config.structure.kind
+    kind = config.structure.kind
     for method in COMBINED:
         kinds = ("lora",) if method.endswith("_factors") else ("lora", "ia3")
         if method in config.methods and kind not in kinds:
@@ -261,22 +268,6 @@ def _rivals(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[str]
         for method in config.methods:
             if method.startswith("mad_x") and method != "mad_x_task_only" or method == "language_arithmetic":
                 yield f"reference.text: missing; {method} trains language adapters on it"
-    if merge.weight != "entropy":
-        if merge.granularity != "all":
-            yield "merge.granularity: a λ a layer is found by entropy only; set merge.weight to entropy"
-        return
-    if task is not None:
-        found = task.task(()) if not task.open_labels else None
-        name = found.kind if found is not None else getattr(task, "kind", "classification")
-        if name not in (*CHOOSING, "tagging") or getattr(found, "answer_by", "likelihood") == "generate":
-            yield f"merge.weight: 'entropy' needs a task whose answers are choices, this one is {name}"
-        if task.rows(merge.unlabelled) is None:
-            yield f"merge.unlabelled: there is no task.{merge.unlabelled}"
-    if not 0 <= merge.grid[0] <= merge.grid[-1] <= 1:
-        yield "merge.grid: entropy is minimised over λ in [0, 1]"
-    delta = merge.space == "delta" or "adamergex_delta" in config.methods
-    if merge.granularity == "layer" and (delta or kind == "prefix"):
-        yield f"merge.granularity: a λ a layer is for factors, here is {'space delta' if delta else 'a prefix'}"
 
 
 def _sentences(problems: Sequence[Any], model: type[BaseModel]) -> list[str]:

@@ -32,6 +32,7 @@ from adamergex.adapters.saving import unwritable
 from adamergex.errors import AdapterFileError, ConfigError, TrainingError
 from adamergex.hashing import file_sha256
 from adamergex.inputs import read_json_object
+from adamergex.numerics import autocasts, computing
 from adamergex.outputs import remove
 from adamergex.processes import Team
 from adamergex.progress import Progress
@@ -98,7 +99,8 @@ def fit(
         own.append(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]
     arguments = _arguments(job, folder, steps)
     try:
-        with _as_it_was(adapter.model), _failures_of_threads() as failures:
+        computed = computing(adapter.model, settings)
+        with _as_it_was(adapter.model), computed, _failures_of_threads() as failures:
             trainer = _Trainer(adapter, _Steps(examples, plan, team), args=arguments, callbacks=[*own, *callbacks])
             trainer.remove_callback(PrinterCallback)
             adapter.model.train()
@@ -152,7 +154,7 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
 
 
 def _arguments(job: TrainJob, folder: Path, steps: int) -> TrainingArguments:
-    settings, cuda = job.optimisation, torch.cuda.is_available()
+    settings = job.optimisation
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -168,8 +170,8 @@ def _arguments(job: TrainJob, folder: Path, steps: int) -> TrainingArguments:
         save_steps=settings.checkpoint_every,
         save_total_limit=2,  # the last one may be cut short by a kill: one whole one stays before it
         seed=job.seed % 2**32,
-        use_cpu=not cuda,
-        bf16=cuda,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=autocasts(settings.precision),
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
@@ -178,6 +180,8 @@ def _arguments(job: TrainJob, folder: Path, steps: int) -> TrainingArguments:
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # they never change
     )
+    if settings.precision == "float32":
+        arguments.mixed_precision = "no"  # whatever a launcher's environment asks for
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process that sees several GPUs uses one: no DataParallel
     return arguments
 

@@ -30,6 +30,7 @@ from adamergex.strict import (
     Share,
     Size,
     Weight,
+    distinct,
     shown,
 )
 from adamergex.task_config import TaskConfig, Where
@@ -198,9 +199,9 @@ class CombineConfig(Settings):
 
 
 class MergeConfig(Settings):
-    """How the three adapters become one. ``weight: tuned`` searches ``grid`` on the proxy language's validation set;
-    ``weight: entropy`` takes, for each target, the λ whose predictions for its unlabelled inputs are most certain
-    (2310.02575)."""
+    """How the three adapters become one. ``weight: tuned`` searches ``grid`` on the validation sets of the proxy
+    languages, or of the other targets; ``weight: entropy`` takes, for each target, the λ whose predictions for its
+    unlabelled inputs are most certain (2310.02575)."""
 
     space: Literal["factors", "delta"] = Field(default="factors", description="LoRA: merge A and B, or ΔW")
     modules: str | None = Field(default=None, description="attention-qv (for LoRA), all, or a regular expression")
@@ -214,6 +215,22 @@ class MergeConfig(Settings):
         default="test", description="entropy: whose inputs in the target language; files need no labels"
     )
     unlabelled_rows: Count = Field(default=256, description="entropy: at most so many of them, the first")
+    leave_one_out: bool = Field(
+        default=False, description="tuned: each target's λ on the validation sets of the other targets, not of proxies"
+    )
+    one_standard_error: bool = Field(
+        default=False,
+        description="tuned: the smallest |λ| whose mean score is within one standard error of the best, not the best",
+    )
+    oracle: bool = Field(
+        default=False,
+        description="show beside each method the λ that is best on the target's own test set: an upper bound, not a "
+        "method; and what every other way of choosing λ loses against it",
+    )
+    compare: Annotated[tuple[Literal["proxy", "leave_one_out", "entropy"], ...], AfterValidator(distinct)] = Field(
+        default=(),
+        description="oracle: further ways of choosing λ that its picture shows, each with searches of its own",
+    )
     swap: SwapConfig = SwapConfig()
     combine: CombineConfig = CombineConfig()
 

@@ -70,8 +70,17 @@ def filled_directory(output: str | Path) -> Iterator[Path]:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(path, error) from error
+    parts = path / "predictions", path / "adapters"
+    if links := [part for part in parts if part.is_symlink()]:
+        raise AdapterFileError(
+            "a folder of the output is a link",
+            where=links[0],
+            found=os.readlink(links[0]),
+            expected="folders of its own",
+            fix="remove the link, or choose another output",
+        )
     with held(path / ".lock", waiting_for=f"another run into {path}"):
-        for folder in (path, path / "predictions", path / "adapters"):
+        for folder in (path, *parts):
             _clear(folder, rf"\..+\.{_STAGE}")
         yield path
 

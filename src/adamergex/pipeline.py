@@ -24,7 +24,9 @@ from adamergex.processes import launched
 from adamergex.recipes import recipe
 from adamergex.recipes.experiment import Stack
 from adamergex.records import PREDICTIONS, as_json, read_merged, read_scores, read_search
+from adamergex.table_checks import ORACLE
 from adamergex.train_config import MaskedLmHeadTraining, Training, load_training, parse_training
+from adamergex.weight_ways import ORACLE_LABEL, compared_ways
 
 # What an adapter is stored in, and what a fine-tuning of the weights is.
 WEIGHTS = ("adapter_model.safetensors", "sparse_difference.safetensors")
@@ -85,6 +87,8 @@ def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[st
     config = plan.config
     cells = [_cell(plan, store, output, cell) for cell, step in plan.evaluations.items() if store.has(step)]
     answers = {cell: sample(_predictions(store, step)) for cell, step in plan.evaluations.items() if store.has(step)}
+    oracles = {name + ORACLE for name, _, _ in plan.oracles}
+    methods = {cell: answer for cell, answer in answers.items() if cell[0] not in oracles}
     return {
         "title": config.title,
         "base": Path(config.base).name,
@@ -92,13 +96,14 @@ def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> dict[st
         "metric": plan.metric,
         "structure": config.structure.kind,
         "source": config.source,
-        "proxy": config.proxy,
+        "proxy": "the other targets" if config.merge.leave_one_out else ", ".join(config.proxy) or None,
         "targets": list(config.targets),
         "seeds": list(config.seeds),
-        "methods": [_method(config, name) for name in config.methods],
+        "methods": [row for name in config.methods for row in _methods(config, name, oracles)],
         "cells": cells,
         "pooled": statistics.pooled(answers, config.targets),
-        "comparisons": statistics.comparisons(answers, config.targets, "english_tuning"),
+        "comparisons": statistics.comparisons(methods, config.targets, "english_tuning"),
+        "weights": compared_ways(plan, store, cells),
         "tuning": [_tuning(store, *item) for item in plan.tunings.items() if store.has(item[1])],
         "adapters": [_adapter(store, step, output, step.key in reused) for step in plan.trainings if store.has(step)],
         "merges": list(_merges(plan, store)),
@@ -116,6 +121,15 @@ def _missing(plan: Plan, store: Store) -> Iterable[dict[str, Any]]:
             first = next(item for item in in_order([step]) if not store.has(item))
             reason = f"{first.kind} {first.label} is not done"
             yield {"method": method, "language": language, "seed": seed, "reason": reason}
+
+
+def _methods(config: TransferConfig, name: str, oracles: set[str]) -> list[dict[str, Any]]:
+    """The row of a method, and of its oracle where there is one."""
+    own = _method(config, name)
+    bound = own["name"] + ORACLE
+    about = "The λ that is best on this very test set: what is lost by not knowing λ, no result of a method."
+    oracle = {**own, "name": bound, "label": f"{own['label']}, {ORACLE_LABEL}", "about": about, "oracle": True}
+    return [own, oracle] if bound in oracles else [own]
 
 
 def _method(config: TransferConfig, name: str) -> dict[str, Any]:
@@ -145,7 +159,8 @@ def _cell(plan: Plan, store: Store, output: Path, cell: tuple[str, str, int]) ->
         _copy({place: store.path(adapter) for place, adapter in parts}, output / "adapters" / name)
     base = plan.evaluations.get(("english_tuning", language, seed))
     against = None
-    if base is not None and store.has(base) and method != "english_tuning":
+    oracle = method.removesuffix(ORACLE) != method and (method.removesuffix(ORACLE), language, seed) in plan.oracles
+    if base is not None and store.has(base) and method != "english_tuning" and not oracle:
         difference = paired_difference(_predictions(store, plan.evaluations[cell]), _predictions(store, base))
         against = {"method": "english_tuning", **difference}
     return {
@@ -177,6 +192,8 @@ def _tuning(store: Store, cell: tuple[str, str, int], step: Step) -> dict[str, A
         "chosen": found.chosen,
         "curve": [point.model_dump() for point in found.curve],
     }
+    if found.languages:  # chosen from the searches of several
+        result |= {"languages": list(found.languages), "best": found.best, "error": found.error}
     return result | ({"measure": "entropy", "layers": found.layers} if found.metric == "entropy" else {})
 
 
@@ -301,7 +318,12 @@ def summary(results: dict[str, Any], output: str | Path) -> str:
     from adamergex.report.terminal import table
 
     lines = table(results)
-    chosen = [f"{item['method']} λ={item['chosen']:g}" for item in results["tuning"] if "measure" not in item]
+    alone = len({item["proxy"] for item in results["tuning"] if "measure" not in item}) <= 1
+    chosen = [
+        f"{item['method']}{'' if alone else ' on ' + item['proxy']} λ={item['chosen']:g}"
+        for item in results["tuning"]
+        if "measure" not in item
+    ]
     tuned = f"tuned on {results['proxy']}: {', '.join(chosen)}\n" if chosen else ""
     free = [
         f"{item['method']} {item['proxy']} λ={item['chosen']:.3g}" for item in results["tuning"] if "measure" in item

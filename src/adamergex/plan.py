@@ -10,7 +10,7 @@ from adamergex.config import COMBINED, TransferConfig, method_name
 from adamergex.errors import ConfigError, DataError
 from adamergex.graph import Step
 from adamergex.method_config import AlignmentReference, TaskReference, TextReference
-from adamergex.recipes import recipe
+from adamergex.recipes import Recipe, recipe
 from adamergex.recipes.experiment import Experiment, Facts, Stack
 from adamergex.settings import (
     AnyRows,
@@ -22,6 +22,7 @@ from adamergex.settings import (
     Task,
     TrainJob,
 )
+from adamergex.table_checks import ORACLE
 from adamergex.task_config import BuiltIn, Own
 from adamergex.train_config import LanguageTraining, MaskedLmHeadTraining, TaskTraining
 
@@ -166,8 +167,8 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
 
 
 def languages_of(config: TransferConfig) -> tuple[str, ...]:
-    """The languages whose references a table may need: source, targets, proxy."""
-    return tuple(dict.fromkeys((config.source, *config.targets, *([config.proxy] if config.proxy else []))))
+    """The languages whose references a table may need: source, targets, proxies."""
+    return tuple(dict.fromkeys((config.source, *config.targets, *config.proxy)))
 
 
 def _segments(config: TransferConfig, languages: Iterable[str] | None) -> int | None:
@@ -203,15 +204,33 @@ def needs_references(config: TransferConfig) -> bool:
     return config.merges or not {"average", "layer_swapping", *COMBINED}.isdisjoint(config.methods)
 
 
+def searched_on(search: Step, x: Experiment) -> str:
+    """The languages that a cell's search of λ looks at."""
+    if search.kind != "choose":
+        return str(search.job["evaluate"]["language"])
+    if x.config.merge.leave_one_out:
+        return f"all targets but {x.target}"
+    return ", ".join(search.job["languages"])
+
+
+Cell = tuple[str, str, int]
+"""Method, target language, seed."""
+
+
 class Plan:
-    """The steps of a whole table: an evaluation for every method, language and seed, and the searches of λ."""
+    """The steps of a whole table: an evaluation for every method, language and seed, and the searches of λ.
+
+    With ``merge.oracle`` every cell whose λ can be chosen has another beside it, of the method's name and ``ORACLE``.
+    """
 
     def __init__(self, config: TransferConfig, known: Facts) -> None:
         self.config = config
         self.metric = known.task.metric
-        self.adapters: dict[tuple[str, str, int], Stack] = {}
-        self.evaluations: dict[tuple[str, str, int], Step] = {}
-        self.tunings: dict[tuple[str, str, int], Step] = {}  # by method, language that is searched on, seed
+        self.adapters: dict[Cell, Stack] = {}
+        self.evaluations: dict[Cell, Step] = {}
+        self.tunings: dict[Cell, Step] = {}  # by method, what is searched on, seed
+        self.oracles: dict[Cell, Step] = {}  # searches on the cell's own test set
+        self.ways: dict[Cell, dict[str, Step]] = {}  # of cells with an oracle: way -> search
         for seed in config.seeds:
             for method in config.methods:
                 for language in config.targets:
@@ -225,12 +244,37 @@ class Plan:
         self.evaluations[cell] = x.evaluate(stack, x.target, way.asks)
         if stack and "weight" in stack[-1].inputs:
             search = stack[-1].inputs["weight"]
-            self.tunings[name, str(search.job["evaluate"]["language"]), x.seed] = search
+            self.tunings[name, searched_on(search, x), x.seed] = search
+        if x.config.merge.oracle:
+            self._add_oracle(cell, x, way)
+
+    def _add_oracle(self, cell: Cell, x: Experiment, way: Recipe) -> None:
+        bound = x.oracle(way.build)
+        if bound is None:
+            return
+        name, language, seed = cell
+        self.adapters[name + ORACLE, language, seed] = (bound,)
+        self.evaluations[name + ORACLE, language, seed] = x.evaluate((bound,), language, way.asks)
+        self.oracles[cell] = bound.inputs["weight"]
+        settings, (stack, *_) = x.config.merge, self.adapters[cell]
+        own = {} if "weight" not in stack.inputs else {
+            "entropy" if settings.weight == "entropy" else "leave_one_out" if settings.leave_one_out else "proxy":
+            stack.inputs["weight"]
+        }  # fmt: skip
+        self.ways[cell] = own | x.compared(way.build)
 
     @property
     def wanted(self) -> list[Step]:
         merged = [step for stack in self.adapters.values() for step in stack]
-        return [*self.evaluations.values(), *self.tunings.values(), *merged, *self.trainings]
+        return [*self.evaluations.values(), *self.searches, *merged, *self.trainings]
+
+    @property
+    def searches(self) -> list[Step]:
+        """All searches of λ, those of single languages before the choices that are made from them."""
+        compared = (step for ways in self.ways.values() for step in ways.values())
+        found = [*self.tunings.values(), *self.oracles.values(), *compared]
+        inner = (one for step in found if step.kind == "choose" for one in step.inputs.values())
+        return list(dict.fromkeys((*inner, *found)))
 
     @property
     def trainings(self) -> list[Step]:
@@ -242,7 +286,7 @@ class Plan:
             for other in step.inputs.values():
                 visit(other)
 
-        for stack in (*self.adapters.values(), tuple(self.tunings.values())):
+        for stack in (*self.adapters.values(), tuple(self.searches)):
             for step in stack:
                 visit(step)
         return list(found.values())

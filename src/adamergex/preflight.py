@@ -9,12 +9,15 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from adamergex.adapters import bottleneck_backed, prefix
+from adamergex.adapters.peft_backed import head_modules
 from adamergex.adapters.places import find_places
 from adamergex.adapters.sites import targets
 from adamergex.graph import Step
 from adamergex.merging.layers import Swap, numbered
 from adamergex.merging.select import select
-from adamergex.models import head_input, outline
+from adamergex.models import HEADS, head_input, outline
+from adamergex.numerics import require_attention
+from adamergex.probe import last_layer, require_every_label
 from adamergex.settings import LanguageModeling, Structure, TrainJob
 from adamergex.tasks import kinds
 from adamergex.tasks.chat import in_chat
@@ -42,7 +45,8 @@ def require_possible(steps: Iterable[Step]) -> None:
             continue
         job = TrainJob.model_validate({**trained.job, "below": []})
         loaded = _outlined(job, outlines)
-        known = f"{job.base} {job.structure} {job.task} {job.rows} {job.language}"
+        chosen = f"{job.optimisation.attention} {job.optimisation.head_start}"
+        known = f"{job.base} {job.structure} {job.task} {job.rows} {job.language} {chosen}"
         if loaded is None:
             continue
         if step.kind == "merge":
@@ -70,6 +74,7 @@ def _outlined(job: TrainJob, outlines: Outlines) -> Loaded | None:
 
 def _require_trainable(job: TrainJob, loaded: Loaded) -> None:
     _require_structure(job.structure, loaded)
+    require_attention(loaded.model, job.optimisation.attention)
     task, taken = job.task, require_room(job, loaded)
     if getattr(task, "chat", False):
         in_chat(loaded.tokenizer, "?")
@@ -79,7 +84,14 @@ def _require_trainable(job: TrainJob, loaded: Loaded) -> None:
                        seed=job.seed, taken=taken)  # fmt: skip
         return
     few = job.rows.model_copy(update={"limit": min(job.rows.limit or ROWS, ROWS), "sample": None})
-    kinds.examples(task, read(task, few, job.language), loaded, where=source(few, job.language), taken=taken)
+    if job.optimisation.head_start == "probe":
+        few = job.rows  # every label is wanted
+        names = head_modules(loaded.model, ()) if loaded.kind in HEADS else []
+        modules = [loaded.model.get_submodule(name) for name in names]
+        last_layer(modules, int(loaded.model.config.num_labels or 0), type(loaded.model).__name__)
+    made = kinds.examples(task, read(task, few, job.language), loaded, where=source(few, job.language), taken=taken)
+    if job.optimisation.head_start == "probe":
+        require_every_label(job, made)
 
 
 def _require_structure(structure: Structure, loaded: Loaded) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adamergex.errors import DataError
 from adamergex.inputs import DOCUMENT_BYTES, SETTINGS_BYTES, Malformed, open_regular, parse_json, read_json_object
@@ -20,6 +20,7 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Interval = Annotated[list[Number], Field(min_length=2, max_length=2)]
 PREDICTIONS = "predictions.jsonl"
 TUNING = "tuning.json"
+ANSWERS = "answers.json"
 
 
 class Record(BaseModel):
@@ -49,12 +50,39 @@ class Point(Record):
 
 
 class Search(Record):
-    """``tuning.json``: the λ that was taken, and the curve; of one λ a layer also those."""
+    """``tuning.json``: the λ that was taken, and the curve; of one λ a layer also those. Of several ``languages`` the
+    curve holds means, and ``error`` is the standard error of the highest, at ``best``."""
 
     chosen: Number
-    curve: list[Point]
+    curve: Annotated[list[Point], Field(min_length=1)]
     metric: str
+    n: Annotated[Count, Field(ge=1)] = 1
     layers: list[Number] | None = None
+    languages: list[str] = []
+    best: Number | None = None
+    error: Number | None = None
+
+
+class Tallies(Record):
+    """What counts of each item at one λ: [hits, of]."""
+
+    weight: Number
+    tallies: Annotated[list[Interval], Field(min_length=1)]
+
+
+class Answers(Record):
+    """``answers.json``: the items of a search, the group of each (a passage, a premise), and what counts at every λ."""
+
+    ids: list[str | int]
+    groups: list[str | int | None]
+    points: Annotated[list[Tallies], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Answers:
+        sizes = {len(self.ids), len(self.groups), *(len(point.tallies) for point in self.points)}
+        if len(sizes) > 1:
+            raise ValueError(f"items of different numbers: {', '.join(map(str, sorted(sizes)))}")
+        return self
 
 
 class Change(Record):
@@ -97,6 +125,14 @@ def read_search(directory: Path) -> Search:
     """``tuning.json`` of a search for λ. Raises: DataError."""
     path = directory / TUNING
     return valid(Search, read_json_object(path, what="the search for λ", error=DataError), path)
+
+
+def read_answers(directory: Path) -> Answers:
+    """``answers.json`` of a search for λ. Raises: DataError."""
+    path = directory / ANSWERS
+    return valid(
+        Answers, read_json_object(path, what="the answers of a search", error=DataError, limit=DOCUMENT_BYTES), path
+    )
 
 
 def read_merged(directory: Path) -> Merged:

@@ -7,6 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
+from adamergex.optimisation import OPTIMISED as OPTIMISED
+from adamergex.optimisation import Optimisation as Optimisation
+from adamergex.optimisation import decaying as decaying
+from adamergex.optimisation import first_phase as first_phase
+from adamergex.optimisation import unprobed as unprobed
 from adamergex.sources import Limit as Limit
 from adamergex.sources import Rows as Rows
 from adamergex.sources import Sample as Sample
@@ -14,83 +19,17 @@ from adamergex.sources import SampleSeed as SampleSeed
 from adamergex.sources import TaskRows as TaskRows
 from adamergex.strict import (
     Count,
-    Entries,
-    Layers,
     Name,
     Names,
     PathText,
-    Penalty,
     Positive,
-    Rate,
-    Reduction,
     Seed,
     Settings,
     Share,
-    Size,
     shown,
 )
-
-Activation = Literal["relu", "gelu", "gelu_new", "silu", "swish", "tanh", "leaky_relu"]
-
-# The settings of each kind of structure; those of LoRA and (IA)³ are _PROJECTIONS.
-_OWN = {
-    "bottleneck": ("layout", "reduction", "activation", "leave_out", "invertible", "dropout"),
-    "prefix": ("virtual_tokens",),
-    "full": (),
-    "sparse": ("entries", "l1", "freeze_norms", "first_epochs", "first_steps"),
-}
-_PROJECTIONS = ("rank", "alpha", "dropout", "modules")
-
-
-class Structure(Settings):
-    """The adapter: its kind and shape. A setting of another kind is refused, and kept out of what is stored.
-
-    LoRA and (IA)³: ``modules`` is "paper" (all attention and feed-forward projections for LoRA; key, value and
-    feed-forward down-projection for (IA)³), a regular expression, or a list of name endings.
-    Bottleneck: ``leave_out`` numbers layers from 0, a decoder's after its encoder's.
-    Full and sparse are no adapters: they train the weights, all of them or the ``entries`` that move most (LF-SFT)."""
-
-    kind: Literal["lora", "ia3", "bottleneck", "prefix", "full", "sparse"] = "lora"
-    rank: Size = 8
-    alpha: Positive = 16.0
-    dropout: Annotated[float, Field(ge=0, lt=1, description="default: 0 for bottleneck adapters")] = 0.05
-    modules: str | Annotated[Names, Field(min_length=1)] = "paper"
-    virtual_tokens: Size = Field(default=20, description="prefix: keys and values before those of every layer")
-    layout: Literal["pfeiffer", "houlsby"] = Field(
-        default="pfeiffer", description="after the feed-forward, or after attention as well"
-    )
-    reduction: Reduction = Field(default=16.0, description="hidden width / bottleneck width")
-    activation: Activation | None = Field(default=None, description="default: relu (pfeiffer), swish (houlsby)")
-    leave_out: Layers = Field(default=(), description="layers without a bottleneck")
-    invertible: bool = Field(default=False, description="with a NICE block at the embeddings; in a lowest adapter")
-    entries: Entries = Field(
-        default=0.0511, description="sparse: how many weights change, or which share of them (default: LF-SFT's task)"
-    )
-    l1: Penalty = Field(default=0.0, description="sparse: what the mean absolute difference weighs in the loss")
-    freeze_norms: bool = Field(default=False, description="sparse: layer norms stay as they are")
-    first_epochs: Positive | None = Field(
-        default=None, description="sparse: length of the first phase, which chooses; default: as the second"
-    )
-    first_steps: Count | None = Field(default=None, description="sparse: the same in steps")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_its_kind(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("kind") != "bottleneck":
-            return given
-        return {"dropout": 0.0, **given}
-
-    @model_validator(mode="after")
-    def _own_settings_only(self) -> Structure:
-        strange = sorted(self.model_fields_set - {"kind", *_OWN.get(self.kind, _PROJECTIONS)})
-        if strange:
-            raise ValueError(f"{', '.join(strange)}: not a setting of kind '{self.kind}'")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _own_settings(self, write: Callable[[Structure], dict[str, Any]]) -> dict[str, Any]:
-        own = ("kind", *_OWN.get(self.kind, _PROJECTIONS))
-        return {name: value for name, value in write(self).items() if name in own}
+from adamergex.structure import Activation as Activation
+from adamergex.structure import Structure as Structure
 
 
 class LabelledTask(Settings):
@@ -291,39 +230,6 @@ Task = Annotated[Target | Unlabelled, Field(discriminator="kind")]
 AnyRows = Rows | TaskRows
 
 
-OPTIMISED: dict[str, dict[str, float]] = {"ia3": {"learning_rate": 5e-4, "warmup": 0.03}}
-"""Kind of structure -> where its defaults of ``Optimisation`` differ (2402.18913's reference code)."""
-
-
-class Optimisation(Settings):
-    """How long and how fast. ``steps`` overrides ``epochs``."""
-
-    epochs: Positive = 3.0
-    steps: Count | None = None
-    learning_rate: Rate = Field(default=2e-4, description="default of (IA)³: 5e-4")
-    batch_size: Size = Field(default=16, description="of a step, whatever the number of processes")
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.05, description="share of the steps; default of (IA)³: 0.03"
-    )
-    max_grad_norm: Positive = 0.3
-    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
-    checkpoint_every: Count = 500
-
-    def of(self, structure: Structure) -> Optimisation:
-        """The same with the structure's own defaults for what nobody said."""
-        own = OPTIMISED.get(structure.kind, {})
-        return self.model_copy(update={name: own[name] for name in own.keys() - self.model_fields_set})
-
-
-def first_phase(structure: Structure, optimisation: Optimisation) -> Optimisation:
-    """How a sparse fine-tuning trains all weights before it chooses among them."""
-    if structure.first_steps is None and structure.first_epochs is None:
-        return optimisation
-    epochs = structure.first_epochs or optimisation.epochs
-    return optimisation.model_copy(update={"steps": structure.first_steps, "epochs": epochs})
-
-
 class TrainJob(Settings):
     """Train one adapter on one task in one language.
 
@@ -341,16 +247,10 @@ class TrainJob(Settings):
 
     @model_validator(mode="after")
     def _stackable(self) -> TrainJob:
-        if problem := unstackable(self.structure, self.below) or decaying(self.structure, self.optimisation):
+        problem = unstackable(self.structure, self.below) or decaying(self.structure, self.optimisation)
+        if problem := problem or unprobed(self.task.kind, self.optimisation):
             raise ValueError(problem)
         return self
-
-
-def decaying(structure: Structure, optimisation: Optimisation) -> str | None:
-    """What is wrong with the optimisation of a structure, if anything is."""
-    if structure.kind == "sparse" and optimisation.weight_decay:
-        return "optimisation.weight_decay: would move the weights that a sparse fine-tuning leaves alone; set it to 0"
-    return None
 
 
 def unstackable(structure: Structure, below: Sequence[str]) -> str | None:

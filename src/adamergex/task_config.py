@@ -45,7 +45,7 @@ class Own(Settings):
     """The user's own rows: labelled in the source language (train), the proxy's (validation), the targets' (test)."""
 
     train: Where
-    validation: Where | None = Field(default=None, description="labelled set of the proxy language; tunes λ")
+    validation: Where | None = Field(default=None, description="labelled sets that tune λ")
     test: Where
     optimisation: Optimisation = Optimisation()
 
@@ -202,6 +202,13 @@ OWN: dict[str, type[Own]] = {
     "tagging": OwnTags,
     "generation": OwnTexts,
 }
+
+
+def kind_of(task: Own | BuiltIn) -> str | None:
+    """The kind of task; None where its settings cannot tell it, which ``problems`` tells."""
+    if isinstance(task, BuiltIn):
+        return None if any(task.problems()) else task.task(()).kind
+    return str(task.kind)  # type: ignore[attr-defined]
 
 
 def measurable(task: Own | BuiltIn, place: str = "task") -> Iterator[str]:

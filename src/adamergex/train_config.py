@@ -10,9 +10,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, P
 
 from adamergex.config import read_yaml, refused, typed
 from adamergex.method_config import LANGUAGE, OBJECTIVE, LanguageOptimisation
-from adamergex.settings import OPTIMISED, Objective, Optimisation, Structure, decaying, unstackable
+from adamergex.settings import OPTIMISED, Objective, Optimisation, Structure, decaying, unprobed, unstackable
 from adamergex.strict import Count, Name, PathText, Seed, Settings, Share, distinct, hint, shown
-from adamergex.task_config import BUILT_IN, OWN, BuiltIn, TaskConfig, Where, known_fields, measurable
+from adamergex.task_config import BUILT_IN, OWN, BuiltIn, TaskConfig, Where, kind_of, known_fields, measurable
 
 
 def _one(value: Any) -> Any:
@@ -151,6 +151,8 @@ def parse_training(settings: Any, where: str = "settings") -> Training:
 
 def _contradictions(config: Training) -> Iterator[str]:
     if isinstance(config, MaskedLmHeadTraining):
+        if problem := unprobed("masked LM", config.optimisation):
+            yield problem
         return
     if isinstance(config, TaskTraining):
         task = config.task.placed(Path(config.folder))
@@ -160,6 +162,9 @@ def _contradictions(config: Training) -> Iterator[str]:
     optimisation = config.task.optimisation if isinstance(config, TaskTraining) else config.optimisation
     if problem := unstackable(config.structure, below) or decaying(config.structure, optimisation):
         yield problem
+    kind = kind_of(config.task.placed(Path(config.folder))) if isinstance(config, TaskTraining) else "text"
+    if kind and (problem := unprobed(kind, optimisation)):
+        yield f"task.{problem}" if isinstance(config, TaskTraining) else problem
 
 
 def _said(kind: str, settings: dict[str, Any], problems: list[str]) -> Iterator[str]:

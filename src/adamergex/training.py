@@ -31,6 +31,7 @@ from adamergex.lineage import Lineage, package_versions, require_base
 from adamergex.loop import fit, require_rows
 from adamergex.models import HEADS, Loaded, frame, head_input, longest_input, quiet
 from adamergex.outputs import staged_directory
+from adamergex.probe import start_head
 from adamergex.processes import Team, joined
 from adamergex.settings import TrainJob, first_phase
 from adamergex.tasks import Examples, kinds
@@ -90,7 +91,8 @@ def train(
             workdir = Path(team.agree(own))
         folder = Path(workdir) / _identity(job, loaded, content, parents)
         shared: dict[str, Any] = {"examples": examples, "team": team, "progress": progress, "callbacks": callbacks}
-        outcome = _phases(job, adapter, folder, team, partial(fit, adapter=adapter, **shared))
+        probed = start_head(job, adapter, examples, folder, team)
+        outcome = probed | _phases(job, adapter, folder, team, partial(fit, adapter=adapter, **shared))
         if stage is not None:
             lineage = _lineage(job, loaded, examples, start, {"sha256": content, "rows": len(rows)}, outcome)
             adapter.save(stage, replace(lineage, parents=parents))

@@ -28,8 +28,9 @@ from adamergex.merging.select import default_selection
 from adamergex.merging.stream_delta import load as load_factors
 from adamergex.models import quiet
 from adamergex.outputs import staged_directory
-from adamergex.records import TUNING
+from adamergex.records import ANSWERS, TUNING, Point
 from adamergex.tasks.rows import read
+from adamergex.weight_choice import answers_of, best
 
 if TYPE_CHECKING:
     from adamergex.models import Loaded
@@ -63,18 +64,21 @@ def tune(
     backbone: Loaded | None = None,
     allow_different_start: bool = False,
     watch: Callable[[float, list[dict[str, Any]]], None] | None = None,
+    answers: bool = False,
 ) -> dict[str, Any]:
     """Score A(λ) on ``job``'s rows for every λ of the grid, and choose.
 
     Returns, and writes to ``output``/tuning.json, ``{"chosen": λ, "curve": [{"weight", "score", "interval"}, …]}``:
     the task's metric in percent with its 95 % interval, by growing λ. A(λ) is what ``merging.merge`` would
     write.
-    ``watch`` is called with each λ and its predictions (see ``evaluation.predict``).
+    ``watch`` is called with each λ and its predictions (see ``evaluation.predict``). ``answers``: write answers.json
+    too, from which ``weight_choice.choose`` takes the λ of several languages.
     Raises: as ``merging.merge`` and ``evaluation.evaluate``.
     """
     adapters = opened(task, target_reference, source_reference)
     rows = read(job.task, job.rows, job.language)
     curve = []
+    kept: list[tuple[float, list[dict[str, Any]]]] = []
     with quiet():
         loaded = load_for(job, bare=False) if backbone is None else backbone
         kind = adapters[0].layout.kind
@@ -85,14 +89,22 @@ def tune(
                 predictions = predict(job, loaded, placed.model, rows).items
                 if watch is not None:
                     watch(weight, predictions)
+                if answers:
+                    kept.append((weight, predictions))
                 found, metric = score(predictions, job.task.metric), job.task.metric
                 curve.append({"weight": weight, "score": found[metric], "interval": found["interval"]})
-    best = max(curve, key=lambda point: (point["score"], -point["weight"]))
-    result = {"chosen": best["weight"], "curve": curve, "metric": job.task.metric, "language": job.language}
+    result = {
+        "chosen": best([Point.model_validate(point) for point in curve]),
+        "curve": curve,
+        "metric": job.task.metric,
+        "language": job.language,
+    }
     result["n"] = len(rows)
     if output is not None:
         with staged_directory(output) as stage:
             (stage / TUNING).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            if answers:
+                (stage / ANSWERS).write_text(json.dumps(answers_of(kept)) + "\n", encoding="utf-8")
     return result
 
 

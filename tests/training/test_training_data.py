@@ -227,9 +227,9 @@ def test_quoted_fields_are_read_as_they_are_meant(tmp_path: Path) -> None:
         ("a.csv", "text,label\né,a\n".encode("latin-1"), "after line"),
         ("a.txt", b"x \xed\xa0\x80 y\n", "after line"),  # half a surrogate pair
         ("a.csv", b"PK\x03\x04......", "spreadsheet"),
-        ("a.jsonl", gzip.compress(b'{"text": "x"}'), "gzip"),
+        ("a.jsonl", gzip.compress(b'{"text": "x"}', mtime=0), "gzip"),
         ("a.jsonl.gz", b'{"text": "x", "label": "a"}\n', "the file cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x", "label": "a"}\n' * 99)[:-9], "the file cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x", "label": "a"}\n' * 99, mtime=0)[:-9], "the file cannot be read"),
         ("a.csv", b"", "there are no rows"),
         ("a.csv", b"text,label\n", "there are no rows"),
         ("a.parquet", b"PAR1" + b"\0" * 40 + b"PAR1", "not a parquet file"),

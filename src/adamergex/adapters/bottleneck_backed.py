@@ -79,6 +79,13 @@ class Stacked:
         """The adapter's parameters by their names in its file."""
         return dict(self.adapter.named_parameters())
 
+    def head_modules(self) -> list[torch.nn.Module]:
+        """The modules of the head that train, in the model's order."""
+        return [module for name, module in self.model.named_modules() if name in self.heads]
+
+    def keep_head_start(self) -> None:
+        """The head trains in one phase, from what it holds."""
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """The adapter's tensors by their names in its file, and the head's by theirs in the model."""
         head = head_parameters(self.model, self.fresh) if self.heads else {}

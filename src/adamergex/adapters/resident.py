@@ -50,6 +50,16 @@ class Resident(Protocol):
         """Give the model back as it was."""
 
 
+class Trained(Resident, Protocol):
+    """A new adapter whose head, where it has one, may start from something else than it was drawn as."""
+
+    def head_modules(self) -> Sequence[nn.Module]:
+        """The modules of the head that train with the adapter, those nearest to the labels last."""
+
+    def keep_head_start(self) -> None:
+        """What the head holds now is what it starts from, in every phase of the training."""
+
+
 class InPeft:
     """LoRA or (IA)³, which PEFT puts around a model."""
 
@@ -64,6 +74,13 @@ class InPeft:
 
     def replace(self, contents: Tensors, *, where: object) -> None:
         peft_backed.replace(self.model, contents, where=where)
+
+    def head_modules(self) -> Sequence[nn.Module]:
+        copies = (getattr(module, "modules_to_save", None) for module in self.model.modules())
+        return [copy["default"] for copy in copies if isinstance(copy, nn.ModuleDict)]
+
+    def keep_head_start(self) -> None:
+        pass
 
     def write_tensors(self, directory: Path) -> None:
         peft_backed.write_tensors(self.model, directory)
@@ -84,7 +101,7 @@ def attach(
     base_sha256: str,
     seed: int = 0,
     fresh: tuple[str, ...] = (),
-) -> Resident:
+) -> Trained:
     """Put a new, trainable adapter on a model, or let its weights train; see ``attach`` of ``peft_backed``,
     ``bottleneck_backed`` and ``weights_backed``.
 

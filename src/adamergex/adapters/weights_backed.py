@@ -63,6 +63,7 @@ class InWeights:
         self._base = named(model)
         self._aside = put_aside(model)
         self._own = named(model)
+        self._head_modules: tuple[str, ...] = ()
         self._new_head: dict[str, torch.Tensor] = {}  # name -> where it starts
         self._start: dict[str, torch.Tensor] = {}
         self._chosen: dict[str, torch.Tensor] = {}
@@ -87,7 +88,16 @@ class InWeights:
             for module in heads:
                 if module in self.fresh:
                     redraw(self.model.get_submodule(module), self.model)
-        inside = tuple(f"{module}." for module in heads)
+        self._head_modules = tuple(heads)
+        self.keep_head_start()
+
+    def head_modules(self) -> list[torch.nn.Module]:
+        """The modules of the head that trains, in the model's order."""
+        return [module for name, module in self.model.named_modules() if name in self._head_modules]
+
+    def keep_head_start(self) -> None:
+        """What the head holds now is what both phases start from."""
+        inside = tuple(f"{module}." for module in self._head_modules)
         self._new_head = {name: own.detach().clone() for name, own in self._own.items() if name.startswith(inside)}
 
     def begin(self) -> None:

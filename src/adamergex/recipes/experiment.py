@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from adamergex.config import TransferConfig
 from adamergex.errors import ConfigError
@@ -24,6 +24,8 @@ from adamergex.settings import (
 )
 from adamergex.tasks.catalogue import identity
 
+_NOTHING_SAID = "the weight λ of a merge is to be tuned, and nothing says on what"
+_SAY = "set proxy and task.validation, or merge.weight, or give the recipe's merge a weight"
 Stack = tuple[Step, ...]
 Build = Callable[["Experiment"], Step | Stack | None]
 
@@ -215,7 +217,7 @@ class Experiment:
         return EvaluateJob(base=self.config.base, task=self.task, language=language, rows=rows).model_dump(mode="json")
 
     def adapter(self, recipe: Build) -> Stack:
-        """The recipe's adapters; an untuned weight becomes an input that tunes it on the proxy language."""
+        """The recipe's adapters; an untuned weight becomes an input that tunes it, as the settings say."""
         found = recipe(self)
         if found is None or isinstance(found, tuple):
             return found or ()
@@ -224,7 +226,34 @@ class Experiment:
         search = self.most_certain(found) if self.config.merge.weight == "entropy" else self.tuning(recipe)
         return (replace(found, inputs={**found.inputs, "weight": search}),)
 
-    def most_certain(self, merge: Step) -> Step:
+    def oracle(self, recipe: Build) -> Step | None:
+        """The recipe's merge with the λ that is best on the target's own test set: an upper bound, not a method. None
+        for a recipe without a λ to choose."""
+        free = self._free()
+        found = recipe(free)
+        if not isinstance(found, Step) or found.kind != "merge" or found.job["weight"] is not None:
+            return None
+        return replace(found, inputs={**found.inputs, "weight": free.search(recipe, self.target, "test")})
+
+    def compared(self, recipe: Build) -> dict[str, Step]:
+        """The searches of ``merge.compare``: ways of choosing λ that the table does not take."""
+        free = self._free()
+        merge = recipe(free)
+        assert isinstance(merge, Step)  # it has an oracle
+        config = self.config
+        makers: dict[str, Callable[[], Step]] = {
+            "proxy": lambda: free.chosen_on(recipe, config.proxy),
+            "leave_one_out": lambda: free.chosen_on(recipe, config.others(self.target)),
+            "entropy": lambda: free.most_certain(merge, "all"),
+        }
+        return {way: makers[way]() for way in config.merge.compare}
+
+    def _free(self) -> Experiment:
+        """The same cell with a λ that is searched for."""
+        merge = self.config.merge.model_copy(update={"weight": "tuned"})
+        return replace(self, config=self.config.model_copy(update={"merge": merge}))
+
+    def most_certain(self, merge: Step, granularity: str | None = None) -> Step:
         """The search of λ without labels: the entropy of a merge's predictions for inputs of its own language."""
         settings = self.config.merge
         rows = self.config.task.rows(settings.unlabelled)
@@ -233,26 +262,39 @@ class Experiment:
         kept = min(getattr(rows, most) or settings.unlabelled_rows, settings.unlabelled_rows)
         rows = rows.model_copy(update={most: kept})
         evaluation = self._evaluate_job(self.target, rows)
-        shared = {"merge": merge.job, "grid": list(settings.grid), "granularity": settings.granularity}
+        shared = {"merge": merge.job, "grid": list(settings.grid), "granularity": granularity or settings.granularity}
         identity = {**shared, "evaluate": self._identity(evaluation, self.task, rows, self.target, labelled=False)}
         label = f"{merge.label} (unlabelled)"
         return Step("tune", identity, {**shared, "evaluate": evaluation}, merge.inputs, label=label)
 
     def tuning(self, recipe: Build) -> Step:
-        """The search of λ for a recipe: its merge in the proxy language, scored on the proxy's validation set."""
-        proxy, rows = self.config.proxy, self.config.task.rows("validation")
-        if proxy is None or rows is None:  # of the shipped methods the settings were checked for both
-            raise ConfigError(
-                "the weight λ of a merge is to be tuned, and nothing says on what",
-                where="proxy" if proxy is None else "task.validation",
-                fix="set proxy and task.validation, or merge.weight, or give the recipe's merge a weight",
-            )
-        merge = recipe(replace(self, target=proxy))
+        """The search of λ for a recipe, on the validation sets of the proxies or of the other targets."""
+        return self.chosen_on(recipe, self.config.tuned_on(self.target))
+
+    def chosen_on(self, recipe: Build, languages: tuple[str, ...]) -> Step:
+        """The λ that several languages' validation sets choose together; one alone chooses in its own search."""
+        if not languages:  # of the shipped methods the settings were checked for it
+            raise ConfigError(_NOTHING_SAID, where="proxy", fix=_SAY)
+        settings = self.config.merge
+        if len(languages) == 1 and not settings.one_standard_error:
+            return self.search(recipe, languages[0], "validation")
+        searches = {name: self.search(recipe, name, "validation", answers=True) for name in languages}
+        job = {"languages": list(languages), "one_standard_error": settings.one_standard_error}
+        first = next(iter(searches.values()))
+        label = f"{first.job['merge']['space']} · seed {self.seed} (λ of {', '.join(languages)})"
+        return Step("choose", job, job, searches, label=label)
+
+    def search(self, recipe: Build, language: str, role: Literal["validation", "test"], answers: bool = False) -> Step:
+        """The scores of the recipe's merge in a language over the grid, on the language's own rows."""
+        rows = self.config.task.rows(role)
+        if rows is None:  # of the shipped methods the settings were checked for them
+            raise ConfigError(_NOTHING_SAID, where=f"task.{role}", fix=_SAY)
+        merge = recipe(replace(self, target=language))
         assert isinstance(merge, Step)
-        evaluation = self._evaluate_job(proxy, rows)
-        shared = {"merge": merge.job, "grid": list(self.config.merge.grid)}
-        identity = {**shared, "evaluate": self._identity(evaluation, self.task, rows, proxy)}
-        label = f"{merge.label} (proxy)"
+        evaluation = self._evaluate_job(language, rows)
+        shared = {"merge": merge.job, "grid": list(self.config.merge.grid), **({"answers": True} if answers else {})}
+        identity = {**shared, "evaluate": self._identity(evaluation, self.task, rows, language)}
+        label = f"{merge.label} ({'oracle' if role == 'test' else 'proxy'})"
         return Step("tune", identity, {**shared, "evaluate": evaluation}, merge.inputs, label=label)
 
     def _identity(

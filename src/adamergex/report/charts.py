@@ -28,7 +28,7 @@ ROW = 26
 
 def role(method: Method) -> str:
     """The CSS class of a method's marks: "ours", "baseline" or "rival"."""
-    if method.name.startswith("adamergex"):
+    if method.name.startswith("adamergex") and not method.oracle:
         return "ours"
     return "baseline" if method.name == BASELINE else "rival"
 
@@ -180,10 +180,20 @@ def curve_caption(runs: Sequence[Tuning]) -> str:
         return opening + "."
     there, zero = (number(fmean(pair[side].score for pair in known)) for side in (0, 1))
     if all(run.chosen == 0 for run in runs):
-        return f"{opening}, which is Eng-FT itself ({zero} %)."
+        return f"{opening}, which is Eng-FT itself ({zero} %).{_rule(runs)}"
     inside = sum(point.interval[0] <= zero.score <= point.interval[1] for point, zero in known)
     noise = "; Eng-FT lies inside the interval at the chosen λ" if inside == len(known) else ""
-    return f"{opening}, {there} %; λ = 0 (Eng-FT) {zero} %{noise}."
+    return f"{opening}, {there} %; λ = 0 (Eng-FT) {zero} %{noise}.{_rule(runs)}"
+
+
+def _rule(runs: Sequence[Tuning]) -> str:
+    """Where the best of a mean was not taken, which rule took another."""
+    moved = [run for run in runs if run.best is not None and run.best != run.chosen]
+    if not moved:
+        return ""
+    top = ", ".join(dict.fromkeys(f"{run.best:g}" for run in moved))
+    errors = ", ".join(dict.fromkeys(number(run.error) for run in moved if run.error is not None))
+    return f" The best is λ = {top}; taken is the smallest within one standard error ({errors} points) of it."
 
 
 def _at(run: Tuning, weight: float) -> CurvePoint | None:
@@ -201,7 +211,13 @@ def curve(key: str, method: Method, runs: Sequence[Tuning], measure: str = "Accu
     x, y = Scale(across[0], across[-1], 38, WIDTH - 14), Scale(marks[0], marks[-1], 196, 30)
     parts = [label(0, 14, method.title, class_="heading")]
     parts.append(
-        label(WIDTH, 14, f"{runs[0].proxy}, {runs[0].measure or measure} in %", class_="quiet", text_anchor="end")
+        label(
+            WIDTH,
+            14,
+            f"{shorten(runs[0].proxy, 20)}, {runs[0].measure or measure} in %",
+            class_="quiet",
+            text_anchor="end",
+        )
     )
     for mark in marks:
         parts.append(line(x.start, y(mark), x.end, y(mark), "grid"))

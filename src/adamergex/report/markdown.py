@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from adamergex.errors import printable
 from adamergex.merging import Similarity
+from adamergex.report import ways
 from adamergex.report.evidence import Evidence
 from adamergex.report.matrices import seed_means, similarity_caption
 from adamergex.report.overview import overview, under_one_title
@@ -28,6 +29,7 @@ from adamergex.report.summary import (
     small_print,
     span,
     spread_print,
+    weight_heading,
 )
 
 
@@ -58,6 +60,7 @@ def _run(results: Results, evidence: Evidence, mark: str) -> list[str]:
         *_unread(results),
         *_differences(results),
         *_tuning(results),
+        *_ways(results),
         *_seeds(results),
         *_similarity(evidence.similarity),
         *_adapters(results.adapters),
@@ -255,7 +258,28 @@ def _tuning(results: Results) -> list[str]:
         for point in run.curve
     ]
     header = ["Method", "Proxy", "Seed", "λ", results.measure, "95 % interval"]
-    return ["## The weight λ on the proxy language", table(header, rows, "llrrrr"), _CHOSEN]
+    return [f"## {weight_heading(results)}", table(header, rows, "llrrrr"), _CHOSEN]
+
+
+def _ways(results: Results) -> list[str]:
+    """What each way of choosing λ takes and loses: a table a method."""
+    parts: list[str] = []
+    for method, groups in ways.compared(results):
+        names = list(dict.fromkeys(way.way for group in groups for way in group.ways))
+        found = {(group.language, way.way): way for group in groups for way in group.ways}
+        header = [plain(method.title), *(plain(group.language) for group in groups)]
+        rows = [
+            [
+                "oracle (upper bound, not a method)",
+                *(f"λ {group.weight:.3g}: {number(group.score)} %" for group in groups),
+            ]
+        ]
+        for name in names:
+            cells = [found.get((group.language, name)) for group in groups]
+            shown = [f"λ {way.weight:.3g}, lost {number(way.lost)}" if way else "–" for way in cells]
+            rows.append([_bold(plain(name), any(way is not None and way.own for way in cells)), *shown])
+        parts += [table(header, rows, "l" + "r" * len(groups)), plain(ways.caption(groups))]
+    return ["## What it costs not to know λ", *parts, f"{ways.ABOUT} Bold: how this table chooses."] if parts else []
 
 
 def _adapters(adapters: Sequence[Adapter]) -> list[str]:

@@ -56,7 +56,11 @@ def overview(runs: Sequence[Results]) -> Overview:
 
 
 def _best(rows: Sequence[tuple[Method, tuple[Mean | None, ...]]], index: int) -> list[tuple[str, int]]:
-    values = [(method.name, item.mean) for method, means in rows if (item := means[index]) and item.complete]
+    values = [
+        (method.name, item.mean)
+        for method, means in rows
+        if not method.oracle and (item := means[index]) and item.complete
+    ]
     if len(values) < 2:
         return []
     top = number(max(value for _, value in values))

@@ -65,10 +65,11 @@ def comparisons(results: Results) -> tuple[PooledComparison, ...]:
 
 def _from_cells(results: Results) -> tuple[PooledComparison, ...]:
     found: list[PooledComparison] = []
+    oracles = {method.name for method in results.methods if method.oracle}
     for language in dict.fromkeys([*results.targets, *(cell.language for cell in results.cells)]):
         pairs: dict[str, list[Comparison]] = {}
         for cell in results.cells:
-            against = cell.against if cell.language == language and cell.method != BASELINE else None
+            against = cell.against if cell.language == language and cell.method not in (BASELINE, *oracles) else None
             if against is not None and against.method == BASELINE:
                 pairs.setdefault(cell.method, []).append(paired(against))
         spreads = {method: _spread_of(items) for method, items in pairs.items()}

@@ -48,11 +48,15 @@ class Method(_Record):
     label: str
     space: str | None = None
     about: str = ""
+    oracle: bool = False
+    """Its λ was chosen on the very test set: an upper bound, which is compared with nothing and never the best."""
 
     @property
     def title(self) -> str:
         """The label with the merging space, which a report always names."""
-        return self.label if not self.space or self.space in self.label else f"{self.label} ({self.space})"
+        return (
+            self.label if self.oracle or not self.space or self.space in self.label else f"{self.label} ({self.space})"
+        )
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,8 @@ class Tuning(_Record):
     """One search for λ: the curve over the grid and the λ that was taken (of one λ a layer, ``layers``, the mean).
 
     ``proxy`` is the language that it looked at; ``measure`` is what the curve holds, where it is not the metric:
-    "entropy" in percent of the largest, which is minimised on unlabelled inputs of the target itself."""
+    "entropy" in percent of the largest, which is minimised on unlabelled inputs of the target itself. Of several
+    ``languages`` the curve holds means; ``error`` is the standard error at ``best``, the λ of the highest."""
 
     method: str
     proxy: str
@@ -149,6 +154,30 @@ class Tuning(_Record):
     curve: tuple[CurvePoint, ...]
     measure: str | None = None
     layers: tuple[float, ...] | None = None
+    languages: tuple[str, ...] = ()
+    best: float | None = None
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Way(_Record):
+    """A way of choosing λ: what it takes, and the test score there. ``own``: the table's."""
+
+    way: str
+    weight: float
+    score: float
+    own: bool = False
+
+
+@dataclass(frozen=True)
+class Weights(_Record):
+    """All ways of choosing the λ of one cell, and the oracle, which looks at the cell's own test set."""
+
+    method: str
+    language: str
+    seed: int
+    oracle: Way
+    ways: tuple[Way, ...]
 
 
 @dataclass(frozen=True)
@@ -212,6 +241,7 @@ class Results(_Record):
     pooled: tuple[Pooled, ...] = ()
     comparisons: tuple[PooledComparison, ...] = ()
     tuning: tuple[Tuning, ...] = ()
+    weights: tuple[Weights, ...] = ()
     adapters: tuple[Adapter, ...] = ()
     merges: tuple[Merge, ...] = ()
     missing: tuple[Missing, ...] = ()
@@ -322,7 +352,7 @@ def _contradictions(results: Results) -> list[str]:
     problems += [f"cells: {key} is there {count} times" for key, count in keys.items() if count > 1]
     used = {cell.method for cell in results.cells} | {tuning.method for tuning in results.tuning}
     used |= {item.method for item in results.missing} | {item.method for item in results.pooled}
-    used |= {item.method for item in results.comparisons}
+    used |= {item.method for item in results.comparisons} | {item.method for item in results.weights}
     gaps = {(item.method, item.language, item.seed) for item in results.missing}
     problems += [f"missing: {key} has a result" for key in sorted(gaps & set(keys))]
     problems += [f"methods: {name!r} has results and is not listed" for name in sorted(used - names)]

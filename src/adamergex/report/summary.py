@@ -75,7 +75,15 @@ class ScoreTable:
         spread = "with its 95 % interval"
         if self.seeds > 1:
             spread = f"mean ± standard deviation over {self.seeds} seeds, with its 95 % interval over seeds and items"
-        return f"{self.measure} in percent, {spread}; n is the number of test items; the best of a column is bold."
+        bound = " An oracle is an upper bound, not a method, and never bold." if self.oracles else ""
+        return (
+            f"{self.measure} in percent, {spread}; n is the number of test items; the best of a column is bold.{bound}"
+        )
+
+    @property
+    def oracles(self) -> bool:
+        """Whether a row's λ was chosen on the test set."""
+        return any(row.method.oracle for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -143,9 +151,10 @@ def score_table(results: Results) -> ScoreTable:
         for method in results.methods
     )
     best: set[tuple[str, str]] = set()
+    ranked = [row for row in rows if not row.method.oracle]
     for index, column in enumerate(columns):
-        best |= _best(column, [(row.method.name, item.mean) for row in rows if (item := row.scores[index])])
-    best |= _best(MEAN, [(row.method.name, row.mean.mean) for row in rows if row.mean and row.mean.complete])
+        best |= _best(column, [(row.method.name, item.mean) for row in ranked if (item := row.scores[index])])
+    best |= _best(MEAN, [(row.method.name, row.mean.mean) for row in ranked if row.mean and row.mean.complete])
     counts = tuple(_count(results, column) for column in columns)
     return ScoreTable(columns, counts, rows, frozenset(best), seed_count(results), results.measure)
 
@@ -174,7 +183,9 @@ def differences(results: Results) -> tuple[Difference, ...]:
     method first."""
     first, columns = subject(results), [MEAN, *languages(results)]
     methods = {method.name: index for index, method in enumerate(sorted(results.methods, key=lambda m: m != first))}
+    oracles = {method.name for method in results.methods if method.oracle}
     rows = [row for row in pooling.comparisons(results) if row.against == BASELINE and row.language in columns]
+    rows = [row for row in rows if row.method not in oracles]
     rows.sort(key=lambda row: (methods[row.method], columns.index(row.language)))
     return tuple(_difference(results, row) for row in rows)
 
@@ -190,11 +201,12 @@ def _difference(results: Results, row: PooledComparison) -> Difference:
 
 def subject(results: Results) -> Method | None:
     """The method that the headline is about: AdaMergeX where it is there, else the best other mean."""
-    ours = [method for method in results.methods if method.name.startswith("adamergex")]
+    methods = [method for method in results.methods if not method.oracle]
+    ours = [method for method in methods if method.name.startswith("adamergex")]
     exact = [method for method in ours if method.name == "adamergex"]
     if exact or ours:
         return (exact or ours)[0]
-    means = [(mean(results, method.name), method) for method in results.methods if method.name != BASELINE]
+    means = [(mean(results, method.name), method) for method in methods if method.name != BASELINE]
     scored = [(item.mean, method) for item, method in means if item is not None]
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
@@ -273,6 +285,12 @@ def _same(results: Results, method: Method) -> str:
     if chosen and not any(chosen):
         return " Tuning chose λ = 0, which is Eng-FT itself."
     return ""
+
+
+def weight_heading(results: Results) -> str:
+    """What λ was searched on, as a heading."""
+    several = any(item.languages for item in results.tuning)
+    return f"The weight λ on {'other' if several else 'the proxy'} language{'s' if several else ''}"
 
 
 def number(value: float, digits: int = 1) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adamergex.errors import printable
+from adamergex.report import ways
 from adamergex.report.results import BASELINE, Results, parse
 from adamergex.report.summary import MEAN, differences, number, score_table, span
 
@@ -34,7 +35,18 @@ def table(results: Results | Mapping[str, Any]) -> list[str]:
         rows.append(texts)
     many = f", mean of {scores.seeds} seeds" if scores.seeds > 1 else ""
     about = f"{checked.metric} in percent [95 % interval]{many}, no labels seen in these languages"
-    return [f"\n{shown(checked.title)}: {about}\n", *_aligned(rows), *_legend(bool(starred), checked)]
+    legend = [*_legend(bool(starred), checked), *_oracle_legend(checked)]
+    return [f"\n{shown(checked.title)}: {about}\n", *_aligned(rows), *legend]
+
+
+def _oracle_legend(results: Results) -> list[str]:
+    """What the table's own way of choosing λ loses against the oracle."""
+    lines = []
+    for method, groups in ways.compared(results):
+        own = [way for way in groups[-1].ways if way.own]
+        lost = "".join(f" {shown(way.way)} loses {number(way.lost)} points ({groups[-1].language})." for way in own)
+        lines.append(f"oracle of {shown(method.label)}: λ is chosen on the test set itself.{lost}")
+    return lines
 
 
 def shown(words: str) -> str:

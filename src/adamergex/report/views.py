@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from adamergex.report import charts, matrices, pictures
+from adamergex.report import charts, matrices, pictures, ways
 from adamergex.report.evidence import Evidence
 from adamergex.report.results import Method, Results, Tuning
 from adamergex.report.summary import (
@@ -20,6 +20,7 @@ from adamergex.report.summary import (
     score_table,
     small_print,
     spread_print,
+    weight_heading,
 )
 
 
@@ -90,6 +91,12 @@ def _pictures(results: Results, evidence: Evidence, table: ScoreTable, prefix: s
             (charts.curve(f"{prefix}curve-{index}", method, runs, results.measure), charts.curve_caption(runs))
             for index, (method, runs) in enumerate(curves)
         ],
+        "weight_heading": weight_heading(results),
+        "ways": [
+            (ways.ways_picture(f"{prefix}ways-{index}", method, groups), ways.caption(groups))
+            for index, (method, groups) in enumerate(ways.compared(results))
+        ],
+        "ways_about": ways.ABOUT,
         "family": family,
         "merge": merge,
         "merge_title": title,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from adamergex.statistics.comparisons import Comparison, agreeing, compare
 from adamergex.statistics.holm import holm
-from adamergex.statistics.intervals import interval, pooled_interval, wilson
+from adamergex.statistics.intervals import interval, pooled_interval, standard_error, wilson
 from adamergex.statistics.samples import Sample
 from adamergex.statistics.sign_flips import mcnemar
 from adamergex.statistics.table import comparisons, pooled
@@ -25,5 +25,6 @@ __all__ = [
     "mcnemar",
     "pooled",
     "pooled_interval",
+    "standard_error",
     "wilson",
 ]

@@ -68,6 +68,16 @@ def pooled_interval(seeds: Sequence[Sequence[Sample]], alpha: float = ALPHA) -> 
     return _nested_wilson(level, spread(influence(seeds, found), values, widen), alpha)
 
 
+def standard_error(languages: Sequence[Sample]) -> float:
+    """The standard error of the mean of one system's scores in several languages, in points: √(K/(K−1)·Σ u²) over what
+    each of K clusters adds to the mean (Cochran 1977, §6.9, linearised ratios of clusters)."""
+    found = clusters_of([languages])
+    if found.count < 2 or not all(sample.of.sum() for sample in languages):
+        return 100.0  # nothing is known of it
+    parts = influence([languages], found)[0]
+    return 100 * math.sqrt(_clustered(parts, found.count))
+
+
 def clusters_of(seeds: Sequence[Sequence[Sample]]) -> Clusters:
     """The clusters of a table's languages; every seed answers the same items."""
     return clusters(seeds[0])

@@ -113,7 +113,10 @@ def _work(step: Step, facts: _Facts) -> tuple[float, int]:
     training = "optimisation" in step.job
     tokens = facts.tokens(step.job, training=training)
     if training:
-        tokens *= sum(_epochs(phase, facts.examples(step.job, training=True)) for phase in _phases(step.job))
+        epochs = sum(_epochs(phase, facts.examples(step.job, training=True)) for phase in _phases(step.job))
+        if step.job["optimisation"].get("head_start") == "probe":  # reads all rows once, forward only
+            epochs += 2 / flops_factor(step.job)
+        tokens *= epochs
     return tokens, flops_factor(step.job)
 
 
@@ -233,9 +236,8 @@ def parameters(base: str) -> float:
     import torch
     from transformers import AutoModel
 
-    from adamergex.models import load_config
+    from adamergex.models import skeleton
 
-    with torch.device("meta"):
-        model: torch.nn.Module = AutoModel.from_config(load_config(base))  # type: ignore[no-untyped-call]
+    model: torch.nn.Module = skeleton(base, AutoModel)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     return float(sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in embeddings))
