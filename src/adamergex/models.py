@@ -203,10 +203,10 @@ def outline(base: str, kind: Kind, labels: Sequence[str] | None = None, head: He
     try:
         with torch.device("meta"), quiet():
             model = _CLASSES[kind].from_config(config, trust_remote_code=False).eval()
-            if head == "mean":
-                read_by_mean(model)
     except Exception:  # the library's: what is wrong is told where the model is loaded
         return None
+    if head == "mean":
+        read_by_mean(model)
     return Loaded(base, kind, family(config), _fitting(model, pieces, base), pieces, ())
 
 
