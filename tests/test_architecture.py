@@ -27,6 +27,7 @@ LAYERS = [
     ["checkpoint"],
     ["packaged"],
     ["base_files"],
+    ["base_documents"],
     ["merging", "metrics"],
     ["values", "sampling"],
     ["inspection", "data_files"],

@@ -243,13 +243,19 @@ You should think step-by-step to summarize the entire text in a maximum of two s
 You should step-by-step answer the request.
 You should tell me the summary in this format 'Summary:'.""",
 }
+NAMES = [
+    ("swh_Latn", "Swahili"), ("deu_Latn", "German"), ("zho_Hans", "Chinese"), ("arb_Arab", "Arabic"), ("ne", "Nepali"),
+    ("pt-BR", "Portuguese"), ("bn", "Bengali"), ("prs_Arab", "Persian"), ("quy_Latn", "Quechua"), ("om", "Oromo"),
+]  # fmt: skip
 EXPERTS = {
     "mgsm": "an arithmetic reasoning", "xcopa": "a commonsense reasoning", "xnli": "a natural language inference",
     "xlsum": "a multilingual summarization",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("code", "language"), [("sw", "Swahili"), ("zh", "Chinese"), ("ar", "Arabic"), ("bzd", "bzd")])
+@pytest.mark.parametrize(
+    ("code", "language"), [("sw", "Swahili"), ("zh", "Chinese"), ("ar", "Arabic"), ("bzd", "bzd"), *NAMES]
+)
 @pytest.mark.parametrize("name", XLT)
 def test_xlts_whole_text(name: str, code: str, language: str) -> None:
     asked = asked_with_xlt(task_file(name).TASK, code)

@@ -108,3 +108,40 @@ def test_translations_are_matched_by_id(tmp_path: Path) -> None:
     (tmp_path / "en.jsonl").write_text('{"id": "a", "text": "one"}\n')
     with pytest.raises(DataError, match=r"no translation[\s\S]*row 1[\s\S]*'b'"):
         read(task, rows, "sw")
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "message"),
+    [
+        ([{"id": "a"}], [{"id": "a", "text": "one"}, {"id": "a", "text": "two"}], "two translations[\\s\\S]*row 2"),
+        ([{"id": ["a"]}], [{"id": ["a"]}], "id is not text"),
+        ([{"id": {"b": 1}}], [{"id": "a"}], "id is not text"),
+        ([{"id": True}], [{"id": 1}], "id is not text"),
+        ([{"id": " "}], [{"id": " "}], "id is empty"),
+        ([{"id": "a"}, {"id": "b"}], [{"id": "b"}, {}], "only some rows have an id[\\s\\S]*row 2"),
+        ([{}, {"id": "b"}], [{"id": "b"}, {"id": "a"}], "only some rows have an id[\\s\\S]*row 1"),
+    ],
+)
+def test_ids_that_match_no_translation_for_sure_are_refused(
+    own: list[dict[str, Any]], others: list[dict[str, Any]], message: str, tmp_path: Path
+) -> None:
+    from adamergex.settings import Rows, SentenceAlignment
+    from adamergex.tasks.rows import read
+
+    for language, rows in (("sw", own), ("en", others)):
+        lines = [json.dumps({"text": f"text {language}", **row}) for row in rows]
+        (tmp_path / f"{language}.jsonl").write_text("\n".join(lines) + "\n")
+    rows_of = Rows(path=str(tmp_path / "{language}.jsonl"))
+    with pytest.raises(DataError, match=message):
+        read(SentenceAlignment(pivot=rows_of, pivot_language="en"), rows_of, "sw")
+
+
+def test_an_id_is_the_same_as_a_number_and_as_text(tmp_path: Path) -> None:
+    from adamergex.settings import Rows, SentenceAlignment
+    from adamergex.tasks.rows import read
+
+    (tmp_path / "sw.jsonl").write_text('{"id": "2", "text": "mbili"}\n{"id": "1", "text": "moja"}\n')
+    (tmp_path / "en.jsonl").write_text('{"id": 1, "text": "one"}\n{"id": 2, "text": "two"}\n')
+    rows = Rows(path=str(tmp_path / "{language}.jsonl"))
+    task = SentenceAlignment(pivot=rows, pivot_language="en")
+    assert [row["pivot"] for row in read(task, rows, "sw")] == ["two", "one"]

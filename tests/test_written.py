@@ -25,6 +25,7 @@ PAIRS = [
     ("C", "C++"),
     ("5%", "5"),
     ("-3", "3"),
+    ("5％", "5"),
     ("Café", "Cafe"),
     ("下雨", "下雨了"),
     ("彼は来た", "彼は来たか"),
@@ -66,6 +67,8 @@ def test_a_choice_that_is_written_out_is_read(pair: tuple[str, str]) -> None:
         (("ดี", "ร้าย"), "ดีี", []),  # another mark on the last letter
         (("पानी", "आग"), "पानीं", []),
         (("!", "?"), "what!", []),
+        (("5", "-5"), "it is \u22125 degrees", [1]),
+        (("5", "\u22125"), "it is -5 degrees", [1]),
         (("not_entailment", "entailment"), "not entailment", [0]),
     ],
 )
@@ -83,7 +86,8 @@ def test_labels_are_read_by_their_words() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("２", 1), ("২।", None), ("২", 1), ("(২)", 1), ("（B）", 1), ("Ｂ．", 1), ("choice2", 1), ("-choice1: it", 0),
-     ("2.5", None),     ("choice1 or choice2", None)],
+     ("2.5", None),     ("choice1 or choice2", None),
+     ("**B**", 1), ('"A"', 0), ("“B”", 1), ("A'dan", None)],
 )  # fmt: skip
 def test_signs_in_any_script(text: str, expected: int | None) -> None:
     assert sign(text, 2) == expected
@@ -144,6 +148,8 @@ def test_any_tags_of_distinct_words_are_read_back(data: st.DataObject) -> None:
         ("per：Juma; loc: Nairobi;", ["B-PER", "O", "B-LOC"], True),
         ("PER: Juma; DATE: May", ["B-PER", "O", "O"], False),
         ("DATE: May; PER: Juma", ["B-PER", "O", "O"], False),
+        ("PER：Juma；LOC：Nairobi。", ["B-PER", "O", "B-LOC"], True),
+        ("PER: Juma؛ LOC: Nairobi", ["B-PER", "O", "B-LOC"], True),
         ("LOC: Nairobi; PER: Juma", ["B-PER", "O", "B-LOC"], True),
         ("PER: Ju", ["O", "O", "O"], False),
         ("None.", ["O", "O", "O"], True),
@@ -153,6 +159,12 @@ def test_any_tags_of_distinct_words_are_read_back(data: st.DataObject) -> None:
 )
 def test_other_writings(text: str, tags: list[str], well: bool) -> None:
     assert read_entities(["Juma", "in", "Nairobi"], TYPES, text) == (tags, well)
+
+
+def test_invisible_tokens_are_read_back() -> None:
+    tokens, tags = ["\u200e", "Juma", "\ufe0f", "in", "\u200b"], ["B-PER", "I-PER", "I-PER", "O", "O"]
+    assert read_entities(tokens, TYPES, written_entities(tokens, tags)) == (tags, True)
+    assert read_entities(tokens, TYPES, "PER: Juma") == (["O", "B-PER", "O", "O", "O"], True)
 
 
 def test_types_may_hold_signs() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
+import re
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -13,8 +13,10 @@ from transformers.utils.hub import cached_file
 from adamergex.backbones import NAMES, PACKAGED, SHIPPED
 from adamergex.backbones import folder as shipped_folder
 from adamergex.errors import ModelError
+from adamergex.inputs import DOCUMENT_BYTES, read_json_object
 from adamergex.packaged import folder as packaged_folder
 
+_SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -66,9 +68,26 @@ def checkpoint_files(base: str) -> list[Path]:
             continue
         if not name.endswith(".json"):
             return [config, found]
-        shards = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = _shards(found)
         return [config, *(shard for shard in (checkpoint_file(place, name) for name in shards) if shard is not None)]
     raise ModelError("there are no weights", where=place, expected=" or ".join(_WEIGHTS[::2]), fix="check the folder")
+
+
+def _shards(index: Path) -> list[str]:
+    """The weight files that an index names. Raises: ModelError: a damaged index, or a name that leads elsewhere."""
+    document = read_json_object(index, what="the index of the weights", error=ModelError, limit=DOCUMENT_BYTES)
+    names = document.get("weight_map")
+    names = list(names.values()) if isinstance(names, dict) else [None]
+    wrong = [name for name in names if not (isinstance(name, str) and _SHARD.fullmatch(name))]
+    if wrong or not names:
+        raise ModelError(
+            "the index of the weights does not name files of its folder",
+            where=index,
+            found=repr(wrong[:1] or names)[:200],
+            expected='{"weight_map": {tensor: file}}, each file a plain name',
+            fix="copy or download the checkpoint again",
+        )
+    return sorted(set(names))
 
 
 def checkpoint_file(place: str, name: str) -> Path | None:

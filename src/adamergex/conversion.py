@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from adamergex import lineage as lineages
@@ -16,7 +15,7 @@ from adamergex.adapters.saving import save_tensors
 from adamergex.adapters.tensor_files import read_peft_pickle, separate
 from adamergex.checkpoint import CONFIG, PICKLE, TENSORS, AdapterDirectory, read_config
 from adamergex.errors import AdapterFileError, ConfigError, ModelError, printable
-from adamergex.models import family, load_config, quiet
+from adamergex.models import family, load_config, skeleton
 from adamergex.outputs import require_free, staged_directory
 
 if TYPE_CHECKING:
@@ -211,9 +210,7 @@ def _structure(base: str | None, files: adapterhub.AdapterFiles, where: Path) ->
             expected="a folder or a hub id that can be read",
             fix="give --base (base=...)",
         ) from error
-    with torch.device("meta"), quiet():
-        automatic: Any = _STRUCTURES[family(config)]
-        model: PreTrainedModel = automatic.from_config(config, trust_remote_code=False)
+    model: PreTrainedModel = skeleton(str(named), _STRUCTURES[family(config)])
     return model
 
 

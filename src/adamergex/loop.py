@@ -5,7 +5,8 @@ one sees), and only complete checkpoints are resumed from.
 
 Of several processes each takes a share of the rows of every batch, and DistributedDataParallel averages their
 gradients. A share's loss is a mean over its own n_r labelled positions, so it is weighted: with R processes and
-N = Σ n_r, (1/R) Σ_r (R·n_r/N)·loss_r is the mean over all N positions of the batch, as in one process.
+N = Σ n_r, (1/R) Σ_r (R·n_r/N)·loss_r is the mean over all N positions of the batch, as in one process. Where the rows
+of a batch are compared with each other (``coupled``) every process takes all of them.
 """
 
 from __future__ import annotations
@@ -200,7 +201,7 @@ class _Steps(Dataset[dict[str, Any]]):
     def __getitem__(self, step: int) -> dict[str, Any]:
         indices, team = self.plan[step], self.team
         batch = self.examples.batch(indices, step)
-        if team.size == 1:
+        if team.size == 1 or getattr(self.examples, "coupled", False):
             return {"batch": batch, "weight": 1.0}
         # The last batch of an epoch may have fewer rows than there are processes: the rest take one that counts 0.
         idle = team.rank >= len(indices)

@@ -25,6 +25,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+from adamergex.base_documents import loading, require_config, require_tokenizer_files, unreadable
 from adamergex.base_files import base_sha256, checkpoint_file, damaged_file, resolve
 from adamergex.errors import ModelError
 from adamergex.pooling import POOLING_FILE, HeadInput, read_by_mean, says_mean, trains_without
@@ -93,11 +94,34 @@ def family(config: PreTrainedConfig) -> Family:
 
 def load_config(base: str) -> PreTrainedConfig:
     """The configuration of a backbone. Raises: ModelError when it cannot be read."""
-    try:
+    require_config(base)
+    with loading(base):
         config: PreTrainedConfig = AutoConfig.from_pretrained(resolve(base), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreadable(base, error) from error
     return config
+
+
+def vocabulary_size(base: str) -> int:
+    """The rows that a backbone's config gives its embeddings. Raises: ModelError where it gives none."""
+    size = getattr(load_config(base), "vocab_size", None)
+    if type(size) is not int or size < 1:
+        raise ModelError(
+            "the model's config does not say how many tokens there are",
+            where=f"{base}: config.json",
+            found=f"vocab_size {size!r}",
+            expected="a whole number, 1 or more",
+            fix="use a text model whose config has vocab_size",
+        )
+    return size
+
+
+def skeleton(base: str, automatic: Any) -> Any:
+    """A base's model of one of transformers' Auto classes, without weights (device "meta").
+
+    Raises: ModelError where its config cannot be read, or no model can be made of it.
+    """
+    config = load_config(base)
+    with loading(base), torch.device("meta"), quiet():
+        return automatic.from_config(config, trust_remote_code=False)
 
 
 def kind_for(base: str, *, labelled: bool, head: Head = "sequence-classification") -> Kind:
@@ -153,8 +177,10 @@ def _load(base: str, kind: Kind, labels: Sequence[str] | None, head: HeadInput) 
                 found=str(error) or type(error).__name__,
                 fix="copy or download the checkpoint again",
             ) from error
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise _unreadable(base, error) from error
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise unreadable(base, error) from error
     missing = [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]
     fresh = _fresh_modules(base, kind, model.base_model_prefix, missing)
     if kind == "sentence-encoder":
@@ -168,7 +194,7 @@ def _load(base: str, kind: Kind, labels: Sequence[str] | None, head: HeadInput) 
     return Loaded(base, kind, family(config), _fitting(model.eval(), pieces, base), pieces, fresh)
 
 
-def outline(base: str, kind: Kind, labels: Sequence[str] | None = None) -> Loaded | None:
+def outline(base: str, kind: Kind, labels: Sequence[str] | None = None, head: HeadInput = "cls") -> Loaded | None:
     """A backbone of the right shape without weights, and its tokenizer, to ask what would be possible; None for an
     architecture that cannot be made so. Raises: ModelError, as ``load`` does, but for the weights."""
     config, pieces = load_config(base), tokenizer(base)
@@ -176,10 +202,12 @@ def outline(base: str, kind: Kind, labels: Sequence[str] | None = None) -> Loade
         config.id2label = dict(enumerate(labels))
     try:
         with torch.device("meta"), quiet():
-            model = _CLASSES[kind].from_config(config, trust_remote_code=False)
-    except (RuntimeError, NotImplementedError, ValueError, ImportError, LookupError, AttributeError, TypeError):
+            model = _CLASSES[kind].from_config(config, trust_remote_code=False).eval()
+    except Exception:  # the library's: what is wrong is told where the model is loaded
         return None
-    return Loaded(base, kind, family(config), _fitting(model.eval(), pieces, base), pieces, ())
+    if head == "mean":
+        read_by_mean(model)
+    return Loaded(base, kind, family(config), _fitting(model, pieces, base), pieces, ())
 
 
 def _fitting(model: PreTrainedModel, pieces: PreTrainedTokenizerBase, base: str) -> PreTrainedModel:
@@ -191,12 +219,19 @@ def _fitting(model: PreTrainedModel, pieces: PreTrainedTokenizerBase, base: str)
 
 def tokenizer(base: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a backbone, able to pad. Raises: ModelError when none can be loaded, or it cannot pad."""
-    try:
-        with quiet():
-            found = AutoTokenizer.from_pretrained(resolve(base), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _unreadable(base, error, "tokenizer") from error
+    require_tokenizer_files(base)
+    with loading(base, "tokenizer"), quiet():
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(base), trust_remote_code=False)
     require_vocabulary(found, base)
+    longest: object = found.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
+        raise ModelError(
+            "the tokenizer does not say how long a text may be",
+            where=f"{base}: tokenizer_config.json",
+            found=f"model_max_length {longest!r}",
+            expected="a number, 1 or more; left out where there is no limit",
+            fix="correct model_max_length in tokenizer_config.json",
+        )
     if found.pad_token_id is None:
         # An invented id would be a word of the vocabulary. The end piece is safe: padding is hidden by the attention
         # mask, and labels are set per position, never by comparing with the padding id.
@@ -294,14 +329,3 @@ def _fresh_modules(base: str, kind: Kind, prefix: str, missing: Iterable[str]) -
                 else "choose a checkpoint that was saved whole, with its language-model head",
             )
     return tuple(sorted(names))
-
-
-def _unreadable(base: str, error: BaseException, part: str = "model") -> ModelError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ModelError(
-        f"the {part} cannot be loaded",
-        where=base,
-        found=reason,
-        expected="a folder or hub id with config.json, weights and tokenizer, of an architecture that transformers has",
-        fix="check the name; models that need their own code (trust_remote_code) are not run",
-    )

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from adamergex.errors import ModelError
 from adamergex.inputs import read_json_object
@@ -36,14 +37,17 @@ class _MeanPooler(nn.Module):
         self._seen = seen
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return masked_mean(hidden, self._seen.get("mask"))
+        mask = self._seen.get("mask")
+        if hidden.dim() != 3 or (mask is not None and mask.shape != hidden.shape[:2]):  # ALBERT gives the first token
+            raise _no_states(self, hidden)
+        return masked_mean(hidden, mask)
 
 
 def read_by_mean(model: nn.Module) -> None:
     """Let the head of a sequence-classification model read the mean over a text instead of its first token.
 
     Works on any transformers encoder whose backbone has a pooler (BERT) or whose ``classifier`` takes all hidden states
-    and reads the first (RoBERTa, XLM-R). Raises: ModelError for another shape of model.
+    and reads the first (RoBERTa, XLM-R). Raises: ModelError for another shape of model, which a short text shows.
     """
     backbone: Any = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
     head: Any = getattr(model, "classifier", None)
@@ -67,24 +71,51 @@ def read_by_mean(model: nn.Module) -> None:
         def replace(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             hidden = args[0]
             if hidden.dim() != 3:
-                raise ModelError(
-                    "this model's head does not read hidden states",
-                    where=type(module).__name__,
-                    found=tuple(hidden.shape),
-                    expected="[batch, length, width]",
-                    fix="set head: cls",
-                )
+                raise _no_states(module, hidden)
             return (masked_mean(hidden, seen.get("mask"))[:, None].expand_as(hidden), *args[1:])
 
         head.register_forward_pre_hook(replace)
+    _try(model, head)
+    seen.clear()
+
+
+def _try(model: nn.Module, head: nn.Module) -> None:
+    """Read a short text, or a row of choices. Raises: ModelError."""
+    shape = (1, 2, 8) if "MultipleChoice" in type(model).__name__ else (2, 8)
+    ids = torch.full(shape, 2, device=next(model.parameters()).device)
+    try:
+        with torch.no_grad():  # an outline cannot look into a mask
+            model(input_ids=ids, attention_mask=None if ids.is_meta else torch.ones_like(ids))
+    except RuntimeError as error:
+        if not ids.is_meta:
+            raise _no_states(head, ids) from error
+
+
+def _no_states(module: nn.Module, given: Tensor) -> ModelError:
+    return ModelError(
+        "this model's head does not read hidden states",
+        where=type(module).__name__,
+        found=tuple(given.shape),
+        expected="[batch, length, width]",
+        fix="set head: cls",
+    )
 
 
 def text_vectors(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """The mean-pooled vectors [batch, width], float32, of texts under a transformers model, its head left out."""
-    alone = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole = model.module if isinstance(model, DistributedDataParallel) else model
+    alone = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
     backbone = getattr(alone, alone.base_model_prefix, alone)
-    hidden = backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-    return masked_mean(hidden.float(), attention_mask)
+    given = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if whole is model:
+        return masked_mean(backbone(**given).last_hidden_state.float(), attention_mask)
+    seen: list[Tensor] = []
+    handle = backbone.register_forward_hook(lambda module, args, output: seen.append(output.last_hidden_state))
+    try:
+        model(**given)  # through the wrapper, which averages the gradients of all processes
+    finally:
+        handle.remove()
+    return masked_mean(seen[0].float(), attention_mask)
 
 
 def says_mean(config: Any, pooling_file: Path | None) -> bool:

@@ -15,7 +15,7 @@ from adamergex.adapters.sites import targets
 from adamergex.graph import Step
 from adamergex.merging.layers import Swap, numbered
 from adamergex.merging.select import select
-from adamergex.models import HEADS, outline
+from adamergex.models import HEADS, head_input, outline
 from adamergex.numerics import require_attention
 from adamergex.probe import last_layer, require_every_label
 from adamergex.settings import LanguageModeling, Structure, TrainJob
@@ -27,7 +27,7 @@ from adamergex.training import require_room
 if TYPE_CHECKING:
     from adamergex.models import Loaded
 
-    Outlines = dict[tuple[str, str, tuple[str, ...]], Loaded | None]
+    Outlines = dict[tuple[str, str, tuple[str, ...], str], Loaded | None]
 
 
 ROWS = 64
@@ -65,9 +65,10 @@ def require_job(job: TrainJob) -> None:
 def _outlined(job: TrainJob, outlines: Outlines) -> Loaded | None:
     kind, found = kinds.model_kind(job.task, job.base), kinds.kind_of(job.task)
     labels = tuple(found.classes(job.task) or ()) if kind == found.head else ()
-    key = (job.base, kind, labels)
+    head = head_input(job.base, getattr(job.task, "head", "cls")) if kind == found.head else "cls"
+    key = (job.base, kind, labels, head)
     if key not in outlines:
-        outlines[key] = outline(job.base, kind, labels or None)
+        outlines[key] = outline(job.base, kind, labels or None, head)
     return outlines[key]
 
 

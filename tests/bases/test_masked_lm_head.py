@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForMaskedLM,
@@ -243,6 +244,52 @@ def test_a_head_for_another_base_is_refused(headless: Path, texts: Path, tmp_pat
     save_file(tensors, tmp_path / "bad.safetensors", metadata={"kind": "adamergex-masked-lm-head/1", "scale": "1.0"})
     with pytest.raises(ModelError, match="not finite"):
         compose(str(headless), tmp_path / "bad.safetensors", tmp_path / "wrong")
+
+
+@pytest.mark.parametrize(
+    ("more", "metadata", "text"),
+    [
+        ({"LAYER.a": torch.ones(2, 32), "LAYER.b": torch.ones(32, 3)}, {}, "does not fit"),
+        ({"LAYER.a": torch.ones(()), "LAYER.b": torch.ones(())}, {}, "does not fit"),
+        ({"LAYER.a": torch.ones(32), "LAYER.b": torch.ones(32)}, {}, "does not fit"),
+        ({"LAYER.a": torch.ones(2, 32)}, {}, "not the file"),
+        ({"LAYER.a": torch.ones(2, 32, dtype=torch.int64), "LAYER.b": torch.ones(32, 2)}, {}, "not float32"),
+        ({"LAYER.a": torch.ones(2, 32), "LAYER.b": torch.ones(32, 2)}, {"scale": "1e300"}, "not finite"),
+        ({"rows": torch.tensor([0, 0, 1], dtype=torch.int32)}, {}, "ascending"),
+        ({"rows": torch.tensor([0.5, 1.5])}, {}, "ascending"),
+        ({"rows": torch.zeros(2, 2, dtype=torch.int32)}, {}, "ascending"),
+        ({"rows": torch.tensor([-1, 3], dtype=torch.int32)}, {}, "ascending"),
+    ],
+)
+def test_a_head_that_would_spoil_the_base_is_refused(
+    headless: Path, texts: Path, tmp_path: Path, more: dict[str, Any], metadata: dict[str, str], text: str
+) -> None:
+    from adamergex.bases.head_file import compose
+
+    path = settings(headless, texts, tmp_path, optimisation={"steps": 1, "batch_size": 4})
+    assert main(["train", str(path)]) == 0
+    head = tmp_path / "out" / "masked_lm_head.safetensors"
+    with safe_open(head, "pt") as file:
+        said = {**file.metadata(), **metadata}
+    layer = "low_rank.bert.encoder.layer.0.attention.self.query"
+    tensors = load_file(head) | {name.replace("LAYER", layer): tensor for name, tensor in more.items()}
+    save_file(tensors, tmp_path / "bad.safetensors", metadata=said)
+    with pytest.raises(ModelError, match=text):
+        compose(str(headless), tmp_path / "bad.safetensors", tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_the_record_beside_a_head_is_copied_only_where_it_is_one(headless: Path, texts: Path, tmp_path: Path) -> None:
+    from adamergex.bases.head_file import compose
+
+    path = settings(headless, texts, tmp_path, optimisation={"steps": 1, "batch_size": 4})
+    assert main(["train", str(path)]) == 0
+    (tmp_path / "private").write_text("a secret", encoding="utf-8")
+    (tmp_path / "out" / "masked_lm_head.json").unlink()
+    (tmp_path / "out" / "masked_lm_head.json").symlink_to(tmp_path / "private")
+    with pytest.raises(ModelError, match="record of the head"):
+        compose(str(headless), tmp_path / "out", tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_the_start_is_no_worse_than_guessing_by_frequency(headless: Path, texts: Path) -> None:

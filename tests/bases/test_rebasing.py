@@ -120,3 +120,54 @@ def test_bases_that_differ_are_refused(bases: tuple[Path, Path], small_data: Pat
         adapter = trained(source, small_data, tmp_path / f"adapter-{source.name}-{target.name}")
         with pytest.raises(AdamergexError, match="neither base is trimmed"):
             rebase(adapter, str(source), str(target), tmp_path / "moved")
+
+
+def test_what_lies_beside_an_adapter_is_not_copied(bases: tuple[Path, Path], small_data: Path, tmp_path: Path) -> None:
+    full, trimmed = bases
+    adapter = trained(trimmed, small_data, tmp_path / "adapter")
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "key").write_text("a secret", encoding="utf-8")
+    (adapter / "folder").symlink_to(tmp_path / "private")
+    (adapter / "notes.txt").symlink_to(tmp_path / "private" / "key")
+    (adapter / "run.py").write_text("print()", encoding="utf-8")
+    rebase(adapter, str(trimmed), str(full), tmp_path / "moved")
+    names = {path.name for path in (tmp_path / "moved").iterdir()}
+    assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors", "lineage.json"}
+    (adapter / "more.json").symlink_to(tmp_path / "private" / "key")
+    with pytest.raises(AdapterFileError, match="not valid JSON"):
+        rebase(adapter, str(trimmed), str(full), tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "trimmed.json").write_text("{}"),
+        lambda folder: (folder / "trimmed.json").write_text('{"base": "x"}'),
+        lambda folder: (folder / "kept_rows.safetensors").write_bytes(b"junk"),
+        lambda folder: save_file({"x": torch.zeros(1)}, folder / "kept_rows.safetensors"),
+        lambda folder: save_file({"rows": torch.tensor([1.5])}, folder / "kept_rows.safetensors"),
+        lambda folder: save_file({"rows": torch.zeros(9, dtype=torch.int32)}, folder / "kept_rows.safetensors"),
+    ],
+)
+def test_a_damaged_record_of_trimming_is_one_error(
+    bases: tuple[Path, Path], small_data: Path, tmp_path: Path, damage: Any
+) -> None:
+    full, trimmed = bases
+    adapter = trained(trimmed, small_data, tmp_path / "adapter")
+    damage(trimmed)
+    with pytest.raises(ModelError, match="record of trimming is damaged"):
+        rebase(adapter, str(trimmed), str(full), tmp_path / "moved")
+
+
+def test_an_adapter_without_a_sound_config_is_refused(
+    bases: tuple[Path, Path], small_data: Path, tmp_path: Path
+) -> None:
+    full, trimmed = bases
+    adapter = trained(trimmed, small_data, tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"task_type": [1]}), encoding="utf-8")
+    with pytest.raises(AdapterFileError, match="task_type"):
+        rebase(adapter, str(trimmed), str(full), tmp_path / "moved")
+    (adapter / "adapter_config.json").unlink()
+    with pytest.raises(AdapterFileError, match="no config"):
+        rebase(adapter, str(trimmed), str(full), tmp_path / "moved")

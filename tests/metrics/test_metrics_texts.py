@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +38,12 @@ ALIKE = [
     ("el", "α\u0301", "ά"),  # combining on a letter against one letter
     ("en", "\u212bngstro\u0308m", "Ångström"),  # the Angstrom sign
     ("en", "a\u034fb", "ab"),
+    ("th", "ก\u0e4d\u0e32ลัง", "กำลัง"),  # AM in two parts
+    ("th", "น\u0e49\u0e4d\u0e32", "น้ำ"),
+    ("th", "น\u0e4d\u0e49\u0e32", "น้ำ"),
+    ("lo", "ນ\u0ec9\u0ecd\u0eb2", "ນ້ຳ"),
+    ("ml", "അവന\u0d4d\u200d", "അവൻ"),  # chillu with a joiner
+    ("bn", "হঠাত\u09cd\u200d", "হঠাৎ"),
 ]
 
 
@@ -78,6 +87,9 @@ NUMBERS = [
     ("de", "\u22121.234", "-1234"),
     ("deu_Latn", "1.234", "1234"), ("spa", "1.234", "1234"), ("zho_Hans", "1.234", "1.234"), ("bzd", "1.234", "1.234"),
     ("en", "12 000", "12000"), ("sw", "ni 12 500.", "12500"), ("en", "3 and 100", "100"), ("en", "0.5 100", "100"),
+    ("ps", "١٬٢٣٤", "1234"), ("ps", "١٬٢٣٤٫٥", "1234.5"), ("de", "١٬٢٣٤", "1234"), ("ar", "١،٢٣٤", "1234"),
+    ("ar", "٣، ١٠٠", "100"), ("en", "-$ 5", "-5"), ("de", "\u2212€ 1.234", "-1234"), ("pt", "-R$ 2,50", "-2.5"),
+    ("en", "-₱1,200", "-1200"), ("en", "$10-$4", "4"),
     ("fr", "le 3 et 100", "100"), ("en", "12\u00a0500", "12500"), ("fr", "1 5000", "5000"),
 ]  # fmt: skip
 
@@ -87,6 +99,18 @@ def test_numbers_as_their_language_writes_them(language: str, text: str, number:
     expected = numbers.last_number(number)
     assert numbers.last_number(text, language) == expected
     assert mgsm.score([f"= {text}"], [number], language) == {"exact_match": 100}
+
+
+def test_characters_of_scripts_without_spaces_stand_alone() -> None:
+    assert rouge.tokens("𠮷野家 人々 ｱｲ") == ["𠮷", "野", "家", "人", "々", "ｱ", "ｲ"]
+
+
+def test_a_file_of_numbers_is_read_in_its_language(tmp_path: Path) -> None:
+    (tmp_path / "mgsm").mkdir()
+    row = {"question": "?", "answer": "Das sind 1.234,5 m", "rationale": "1"}
+    with gzip.open(tmp_path / "mgsm" / "de.exemplars.jsonl.gz", "wt") as file:
+        file.write(json.dumps(row) + "\n" + json.dumps({**row, "answer": 1.125}) + "\n")
+    assert [found["answer"] for found in mgsm.rows(tmp_path, "de", "exemplars")] == ["1234.5", "1.125"]
 
 
 def test_a_reference_in_text_is_read_as_the_answer_is() -> None:

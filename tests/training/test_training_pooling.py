@@ -119,6 +119,32 @@ def test_an_adapter_learns_and_answers_through_the_mean(bert: Path, small_data: 
     assert found["accuracy"] >= 75.0  # a guess gives 25
 
 
+@pytest.mark.parametrize("which", ["albert", "distilbert"])
+def test_a_model_that_gives_its_head_the_first_token_is_refused(which: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    """ALBERT's pooler got the first token alone: a batch of one text was read by it, others broke off."""
+    from transformers import AlbertConfig, AlbertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    common = {"vocab_size": len(tokenizer), "max_position_embeddings": 64, "pad_token_id": 1}
+    if which == "albert":
+        size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+        AlbertForMaskedLM(AlbertConfig(embedding_size=8, **size, **common)).save_pretrained(tmp_path)
+    else:
+        config = DistilBertConfig(dim=16, hidden_dim=24, n_layers=2, n_heads=2, **common)
+        DistilBertForMaskedLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for load in (models.load, models.outline):
+        with pytest.raises(ModelError, match=r"does not read hidden states[\s\S]*head: cls"):
+            load(str(tmp_path), "sequence-classification", ["a", "b"], head="mean")
+    assert models.outline(str(tmp_path), "sequence-classification", ["a", "b"]) is not None
+
+
+def test_an_outline_with_the_mean_is_the_models(bert: Path, tiny_encoder: Path) -> None:
+    for base in (bert, tiny_encoder):
+        found = models.outline(str(base), "sequence-classification", ["a", "b"], head="mean")
+        assert found is not None and all(parameter.is_meta for parameter in found.model.parameters())
+
+
 def test_a_model_without_such_a_head_is_refused(families: dict[str, str]) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -24,12 +24,21 @@ from adamergex.adapters.resident import tensors_path
 from adamergex.adapters.sparse import read_difference
 from adamergex.errors import ConfigError
 from adamergex.processes import Team
-from adamergex.settings import Classification, LanguageModeling, Optimisation, Rows, Structure, TrainJob
+from adamergex.settings import (
+    Classification,
+    LanguageModeling,
+    Optimisation,
+    Rows,
+    SentenceContrast,
+    Structure,
+    TrainJob,
+)
 
 SECONDS = 240  # after which a launch counts as hung
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TOPIC = Classification(labels=("food", "sports", "travel"), words={"food": "bread and butter", "travel": "train"})
 TEXT = LanguageModeling(segment=24, segments=57)  # of batches of 7, the last of an epoch has one row
+CONTRAST = SentenceContrast(max_length=24)  # whose rows are told from each other: no process may see a part of them
 CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("xlm-r", TEXT, {"kind": "lora", "rank": 4, "dropout": 0}),
     ("llama", TEXT, {"kind": "lora", "rank": 4, "dropout": 0}),
@@ -40,6 +49,7 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("xlm-r", TEXT, {"kind": "bottleneck", "reduction": 2, "invertible": True}),
     ("xlm-r", TOPIC, {"kind": "full"}),
     ("bert", TOPIC, {"kind": "sparse", "entries": 500, "l1": 0.1}),
+    ("xlm-r", CONTRAST, {"kind": "lora", "rank": 4, "dropout": 0}),
     ("bert", TOPIC, {"kind": "lora", "rank": 4, "dropout": 0}),
 ]
 OPTIMISED: dict[int, dict[str, Any]] = {len(CASES) - 1: {"head_start": "probe"}}  # which the first process fits
@@ -117,7 +127,7 @@ def together(
             steady(checkpoints[base], folder),
             task,
             structure,
-            plain if task is TEXT else labelled,
+            plain if task in (TEXT, CONTRAST) else labelled,
             **OPTIMISED.get(number, {}),
         )
         for number, (base, task, structure) in enumerate(CASES)

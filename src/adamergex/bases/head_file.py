@@ -14,33 +14,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from adamergex.adapters.tensor_files import read_safetensors
+from adamergex.base_documents import TOKENIZER_FILES
 from adamergex.base_files import base_sha256, checkpoint_file, resolve
 from adamergex.bases.heads import fold, with_new_head
 from adamergex.bases.rows import write_tensors
 from adamergex.bases.trimming import KEPT, RECORD
-from adamergex.errors import ModelError
+from adamergex.errors import AdapterFileError, ModelError
 from adamergex.inputs import open_regular, read_json_object
 from adamergex.models import quiet
 from adamergex.outputs import staged_directory
+from adamergex.tensor_header import read_header
 
 FILE = "masked_lm_head.safetensors"
 HEAD_RECORD = "masked_lm_head.json"
 FORMAT = "adamergex-masked-lm-head/1"
 _LOW_RANK = "low_rank."
-_TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "chat_template.jinja",
-    "LICENSE",
-    "LICENSE.txt",
-)
+_TOKENIZER = (*TOKENIZER_FILES, "LICENSE", "LICENSE.txt")
 
 
 @dataclass(frozen=True)
@@ -80,27 +70,29 @@ class HeadFile:
     @classmethod
     def read(cls, path: Path) -> HeadFile:
         """Raises: ModelError: no such file, or another one."""
-        open_regular(path, what="the head's file", error=ModelError).close()
         try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = read_header(path).metadata
             if metadata.get("kind") != FORMAT:
                 raise ValueError(f"its kind is {metadata.get('kind')!r}")
+            tensors = read_safetensors(path)
             scale = float(metadata["scale"])
-            if not math.isfinite(scale) or not all(torch.isfinite(item).all() for item in tensors.values()):
-                raise ValueError("it holds numbers that are not finite")
             rows = tensors.pop("rows", None)
+            if rows is not None and not is_rows(rows):
+                raise ValueError("its rows are not numbers in ascending order")
+            if other := next((name for name, item in tensors.items() if item.dtype != torch.float32), None):
+                raise ValueError(f"{other} is {tensors[other].dtype}, not float32")
+            if not math.isfinite(scale):
+                raise ValueError(f"its scale is {scale}")
             names = [name for name in tensors if name.startswith(_LOW_RANK) and name.endswith(".a")]
             factors = {
                 name.removeprefix(_LOW_RANK)[:-2]: (tensors.pop(name), tensors.pop(f"{name[:-2]}.b")) for name in names
             }
             base, sha256, original = metadata["base"], metadata["base_sha256"], metadata.get("original_sha256")
-        except (SafetensorError, ValueError, KeyError) as problem:
+        except (AdapterFileError, ValueError, KeyError) as problem:
             raise ModelError(
                 "this is not the file of a masked-LM head",
                 where=path,
-                found=problem,
+                found=problem.problem if isinstance(problem, AdapterFileError) else problem,
                 expected=FORMAT,
                 fix=f"name the {FILE} that adamergex train wrote",
             ) from None
@@ -140,10 +132,17 @@ def compose(base: str, head: str | Path, output: str | Path) -> None:
             for name, parameter in new.items():
                 parameter.copy_(contents[name])
         fold(model, file.factors, file.scale)
+        if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+            raise ModelError(
+                "the base with this head would hold numbers that are not finite",
+                where=path,
+                fix="copy or train the head again",
+            )
         write_base(model, base, stage)
         shutil.copyfile(path, stage / FILE)
         if (path.parent / HEAD_RECORD).is_file():
-            shutil.copyfile(path.parent / HEAD_RECORD, stage / HEAD_RECORD)
+            said = read_json_object(path.parent / HEAD_RECORD, what="the record of the head", error=ModelError)
+            (stage / HEAD_RECORD).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _widened(contents: dict[str, Tensor], file: HeadFile, rows: int, path: Path) -> dict[str, Tensor]:
@@ -176,6 +175,13 @@ def write_base(model: Any, base: str, stage: Path) -> None:
             shutil.copyfile(file, stage / name)
 
 
+def is_rows(rows: Tensor) -> bool:
+    """Whether a tensor is a list of rows of an embedding, each once, as trimming writes it: int32, ascending."""
+    if rows.dtype != torch.int32 or rows.dim() != 1:
+        return False
+    return bool((rows[1:] > rows[:-1]).all()) and bool((rows >= 0).all())
+
+
 def origin(base: str) -> tuple[str | None, Tensor | None]:
     """Of a trimmed base: the hash of the full one, and the rows that are kept of it. Of any other base: nothing."""
     place = resolve(base)
@@ -183,5 +189,21 @@ def origin(base: str) -> tuple[str | None, Tensor | None]:
     if record is None or kept is None:
         return None, None
     said = read_json_object(record, what="the record of trimming", error=ModelError)
-    with safe_open(kept, "pt") as file:
-        return str(said["base"]["sha256"]), file.get_tensor("rows")
+    full = said.get("base")
+    open_regular(kept, what="the list of kept rows", error=ModelError).close()
+    try:
+        with safe_open(kept, "pt") as file:
+            rows = file.get_tensor("rows")
+    except (SafetensorError, OSError) as problem:
+        raise _damaged_record(kept, problem) from None
+    if not is_rows(rows):
+        raise _damaged_record(kept, f"{rows.dtype} of shape {tuple(rows.shape)}")
+    if not isinstance(full, dict) or not isinstance(full.get("sha256"), str):
+        raise _damaged_record(record, "no SHA-256 of a base")
+    return str(full["sha256"]), rows
+
+
+def _damaged_record(path: Path, found: object) -> ModelError:
+    return ModelError(
+        "the record of trimming is damaged", where=path, found=found, fix="trim the base again, or copy it again"
+    )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForMaskedLM
 
+from adamergex.base_documents import loading
 from adamergex.base_files import resolve
 from adamergex.errors import ModelError
 from adamergex.logits import IGNORE
@@ -42,7 +43,7 @@ def with_new_head(base: str) -> tuple[Any, dict[str, nn.Parameter]]:
         setattr(config, name, 0.0)
     config.tie_word_embeddings = True
     loader: Any = AutoModelForMaskedLM
-    with torch.random.fork_rng(devices=[]), quiet():
+    with torch.random.fork_rng(devices=[]), loading(base), quiet():
         model, report = loader.from_pretrained(
             resolve(base), config=config, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
@@ -214,6 +215,7 @@ def fold(model: Any, factors: Mapping[str, tuple[Tensor, Tensor]], scale: float)
     layers = linear_layers(model)
     with torch.no_grad():
         for name, (a, b) in factors.items():
-            if name not in layers or layers[name].weight.shape != (b.shape[0], a.shape[1]):
+            fits = a.dim() == b.dim() == 2 and a.shape[0] == b.shape[1] and name in layers
+            if not fits or layers[name].weight.shape != (b.shape[0], a.shape[1]):
                 raise ModelError("a low-rank change does not fit the base", where=name, fix="name the base it is for")
             layers[name].weight.add_((scale * (b @ a)).to(layers[name].weight.device))

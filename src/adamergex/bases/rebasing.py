@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from adamergex import lineage as lineages
+from adamergex.adapters.tensor_files import read_safetensors
 from adamergex.base_files import base_sha256
 from adamergex.bases.head_file import origin
 from adamergex.bases.rows import Rows
-from adamergex.checkpoint import CONFIG
+from adamergex.checkpoint import CONFIG, AdapterDirectory
 from adamergex.errors import AdapterFileError, ModelError
 from adamergex.hashing import file_sha256
 from adamergex.inputs import read_json_object
-from adamergex.models import load_config
+from adamergex.models import vocabulary_size
 from adamergex.outputs import staged_directory
 from adamergex.tensor_header import read_header
 
@@ -40,13 +41,10 @@ def rebase(adapter: str | Path, source: str, target: str, output: str | Path) ->
             fix="train it again",
         )
     _require_no_tokens(directory, source)
+    AdapterDirectory.open(directory)
     _require_same_body(source, target)
     with staged_directory(output) as stage:
-        for path in sorted(directory.iterdir()):
-            if path.is_dir():
-                shutil.copytree(path, stage / path.name)
-            elif path.name not in (lineages.FILE_NAME, "README.md", "manifest.json"):
-                shutil.copyfile(path, stage / path.name)
+        _copy(directory, stage)
         settings = _settings(stage / CONFIG, target)
         tensors = next(path for path in sorted(stage.glob("*.safetensors")))
         parent = {"path": str(directory), "sha256": file_sha256(tensors), "language": lineage.language}
@@ -60,9 +58,21 @@ def rebase(adapter: str | Path, source: str, target: str, output: str | Path) ->
         (stage / "README.md").write_text(card, encoding="utf-8")
 
 
+def _copy(directory: Path, stage: Path) -> None:
+    """The tensors and JSON documents of an adapter; each is read first, so that a link copies no other file."""
+    for path in sorted(directory.iterdir()):
+        if path.name in (lineages.FILE_NAME, "manifest.json") or not path.is_file():
+            continue
+        if path.suffix == ".safetensors":
+            read_safetensors(path)
+        elif path.suffix == ".json":
+            read_json_object(path, what="the adapter's document", error=AdapterFileError)
+        else:
+            continue
+        shutil.copyfile(path, stage / path.name)
+
+
 def _settings(path: Path, target: str) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
     settings = read_json_object(path, what="the adapter's config", error=AdapterFileError)
     if "base_model_name_or_path" in settings:
         settings["base_model_name_or_path"] = target
@@ -71,7 +81,7 @@ def _settings(path: Path, target: str) -> dict[str, Any]:
 
 
 def _require_no_tokens(directory: Path, source: str) -> None:
-    tokens = int(load_config(source).vocab_size)
+    tokens = vocabulary_size(source)
     files = sorted(directory.glob("*.safetensors"))
     if not files or any(path.name.startswith("sparse_difference") for path in files):
         raise AdapterFileError(
@@ -98,7 +108,7 @@ def _require_same_body(source: str, target: str) -> None:
     for trimmed, full in ((source, target), (target, source)):
         original, kept = origin(trimmed)
         if kept is not None and original == base_sha256(full):
-            few, many = (Rows.open(base, int(load_config(base).vocab_size)) for base in (trimmed, full))
+            few, many = (Rows.open(base, vocabulary_size(base)) for base in (trimmed, full))
             if few.is_part_of(many, kept.tolist()):
                 return
     raise ModelError(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from adamergex.base_files import checkpoint_files
 from adamergex.checkpoint import SafetensorsWriter, TensorInfo
 from adamergex.errors import ModelError
-from adamergex.models import load_config
+from adamergex.models import vocabulary_size
 from adamergex.tensor_header import read_header
 
 # Endings of the names of input embeddings and of language-model heads, over transformers' architectures; of
@@ -164,7 +164,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
 
 def body_sha256(base: str) -> str:
     """Of a base's weights without those that have a row for each token: see ``Rows.body_sha256``."""
-    return Rows.open(base, int(load_config(base).vocab_size)).body_sha256()
+    return Rows.open(base, vocabulary_size(base)).body_sha256()
 
 
 def _axis(base: str, info: TensorInfo, tokens: int) -> int | None:

@@ -18,14 +18,15 @@ from tokenizers import Tokenizer
 from transformers import AutoModel
 
 from adamergex import data
+from adamergex.base_documents import require_config
 from adamergex.base_files import base_sha256, checkpoint_file, resolve
 from adamergex.bases.rows import Rows as WeightRows
 from adamergex.bases.rows import body_sha256, write_tensors
-from adamergex.bases.vocabulary import Vocabulary
+from adamergex.bases.vocabulary import Vocabulary, require_kind
 from adamergex.errors import DataError, ModelError
 from adamergex.hashing import file_sha256
 from adamergex.inputs import DOCUMENT_BYTES, read_json_object
-from adamergex.models import load_config, tokenizer
+from adamergex.models import skeleton, tokenizer, vocabulary_size
 from adamergex.outputs import staged_directory
 from adamergex.settings import Rows
 
@@ -72,10 +73,13 @@ def trim(base: str, texts: Sequence[str | Path], output: str | Path, *, columns:
     with staged_directory(output) as stage:
         contents, files = _texts(texts, columns)
         place = resolve(base)
-        vocabulary = Vocabulary(_document(place, "tokenizer.json"), f"{base}: tokenizer.json")
-        config = _document(place, "config.json")
-        weights = WeightRows.open(base, int(config.get("vocab_size") or 0), len(vocabulary.ids))
-        document, new = _covering(base, place, vocabulary, contents, _named_ids(config), stage)
+        config = require_config(base)
+        document, where = _document(place, "tokenizer.json"), f"{base}: tokenizer.json"
+        require_kind(document, where)
+        full = tokenizer(base)  # what the library refuses is no vocabulary either
+        vocabulary = Vocabulary(document, where)
+        weights = WeightRows.open(base, vocabulary_size(base), len(vocabulary.ids))
+        document, new = _covering(base, full, place, vocabulary, contents, _named_ids(config), stage)
         _require_positions(base, new)
         (stage / "config.json").write_text(_json(_renumbered(config, new) | {"vocab_size": len(new)}), encoding="utf-8")
         if (generation := checkpoint_file(place, "generation_config.json")) is not None:
@@ -124,10 +128,10 @@ def _texts(paths: Sequence[str | Path], columns: Sequence[str]) -> tuple[list[st
 
 
 def _covering(
-    base: str, place: str, vocabulary: Vocabulary, texts: Sequence[str], named: set[int], stage: Path
+    base: str, pieces: Any, place: str, vocabulary: Vocabulary, texts: Sequence[str], named: set[int], stage: Path
 ) -> tuple[dict[str, Any], dict[int, int]]:
     """The tokenizer's files written to ``stage``, once every text is tokenised as before; old id -> new id."""
-    full = _plain(tokenizer(base).backend_tokenizer)
+    full = _plain(pieces.backend_tokenizer)
     used = {index for batch in _encoded(full, texts) for ids in batch for index in ids}
     kept = vocabulary.parts(vocabulary.always() | used | {index for index in named if index < len(vocabulary.ids)})
     for _ in range(_ATTEMPTS):
@@ -185,7 +189,8 @@ def _write_tokenizer(place: str, document: dict[str, Any], new: Mapping[int, int
     if settings is not None:
         values = read_json_object(settings, what="the tokenizer's settings", error=ModelError)
         if isinstance(added := values.get("added_tokens_decoder"), dict):
-            values["added_tokens_decoder"] = {str(new[int(index)]): token for index, token in added.items()}
+            known = {str(old): str(index) for old, index in new.items()}
+            values["added_tokens_decoder"] = {known[old]: token for old, token in added.items() if old in known}
         (stage / "tokenizer_config.json").write_text(_json(values), encoding="utf-8")
     for name in _COPIED:
         if (path := checkpoint_file(place, name)) is not None:
@@ -210,15 +215,14 @@ def _renumbered(settings: dict[str, Any], new: Mapping[int, int]) -> dict[str, A
     def renumber(value: Any) -> Any:
         if isinstance(value, list):
             return [renumber(item) for item in value]
-        return new.get(value) if isinstance(value, int) and value >= 0 else value
+        return new.get(value) if type(value) is int and value >= 0 else value
 
     return {name: renumber(value) if name.endswith("_token_id") else value for name, value in settings.items()}
 
 
 def _require_positions(base: str, new: Mapping[int, int]) -> None:
     """Raises: ModelError where positions are counted from the padding's id on (RoBERTa), and that id would change."""
-    with torch.device("meta"):
-        model = AutoModel.from_config(load_config(base))  # type: ignore[no-untyped-call]
+    model = skeleton(base, AutoModel)
     for name, module in model.named_modules():
         padding = getattr(module, "padding_idx", None)
         if "position" in name.rpartition(".")[2] and padding is not None and new.get(padding) != padding:

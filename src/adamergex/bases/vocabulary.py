@@ -19,6 +19,21 @@ MODELS = ("Unigram", "BPE", "WordPiece")
 Document = dict[str, Any]
 
 
+def require_kind(document: Document, where: object) -> str:
+    """The kind of a tokenizer's model. Raises: ModelError for one that is none of ``MODELS``."""
+    model = document.get("model")
+    kind = str(model.get("type")) if isinstance(model, dict) else type(model).__name__
+    if kind in MODELS:
+        return kind
+    raise ModelError(
+        "the vocabulary of this kind of tokenizer cannot be trimmed",
+        where=where,
+        found=kind,
+        expected=", ".join(MODELS),
+        fix="use the base as it is",
+    )
+
+
 class Vocabulary:
     """Tokens and ids of a parsed tokenizer.json.
 
@@ -27,16 +42,8 @@ class Vocabulary:
 
     def __init__(self, document: Document, where: object) -> None:
         self.document, self.where = document, where
-        model = document.get("model") or {}
-        self.kind = str(model.get("type"))
-        if self.kind not in MODELS:
-            raise ModelError(
-                "the vocabulary of this kind of tokenizer cannot be trimmed",
-                where=where,
-                found=self.kind,
-                expected=", ".join(MODELS),
-                fix="use the base as it is",
-            )
+        self.kind = require_kind(document, where)
+        model = document["model"]
         self.added: dict[str, int] = {item["content"]: item["id"] for item in document.get("added_tokens") or ()}
         own = model["vocab"]
         self.ids: dict[str, int] = (
@@ -65,7 +72,15 @@ class Vocabulary:
             kept.add(min(range(len(model["vocab"])), key=lambda index: model["vocab"][index][1]))
         elif model.get("unk_token") in self.ids:
             kept.add(self.ids[model["unk_token"]])
-        return kept | self._named_in_processor()
+        kept |= self._named_in_processor()
+        if unknown := sorted(kept - set(self.ids.values())):
+            raise ModelError(
+                "the tokenizer puts in tokens that it does not have",
+                where=self.where,
+                found=f"id {unknown[0]}, of {len(self.ids)} tokens",
+                fix="copy or download the checkpoint again",
+            )
+        return kept
 
     def parts(self, kept: Iterable[int]) -> set[int]:
         """The tokens from which these are merged, and so on down (BPE); the tokens themselves otherwise."""

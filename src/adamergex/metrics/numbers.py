@@ -7,20 +7,25 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from numbers import Integral, Real
 
 from adamergex.errors import DataError
 from adamergex.metrics.checks import check_pairs, check_texts, known, percent
-from adamergex.metrics.separators import rewritten
+from adamergex.metrics.separators import ENGLISH, rewritten, separators
 from adamergex.metrics.text import comparable
 
-# Arabic thousands and decimal separators; minus signs and the full-width stop that stand for the ASCII ones.
-_SIGNS = str.maketrans({"٬": ",", "٫": ".", "\uff0e": ".", "\u2212": "-", "\u2011": "-", "\uff0d": "-", "\ufe63": "-"})
-# "1，234": a full-width comma groups thousands, and elsewhere divides clauses. "-$5" is a negative amount.
-_FULL_WIDTH_GROUP = re.compile(r"(?<=[0-9])，(?=[0-9]{3}(?![0-9]))")
-_SIGNED_AMOUNT = re.compile(r"-[$€£¥₹₺₽฿৳](?=[0-9])")
+# Minus signs and the full-width stop that stand for the ASCII ones.
+_SIGNS = str.maketrans({"\uff0e": ".", "\u2212": "-", "\u2011": "-", "\uff0d": "-", "\ufe63": "-"})
+# The Arabic thousands separator; commas of Arabic and full width group where three digits follow, and elsewhere divide
+# clauses. They and the Arabic decimal separator mean the same in every language.
+_GROUPS = re.compile("(?<=[0-9])(?:٬(?=[0-9])|[،，](?=[0-9]{3}(?![0-9])))")
+_ARABIC_DECIMAL = re.compile("(?<=[0-9])٫(?=[0-9])")
+# "-$5", "-US$ 5": negative amounts.
+_CURRENCIES = "".join(char for char in map(chr, range(0x10000)) if unicodedata.category(char) == "Sc")
+_SIGNED_AMOUNT = re.compile(rf"-(?:[A-Z]{{1,3}})?[{re.escape(_CURRENCIES)}]\s?(?=[0-9])")
 # A minus after a digit or a closing bracket is a subtraction or a range.
 _NUMBER = re.compile(r"(?:(?<![0-9)\]}])-)?[0-9][0-9,]*(?:\.[0-9]+)?")
 
@@ -28,9 +33,9 @@ _NUMBER = re.compile(r"(?:(?<![0-9)\]}])-)?[0-9][0-9,]*(?:\.[0-9]+)?")
 def last_number(text: str, language: str | None = None) -> str | None:
     """The last number of a text in canonical form, or ``None``: ASCII digits, no separators, no trailing zeros.
 
-    Digits of any script (Unicode Nd) and Arabic separators become ASCII; the last match of ``-?\\d[\\d,]*(\\.\\d+)?``
-    counts; commas group thousands and a point is a decimal point, unless ``language`` is given and writes them
-    otherwise ("1.234", "12 500", "12’500", see ``metrics.separators``).
+    Digits of any script (Unicode Nd) become ASCII, and Arabic separators are read in every language; the last match of
+    ``-?\\d[\\d,]*(\\.\\d+)?`` counts; commas group thousands and a point is a decimal point, unless ``language`` is
+    given and writes them otherwise ("1.234", "12 500", "12’500", see ``metrics.separators``).
     Source: Shi et al. 2022, "Language models are multilingual chain-of-thought reasoners" (arXiv 2210.03057), §2.
     """
     found = _NUMBER.findall(_ascii(text, language))
@@ -92,7 +97,9 @@ def _ascii(text: str, language: str | None = None) -> str:
     text = comparable(text)
     if not text.isascii():
         digits = {ord(char): str(int(char)) for char in set(text) if char.isdecimal()}
-        text = _FULL_WIDTH_GROUP.sub(",", text.translate(_SIGNS).translate(digits))
+        decimal = (separators(language) if language else ENGLISH).decimal
+        text = _GROUPS.sub("", text.translate(_SIGNS).translate(digits))
+        text = _ARABIC_DECIMAL.sub("," if decimal == "," else ".", text)
     return _SIGNED_AMOUNT.sub("-", rewritten(text, language))
 
 

@@ -236,9 +236,8 @@ def parameters(base: str) -> float:
     import torch
     from transformers import AutoModel
 
-    from adamergex.models import load_config
+    from adamergex.models import skeleton
 
-    with torch.device("meta"):
-        model: torch.nn.Module = AutoModel.from_config(load_config(base))  # type: ignore[no-untyped-call]
+    model: torch.nn.Module = skeleton(base, AutoModel)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     return float(sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in embeddings))

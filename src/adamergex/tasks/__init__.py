@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 class Examples(Protocol):
     """What training needs of a task: how long each example is, a batch of some of them, the batch's loss, and over how
-    many labelled positions (or texts) that is a mean. The tensors of a batch have a row for each of its examples."""
+    many labelled positions (or texts) that is a mean. The tensors of a batch have a row for each of its examples.
+
+    A class whose loss compares the rows of a batch with each other says ``coupled``: no batch of it is shared out."""
 
     @property
     def lengths(self) -> Sequence[int]: ...

@@ -14,6 +14,8 @@ XLT, after the mark.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from adamergex.errors import ConfigError
@@ -70,15 +72,13 @@ _FORMS = {
         "the topic", "Topic:",
     ),
 }  # fmt: skip
-_NAMES = """
-    am:Amharic ar:Arabic ay:Aymara bg:Bulgarian bn:Bengali cs:Czech de:German el:Greek en:English es:Spanish et:Estonian
-    fa:Persian fi:Finnish fr:French gn:Guarani ha:Hausa he:Hebrew hi:Hindi ht:Haitian hu:Hungarian id:Indonesian ig:Igbo
-    is:Icelandic it:Italian ja:Japanese jv:Javanese ko:Korean mi:Maori my:Burmese nl:Dutch pl:Polish pt:Portuguese
-    qu:Quechua ro:Romanian ru:Russian rw:Kinyarwanda so:Somali sv:Swedish sw:Swahili ta:Tamil te:Telugu th:Thai
-    tk:Turkmen tr:Turkish uk:Ukrainian ur:Urdu uz:Uzbek vi:Vietnamese wo:Wolof xh:Xhosa yo:Yoruba zh:Chinese zu:Zulu
-"""
-LANGUAGE_NAMES = dict(pair.split(":") for pair in _NAMES.split())
-"""Code -> English name; a language that is not here goes by its code."""
+_NAMES = {
+    "bn": "Bengali",
+    "ht": "Haitian",
+    "mi": "Maori",
+    "nb": "Norwegian",
+    "quy": "Quechua",
+}  # where CLDR has another
 _LONGER = 512  # pieces that the template and the steps to the answer may add
 
 
@@ -99,7 +99,7 @@ def asked_with_xlt(task: Target, language: str) -> Target:
         form = form._replace(request=_options(task))
     elif isinstance(task, Generation) and not form.request:
         form = form._replace(request=task.prompt)
-    name = LANGUAGE_NAMES.get(language, language)
+    name = language_name(language)
     form = form._replace(goal=form.goal.replace("{labels}", _listed(task)))
     prompt = _TEMPLATE.format(
         article="an" if form.expert[0] in "aeiou" else "a",
@@ -112,6 +112,20 @@ def asked_with_xlt(task: Target, language: str) -> Target:
     # The input, and its retelling before the answer.
     changes = {"prompt": prompt, "answer_after": form.mark, "max_length": 2 * task.max_length + _LONGER}
     return task.model_copy(update=changes)
+
+
+def language_name(code: str) -> str:
+    """A language's English name (Unicode CLDR, through babel), as the paper writes it; an unknown code names itself.
+
+    ``code``: ISO 639-1 or 639-3, with script and region or without ("sw", "swh_Latn", "zh-Hant").
+    """
+    from babel import Locale
+    from babel.core import get_global
+
+    language = re.split("[-_]", code)[0].lower()
+    short = str(get_global("language_aliases").get(language, language)).partition("_")[0]
+    names: Mapping[str, str] = {**Locale("en").languages, **_NAMES}
+    return names.get(language) or names.get(short) or code
 
 
 def _options(task: MultipleChoice) -> str:

@@ -131,7 +131,7 @@ def _row(found: Mapping[str, Any], language: str, split: str, number: int) -> di
     text = str(found["answer"])
     # GSM8K on the hub: a chain of thought with <<48/2=24>> marks, "####", the answer.
     rationale, _, _ = text.rpartition("####")
-    answer = last_number(text)
+    answer = last_number(text, language if isinstance(found["answer"], str) else None)
     if answer is None:
         raise DataError("an answer holds no number", where=f"MGSM {language} {split}, row {number}", found=repr(text))
     row = {

@@ -74,18 +74,25 @@ def _translated(task: SentenceAlignment, found: Numbered, where: str) -> list[di
     assert task.pivot_language is not None  # the settings were checked for it
     pivots = data.read_numbered(task.pivot, task.pivot_language, ("text",), also=("id",))
     there = data.source(task.pivot, task.pivot_language)
-    if all("id" in row for _, row in (*found, *pivots)):
-        texts = {row["id"]: row["text"] for _, row in pivots}
-        for number, row in found:
-            if row["id"] not in texts:
+    own, others = _ids(found, where), _ids(pivots, there)
+    if own and others:
+        texts: dict[str, str] = {}
+        for name, (number, row) in zip(others, pivots, strict=True):
+            if texts.setdefault(name, row["text"]) != row["text"]:
+                raise DataError(
+                    "an id has two translations", where=f"{there}, row {number}", found=f"id {name!r}",
+                    expected="each id once", fix="give each row an id of its own",
+                )  # fmt: skip
+        for name, (number, _) in zip(own, found, strict=True):
+            if name not in texts:
                 raise DataError(
                     "a row has no translation",
                     where=f"{where}, row {number}",
-                    found=f"id {row['id']!r}",
+                    found=f"id {name!r}",
                     expected=f"a row with that id in {there}",
                     fix="remove the row, or add its translation",
                 )
-        return [{**row, "pivot": texts[row["id"]]} for _, row in found]
+        return [{**row, "pivot": texts[name]} for name, (_, row) in zip(own, found, strict=True)]
     if len(found) != len(pivots):
         raise DataError(
             "a text and its translation have different numbers of rows",
@@ -95,6 +102,19 @@ def _translated(task: SentenceAlignment, found: Numbered, where: str) -> list[di
             fix="give both a column id, or one row for each row",
         )
     return [{**row, "pivot": other["text"]} for (_, row), (_, other) in zip(found, pivots, strict=True)]
+
+
+def _ids(found: Numbered, where: str) -> list[str]:
+    """The ids of all rows, numbers as text; of rows without ids nothing. Raises: DataError where only some have one."""
+    without = next((number for number, row in found if "id" not in row), None)
+    if without is None:
+        return [text_of(row["id"], "id", f"{where}, row {number}") for number, row in found]
+    if any("id" in row for _, row in found):
+        raise DataError(
+            "only some rows have an id", where=f"{where}, row {without}", found="no id",
+            expected="an id in every row, or in none", fix="fill it in: translations are matched by it",
+        )  # fmt: skip
+    return []
 
 
 def _file_rows(task: Task, rows: Rows, language: str) -> Numbered:

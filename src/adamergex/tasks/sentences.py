@@ -59,6 +59,11 @@ class Contrast:
     truncated: int
 
     @property
+    def coupled(self) -> bool:
+        """Every text is told from the others of its batch."""
+        return True
+
+    @property
     def lengths(self) -> Sequence[int]:
         return [2 * len(ids) for ids in self.ids]
 
@@ -97,6 +102,11 @@ class Alignment:
     temperature: float
     pad: int
     truncated: int
+
+    @property
+    def coupled(self) -> bool:
+        """Every text is told from the others of its batch."""
+        return True
 
     @property
     def lengths(self) -> Sequence[int]:

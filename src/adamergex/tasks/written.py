@@ -17,14 +17,17 @@ from adamergex.metrics.text import UNSPACED, comparable
 NOTHING = "none"
 _KEPT = "%#&@"  # punctuation by category, but part of a word: "5%", "C#", "@home"
 _IN_NUMBER = re.compile(r"(?<=\d)[.,](?=\d)|(?<!\S)[-\u2212](?=\d)")
+_AS_ASCII = str.maketrans("\u2212\uff0d\ufe63\uff05", "---%")
 _UNSPACED = re.compile(f"[{UNSPACED}]")
-_FULL_STOPS = ".;。।؛\u06d4"
+_FULL_STOPS = ".;；。।؛\u06d4"
 _COLONS = ":："
+_DIVIDERS = re.compile("([;；؛])")
+_SIGN = re.compile(r"""^\W*([A-Z]|[1-9][0-9]?)(?=\s*(?:[).:,\]。*"'”’」]|$))(?![.,][0-9])(?!['’]\w)""")
 
 
 def plain(text: str) -> str:
     """Case folded, punctuation as one space; marks (vowel signs), symbols and what belongs to a number stay."""
-    folded = comparable(comparable(text).casefold())
+    folded = comparable(comparable(text).casefold()).translate(_AS_ASCII)
     inside = {match.start() for match in _IN_NUMBER.finditer(folded)}
     kept = [
         char if place in inside or char in _KEPT or unicodedata.category(char)[0] in "LMNS" else " "
@@ -72,7 +75,7 @@ def sign(text: str, count: int) -> int | None:
     """
     shown = unicodedata.normalize("NFKC", comparable(text))
     shown = "".join(str(unicodedata.decimal(char, char)) for char in shown)
-    found = set(re.findall(r"^\W*([A-Z]|[1-9][0-9]?)(?=\s*(?:[).:,\]。]|$))(?![.,][0-9])", shown))
+    found = set(re.findall(_SIGN, shown))
     found = found or set(re.findall(r"\bchoice ?([1-9])\b", shown, re.IGNORECASE))
     found = found or set(re.findall(r"\(([A-Z]|[1-9][0-9]?)\)", shown))
     if len(found) != 1:
@@ -118,22 +121,25 @@ def read_entities(tokens: Sequence[str], types: Sequence[str], text: str) -> tup
     that the sentence has counts, and a full stop after the last entity is left out only where it is not a part of it.
     Types compare without case. What is no ``TYPE: words`` of a known type and of this sentence is left out.
     """
-    tags, well, last = ["O"] * len(tokens), True, 0
-    given = [comparable(token) for token in tokens]
-    parts = comparable(text).strip().split(";")
     if text.strip() and plain(text) == NOTHING:
-        return tags, True
-    at = 0
+        return ["O"] * len(tokens), True
+    tags, well = _read(tokens, types, text)  # letter for letter: a token may be invisible
+    return (tags, well) if well else _read([comparable(token) for token in tokens], types, comparable(text))
+
+
+def _read(tokens: Sequence[str], types: Sequence[str], text: str) -> tuple[list[str], bool]:
+    tags, well, last, at = ["O"] * len(tokens), True, 0, 0
+    parts = _DIVIDERS.split(text.strip())  # at odd places what divides them
     while at < len(parts):
-        for end in range(len(parts), at, -1):
-            read = _entity(";".join(parts[at:end]), types, given, tags, last, final=end == len(parts))
+        for end in range(len(parts), at, -2):
+            read = _entity("".join(parts[at:end]), types, tokens, tags, last, final=end == len(parts))
             if read:
                 kind, start, last = read
                 tags[start:last] = [f"B-{kind}", *[f"I-{kind}"] * (last - start - 1)]
-                at = end
+                at = end + 1
                 break
         else:
-            well, at = False, at + 1
+            well, at = False, at + 2
     return tags, well
 
 
@@ -158,10 +164,10 @@ def _entity(
 def _typed(part: str, types: Sequence[str]) -> tuple[str | None, str]:
     shown = part.strip()
     for kind in sorted(types, key=lambda name: -len(name)):
-        name = comparable(kind)
-        rest = shown[len(name) :].lstrip()
-        if shown[: len(name)].casefold() == name.casefold() and rest[:1] and rest[0] in _COLONS:
-            return kind, rest[1:]
+        for name in (kind, comparable(kind)):
+            rest = shown[len(name) :].lstrip()
+            if shown[: len(name)].casefold() == name.casefold() and rest[:1] and rest[0] in _COLONS:
+                return kind, rest[1:]
     return None, ""
 
 
