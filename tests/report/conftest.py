@@ -38,9 +38,10 @@ def sample(
         "comparisons": [],
         "targets": list(LANGUAGES),
         "seeds": list(seeds),
-        "methods": [{**method, "about": f"{method['about']}{text}"} for method in METHODS],
+        "methods": [{**method, "about": f"{method['about']}{text}", "oracle": False} for method in METHODS],
         "cells": cells,
         "tuning": [_tuning(seed, chosen) for seed in seeds],
+        "weights": [_weights(language, seed, chosen, text) for language in LANGUAGES for seed in seeds],
         "adapters": [item for seed in seeds for item in _adapters(seed, len(seeds) > 1)],
         "merges": [_merge(language, seed, chosen) for language in LANGUAGES for seed in seeds],
         "missing": [],
@@ -87,7 +88,16 @@ def _tuning(seed: int, chosen: float) -> dict[str, Any]:
         for index, height in enumerate(moved)
     ]
     found = {"method": "adamergex", "proxy": "fr", "seed": seed, "chosen": chosen, "curve": curve}
-    return {**found, "measure": None, "layers": None}
+    return {**found, "measure": None, "layers": None, "languages": [], "best": None, "error": None}
+
+
+def _weights(language: str, seed: int, chosen: float, text: str) -> dict[str, Any]:
+    ways = [
+        {"way": f"fr{text}", "weight": chosen, "score": 60.0, "own": True},
+        {"way": "λ = 0 (Eng-FT)", "weight": 0.0, "score": 58.0, "own": False},
+    ]
+    oracle = {"way": "oracle (upper bound, not a method)", "weight": 0.6, "score": 61.5, "own": False}
+    return {"method": "adamergex", "language": language, "seed": seed, "oracle": oracle, "ways": ways}
 
 
 def _adapters(seed: int, several: bool) -> list[dict[str, Any]]:

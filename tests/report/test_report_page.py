@@ -169,7 +169,7 @@ def test_the_page_is_whole_and_self_contained(sample: Sample, seeds: tuple[int, 
     assert {target[1:] for target in reader.links if target.startswith("#")} <= set(reader.ids)
     assert (
         reader.untitled == 0
-        and reader.tags["svg"] == 6 + 15 + 1 + 1 + 1 + (len(seeds) > 1)
+        and reader.tags["svg"] == 6 + 15 + 1 + 1 + 1 + 1 + (len(seeds) > 1)
         and reader.tags["desc"] == reader.tags["svg"]
     )
     assert (reader.tags["script"], reader.tags["img"], reader.handlers) == (1, 0, [])
@@ -209,11 +209,11 @@ def test_hostile_text_stays_text_in_the_other_files(sample: Sample, tmp_path: Pa
 def test_missing_cells_empty_tuning_and_nothing_at_all(sample: Sample, tmp_path: Path) -> None:
     data = sample()
     data["cells"] = [c for c in data["cells"] if (c["method"], c["language"]) != ("average", "tr")]
-    data.update(tuning=[], adapters=[], merges=[], environment={}, commands=[], notes=[], proxy=None)
+    data.update(tuning=[], weights=[], adapters=[], merges=[], environment={}, commands=[], notes=[], proxy=None)
     text = write_report(data, tmp_path).read_text(encoding="utf-8")
     row = Reader(text).tables[0][3]
     assert row[3] == "– no result" and row[-1] == "– 4 of 5"
-    assert 'id="weight"' not in text and 'id="cost"' not in text and "no language" in text
+    assert 'id="weight"' not in text and 'id="ways"' not in text and 'id="cost"' not in text and "no language" in text
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "| AriMerge | " in markdown and "λ on the proxy" not in markdown
     data.update(cells=[], methods=[])

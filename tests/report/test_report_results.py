@@ -25,7 +25,7 @@ def test_json_survives_a_round_trip(sample: Sample, tmp_path: Path) -> None:
 
 def test_optional_parts_may_be_left_out(sample: Sample) -> None:
     data = sample()
-    for key in ("proxy", "tuning", "adapters", "merges", "environment", "commands", "notes"):
+    for key in ("proxy", "tuning", "weights", "adapters", "merges", "environment", "commands", "notes"):
         del data[key]
     for cell in data["cells"]:
         for key in ("truncated", "weight", "adapter", "against", "predictions"):

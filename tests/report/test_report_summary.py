@@ -61,7 +61,7 @@ def test_headline_without_a_comparison_or_without_results(sample: Sample) -> Non
     data["cells"] = []
     assert headline(parse(data)) == "AdaMergeX (factors) has no results."
     data["methods"] = []
-    data["tuning"] = []
+    data["tuning"] = data["weights"] = []
     assert headline(parse(data)) == "Nothing was measured."
 
 
