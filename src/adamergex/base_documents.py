@@ -40,11 +40,14 @@ def require_config(base: str) -> dict[str, Any]:
 
     Raises: ModelError: no file, not strict JSON, larger than ``inputs.SETTINGS_BYTES``, more than ``LAYERS`` layers,
     or an implementation (of attention, of experts) that is a repository, whose code transformers would fetch and run.
+    Of a hub id without such a file nothing is said here: {}.
     """
     place = resolve(base)
     path = checkpoint_file(place, "config.json")
-    if path is None:
+    if path is None and Path(place).is_dir():
         raise ModelError("there is no config.json", where=place, fix="name a transformers checkpoint")
+    if path is None:  # a hub that has none, or is out of reach: transformers tells which
+        return {}
     config = read_json_object(path, what="the model's config", error=ModelError)
     for name, value in _settings(config):
         if name.endswith("_implementation") and not _is_plain(value):

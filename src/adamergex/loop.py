@@ -29,6 +29,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 
 from adamergex.adapters import resident
 from adamergex.adapters.saving import unwritable
+from adamergex.adapters.tensor_files import LARGEST
 from adamergex.errors import AdapterFileError, ConfigError, TrainingError
 from adamergex.hashing import file_sha256
 from adamergex.inputs import read_json_object
@@ -244,12 +245,12 @@ class _Trainer(Trainer):
     def require_finite(self, what: str, *tensors: Tensor) -> None:
         """Raises: TrainingError, which says at which step."""
         for tensor in tensors:
-            if not torch.isfinite(tensor).all():
+            if tensor.numel() and not tensor.detach().abs().max() <= LARGEST:  # NaN is not either
                 raise TrainingError(
                     "the training diverged",
                     where=f"step {min(self.state.global_step + 1, self.args.max_steps)} of {self.args.max_steps}",
-                    found=f"{what} is {tensor.item()}" if tensor.ndim == 0 else f"{what} is not finite",
-                    expected="finite numbers",
+                    found=f"{what} is {tensor.item()}" if tensor.ndim == 0 else f"{what} is not finite, or too large",
+                    expected=f"finite numbers up to {LARGEST:g}",
                     fix="lower the learning rate; where the first step fails, check that the base's weights are finite",
                 )
 

@@ -33,7 +33,8 @@ def job(base: str, path: Path, structure: Structure, task: Any = None, **setting
         task=task,
         language="en",
         rows=Rows(path=str(path)),
-        optimisation=Optimisation(**{"steps": 3, "batch_size": 4, **settings}),
+        # Copied in: the settings' own bounds let no rate through that diverges at once.
+        optimisation=Optimisation(steps=3, batch_size=4).model_copy(update=settings),
     )
 
 
