@@ -37,11 +37,17 @@ if __name__ == "__main__":
 """
 
 
+def _as_in_the_foreground() -> None:
+    """A shell's background jobs, and so tests that one starts there, ignore Ctrl-C; a foreground job does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*command: object, **settings: object) -> subprocess.Popen[str]:
     """A process with a group of its own, as a terminal's foreground job is."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
     return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
         [sys.executable, *map(str, command)], env=environment, text=True, start_new_session=True,
+        preexec_fn=_as_in_the_foreground,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **settings},
     )  # fmt: skip
 

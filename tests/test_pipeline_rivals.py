@@ -56,7 +56,7 @@ def test_the_whole_way(
     table = summary(results, tmp_path / "run")
     assert all(label in table for label in ("Full-FT", "MLM-SRC", "MLM-TRG", "LF-SFT"))
     sizes = {item["name"].partition(" ·")[0]: item for item in results["adapters"]}
-    assert sizes["sparse language"]["parameters"] == 300
+    assert 300 <= sizes["sparse language"]["parameters"] < 310  # what ties with the last one comes along
     assert sizes["sparse language"]["bytes"] < 300 * 8 + 8000 < sizes["full language"]["bytes"]
     # The output has what a cell was made of: the target's language, and a task that was learned on the source's.
     folder = tmp_path / "run" / "adapters" / "lf_sft-sw-seed0"

@@ -16,6 +16,7 @@ VERSIONS: dict[str, int] = {
     # 3: intervals (Wilson, clusters of rows that share a passage or premise).
     # 4: spellings that look alike, signs and separators of written answers.
     "tune": 4,
+    "choose": 1,
     # 2: the same; and a sparse difference leaves the output matrix of a tied model as it is.
     # 3: intervals, and the group of each item.
     # 4: as of "tune".
