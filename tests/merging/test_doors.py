@@ -205,7 +205,7 @@ def test_fields_that_name_code_are_not_passed_on(tmp_path: Path) -> None:
     ("field", "value"),
     [
         ("task", {"kind": "classification", "measured_as": "x.py"}),
-        ("task", {"kind": "classification", "measured_as": "/tmp/x.py"}),
+        ("task", {"kind": "classification", "measured_as": "elsewhere/x.py"}),
         ("task", {"kind": "classification", "measured_as": "os"}),
         ("task", {"kind": "classification", "measured_as": ["xnli"]}),
         ("task", {"kind": ["classification"]}),
