@@ -15,13 +15,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, cast
 
-from adamergex import values
+from adamergex.data import values
+from adamergex.data.sampling import sampled
 from adamergex.errors import ConfigError, DataError
-from adamergex.hashing import file_sha256
-from adamergex.lineage_fields import TASKS
+from adamergex.files.hashing import file_sha256
+from adamergex.files.lineage_fields import TASKS
+from adamergex.jobs.settings import Target, TaskRows
 from adamergex.metrics.checks import known
-from adamergex.sampling import sampled
-from adamergex.settings import Target, TaskRows
 
 NAMES = TASKS
 _WANTED = ("TASK", "rows", "score")
