@@ -46,7 +46,7 @@ def task_file(name: str) -> TaskFile:
     """
     if not is_file(name):
         known(name, dict.fromkeys(NAMES), "task", "the tasks that bring their own data")
-        return cast(TaskFile, importlib.import_module(f"adamergex.tasks.{name}"))
+        return cast(TaskFile, importlib.import_module(f"adamergex.tasks.datasets.{name}"))
     path = Path(name)
     module = own_module(path, "task")
     absent = [wanted for wanted in _WANTED if not hasattr(module, wanted)]
