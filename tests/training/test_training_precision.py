@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from adamergex.backbones import cache, loading
 from adamergex.errors import ConfigError
-from adamergex.jobs.settings import LanguageModeling, Optimisation, Structure
+from adamergex.jobs.settings import LanguageModeling, Optimisation, SentenceAlignment, SentenceContrast, Structure
 from adamergex.training import numerics, train
 
 TEXT = LanguageModeling(segment=16, segments=24)
@@ -68,6 +68,35 @@ def test_bfloat16_on_a_cpu_trains_like_float32(
         for name in ("first_loss", "loss"):
             assert found["bfloat16"][name] != found["float32"][name]
             assert found["bfloat16"][name] == pytest.approx(found["float32"][name], rel=0.03)
+
+
+class FirstLayer(TrainerCallback):
+    """The type of what the first linear layer of the encoder gives during training."""
+
+    def __init__(self) -> None:
+        self.seen: set[torch.dtype] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        first = next(module for module in kwargs["model"].modules() if isinstance(module, torch.nn.Linear))
+        first.register_forward_hook(lambda module, inputs, output: self.seen.add(output.dtype))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("task", [None, TEXT, SentenceContrast(), SentenceAlignment(pivot_language="en")], ids=str)
+def test_every_task_computes_in_the_precision_that_was_asked_for(
+    checkpoints: dict[str, str], labelled: Path, plain: Path, tmp_path: Path, task: Any, precision: str
+) -> None:
+    if isinstance(task, SentenceAlignment):
+        rows = tmp_path / "en.jsonl"
+        rows.write_text("".join(json.dumps({"text": f"{n} {n}", "pivot": f"{n}"}) + "\n" for n in range(20)))
+        plain = rows
+    asked = job(
+        checkpoints["bert"], labelled if task is None else plain, STRUCTURES["lora"], task, steps=2,
+        precision=precision,
+    )  # fmt: skip
+    watch = FirstLayer()
+    train.train(asked, tmp_path / "out", callbacks=[watch])
+    assert watch.seen == {torch.bfloat16 if precision == "bfloat16" else torch.float32}
 
 
 def test_auto_is_what_it_was(checkpoints: dict[str, str], labelled: Path, tmp_path: Path) -> None:

@@ -242,11 +242,11 @@ def test_what_must_not_be_cut_is_not(checkpoints: dict[str, str], family: str) -
 
 
 def test_segments_are_the_tokenizers(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, loading, pre_tokenizers, processors
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertTokenizerFast
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"]
-    inner = Tokenizer(loading.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]

@@ -230,7 +230,7 @@ def _classes(task: Mapping[str, Any]) -> int:
 def _base_in_code(base: str) -> tuple[str, str]:
     """How a snippet names a base, and the import that this needs, or nothing."""
     if base in SHIPPED or base in PACKAGED:
-        room = "backbones" if base in SHIPPED else "packaged"
+        room = "base_names" if base in SHIPPED else "backbones.packaged"
         return f"str(folder({json.dumps(base)}))", f"from adamergex.{room} import folder"
     return json.dumps(base), ""
 
