@@ -14,10 +14,10 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from adamergex.cli import parser
-from adamergex.config import MethodName, parse
-from adamergex.studies.settings import parse_study
-from adamergex.train_config import parse_training
+from adamergex.cli.main import parser
+from adamergex.config.study import parse_study
+from adamergex.config.train import parse_training
+from adamergex.config.transfer import MethodName, parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from adamergex import inputs
 from adamergex.errors import ConfigError, printable
+from adamergex.files import inputs
 
 WHAT = {"what": "the settings file", "error": ConfigError}
 

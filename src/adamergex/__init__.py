@@ -10,13 +10,13 @@ __all__ = ["attach", "convert", "divergence", "inspect", "merge", "train", "tran
 
 # Looked up on first use: `import adamergex` costs nothing, and merging never imports torch.
 _HOMES = {
-    "attach": ("adamergex.adapters.stack", "attach"),
-    "convert": ("adamergex.conversion", "convert"),
+    "attach": ("adamergex.adapters.bottleneck.stack", "attach"),
+    "convert": ("adamergex.adapters.formats.conversion", "convert"),
     "merge": ("adamergex.merging", "merge"),
     "divergence": ("adamergex.merging", "divergence"),
-    "inspect": ("adamergex.inspection", "inspect"),
-    "train": ("adamergex.pipeline", "run_training"),
-    "transfer": ("adamergex.pipeline", "run_transfer"),
+    "inspect": ("adamergex.merging.inspection", "inspect"),
+    "train": ("adamergex.tables.transfer", "run_training"),
+    "transfer": ("adamergex.tables.transfer", "run_transfer"),
 }
 
 

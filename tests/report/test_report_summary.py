@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from adamergex.report import parse
-from adamergex.report.summary import by_chance, differences, headline, number, probability, score_table, signed
+from adamergex.report.summary import (
+    by_chance,
+    differences,
+    headline,
+    number,
+    probability,
+    score_table,
+    signed,
+)
 
 Sample = Callable[..., dict[str, Any]]
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from adamergex import lineage
 from adamergex.errors import AdamergexError, DataError
-from adamergex.lineage import Lineage
+from adamergex.files import lineage
+from adamergex.files.lineage import Lineage
+from adamergex.files.records import predictions
 from adamergex.merging import Similarity, similarity
-from adamergex.records import predictions
 from adamergex.report.results import Cell, Results, is_entry
 from adamergex.report.summary import number
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamergex.errors import printable
-from adamergex.outputs import filled_directory, write_files
+from adamergex.files.outputs import filled_directory, write_files
 from adamergex.report import views
 from adamergex.report.evidence import Evidence, gather
 from adamergex.report.markdown import report_markdown

@@ -19,9 +19,9 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from adamergex.errors import DataError, printable
-from adamergex.inputs import DOCUMENT_BYTES, read_json_object
-from adamergex.outputs import write_files
-from adamergex.records import as_json
+from adamergex.files.inputs import DOCUMENT_BYTES, read_json_object
+from adamergex.files.outputs import write_files
+from adamergex.files.records import as_json
 
 Interval = tuple[float, float]
 BASELINE = "english_tuning"
