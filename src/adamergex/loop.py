@@ -231,7 +231,8 @@ class _Trainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         # Without Trainer's model.train(), which walks every module at every step; once before the first is enough.
-        with self.compute_loss_context_manager():
+        # accelerate's autocast is in the model's own forward alone; some losses call the body within it.
+        with self.compute_loss_context_manager(), self.accelerator.autocast():
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         self.accelerator.backward(loss)
         self.require_finite("the loss", loss)

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from adamergex import models, numerics, residency, training
 from adamergex.errors import ConfigError
-from adamergex.settings import LanguageModeling, Optimisation, Structure
+from adamergex.settings import LanguageModeling, Optimisation, SentenceAlignment, SentenceContrast, Structure
 
 TEXT = LanguageModeling(segment=16, segments=24)
 
@@ -126,3 +126,29 @@ def test_an_attention_that_a_model_has_not_is_refused_and_nothing_stays_changed(
     with pytest.raises(ConfigError, match=r"has no such attention[\s\S]*set attention to auto"):
         numerics.require_attention(model, "eager" if before == "sdpa" else "sdpa")
     assert model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize(
+    "task", [TEXT, SentenceContrast(), SentenceAlignment()], ids=["language-modeling", "contrast", "alignment"]
+)
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_every_reference_task_computes_in_the_precision_that_is_set(
+    checkpoints: dict[str, str], tmp_path: Path, task: Any, precision: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = [f"river {number} is deep and the match was won by train {number}" for number in range(40)]
+    path.write_text("".join(json.dumps({"text": line, "pivot": line[::-1]}) + "\n" for line in lines), encoding="utf-8")
+    asked = job(checkpoints["xlm-r"], path, STRUCTURES["lora"], task, steps=2, precision=precision, attention="eager")
+    loaded, dtypes = training.load_for(asked), set[torch.dtype]()
+
+    def note(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        if output.requires_grad:  # of a training step; targets are made before the first
+            dtypes.add(output.dtype)
+
+    layer = loaded.model.base_model.encoder.layer[1].intermediate.dense
+    handle = layer.register_forward_hook(note)
+    try:
+        training.train(asked, tmp_path / "out", backbone=loaded)
+    finally:
+        handle.remove()
+    assert dtypes == {getattr(torch, precision)}
