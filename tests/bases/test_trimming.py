@@ -232,7 +232,7 @@ def test_any_text_that_is_covered_is_tokenised_as_before(kind: str, tmp_path: Pa
 
 
 def test_covered_text_is_tokenised_as_before_where_it_follows_a_word(tmp_path: Path) -> None:
-    """Of byte-level BPE "boats" and " boats" are other tokens, and answers, labels and columns of prompts follow words."""
+    """Of byte-level BPE "boats" and " boats" are other tokens; answers, labels and columns of prompts follow words."""
     base, texts = decoder(tmp_path / "base", "BPE", tied=True), ["water", "doctor helps", "Which is it?"]
     path = tmp_path / "text.txt"
     path.write_text("\n".join(texts) + "\n", encoding="utf-8")

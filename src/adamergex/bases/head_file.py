@@ -159,7 +159,7 @@ def _widened(contents: dict[str, Tensor], file: HeadFile, rows: int, path: Path)
 
 
 def write_base(model: Any, base: str, stage: Path) -> None:
-    """The model as a checkpoint, with the base's tokenizer and what says how it is read; config.json is the base's, the class aside."""
+    """The model as a checkpoint, with the base's tokenizer and pooling; config.json is the base's, the class aside."""
     with quiet():
         model.save_pretrained(stage)
     for path in stage.glob("*.safetensors"):

@@ -69,7 +69,8 @@ class Trimmed:
 def trim(base: str, texts: Sequence[str | Path], output: str | Path, *, columns: Sequence[str] = ("text",)) -> Trimmed:
     """Write a base with the tokens that the texts in these files use; ``columns``: those of a file that hold text.
 
-    Kept beside them: special and added tokens, single characters, bytes, and what a chat template writes. Other text still has its tokens, shorter ones.
+    Kept beside them: special and added tokens, single characters, bytes, and what a chat template writes. Other text
+    still has its tokens, shorter ones.
     Raises: ModelError: no tokenizer.json of Unigram, BPE or WordPiece, weights that are only a pickle, a tensor with a
     row for each token that is not known. DataError: unreadable texts. AdapterFileError: the output is in use.
     """
