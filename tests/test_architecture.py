@@ -30,7 +30,7 @@ LAYERS = [
     ["base_documents"],
     ["merging", "metrics"],
     ["values", "sampling"],
-    ["inspection", "data_files"],
+    ["inspection", "data_files", "given"],
     ["pooling", "vocabulary"],
     ["models", "data", "adapters"],
     ["logits", "conversion"],

@@ -10,6 +10,7 @@ VERSIONS: dict[str, int] = {
     # 2: sparse fine-tuning of a language model unties and freezes the output matrix (LF-SFT); heads train in float32,
     #    multimodal models in their language part, (IA)³ of one's own modules at what down-projections read.
     "train": 2,
+    "import": 1,
     # 2: TIES and DARE act on task vectors (ΔW of LoRA, l − 1 of (IA)³), no longer on A and B.
     "merge": 2,
     # 2: scores of written answers, and sampled test items.

@@ -53,3 +53,8 @@ NAMES = ", ".join((*SHIPPED, *PACKAGED))
 def folder(name: str) -> Path:
     """Where a shipped backbone lies."""
     return Path(__file__).parent / name
+
+
+def with_languages() -> tuple[str, ...]:
+    """The names of the bases for which language vectors ship: in ``<name>/languages/<language>``."""
+    return tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/languages") if path.is_dir()))
