@@ -27,6 +27,7 @@ from adamergex.tasks.generating import answer_examples, generate
 from adamergex.tasks.grouping import groups
 from adamergex.tasks.language_modeling import segments
 from adamergex.tasks.measuring import tallied
+from adamergex.tasks.nearest import answers_by_name, nearest_scores
 from adamergex.tasks.sentences import alignment, contrast
 from adamergex.tasks.spans import span_answers, span_examples
 from adamergex.tasks.tagging import predicted_tags, tag_examples, tag_names
@@ -92,7 +93,7 @@ def model_kind(task: Task, base: str, *, bare: bool = False) -> Kind:
     head = kind_of(task).head
     kind = kind_for(base, labelled=False) if head is None or bare else kind_for(base, labelled=True, head=head)
     if kind == "masked-lm":
-        kind = kind_of(task).encoder
+        kind = "sentence-encoder" if bare and answers_by_name(task, base) else kind_of(task).encoder
     if getattr(task, "chat", False) and kind not in ("causal-lm", "sequence-to-sequence"):
         raise ConfigError("an encoder does not chat", where="chat", found=f"{base}, a {kind} model", fix="chat: false")
     way = kind_of(task).ways.get(kind)
@@ -198,6 +199,11 @@ def _word_say(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
     scores, truncated = choose(
         model, texts, ask.loaded.tokenizer, ask.task, longest=ask.longest, batch_tokens=batch_tokens
     )
+    return _classified(ask, list(scores), truncated)
+
+
+def _nearest_say(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
+    scores, truncated = nearest_scores(model, ask.rows, ask.loaded.tokenizer, ask.task, longest=ask.longest)
     return _classified(ask, list(scores), truncated)
 
 
@@ -360,6 +366,7 @@ KINDS: dict[str, TaskKind] = {
         {
             "sequence-classification": Way(_head_learn, _head_say),
             "masked-lm": Way(None, _word_say),
+            "sentence-encoder": Way(None, _nearest_say),
             "causal-lm": _WORDS,
             "sequence-to-sequence": _WORDS,
         },
