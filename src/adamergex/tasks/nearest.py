@@ -3,7 +3,7 @@
     score(label | text) = log softmax over labels of cos(v(text), v(name)) / τ
 
 v are mean-pooled vectors (``pooling``), τ = 0.01 is E5's (2212.03533). The name of a label is what the prompt says
-beside the text, and the label's word: "Topic: food".
+after the text, and the label's word: "Topic: food".
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch.nn import functional
 from adamergex.models import frame, is_sentence_encoder
 from adamergex.pooling import all_text_vectors
 from adamergex.tasks import pieces_of
-from adamergex.tasks.classification import text_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,7 +41,7 @@ def nearest_scores(
     *,
     longest: int,
 ) -> tuple[NDArray[np.float64], int]:
-    """log p(label | text) [rows, labels], and how many texts were cut. Raises: ConfigError."""
+    """log p(label | text) [rows, labels], and how many texts were cut."""
     before, after = frame(tokenizer)
     room, pad = min(task.max_length, longest) - len(before) - len(after), int(tokenizer.pad_token_id)
     texts = [str(row["text"]) for row in rows]
@@ -58,6 +57,6 @@ def nearest_scores(
 
 
 def label_names(task: Classification) -> list[str]:
-    """What stands for each label. Raises: ConfigError: the prompt has no place for a text."""
-    (prompt,) = text_prompts([""], task.prompt)
-    return [f"{prompt.whole.strip()} {task.words.get(label, label)}".strip() for label in task.labels]
+    """What stands for each label."""
+    after = task.prompt.rpartition("{text}")[2].strip()
+    return [f"{after} {task.words.get(label, label)}".strip() for label in task.labels]
