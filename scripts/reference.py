@@ -34,6 +34,7 @@ PUBLIC = {
     "adamergex.evaluation": ["evaluate", "paired_difference"],
     "adamergex.tuning": ["tune"],
     "adamergex.entropy": ["minimise"],
+    "adamergex.given": ["read_given", "copy_given"],
     "adamergex.weight_choice": ["choose"],
     "adamergex.probe": ["logistic_regression"],
     "adamergex.models": ["load", "family"],
@@ -71,6 +72,9 @@ SETTINGS = [
         [
             "TextReference",
             "TaskReference",
+            "ContrastReference",
+            "AlignmentReference",
+            "AdapterReference",
             "MergeConfig",
             "SwapConfig",
             "CombineConfig",
