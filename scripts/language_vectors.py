@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adamergex import lineage
-from adamergex.lineage import Lineage
+from adamergex.files import lineage
+from adamergex.files.lineage import Lineage
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 NAMES = {"en": "English", "sw": "Swahili", "rw": "Kinyarwanda", "ig": "Igbo", "ha": "Hausa", "yo": "Yoruba"}

@@ -14,12 +14,12 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from adamergex import demo as module
-from adamergex.backbones import folder, with_languages
-from adamergex.cli import main
-from adamergex.config import load
-from adamergex.demo import CORPUS
-from adamergex.lineage import read as read_lineage
+from adamergex.base_names import folder, with_languages
+from adamergex.cli.main import main
+from adamergex.config.transfer import load
+from adamergex.files.lineage import read as read_lineage
+from adamergex.tables import demo as module
+from adamergex.tables.demo import CORPUS
 from test_given import vectors as vectors
 
 QUICK = {"steps": 2, "batch_size": 8, "learning_rate": 1e-2}

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adamergex.config import parse
+from adamergex.config.study import parse_study
+from adamergex.config.transfer import parse
 from adamergex.errors import AdamergexError, ConfigError, IncompatibleAdaptersError, ModelError
-from adamergex.given import copy_given, languages_at
-from adamergex.pipeline import run_training, transfer
-from adamergex.studies.run import dry_run
-from adamergex.studies.settings import parse_study
+from adamergex.methods.given import copy_given, languages_at
+from adamergex.tables.study import dry_run
+from adamergex.tables.transfer import run_training, transfer
 from test_pipeline import settings, silent
 
 LANGUAGES = ("en", "fr", "sw")

@@ -14,20 +14,21 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from adamergex.adapters.peft_backed import virtual_tokens
+from adamergex.backbones.loading import Head, Kind, Loaded, head_input, kind_for, load, longest_input
 from adamergex.errors import ConfigError
-from adamergex.models import Head, Kind, Loaded, head_input, kind_for, load, longest_input
-from adamergex.settings import Target, Task
-from adamergex.tasks import Examples, scoring
-from adamergex.tasks.asking import ASKED
-from adamergex.tasks.choice_heads import choice_examples, choice_head_scores, pair_examples
-from adamergex.tasks.choosing import choice_scores
+from adamergex.jobs.settings import Target, Task
+from adamergex.tasks import Examples
+from adamergex.tasks.answering import scoring
+from adamergex.tasks.answering.asking import ASKED
+from adamergex.tasks.answering.choice_heads import choice_examples, choice_head_scores, pair_examples
+from adamergex.tasks.answering.choosing import choice_scores
+from adamergex.tasks.answering.generating import answer_examples, generate
+from adamergex.tasks.answering.nearest import answers_by_name, nearest_scores
 from adamergex.tasks.classification import answer_pieces, head_examples, label_indices, prompt_examples
 from adamergex.tasks.denoising import pairs as denoising_pairs
-from adamergex.tasks.generating import answer_examples, generate
 from adamergex.tasks.grouping import groups
 from adamergex.tasks.language_modeling import segments
 from adamergex.tasks.measuring import tallied
-from adamergex.tasks.nearest import answers_by_name, nearest_scores
 from adamergex.tasks.sentences import alignment, contrast
 from adamergex.tasks.spans import span_answers, span_examples
 from adamergex.tasks.tagging import predicted_tags, tag_examples, tag_names
@@ -203,8 +204,7 @@ def _word_say(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
 
 
 def _nearest_say(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
-    scores, truncated = nearest_scores(model, ask.rows, ask.loaded.tokenizer, ask.task, longest=ask.longest)
-    return _classified(ask, list(scores), truncated)
+    return _classified(ask, *nearest_scores(model, ask.rows, ask.loaded.tokenizer, ask.task, longest=ask.longest))
 
 
 def _pair_learn(ask: Ask) -> Any:
