@@ -23,6 +23,7 @@ from adamergex.jobs.strict import (
     Layer,
     Layers,
     Name,
+    PathText,
     Penalty,
     Positive,
     Rate,
@@ -137,17 +138,41 @@ class TaskReference(Settings):
         return self.task.optimisation
 
 
+class AdapterReference(Settings):
+    """References that are given, not trained: an adapter directory of the source and of every target, such as language
+    vectors that others trained. Their base and structure are checked, and their lineage is kept."""
+
+    kind: Literal["adapters"] = "adapters"
+    adapters: PathText = Field(
+        description="a path with {language} in it, or a base's name: the language vectors that ship for it"
+    )
+    text: Where | None = Field(default=None, description="unlabelled text, for methods that train on it (mad_x, …)")
+    mask_rate: Share = 0.15
+    objective: Objective = Field(default="auto", description=OBJECTIVE)
+
+
 def _kind_of_reference(value: Any) -> str:
-    return str(value.get("kind", "language-modeling") if isinstance(value, dict) else getattr(value, "kind", ""))
+    if isinstance(value, dict):
+        return str(value.get("kind", "adapters" if "adapters" in value else "language-modeling"))
+    return str(getattr(value, "kind", ""))
 
 
 ReferenceConfig = Annotated[
     Annotated[TextReference, Tag("language-modeling")]
     | Annotated[TaskReference, Tag("task")]
     | Annotated[ContrastReference, Tag("sentence-contrast")]
-    | Annotated[AlignmentReference, Tag("sentence-alignment")],
+    | Annotated[AlignmentReference, Tag("sentence-alignment")]
+    | Annotated[AdapterReference, Tag("adapters")],
     Discriminator(_kind_of_reference),
 ]
+REFERENCES: dict[str, type[Settings]] = {
+    "language-modeling": TextReference,
+    "task": TaskReference,
+    "sentence-contrast": ContrastReference,
+    "sentence-alignment": AlignmentReference,
+    "adapters": AdapterReference,
+}
+"""Kind of reference -> its settings."""
 
 
 def _several(value: Any) -> Any:
