@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from adamergex import packaged
-from adamergex.backbones import PACKAGED
-from adamergex.cli import main
+from adamergex.backbones import packaged
+from adamergex.backbones.packaged import smollm2
+from adamergex.base_names import PACKAGED
+from adamergex.cli.main import main
 from adamergex.errors import ModelError
-from adamergex.packaged import smollm2
 
 pytest.importorskip("gguf")
 import gguf_file
@@ -67,8 +67,8 @@ def refused(settings: Path, capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_small_file_becomes_a_checkpoint_whole(package: Path) -> None:
     import gguf
 
-    from adamergex.models import load
-    from adamergex.tasks.chat import in_chat
+    from adamergex.backbones.chat import in_chat
+    from adamergex.backbones.loading import load
 
     loaded = load("smollm2-135m", "causal-lm")
     tensors = [np.asarray(item.data, np.float64) for item in gguf.GGUFReader(package / NAMED.file).tensors]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from adamergex import packaged
-from adamergex.backbones import PACKAGED
-from adamergex.cli import main
+from adamergex.backbones import packaged
+from adamergex.base_names import PACKAGED
+from adamergex.cli.main import main
 
 DATA = os.environ.get("ADAMERGEX_DATA")
 pytestmark = [
@@ -67,9 +67,9 @@ def plain(adapter: Path) -> tuple[Any, Any]:
 
 def test_scores_and_answers_are_those_of_plain_peft(run: Path) -> None:
     from adamergex.adapters import resident
-    from adamergex.models import load
-    from adamergex.tasks.generating import generate
-    from adamergex.tasks.xcopa import prompt, rows
+    from adamergex.backbones.loading import load
+    from adamergex.tasks.answering.generating import generate
+    from adamergex.tasks.datasets.xcopa import prompt, rows
 
     merged, items = (
         one(run / "merge"),

@@ -24,12 +24,12 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from adamergex.bases.heads import calibrate, with_new_head
-from adamergex.bases.trimming import trim
-from adamergex.cli import main
+from adamergex.backbones.heads import calibrate, with_new_head
+from adamergex.backbones.loading import head_input, load
+from adamergex.backbones.pooling import POOLING_FILE
+from adamergex.backbones.trimming import trim
+from adamergex.cli.main import main
 from adamergex.errors import ModelError
-from adamergex.models import head_input, load
-from adamergex.pooling import POOLING_FILE
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 SENTENCES = {
@@ -154,10 +154,10 @@ class _Crash(TrainerCallback):
 
 
 def test_two_runs_and_a_resumed_one_give_the_same_bytes(headless: Path, texts: Path, tmp_path: Path) -> None:
-    from adamergex.bases import masked_lm_head
-    from adamergex.loop import fit
-    from adamergex.plan import head_settings
-    from adamergex.train_config import load_training
+    from adamergex.config.train import load_training
+    from adamergex.tables.plan import head_settings
+    from adamergex.training import masked_lm_head
+    from adamergex.training.loop import fit
 
     more = {"optimisation": {"steps": 12, "batch_size": 4, "checkpoint_every": 4}, "recovery": {"rank": 2}}
     for name in ("one", "two", "three"):
@@ -247,7 +247,7 @@ def test_a_head_for_another_base_is_refused(headless: Path, texts: Path, tmp_pat
         (headless, headless / "config.json", "not the file of a masked-LM head"),
         (headless, tmp_path / "none", "does not exist"),
     ):
-        from adamergex.bases.head_file import compose
+        from adamergex.backbones.head_file import compose
 
         with pytest.raises(ModelError, match=text):
             compose(str(base), file, tmp_path / "wrong")
@@ -278,7 +278,7 @@ def test_a_head_for_another_base_is_refused(headless: Path, texts: Path, tmp_pat
 def test_a_head_that_would_spoil_the_base_is_refused(
     headless: Path, texts: Path, tmp_path: Path, more: dict[str, Any], metadata: dict[str, str], text: str
 ) -> None:
-    from adamergex.bases.head_file import compose
+    from adamergex.backbones.head_file import compose
 
     path = settings(headless, texts, tmp_path, optimisation={"steps": 1, "batch_size": 4})
     assert main(["train", str(path)]) == 0
@@ -294,7 +294,7 @@ def test_a_head_that_would_spoil_the_base_is_refused(
 
 
 def test_the_record_beside_a_head_is_copied_only_where_it_is_one(headless: Path, texts: Path, tmp_path: Path) -> None:
-    from adamergex.bases.head_file import compose
+    from adamergex.backbones.head_file import compose
 
     path = settings(headless, texts, tmp_path, optimisation={"steps": 1, "batch_size": 4})
     assert main(["train", str(path)]) == 0
@@ -308,7 +308,7 @@ def test_the_record_beside_a_head_is_copied_only_where_it_is_one(headless: Path,
 
 def test_the_start_is_no_worse_than_guessing_by_frequency(headless: Path, texts: Path) -> None:
     """Of hidden states that say nothing of the masked token, and share a large direction."""
-    from adamergex.logits import IGNORE
+    from adamergex.backbones.logits import IGNORE
 
     model, new = with_new_head(str(headless))
     rows = model.config.vocab_size

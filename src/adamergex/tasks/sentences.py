@@ -29,17 +29,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adamergex.backbones.loading import frame
+from adamergex.backbones.pooling import all_text_vectors, text_vectors
 from adamergex.errors import DataError
-from adamergex.models import frame
-from adamergex.pooling import all_text_vectors, text_vectors
 from adamergex.tasks import pieces_of
 from adamergex.tasks.classification import padded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from adamergex.models import Loaded
-    from adamergex.settings import SentenceAlignment, SentenceContrast
+    from adamergex.backbones.loading import Loaded
+    from adamergex.jobs.settings import SentenceAlignment, SentenceContrast
 
 LEAST = 2
 """Texts that a contrast needs: one to recognise, one to tell it from."""
