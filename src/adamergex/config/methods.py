@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from adamergex.config.task import TaskConfig, Where
 from adamergex.jobs.settings import (
@@ -82,6 +82,13 @@ class _OfSentences(Settings):
     mask_rate: Share = Field(default=0.15, description="of MAD-X's language adapters")
     objective: Objective = Field(default="auto", description="of MAD-X's language adapters")
     optimisation: Optimisation = Optimisation()
+
+    @field_validator("optimisation")
+    @classmethod
+    def _of_several(cls, value: Optimisation) -> Optimisation:
+        if value.batch_size < 2:
+            raise ValueError("a text is told from the others of its batch: batch_size must be 2 or more")
+        return value
 
 
 class ContrastReference(_OfSentences):
