@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -52,10 +53,14 @@ def text(data: Path, output: Path) -> None:
 
 
 def ship(trained: Path, output: Path) -> None:
-    """The file in half precision, and what was measured when it was trained."""
+    """The file in half precision, and what was measured when it was trained; of the base's folder the name alone."""
     output.mkdir(parents=True, exist_ok=True)
-    HeadFile.read(trained / FILE).write(output / FILE, half=True)
-    (output / HEAD_RECORD).write_bytes((trained / HEAD_RECORD).read_bytes())
+    file = HeadFile.read(trained / FILE)
+    name = Path(file.base).name
+    replace(file, base=name).write(output / FILE, half=True)
+    record = json.loads((trained / HEAD_RECORD).read_text(encoding="utf-8"))
+    record["base"]["name"] = name
+    (output / HEAD_RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def nats(data: Path, base: str) -> dict[str, float]:
