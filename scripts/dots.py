@@ -54,8 +54,10 @@ def drawn(rows: list[dict[str, str]], title: str, axis: str) -> str:
         if ends[0] is not None and ends[1] is not None:
             parts.append(line(x(ends[0]), y, x(ends[1]), y, "range-below" if value < 0 else "range"))
         parts.append(element("circle", cx=x(value), cy=y, r=4.5, class_=side))
-        edge = max(end for end in (value, *ends) if end is not None)
-        parts.append(label(x(edge) + 9, y + 5, f"{value:+.1f}".replace("-", "−"), class_="s"))
+        shown = f"{value:+.1f}".replace("-", "−") if round(value, 1) else "0.0"
+        reach = [end for end in (value, *ends) if end is not None]
+        edge, anchor = (x(min(reach)) - 9, "end") if value < 0 else (x(max(reach)) + 9, "start")
+        parts.append(label(edge, y + 5, shown, class_="s", text_anchor=anchor))
         y += ROW
     said = "; ".join(f"{row['group']}, {row['label']}: {row['value']}" for row in rows)
     return picture("dots", (WIDTH, height), title, said, "".join(parts)) + "\n"
