@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from adamergex import models
-from adamergex.logits import logits_at
+from adamergex.backbones import loading
+from adamergex.backbones.logits import logits_at
 from adamergex.tasks import pieces_of
-from adamergex.tasks.choosing import choice_scores
+from adamergex.tasks.answering.choosing import choice_scores
+from adamergex.tasks.answering.prompts import following
+from adamergex.tasks.answering.reading import by_length
 from adamergex.tasks.classification import padded
-from adamergex.tasks.prompts import following
-from adamergex.tasks.reading import by_length
 
 BATCH_TOKENS = 2048
 Rows = tuple[list[str], list[list[str]]]
@@ -42,14 +42,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    small = models.load(arguments.base, "causal-lm")
+    small = loading.load(arguments.base, "causal-lm")
     print("| model | rows like | choices | context | choice | formula | one by one ÷ ours, CPU | share | goal |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     report("205 M, random", heavy(small), arguments.rows, arguments.rounds, "≥ 0.9")
     report(arguments.base, small, 8 * arguments.rows, arguments.rounds, "")
 
 
-def heavy(loaded: models.Loaded) -> models.Loaded:
+def heavy(loaded: loading.Loaded) -> loading.Loaded:
     """A Llama with the same tokenizer whose layers are nearly all of its work."""
     torch.manual_seed(0)
     shape: dict[str, Any] = {"hidden_size": 1024, "num_hidden_layers": 16, "intermediate_size": 2816}
@@ -57,7 +57,7 @@ def heavy(loaded: models.Loaded) -> models.Loaded:
     return dataclasses.replace(loaded, model=LlamaForCausalLM(LlamaConfig(**shape, **heads)).eval())
 
 
-def report(model: str, loaded: models.Loaded, rows: int, rounds: int, goal: str) -> None:
+def report(model: str, loaded: loading.Loaded, rows: int, rounds: int, goal: str) -> None:
     for name, count, words in (("XCOPA", 2, None), ("XNLI", 3, ("true", "inconclusive", "contradictory"))):
         contexts, choices = made(loaded, rows, count, words)
         read, said = sizes(loaded, contexts, choices)
@@ -67,7 +67,7 @@ def report(model: str, loaded: models.Loaded, rows: int, rounds: int, goal: str)
         print(f"| {model} | {name} | {line} |", flush=True)
 
 
-def made(loaded: models.Loaded, rows: int, count: int, words: Sequence[str] | None) -> Rows:
+def made(loaded: loading.Loaded, rows: int, count: int, words: Sequence[str] | None) -> Rows:
     """Contexts of 60 to 120 pieces; sentences of 1 to 12 pieces as choices, or the same words in every row."""
     generator = np.random.default_rng(0)
     vocabulary = [piece[1:] for piece in loaded.tokenizer.get_vocab() if piece.startswith("▁") and piece[1:].isalpha()]
@@ -81,14 +81,14 @@ def made(loaded: models.Loaded, rows: int, count: int, words: Sequence[str] | No
     return contexts, choices if words is None else [list(words)] * rows
 
 
-def sizes(loaded: models.Loaded, contexts: list[str], choices: list[list[str]]) -> tuple[float, float]:
+def sizes(loaded: loading.Loaded, contexts: list[str], choices: list[list[str]]) -> tuple[float, float]:
     read = [len(pieces) for pieces in pieces_of(loaded.tokenizer, contexts)]
     flat = [choice for row in choices for choice in row]
     said = following(loaded.tokenizer, [c for c, row in zip(contexts, choices, strict=True) for _ in row], flat)
     return statistics.mean(read), statistics.mean(map(len, said))
 
 
-def compared(loaded: models.Loaded, contexts: list[str], choices: list[list[str]], rounds: int) -> float:
+def compared(loaded: loading.Loaded, contexts: list[str], choices: list[list[str]], rounds: int) -> float:
     ratios = []
     for _ in range(rounds + 1):
         apart, first = timed(lambda: one_by_one(loaded, contexts, choices))
@@ -104,17 +104,17 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - start, found
 
 
-def ours(loaded: models.Loaded, contexts: list[str], choices: list[list[str]]) -> Any:
+def ours(loaded: loading.Loaded, contexts: list[str], choices: list[list[str]]) -> Any:
     return choice_scores(loaded.model, contexts, choices, loaded.tokenizer, longest=512, batch_tokens=BATCH_TOKENS)
 
 
 @torch.inference_mode()
-def one_by_one(loaded: models.Loaded, contexts: list[str], choices: list[list[str]]) -> list[np.ndarray]:
+def one_by_one(loaded: loading.Loaded, contexts: list[str], choices: list[list[str]]) -> list[np.ndarray]:
     """Every choice after its whole context."""
     flat = [choice for row in choices for choice in row]
     repeated = [context for context, row in zip(contexts, choices, strict=True) for _ in row]
     said = following(loaded.tokenizer, repeated, flat)
-    before, _ = models.frame(loaded.tokenizer)
+    before, _ = loading.frame(loaded.tokenizer)
     read = [before + pieces for pieces in pieces_of(loaded.tokenizer, repeated)]
     scores = np.zeros(len(flat))
     for indices in by_length([len(a) + len(b) for a, b in zip(read, said, strict=True)], BATCH_TOKENS):

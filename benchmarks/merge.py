@@ -23,12 +23,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adamergex.checkpoint import CHUNK, TENSORS, AdapterDirectory, Encoder, SafetensorsWriter, TensorInfo, TensorReader
-from adamergex.hashing import file_sha256
-from adamergex.lineage import Lineage
+from adamergex.files.directory import (
+    CHUNK,
+    TENSORS,
+    AdapterDirectory,
+    Encoder,
+    SafetensorsWriter,
+    TensorInfo,
+    TensorReader,
+)
+from adamergex.files.hashing import file_sha256
+from adamergex.files.lineage import Lineage
 from adamergex.merging import delta, merge
 from adamergex.merging.layout import layout
-from adamergex.merging.rules import rule_for
+from adamergex.merging.rules.registry import rule_for
 from adamergex.merging.stream import ElementwiseMerge
 
 

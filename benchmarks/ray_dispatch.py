@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from adamergex.engines import local
-from adamergex.engines import ray as ray_engine
-from adamergex.graph import Step, Store
+from adamergex.graph import local
+from adamergex.graph import ray as ray_engine
+from adamergex.graph.steps import Step, Store
 
 GOAL = 10.0  # milliseconds a step
 

@@ -19,9 +19,9 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from adamergex import models
-from adamergex.adapters.bottleneck import BottleneckConfig
-from adamergex.adapters.stack import AdapterStack, attach
+from adamergex.adapters.bottleneck.modules import BottleneckConfig
+from adamergex.adapters.bottleneck.stack import AdapterStack, attach
+from adamergex.backbones import loading
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
 def base(name: str) -> PreTrainedModel:
     if name in CONFIG_MAPPING_NAMES:
         return AutoModelForMaskedLM.from_config(AutoConfig.for_model(name)).eval()
-    return AutoModelForMaskedLM.from_pretrained(models.resolve(name)).eval()
+    return AutoModelForMaskedLM.from_pretrained(loading.resolve(name)).eval()
 
 
 def weight(module: torch.nn.Module) -> int:

@@ -27,10 +27,11 @@ from transformers import (
     XLMRobertaForMaskedLM,
 )
 
-from adamergex import loop, models, training
 from adamergex.adapters import peft_backed
-from adamergex.logits import IGNORE, labelled_loss
-from adamergex.settings import Classification, Optimisation, Rows, Structure, TrainJob
+from adamergex.backbones import loading
+from adamergex.backbones.logits import IGNORE, labelled_loss
+from adamergex.jobs.settings import Classification, Optimisation, Rows, Structure, TrainJob
+from adamergex.training import loop, train
 
 Timing = tuple[float, float]
 LABELS = ("a", "b", "c", "d", "e", "f")
@@ -109,13 +110,13 @@ def classification(folder: Path, variable: bool, steps: int, rounds: int) -> dic
         rows=Rows(path=str(path)),
         optimisation=Optimisation(steps=steps, batch_size=BATCH),
     )
-    loaded = training.load_for(job)
+    loaded = train.load_for(job)
     runs = 0
 
     def ours() -> Timing:
         nonlocal runs
         runs, clock = runs + 1, Clock()
-        training.train(job, folder / f"{variable}-{runs}", backbone=loaded, callbacks=[clock])
+        train.train(job, folder / f"{variable}-{runs}", backbone=loaded, callbacks=[clock])
         return clock.took
 
     return best(
@@ -129,13 +130,13 @@ def classification(folder: Path, variable: bool, steps: int, rounds: int) -> dic
     )
 
 
-def attached(job: TrainJob, loaded: models.Loaded) -> Any:
+def attached(job: TrainJob, loaded: loading.Loaded) -> Any:
     return peft_backed.attach(loaded.model, job.structure, task_head=True, base_sha256="0", fresh=loaded.fresh)
 
 
-def bare_loop(job: TrainJob, loaded: models.Loaded, rows: list[dict[str, str]], steps: int) -> Timing:
+def bare_loop(job: TrainJob, loaded: loading.Loaded, rows: list[dict[str, str]], steps: int) -> Timing:
     """The same batches, loss and optimiser, and nothing else."""
-    examples, wrapped = training.examples_of(job, loaded, rows), attached(job, loaded)
+    examples, wrapped = train.examples_of(job, loaded, rows), attached(job, loaded)
     plan = loop.batches(examples.lengths, BATCH, steps, job.seed)
     parameters = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
@@ -152,7 +153,7 @@ def bare_loop(job: TrainJob, loaded: models.Loaded, rows: list[dict[str, str]], 
 
 
 def stock(
-    job: TrainJob, loaded: models.Loaded, rows: list[dict[str, str]], steps: int, folder: Path, padding: str
+    job: TrainJob, loaded: loading.Loaded, rows: list[dict[str, str]], steps: int, folder: Path, padding: str
 ) -> Timing:
     """transformers' Trainer on the same PEFT model, with its own batches, collator and loss."""
     wrapped, clock = attached(job, loaded), Clock()
@@ -174,7 +175,7 @@ def stock(
     collator = DataCollatorWithPadding(loaded.tokenizer, padding=padding, max_length=128)
     trainer = Trainer(wrapped, arguments, data_collator=collator, train_dataset=data, callbacks=[clock])
     trainer.remove_callback(PrinterCallback)
-    with models.quiet():
+    with loading.quiet():
         trainer.train()
     peft_backed.detach(wrapped)
     return clock.took

@@ -15,45 +15,46 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from adamergex import config, method_config, settings, task_config, train_config
-from adamergex.studies import settings as studies
+from adamergex.config import methods, task, train, transfer
+from adamergex.config import study as studies
+from adamergex.jobs import settings
 
 DOCS = Path(__file__).parents[1] / "docs"
 PUBLIC = {
     "adamergex.merging": ["merge", "divergence", "MergeReport"],
-    "adamergex.merging.rules": ["rule_for"],
-    "adamergex.merging.additive": ["divergence", "shift"],
-    "adamergex.merging.multiplicative": ["guarded", "divergence", "shift"],
-    "adamergex.merging.average": ["divergence", "shift"],
-    "adamergex.inspection": ["inspect"],
-    "adamergex.lineage": ["Lineage", "read", "model_card"],
-    "adamergex.checkpoint": ["AdapterDirectory"],
-    "adamergex.pipeline": ["run_transfer", "transfer", "summary"],
-    "adamergex.recipes": ["vanilla", "english_tuning", "average", "adamergex", "adamergex_delta", "adamergex_cross"],
-    "adamergex.training": ["train"],
+    "adamergex.merging.rules.registry": ["rule_for"],
+    "adamergex.merging.rules.additive": ["divergence", "shift"],
+    "adamergex.merging.rules.multiplicative": ["guarded", "divergence", "shift"],
+    "adamergex.merging.rules.average": ["divergence", "shift"],
+    "adamergex.merging.inspection": ["inspect"],
+    "adamergex.files.lineage": ["Lineage", "read", "model_card"],
+    "adamergex.files.directory": ["AdapterDirectory"],
+    "adamergex.tables.transfer": ["run_transfer", "transfer", "summary"],
+    "adamergex.methods": ["vanilla", "english_tuning", "average", "adamergex", "adamergex_delta", "adamergex_cross"],
+    "adamergex.training.train": ["train"],
     "adamergex.evaluation": ["evaluate", "paired_difference"],
-    "adamergex.tuning": ["tune"],
-    "adamergex.entropy": ["minimise"],
-    "adamergex.weight_choice": ["choose"],
-    "adamergex.probe": ["logistic_regression"],
-    "adamergex.models": ["load", "family"],
-    "adamergex.base_files": ["resolve", "base_sha256"],
-    "adamergex.packaged": ["folder", "cache_folder"],
-    "adamergex.bases.trimming": ["trim"],
-    "adamergex.bases.rebasing": ["rebase"],
-    "adamergex.bases.head_file": ["compose"],
-    "adamergex.bases.rows": ["body_sha256"],
+    "adamergex.search.tuning": ["tune"],
+    "adamergex.search.entropy": ["minimise"],
+    "adamergex.search.weight_choice": ["choose"],
+    "adamergex.training.probe": ["logistic_regression"],
+    "adamergex.backbones.loading": ["load", "family"],
+    "adamergex.backbones.base_files": ["resolve", "base_sha256"],
+    "adamergex.backbones.packaged": ["folder", "cache_folder"],
+    "adamergex.backbones.trimming": ["trim"],
+    "adamergex.backbones.rebasing": ["rebase"],
+    "adamergex.backbones.head_file": ["compose"],
+    "adamergex.backbones.embedding_rows": ["body_sha256"],
     "adamergex.adapters.peft_backed": ["attach", "save", "load"],
-    "adamergex.data": ["read", "data_hash"],
-    "adamergex.graph": ["Step", "Store"],
-    "adamergex.engines.local": ["run"],
-    "adamergex.engines.ray": ["run"],
-    "adamergex.engines.walk": ["walk"],
-    "adamergex.inventory": ["record", "entries", "garbage", "collect", "forget_study"],
-    "adamergex.studies.settings": ["load_study", "parse_study", "inherited"],
-    "adamergex.studies.run": ["run_study", "dry_run", "Engine"],
-    "adamergex.studies.estimate": ["estimate", "parameters"],
-    "adamergex.studies.devices": ["Device"],
+    "adamergex.data.reader": ["read", "data_hash"],
+    "adamergex.graph.steps": ["Step", "Store"],
+    "adamergex.graph.local": ["run"],
+    "adamergex.graph.ray": ["run"],
+    "adamergex.graph.walk": ["walk"],
+    "adamergex.graph.inventory": ["record", "entries", "garbage", "collect", "forget_study"],
+    "adamergex.config.study": ["load_study", "parse_study", "inherited"],
+    "adamergex.tables.study": ["run_study", "dry_run", "Engine"],
+    "adamergex.tables.estimate": ["estimate", "parameters"],
+    "adamergex.tables.devices": ["Device"],
     "adamergex.errors": [
         "AdamergexError",
         "AdapterFileError",
@@ -65,9 +66,9 @@ PUBLIC = {
     ],
 }
 SETTINGS = [
-    (config, ["TransferConfig"]),
+    (transfer, ["TransferConfig"]),
     (
-        method_config,
+        methods,
         [
             "TextReference",
             "TaskReference",
@@ -85,8 +86,8 @@ SETTINGS = [
             "PapersConfig",
         ],
     ),
-    (task_config, ["BuiltIn", "Part", *(model.__name__ for model in task_config.OWN.values())]),
-    (train_config, ["LanguageTraining", "TaskTraining", "MaskedLmHeadTraining", "Recovery"]),
+    (task, ["BuiltIn", "Part", *(model.__name__ for model in task.OWN.values())]),
+    (train, ["LanguageTraining", "TaskTraining", "MaskedLmHeadTraining", "Recovery"]),
     (studies, ["StudyConfig", "Assumed"]),
     (settings, ["Structure", "Rows", "Optimisation"]),
 ]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adamergex.graph import Step
+from adamergex.graph.steps import Step
 
 
 def note(log: str, line: str) -> None:
@@ -64,8 +64,8 @@ def started(log: Path) -> list[str]:
 
 
 def main(root: str, log: str, width: str, seconds: str, processes: str) -> None:
-    from adamergex.engines.local import run
-    from adamergex.graph import Store
+    from adamergex.graph.local import run
+    from adamergex.graph.steps import Store
 
     run(
         grid(Path(log), int(width), float(seconds)),

@@ -15,10 +15,18 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from adamergex.jobs.settings import (
+    LanguageModeling,
+    Optimisation,
+    Rows,
+    Structure,
+    Target,
+    Task,
+    TrainJob,
+)
 from adamergex.merging import merge
-from adamergex.settings import LanguageModeling, Optimisation, Rows, Structure, Target, Task, TrainJob
 from adamergex.tasks.catalogue import task_file
-from adamergex.training import train
+from adamergex.training.train import train
 
 GOLDEN = Path(__file__).parent / "goldens" / "g7_harness"
 BASE = "base"  # as seen from the golden's folder: adapters name their base

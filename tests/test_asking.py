@@ -10,15 +10,17 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from adamergex import models
+from adamergex.backbones import loading
+from adamergex.backbones.loading import Loaded
 from adamergex.errors import ConfigError
+from adamergex.jobs.settings import MultipleChoice, Task
 from adamergex.metrics.numbers import last_number
 from adamergex.metrics.spans import span_scores
-from adamergex.models import Loaded
-from adamergex.settings import MultipleChoice, Task
-from adamergex.tasks import kinds, mgsm, scoring
-from adamergex.tasks.asking import ASKED
-from adamergex.tasks.generating import _until
+from adamergex.tasks import kinds
+from adamergex.tasks.answering import scoring
+from adamergex.tasks.answering.asking import ASKED
+from adamergex.tasks.answering.generating import _until
+from adamergex.tasks.datasets import mgsm
 from test_generating import CHAT
 
 REAL = os.environ.get("ADAMERGEX_DATA")
@@ -39,7 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def chatty(families: dict[str, str]) -> Loaded:
-    found = models.load(families["llama"], "causal-lm")
+    found = loading.load(families["llama"], "causal-lm")
     found.tokenizer.chat_template = CHAT
     return found
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 import yaml
 
-from adamergex.base_files import resolve
-from adamergex.config import parse
-from adamergex.demo import CORPUS
-from adamergex.models import load
-from adamergex.pipeline import transfer
+from adamergex.backbones.base_files import resolve
+from adamergex.backbones.loading import load
+from adamergex.config.transfer import parse
+from adamergex.tables.demo import CORPUS
+from adamergex.tables.transfer import transfer
 
 NAMES = ("nano", "nano-causal")
 

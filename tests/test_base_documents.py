@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from adamergex import models
-from adamergex.base_documents import LAYERS
-from adamergex.base_files import base_sha256
-from adamergex.bases.trimming import trim
-from adamergex.cli import main
+from adamergex.backbones import loading
+from adamergex.backbones.base_documents import LAYERS
+from adamergex.backbones.base_files import base_sha256
+from adamergex.backbones.trimming import trim
+from adamergex.cli.main import main
 from adamergex.errors import ModelError
 
 
@@ -60,7 +60,7 @@ def test_a_config_that_no_model_can_be_made_of_is_one_error(
 ) -> None:
     change(copy / "config.json", lambda config: config | wrong)
     with pytest.raises(ModelError):
-        models.load(str(copy), "masked-lm")
+        loading.load(str(copy), "masked-lm")
     with pytest.raises(ModelError):
         trim(str(copy), [small_data / "en.train.tsv"], copy.parent / "out")
     assert [path.name for path in copy.parent.iterdir() if path.name[0] != "."] == ["copy"]
@@ -72,14 +72,14 @@ def test_a_config_that_no_model_can_be_made_of_is_one_error(
 def test_a_config_that_is_no_strict_json_is_one_error(copy: Path, text: str) -> None:
     (copy / "config.json").write_text(text)
     with pytest.raises(ModelError, match=r"config is not|config is not valid JSON"):
-        models.load_config(str(copy))
+        loading.load_config(str(copy))
 
 
 def test_a_config_of_gigabytes_is_not_read(copy: Path) -> None:
     with (copy / "config.json").open("ab") as file:
         file.truncate(2 << 30)
     with pytest.raises(ModelError, match="too large"):
-        models.load_config(str(copy))
+        loading.load_config(str(copy))
 
 
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "experts_implementation"])
@@ -88,18 +88,18 @@ def test_a_config_cannot_name_a_repository_whose_code_would_run(copy: Path, name
     for place in ({name: value}, {"text_config": {name: value}}):
         change(copy / "config.json", lambda config, place=place: config | place)
         with pytest.raises(ModelError, match="names code to run"):
-            models.load(str(copy), "masked-lm")
+            loading.load(str(copy), "masked-lm")
 
 
 def test_a_config_may_name_an_implementation_of_transformers(copy: Path) -> None:
     change(copy / "config.json", put("attn_implementation", value="eager"))
-    assert models.load(str(copy), "masked-lm").model.config._attn_implementation == "eager"
+    assert loading.load(str(copy), "masked-lm").model.config._attn_implementation == "eager"
 
 
 def test_more_layers_than_any_model_has_are_refused_at_once(copy: Path) -> None:
     change(copy / "config.json", put("num_hidden_layers", value=LAYERS + 1))
     with pytest.raises(ModelError, match="more layers than any model has"):
-        models.load_config(str(copy))
+        loading.load_config(str(copy))
 
 
 TOKENIZERS: dict[str, Callable[[Any], Any]] = {
@@ -120,7 +120,7 @@ TOKENIZERS: dict[str, Callable[[Any], Any]] = {
 def test_a_damaged_tokenizer_is_one_error(copy: Path, small_data: Path, edit: Callable[[Any], Any]) -> None:
     change(copy / "tokenizer.json", edit)
     with pytest.raises(ModelError):
-        models.tokenizer(str(copy))
+        loading.tokenizer(str(copy))
     command = ["backbones", "trim", "--base", str(copy), "--text", str(small_data / "en.train.tsv")]
     assert main([*command, "--output", str(copy.parent / "out")]) == 2
 
@@ -132,7 +132,7 @@ def test_a_tokenizer_file_that_is_none_is_one_error(copy: Path, name: str, conte
         return  # no settings are settings
     (copy / name).write_bytes(content)
     with pytest.raises(ModelError):
-        models.tokenizer(str(copy))
+        loading.tokenizer(str(copy))
 
 
 def test_a_tokenizer_that_puts_in_tokens_it_does_not_have_is_refused(copy: Path, small_data: Path) -> None:
@@ -165,10 +165,10 @@ def test_an_index_names_files_of_its_folder(copy: Path, index: str) -> None:
 def test_the_length_of_a_text_is_a_number(copy: Path, value: object) -> None:
     change(copy / "tokenizer_config.json", put("model_max_length", value=value))
     with pytest.raises(ModelError):
-        models.tokenizer(str(copy))
+        loading.tokenizer(str(copy))
 
 
 @pytest.mark.parametrize("value", [64, 1e30, None])
 def test_a_length_may_be_large_or_left_open(copy: Path, value: object) -> None:
     change(copy / "tokenizer_config.json", put("model_max_length", value=value))
-    assert models.tokenizer(str(copy)).model_max_length >= 64
+    assert loading.tokenizer(str(copy)).model_max_length >= 64

@@ -8,10 +8,10 @@ import time
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from adamergex.backbones import folder
+from adamergex.base_names import folder
 from adamergex.errors import ConfigError
-from adamergex.tasks import chat
-from adamergex.tasks.prompts import framed
+from adamergex.tasks.answering import chat
+from adamergex.tasks.answering.prompts import framed
 
 EVERY = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
 FAILING = {

@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from adamergex import models
 from adamergex.adapters import peft_backed
+from adamergex.backbones import loading
 from adamergex.errors import ConfigError, DataError
-from adamergex.settings import Structure
-from adamergex.tasks import choosing
-from adamergex.tasks.choosing import choice_scores
-from adamergex.tasks.prompts import Prompt
-from adamergex.tasks.reading import read
+from adamergex.jobs.settings import Structure
+from adamergex.tasks.answering import choosing
+from adamergex.tasks.answering.choosing import choice_scores
+from adamergex.tasks.answering.prompts import Prompt
+from adamergex.tasks.answering.reading import read
 from family_models import FAMILIES, SENTENCES
 
 CONTEXTS = [f"{text}\nTopic:" for text in (SENTENCES[0], SENTENCES[20], "A ferry", SENTENCES[40])]
@@ -24,8 +24,8 @@ CHOICES = [["food", "travel today"], ["sports"], ["food", "food again and again"
 
 
 @cache
-def loaded(folder: str) -> models.Loaded:
-    return models.load(folder, models.kind_for(folder, labelled=True))
+def loaded(folder: str) -> loading.Loaded:
+    return loading.load(folder, loading.kind_for(folder, labelled=True))
 
 
 def oracle(model: torch.nn.Module, tokenizer, context: str, choice: str) -> float:
@@ -68,7 +68,7 @@ def test_scores_are_sums_of_whole_readings(families: dict[str, str], name: str, 
         found = loaded(families[name])
         model = found.model
     else:  # a model of its own: PEFT changes it in place
-        found = models.load(families[name], models.kind_for(families[name], labelled=True))
+        found = loading.load(families[name], loading.kind_for(families[name], labelled=True))
         model = adapted(found.model, kind)
     scores, cut = choice_scores(model, CONTEXTS, CHOICES, found.tokenizer, longest=96, batch_tokens=150)
     assert cut == 0 and [len(row) for row in scores] == [len(row) for row in CHOICES]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from adamergex.cli import main
+from adamergex.cli.main import main
 from test_pipeline import settings
 
 

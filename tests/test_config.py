@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from adamergex.config import load, parse
-from adamergex.demo import CORPUS
+from adamergex.config.study import Assumed
+from adamergex.config.train import parse_training
+from adamergex.config.transfer import load, parse
 from adamergex.errors import ConfigError
-from adamergex.plan import Plan, train_job
-from adamergex.studies.plan import assumed_facts
-from adamergex.studies.settings import Assumed
-from adamergex.train_config import parse_training
+from adamergex.tables.demo import CORPUS
+from adamergex.tables.plan import Plan, train_job
+from adamergex.tables.study_plan import assumed_facts
 
 
 def settings(**changes: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import pytest
 
-from adamergex.demo import CORPUS
+from adamergex.tables.demo import CORPUS
 
 LANGUAGES = ("en", "fr", "es", "de", "tr", "sw", "vi")
 TOPICS = {"food", "health", "politics", "sports", "technology", "travel"}

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from adamergex.cli import main
-from adamergex.ending import ended
+from adamergex.cli.ending import ended
+from adamergex.cli.main import main
 from adamergex.errors import DataError
 from test_engines import alive
 from test_pipeline import settings
@@ -96,7 +96,7 @@ def test_ctrl_c_is_one_line_and_leaves_no_worker(tmp_path: Path, processes: int,
     pids = {int(line.split()[2]) for line in log.read_text().splitlines()} if log.exists() else set()
     assert not any(map(alive, pids))
     if running:
-        from adamergex.graph import Store
+        from adamergex.graph.steps import Store
         from counted_actions import step
 
         assert Store(root).has(step(log, "first"))

@@ -17,14 +17,23 @@ from typing import Any
 import pytest
 import torch
 
-from adamergex import actions, models, residency
-from adamergex.engines.local import StepsFailedError, run
-from adamergex.engines.walk import walk
-from adamergex.engines.worker import WorkerLostError, perform, sendable
+from adamergex.backbones import cache, loading
 from adamergex.errors import DataError
-from adamergex.graph import Step, Store, held
-from adamergex.inventory import collect, garbage, record
-from adamergex.settings import Classification, EvaluateJob, LanguageModeling, Optimisation, Rows, Structure, TrainJob
+from adamergex.graph.inventory import collect, garbage, record
+from adamergex.graph.local import StepsFailedError, run
+from adamergex.graph.steps import Step, Store, held
+from adamergex.graph.walk import walk
+from adamergex.graph.worker import WorkerLostError, perform, sendable
+from adamergex.jobs.settings import (
+    Classification,
+    EvaluateJob,
+    LanguageModeling,
+    Optimisation,
+    Rows,
+    Structure,
+    TrainJob,
+)
+from adamergex.tables import actions
 from counted_actions import ACTIONS, grid, main, started, step
 
 TOPICS = ("health", "nature", "sports", "travel")  # of the shared small data
@@ -162,7 +171,10 @@ def test_two_drivers_on_one_store_do_a_step_once(tmp_path: Path) -> None:
 
 def test_a_lock_is_let_go_with_its_process(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    code = f"from adamergex.graph import held\nimport time\nfrom pathlib import Path\nwith held(Path({str(path)!r})):"
+    code = (
+        "from adamergex.files.locks import held\nimport time\nfrom pathlib import Path\n"
+        f"with held(Path({str(path)!r})):"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", f"{code}\n  print('held', flush=True); time.sleep(60)"], stdout=-1
     )
@@ -186,15 +198,15 @@ class Loads:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.models: list[Any] = []
         self.hashes: list[str] = []
-        real = models._load
+        real = loading._load
 
-        def load(*given: Any) -> models.Loaded:
+        def load(*given: Any) -> loading.Loaded:
             found = real(*given)
             self.models.append(found.model)
             self.hashes.append(contents(found.model))
             return found
 
-        monkeypatch.setattr(models, "_load", load)
+        monkeypatch.setattr(loading, "_load", load)
 
 
 def contents(model: torch.nn.Module) -> str:
@@ -208,9 +220,9 @@ def contents(model: torch.nn.Module) -> str:
 
 @pytest.fixture(autouse=True)
 def nothing_resident() -> Any:
-    residency.drop()
+    cache.drop()
     yield
-    residency.drop()
+    cache.drop()
 
 
 def jobs(base: Path, data: Path, structure: Structure) -> list[Step]:
@@ -252,10 +264,10 @@ def test_the_backbone_is_loaded_once_for_like_steps_and_never_changes(
     steps = jobs(tiny_encoder, small_data, Structure.model_validate({"kind": kind, "rank": 2}))
     alone = Store(tmp_path / "alone")
     for item in steps:
-        residency.drop()
+        cache.drop()
         perform(item, alone, actions.ACTIONS)
     loads, store = Loads(monkeypatch), Store(tmp_path / "store")
-    residency.drop()
+    cache.drop()
     run(steps, store, actions.ACTIONS, silent, group=actions.backbone_group)
     assert len(loads.models) == 2  # one with the classification head for four steps, one masked LM for two
     assert [contents(model) for model in loads.models] == loads.hashes
@@ -271,22 +283,22 @@ def test_a_backbone_that_was_changed_or_failed_with_is_not_lent_again(
     loads = Loads(monkeypatch)
 
     def load() -> Any:
-        return models.load(str(tiny_encoder), "masked-lm").model
+        return loading.load(str(tiny_encoder), "masked-lm").model
 
-    with residency.lending():
+    with cache.lending():
         first = load()
         assert load() is not first  # two copies within one step are two models
-    with residency.lending():
+    with cache.lending():
         assert load() is first
-    with residency.lending(), torch.no_grad():
+    with cache.lending(), torch.no_grad():
         load().get_input_embeddings().weight.add_(1)
-    with residency.lending():
+    with cache.lending():
         second = load()
     assert second is not first and contents(second) == loads.hashes[0]
-    with pytest.raises(ValueError, match="stop"), residency.lending():
+    with pytest.raises(ValueError, match="stop"), cache.lending():
         assert load() is second
         raise ValueError("stop")
-    with residency.lending():
+    with cache.lending():
         assert load() is not second
     assert load() is not load()  # outside of steps everyone has their own
 

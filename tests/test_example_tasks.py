@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from adamergex.config import load, parse
+from adamergex.config.task import BuiltIn
+from adamergex.config.transfer import load, parse
 from adamergex.errors import ConfigError
-from adamergex.pipeline import transfer
-from adamergex.plan import Plan, absolute, facts
-from adamergex.task_config import BuiltIn
+from adamergex.tables.plan import Plan, absolute, facts
+from adamergex.tables.transfer import transfer
 from adamergex.tasks import catalogue
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +100,7 @@ def test_every_task_runs_on_models_that_write_too(name: str, base: str, roomy_t5
 @pytest.mark.parametrize("language", ["ar", "hi", "th", "vi", "zh"])
 def test_real_answers_are_found_again_through_pieces_and_windows(language: str) -> None:
     """Contexts of up to 1,000 pieces: the gold span of some window is the gold answer, character for character."""
-    from adamergex.models import tokenizer
+    from adamergex.backbones.loading import tokenizer
     from adamergex.tasks.spans import span_examples
 
     task: Any = catalogue.task_file("xquad")

@@ -12,11 +12,11 @@ import torch
 from peft import PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
-from adamergex import evaluation, models, training
+from adamergex import evaluation
+from adamergex.backbones import loading
+from adamergex.backbones.loading import HEADS
 from adamergex.errors import ConfigError
-from adamergex.merging import merge
-from adamergex.models import HEADS
-from adamergex.settings import (
+from adamergex.jobs.settings import (
     Classification,
     EvaluateJob,
     Generation,
@@ -31,7 +31,9 @@ from adamergex.settings import (
     Target,
     TrainJob,
 )
+from adamergex.merging import merge
 from adamergex.tasks import kinds
+from adamergex.training import train
 from family_models import LABELS, SENTENCES
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
@@ -116,7 +118,7 @@ class World(NamedTuple):
             base=self.bases[base], structure=structure, task=TASKS[task] if task else REFERENCE,
             rows=self.rows(task, changes.get("language", "en")), optimisation=QUICK, **{"language": "en", **changes},
         )  # fmt: skip
-        training.train(wanted, output, callbacks=[EveryTensorMoves()])
+        train.train(wanted, output, callbacks=[EveryTensorMoves()])
 
     def reference(self, structure: Structure, base: str, language: str = "en") -> Path:
         kind = "language" if structure.invertible else structure.kind
@@ -209,6 +211,6 @@ def test_what_is_empty_is_so_for_the_reason_given(world: World, tmp_path: Path, 
             assert letter == "c"
             model = AutoModelForSequenceClassification.from_pretrained(world.bases["t5"], num_labels=3)
             peer = get_peft_model(model, PrefixTuningConfig(num_virtual_tokens=3, task_type="SEQ_CLS"))
-            inputs = models.tokenizer(world.bases["t5"])(SENTENCES[:2], padding=True, return_tensors="pt")
+            inputs = loading.tokenizer(world.bases["t5"])(SENTENCES[:2], padding=True, return_tensors="pt")
             with pytest.raises(RuntimeError, match="size of tensor"):  # the mask is longer than what is read
                 peer(**inputs)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adamergex import models
+from adamergex.backbones import loading
+from adamergex.backbones.logits import IGNORE
 from adamergex.errors import ConfigError, DataError
-from adamergex.logits import IGNORE
+from adamergex.tasks.answering.generating import answer_examples, generate
+from adamergex.tasks.answering.prompts import Prompt
 from adamergex.tasks.classification import AnswerExamples, PromptExamples
-from adamergex.tasks.generating import answer_examples, generate
-from adamergex.tasks.prompts import Prompt
 from family_models import FAMILIES, SENTENCES
 from test_choosing import adapted, loaded
 
@@ -28,7 +28,7 @@ def own(model: torch.nn.Module, tokenizer, prompt: str, most: int, *, special: b
     length = given["input_ids"].shape[1]
     more = {}
     if bare.config.is_encoder_decoder:
-        opening = models.decoder_opening(bare, tokenizer)
+        opening = loading.decoder_opening(bare, tokenizer)
         more["decoder_input_ids"], length = torch.tensor([opening]), len(opening)
     out = model.generate(**given, **more, max_new_tokens=most, do_sample=False, num_beams=1)[0, length:].tolist()
     end = tokenizer.eos_token_id
@@ -41,7 +41,7 @@ def test_answers_are_those_of_generate(families: dict[str, str], name: str, kind
     found = loaded(families[name])
     model = found.model
     if kind is not None:
-        model = adapted(models.load(families[name], found.kind).model, kind)
+        model = adapted(loading.load(families[name], found.kind).model, kind)
     answers, cut = generate(model, PROMPTS, found.tokenizer, max_new_tokens=12, stop=(), longest=96, batch_tokens=200)
     expected = [own(model, found.tokenizer, prompt, 12) for prompt in PROMPTS]
     texts = [
@@ -55,7 +55,7 @@ def test_answers_are_those_of_generate(families: dict[str, str], name: str, kind
 @pytest.mark.parametrize("name", FAMILIES)
 def test_rows_end_at_the_end_piece_and_at_stop_strings(families: dict[str, str], name: str) -> None:
     found = loaded(families[name])
-    model, tokenizer = models.load(families[name], found.kind).model, found.tokenizer
+    model, tokenizer = loading.load(families[name], found.kind).model, found.tokenizer
     settings = {"max_new_tokens": 12, "longest": 96, "batch_tokens": 10_000}
     whole, _ = generate(model, PROMPTS, tokenizer, stop=(), **settings)
     marks = (whole[0][2:4], whole[1][3:5])
@@ -84,7 +84,7 @@ def test_prompts_are_cut_in_their_text_alone(families: dict[str, str]) -> None:
 
 
 def test_a_chat_uses_the_template_once(families: dict[str, str]) -> None:
-    found = models.load(families["llama"], "causal-lm")
+    found = loading.load(families["llama"], "causal-lm")
     settings = {"max_new_tokens": 6, "stop": (), "longest": 96, "batch_tokens": 99, "chat": True}
     with pytest.raises(ConfigError, match="no chat template"):
         generate(found.model, ["A ferry"], found.tokenizer, **settings)
@@ -132,7 +132,7 @@ def test_the_loss_is_the_mean_over_answer_pieces(families: dict[str, str], name:
     batch["labels"] = wide[:, ::2]
     assert not batch["labels"].is_contiguous()
     total, count = 0.0, 0
-    opening = len(models.frame(found.tokenizer)[0]) if found.family == "encoder-decoder" else 0
+    opening = len(loading.frame(found.tokenizer)[0]) if found.family == "encoder-decoder" else 0
     with torch.inference_mode():
         loss = float(made.loss(found.model, batch))
         for prompt, answer in zip(made.prompts, made.answers, strict=True):
@@ -176,8 +176,8 @@ def test_answers_that_are_too_long_can_be_left_out(families: dict[str, str], nam
 def test_trained_answers_come_back(families: dict[str, str]) -> None:
     """Train a little by hand on two prompts; greedy decoding says what was learned, prompt and end left out."""
     for name in FAMILIES:
-        kind = models.kind_for(families[name], labelled=True)
-        found = models.load(families[name], kind)
+        kind = loading.kind_for(families[name], labelled=True)
+        found = loading.load(families[name], kind)
         prompts, answers = ["A ferry\nTopic:", "The cook baked fresh bread\nTopic:"], ["travel today", "food"]
         made = answer_examples(prompts, answers, found.tokenizer, max_length=90, longest=96, family=found.family)
         optimizer = torch.optim.Adam(found.model.parameters(), 3e-3)
@@ -193,7 +193,7 @@ def test_trained_answers_come_back(families: dict[str, str]) -> None:
 def test_a_retelling_has_room_before_the_answer(families: dict[str, str], name: str) -> None:
     """Each row's cap is its prompt's length plus the answer's, at least ``thought``; a decoder's window holds both."""
     found = loaded(families[name])
-    model, tokenizer = models.load(families[name], found.kind).model, found.tokenizer
+    model, tokenizer = loading.load(families[name], found.kind).model, found.tokenizer
     options = {"stop": (), "batch_tokens": 200}
     thought, cut = generate(model, PROMPTS, tokenizer, max_new_tokens=5, thought=12, longest=96, **options)
     lengths = [len(tokenizer(prompt, add_special_tokens=False).input_ids) for prompt in PROMPTS]

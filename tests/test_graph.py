@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from adamergex.actions import ACTIONS
-from adamergex.engines.local import StepsFailedError, needed, run
 from adamergex.errors import DataError
-from adamergex.graph import MANIFEST, Step, Store, canonical, in_order
-from adamergex.versions import VERSIONS, version
+from adamergex.graph.local import StepsFailedError, needed, run
+from adamergex.graph.steps import MANIFEST, Step, Store, canonical, in_order
+from adamergex.graph.versions import VERSIONS, version
+from adamergex.tables.actions import ACTIONS
 
 
 def step(name: str, inputs: dict[str, Step] | None = None, **identity: object) -> Step:

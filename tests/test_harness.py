@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from adamergex.evaluation import evaluate
-from adamergex.settings import EvaluateJob
-from adamergex.tasks.asking import ASKED
+from adamergex.jobs.settings import EvaluateJob
+from adamergex.tasks.answering.asking import ASKED
 from harness_cases import CASES, GOLDEN, items, rows, save_adapter, task_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "compare.md"

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from adamergex import train_config
-from adamergex.adapters.adapterhub import read_adapter
-from adamergex.cli import main
-from adamergex.demo import CORPUS
+from adamergex.adapters.formats.adapterhub import read_adapter
+from adamergex.cli.main import main
+from adamergex.config import train
 from adamergex.metrics.entities import repaired
+from adamergex.tables.demo import CORPUS
 
 PAGE = Path(__file__).parents[1] / "docs" / "madx.md"
 PARTS = re.compile(
@@ -64,8 +64,8 @@ def test_the_page_runs_from_top_to_bottom(
     there_at_first: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(there_at_first)
-    parse = train_config.parse_training
-    monkeypatch.setattr("adamergex.pipeline.parse_training", lambda settings: parse(quickly(settings)))
+    parse = train.parse_training
+    monkeypatch.setattr("adamergex.tables.transfer.parse_training", lambda settings: parse(quickly(settings)))
     seen: dict[str, Any] = {}
     text, done = PAGE.read_text(encoding="utf-8"), []
     for part in PARTS.finditer(text):

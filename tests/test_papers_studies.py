@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from adamergex.cli import main
-from adamergex.config import read_yaml
+from adamergex.cli.main import main
+from adamergex.config.study import load_study
+from adamergex.config.transfer import read_yaml
 from adamergex.report.papers import read
-from adamergex.studies.settings import load_study
 
 ROOT = Path(__file__).parents[1]
 FILES = {path.stem: path for path in sorted((ROOT / "studies").glob("*.yaml"))}
@@ -109,7 +109,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory, connections: tuple[int, list
         ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), f"http://127.0.0.1:{connections[0]}"
     )
     free = {name: value for name, value in os.environ.items() if not name.startswith("HF_") and name != "NO_PROXY"}
-    code = "import sys\nfrom adamergex.cli import main\nfor file in sys.argv[1:]:\n"
+    code = "import sys\nfrom adamergex.cli.main import main\nfor file in sys.argv[1:]:\n"
     code += "    print('##', file)\n    assert main(['study', file, '--dry-run']) == 0\n"
     result = subprocess.run(
         [sys.executable, "-c", code, *map(str, FILES.values())], cwd=folder, capture_output=True, text=True,

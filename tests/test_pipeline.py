@@ -12,13 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import adamergex
-from adamergex import actions, statistics, tuning
-from adamergex.config import parse
+from adamergex import statistics
+from adamergex.config.transfer import parse
 from adamergex.errors import ConfigError, DataError, ModelError
-from adamergex.graph import Store
+from adamergex.graph.steps import Store
 from adamergex.merging import merge, rule_for
-from adamergex.pipeline import summary, transfer
-from adamergex.plan import Plan, absolute, facts
+from adamergex.search import tuning
+from adamergex.tables import actions
+from adamergex.tables.plan import Plan, absolute, facts
+from adamergex.tables.transfer import summary, transfer
 
 
 def settings(base: Path, data: Path, output: Path, **changes: Any) -> dict[str, Any]:
@@ -61,7 +63,7 @@ class Counting(dict[str, Any]):
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counting:
     counting = Counting()
-    monkeypatch.setattr("adamergex.pipeline.ACTIONS", counting)
+    monkeypatch.setattr("adamergex.tables.transfer.ACTIONS", counting)
     return counting
 
 

@@ -10,19 +10,19 @@ import pytest
 import yaml
 
 import adamergex
-from adamergex import lineage
-from adamergex.adapters.adapterhub import read_adapter
-from adamergex.cli import main
-from adamergex.config import load, parse
-from adamergex.demo import CORPUS
+from adamergex.adapters.formats.adapterhub import read_adapter
+from adamergex.cli.main import main
+from adamergex.config.train import parse_training
+from adamergex.config.transfer import load, parse
 from adamergex.errors import ConfigError
 from adamergex.evaluation import evaluate
-from adamergex.graph import Store
+from adamergex.files import lineage
+from adamergex.graph.steps import Store
+from adamergex.jobs.settings import EvaluateJob
 from adamergex.merging import merge
-from adamergex.pipeline import summary, transfer
-from adamergex.plan import Plan, absolute, facts
-from adamergex.settings import EvaluateJob
-from adamergex.train_config import parse_training
+from adamergex.tables.demo import CORPUS
+from adamergex.tables.plan import Plan, absolute, facts
+from adamergex.tables.transfer import summary, transfer
 from test_pipeline import Counting, counted, settings, silent
 
 __all__ = ["counted"]  # a fixture

@@ -10,17 +10,23 @@ from typing import Any
 import pytest
 
 from adamergex.adapters.sparse import read_difference
-from adamergex.config import METHODS, parse
+from adamergex.config.study import Assumed
+from adamergex.config.transfer import METHODS, parse
 from adamergex.errors import ConfigError
-from adamergex.graph import Step, Store
-from adamergex.pipeline import summary, transfer
-from adamergex.plan import Plan, absolute, facts
-from adamergex.recipes import RECIPES
-from adamergex.settings import Classification, Generation, MultipleChoice, PairClassification, SpanAnswering
-from adamergex.studies.estimate import estimate
-from adamergex.studies.settings import Assumed
+from adamergex.graph.steps import Step, Store
+from adamergex.jobs.settings import (
+    Classification,
+    Generation,
+    MultipleChoice,
+    PairClassification,
+    SpanAnswering,
+)
+from adamergex.methods import RECIPES
+from adamergex.tables.estimate import estimate
+from adamergex.tables.plan import Plan, absolute, facts
+from adamergex.tables.transfer import summary, transfer
+from adamergex.tasks.answering.cross_lingual_thought import asked_with_xlt
 from adamergex.tasks.catalogue import task_file
-from adamergex.tasks.cross_lingual_thought import asked_with_xlt
 from test_pipeline import Counting, counted, settings, silent
 
 __all__ = ["counted"]  # a fixture

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adamergex.config import parse
+from adamergex.config.transfer import parse
 from adamergex.errors import ConfigError, DataError
-from adamergex.pipeline import transfer
+from adamergex.tables.transfer import transfer
 from test_pipeline import settings, silent
 
 
@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_refused_before_training(
 
 
 def test_translations_are_matched_by_id(tmp_path: Path) -> None:
-    from adamergex.settings import Rows, SentenceAlignment
+    from adamergex.jobs.settings import Rows, SentenceAlignment
     from adamergex.tasks.rows import read
 
     (tmp_path / "sw.jsonl").write_text('{"id": "b", "text": "mbili"}\n{"id": "a", "text": "moja"}\n')
@@ -125,7 +125,7 @@ def test_translations_are_matched_by_id(tmp_path: Path) -> None:
 def test_ids_that_match_no_translation_for_sure_are_refused(
     own: list[dict[str, Any]], others: list[dict[str, Any]], message: str, tmp_path: Path
 ) -> None:
-    from adamergex.settings import Rows, SentenceAlignment
+    from adamergex.jobs.settings import Rows, SentenceAlignment
     from adamergex.tasks.rows import read
 
     for language, rows in (("sw", own), ("en", others)):
@@ -137,7 +137,7 @@ def test_ids_that_match_no_translation_for_sure_are_refused(
 
 
 def test_an_id_is_the_same_as_a_number_and_as_text(tmp_path: Path) -> None:
-    from adamergex.settings import Rows, SentenceAlignment
+    from adamergex.jobs.settings import Rows, SentenceAlignment
     from adamergex.tasks.rows import read
 
     (tmp_path / "sw.jsonl").write_text('{"id": "2", "text": "mbili"}\n{"id": "1", "text": "moja"}\n')

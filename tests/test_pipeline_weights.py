@@ -13,18 +13,18 @@ import torch
 from numpy.testing import assert_allclose
 from pydantic import TypeAdapter
 
-from adamergex import training
 from adamergex.adapters import resident
-from adamergex.config import parse
-from adamergex.entropy import minimise
+from adamergex.config.transfer import parse
 from adamergex.errors import ConfigError, DataError
 from adamergex.evaluation import evaluate, load_for
-from adamergex.graph import Store
+from adamergex.graph.steps import Store
+from adamergex.jobs.settings import EvaluateJob, Rows, Structure, Task, TrainJob
 from adamergex.merging import merge
-from adamergex.pipeline import summary, transfer
-from adamergex.plan import Plan, absolute, facts
-from adamergex.settings import EvaluateJob, Rows, Structure, Task, TrainJob
+from adamergex.search.entropy import minimise
+from adamergex.tables.plan import Plan, absolute, facts
+from adamergex.tables.transfer import summary, transfer
 from adamergex.tasks.rows import read
+from adamergex.training import train
 from test_pipeline import Counting, counted, settings, silent
 
 __all__ = ["counted"]  # a fixture
@@ -136,7 +136,7 @@ class Trio:
         ):
             path = Rows(path=f"{data}/{language}.{rows}")
             job = {**shared, "task": task, "language": language, "rows": path, "optimisation": QUICK}
-            training.train(TrainJob.model_validate(job), folder / role)
+            train.train(TrainJob.model_validate(job), folder / role)
         self.paths: dict[str, Any] = {role: folder / role for role in ("task", "target_reference", "source_reference")}
         self.job = EvaluateJob(
             base=str(base), task=known.task, language="sw", rows=Rows(path=f"{data}/sw.test.tsv"),
@@ -198,12 +198,12 @@ def test_a_weight_a_layer_is_where_an_oracle_grid_has_it(encoder: Trio, tmp_path
 
 def test_the_gradient_is_that_of_the_written_merges(encoder: Trio, tmp_path: Path) -> None:
     """dH/dλ_l against central differences of merges that go through files."""
-    from adamergex.entropy import _gradients, _Way
     from adamergex.merging import merged_tensors, rule_for
     from adamergex.merging.layers import numbered
+    from adamergex.search.entropy import _gradients, _Way
+    from adamergex.search.tuning import Choices, on_model, opened, widened
     from adamergex.tasks.certainty import Unlabelled
     from adamergex.tasks.rows import read
-    from adamergex.tuning import Choices, on_model, opened, widened
 
     adapters = opened(*encoder.paths.values())
     choices = Choices(rule_for("adaptive", "lora"), "adaptive", "factors", "all", None)

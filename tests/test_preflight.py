@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from adamergex import models
 from adamergex.adapters.sites import targets
-from adamergex.config import parse
+from adamergex.backbones import loading
+from adamergex.config.transfer import parse
 from adamergex.errors import AdamergexError
-from adamergex.pipeline import transfer
-from adamergex.settings import Structure
+from adamergex.jobs.settings import Structure
+from adamergex.tables.transfer import transfer
 from test_pipeline import Counting, counted, settings, silent  # noqa: F401  (counted is a fixture)
 
 QUICK = {"steps": 2, "batch_size": 4}
@@ -57,7 +57,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused_before_training(
 ) -> None:  # fmt: skip
     base = Path(shutil.copytree(tiny_encoder, tmp_path / "base"))
     if change == "larger":
-        tokenizer = models.tokenizer(str(base))
+        tokenizer = loading.tokenizer(str(base))
         tokenizer.add_tokens(["habari"])
         tokenizer.save_pretrained(base)
     else:
@@ -70,10 +70,10 @@ def test_a_tokenizer_that_does_not_fit_is_refused_before_training(
 
 @pytest.mark.parametrize("kind", ["masked-lm", "sequence-classification", "token-classification"])
 def test_an_outline_has_the_shape_of_the_model(tiny_encoder: Path, kind: Any) -> None:
-    outlined, loaded = models.outline(str(tiny_encoder), kind), models.load(str(tiny_encoder), kind)
+    outlined, loaded = loading.outline(str(tiny_encoder), kind), loading.load(str(tiny_encoder), kind)
     assert outlined is not None and all(parameter.is_meta for parameter in outlined.model.parameters())
     shapes = [{name: one.shape for name, one in found.model.named_parameters()} for found in (outlined, loaded)]
     assert shapes[0] == shapes[1] and type(outlined.model) is type(loaded.model)
     assert targets(outlined.model, Structure()) == targets(loaded.model, Structure())
-    longest = [models.longest_input(found.model, found.tokenizer) for found in (outlined, loaded)]
+    longest = [loading.longest_input(found.model, found.tokenizer) for found in (outlined, loaded)]
     assert longest[0] == longest[1]

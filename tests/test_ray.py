@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from adamergex.engines.walk import StepsFailedError, walk
 from adamergex.errors import AdamergexError
-from adamergex.graph import Store
+from adamergex.graph.steps import Store
+from adamergex.graph.walk import StepsFailedError, walk
 from counted_actions import ACTIONS, grid, started, step
 
 pytestmark = [
@@ -52,7 +52,7 @@ def cluster() -> Iterator[Any]:
 
 
 def test_a_cluster_does_every_step_once(cluster: Any, tmp_path: Path) -> None:
-    from adamergex.engines import ray as engine
+    from adamergex.graph import ray as engine
 
     log, store = tmp_path / "log", Store(tmp_path / "store")
     steps = grid(log, 5, 0.05)
@@ -65,7 +65,7 @@ def test_a_cluster_does_every_step_once(cluster: Any, tmp_path: Path) -> None:
 
 
 def test_an_action_that_fails_is_not_tried_again(cluster: Any, tmp_path: Path) -> None:
-    from adamergex.engines import ray as engine
+    from adamergex.graph import ray as engine
 
     log, store = tmp_path / "log", Store(tmp_path / "store")
     failing, fine = step(log, "failing", fails=True), step(log, "fine")
@@ -81,7 +81,7 @@ def test_an_action_that_fails_is_not_tried_again(cluster: Any, tmp_path: Path) -
 def test_a_worker_that_cannot_start_is_said(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Actions of a module that the driver alone can import, as where adamergex is missing on a machine; then an
     environment that cannot be made, of which Ray says so by another class of error."""
-    from adamergex.engines import ray as engine
+    from adamergex.graph import ray as engine
 
     (tmp_path / "only_here.py").write_text("def work(job, inputs, output, workdir):\n    output.mkdir()\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -101,7 +101,7 @@ def test_a_worker_that_cannot_start_is_said(cluster: Any, tmp_path: Path, monkey
 def test_a_step_that_a_worker_cannot_read_fails_alone(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adamergex.engines import ray as engine
+    from adamergex.graph import ray as engine
 
     (tmp_path / "not_there.py").write_text("def thing():\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -113,7 +113,7 @@ def test_a_step_that_a_worker_cannot_read_fails_alone(
 
 
 def test_a_store_that_is_not_shared_is_said(cluster: Any, tmp_path: Path) -> None:
-    from adamergex.engines import ray as engine
+    from adamergex.graph import ray as engine
 
     class Elsewhere(Store):
         """What a driver sees whose store is another disk than the workers'."""
@@ -149,8 +149,8 @@ def test_ctrl_c_leaves_no_worker_in_the_cluster(cluster: Any, tmp_path: Path) ->
 
 
 def test_a_real_study_on_the_cluster(cluster: Any, tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
-    from adamergex.studies.run import Engine, run_study
-    from adamergex.studies.settings import parse_study
+    from adamergex.config.study import parse_study
+    from adamergex.tables.study import Engine, run_study
     from test_study import settings
 
     wanted = settings(tiny_encoder, small_data, tmp_path / "ray", ["topics"], targets=["sw"])
@@ -165,7 +165,7 @@ def test_a_real_study_on_the_cluster(cluster: Any, tiny_encoder: Path, small_dat
 
 def test_a_node_that_dies_loses_nothing_but_its_step(cluster: Any, tmp_path: Path) -> None:
     """The last test here: one node is gone afterwards."""
-    from adamergex.engines import ray as engine
+    from adamergex.graph import ray as engine
 
     log, store, said = tmp_path / "log", Store(tmp_path / "store"), []
     go = tmp_path / "go"

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from adamergex import data
+from adamergex.config.task import BuiltIn, OwnClassification
+from adamergex.data import reader
 from adamergex.errors import DataError
-from adamergex.settings import (
+from adamergex.jobs.settings import (
     Classification,
     Generation,
     LanguageModeling,
@@ -23,7 +24,6 @@ from adamergex.settings import (
     Tagging,
     TaskRows,
 )
-from adamergex.task_config import BuiltIn, OwnClassification
 from adamergex.tasks import rows
 
 TASKS: dict[str, Any] = {
@@ -109,7 +109,7 @@ def test_values_of_tables_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert read("choice", {**GOOD["choice"], "label": np.float32(1), "choice1": 10, "choice2": 2.5})["choice2"] == "2.5"
     assert read("choice", {**GOOD["choice"], "label": "1.0"})["label"] == 1
     assert read("free", {**GOOD["free"], "target": [18.0, "x"]})["target"] == ["18", "x"]
-    assert "id" not in data.read(_file(tmp_path, {"text": "a", "id": None}), "sw")[0]
+    assert "id" not in reader.read(_file(tmp_path, {"text": "a", "id": None}), "sw")[0]
 
 
 def _file(folder: Path, *given: dict[str, Any], **more: Any) -> Rows:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from adamergex.sampling import sampled
+from adamergex.data.sampling import sampled
 
 
 def draw(ids: list[Any], size: int = 10, seed: int = 0) -> list[int]:

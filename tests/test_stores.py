@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from adamergex import manifests
-from adamergex.cli import main
-from adamergex.engines.local import run
-from adamergex.engines.worker import perform
+from adamergex.cli.main import main
 from adamergex.errors import DataError
-from adamergex.graph import MANIFEST, Step, Store
-from adamergex.inventory import collect, contents, describe, garbage, record, studies
-from adamergex.manifests import Manifest, StoreError
-from adamergex.records import predictions, read_merged, read_predictions, read_scores, read_search
+from adamergex.files.records import predictions, read_merged, read_predictions, read_scores, read_search
+from adamergex.graph import manifests
+from adamergex.graph.inventory import collect, contents, describe, garbage, record, studies
+from adamergex.graph.local import run
+from adamergex.graph.manifests import Manifest, StoreError
+from adamergex.graph.steps import MANIFEST, Step, Store
+from adamergex.graph.worker import perform
 from test_graph import Recorder, diamond, step
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "fuzz"

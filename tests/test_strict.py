@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from adamergex import loop, method_config, settings, task_config, train_config
-from adamergex.cli import main
-from adamergex.config import parse
+from adamergex.cli.main import main
+from adamergex.config import methods, task, train
+from adamergex.config.changes import parse_change
+from adamergex.config.study import parse_study
+from adamergex.config.train import parse_training
+from adamergex.config.transfer import parse
 from adamergex.errors import AdamergexError, ConfigError
-from adamergex.pipeline import run_training, run_transfer
-from adamergex.settings import Optimisation, Structure, TrainJob
-from adamergex.strict import Settings
-from adamergex.studies.changes import parse_change
-from adamergex.studies.settings import parse_study
-from adamergex.train_config import parse_training
+from adamergex.jobs import settings
+from adamergex.jobs.settings import Optimisation, Structure, TrainJob
+from adamergex.jobs.strict import Settings
+from adamergex.tables.transfer import run_training, run_transfer
+from adamergex.training import loop
 
 TASK = {"train": "en.tsv", "validation": "{language}.tsv", "test": "{language}.tsv", "labels": ["a", "b"]}
 
@@ -124,7 +126,7 @@ def test_whole_numbers_serve_as_numbers_and_lists_as_tuples() -> None:
 
 
 def models() -> list[type[BaseModel]]:
-    rooms = (settings, method_config, task_config, train_config)
+    rooms = (settings, methods, task, train)
     return [
         item for room in rooms for item in vars(room).values() if isinstance(item, type) and issubclass(item, BaseModel)
     ]
@@ -196,13 +198,13 @@ def test_changes_from_the_command_line_are_strict_yaml(text: str) -> None:
 @pytest.fixture
 def world(tiny_encoder: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A table on a tiny model, and a trainer that nothing may call."""
-    import adamergex.training
+    import adamergex.training.train
 
     def fit(*_: Any, **__: Any) -> None:
         pytest.fail("something was trained")
 
-    assert adamergex.training.fit is loop.fit
-    monkeypatch.setattr(adamergex.training, "fit", fit)
+    assert adamergex.training.train.fit is loop.fit
+    monkeypatch.setattr(adamergex.training.train, "fit", fit)
     data, few = f"{small_data}/{{language}}", {"steps": 2, "batch_size": 4}
     return {
         "base": str(tiny_encoder), "structure": {"kind": "lora", "rank": 2}, "proxy": "fr", "targets": ["sw"],

@@ -18,20 +18,20 @@ from typing import Any
 import pytest
 import yaml
 
-from adamergex.cli import main
-from adamergex.config import parse
-from adamergex.engines.local import StepsFailedError, run
+from adamergex.cli.main import main
+from adamergex.config.changes import parse_change
+from adamergex.config.study import Assumed, Study, inherited, parse_study
+from adamergex.config.transfer import parse
 from adamergex.errors import ConfigError
-from adamergex.graph import Step, Store, held, short
-from adamergex.inventory import Garbage, collect, entries, forget_study, garbage, record, studies
-from adamergex.pipeline import transfer
-from adamergex.settings import Structure
-from adamergex.studies.changes import parse_change
-from adamergex.studies.devices import DEVICES
-from adamergex.studies.estimate import estimate, flops_factor, parameters
-from adamergex.studies.plan import StudyPlan
-from adamergex.studies.run import Engine, dry_run, run_study
-from adamergex.studies.settings import Assumed, Study, inherited, parse_study
+from adamergex.graph.inventory import Garbage, collect, entries, forget_study, garbage, record, studies
+from adamergex.graph.local import StepsFailedError, run
+from adamergex.graph.steps import Step, Store, held, short
+from adamergex.jobs.settings import Structure
+from adamergex.tables.devices import DEVICES
+from adamergex.tables.estimate import estimate, flops_factor, parameters
+from adamergex.tables.study import Engine, dry_run, run_study
+from adamergex.tables.study_plan import StudyPlan
+from adamergex.tables.transfer import transfer
 
 QUICK = {"steps": 3, "batch_size": 8, "learning_rate": 1e-2}
 TOPICS = ("nature", "health", "sports", "travel")

@@ -11,20 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adamergex import records, statistics, weight_choice
-from adamergex.config import parse
+from adamergex import statistics
+from adamergex.config.study import Assumed
+from adamergex.config.transfer import parse
 from adamergex.errors import AdamergexError, ConfigError, DataError
-from adamergex.graph import Store
-from adamergex.pipeline import summary, transfer
-from adamergex.plan import Plan, absolute, facts
+from adamergex.files import records
+from adamergex.graph.steps import Store
 from adamergex.report import ways
-from adamergex.report.results import parse as parse_results
+from adamergex.report.results_file import parse as parse_results
 from adamergex.report.summary import headline, score_table, subject
 from adamergex.report.tables import scores_csv, summary_csv
+from adamergex.search import weight_choice
 from adamergex.statistics import Sample, standard_error
-from adamergex.studies.estimate import estimate
-from adamergex.studies.settings import Assumed
-from adamergex.weight_ways import ORACLE_LABEL
+from adamergex.tables.estimate import estimate
+from adamergex.tables.plan import Plan, absolute, facts
+from adamergex.tables.transfer import summary, transfer
+from adamergex.tables.weight_ways import ORACLE_LABEL
 from test_pipeline import Counting, counted, settings, silent  # noqa: F401  (counted is a fixture)
 
 THREE = {"targets": ["fr", "sw", "tr"], "proxy": None, "methods": ["english_tuning", "adamergex"]}

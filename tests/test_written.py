@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamergex.settings import MultipleChoice, PairClassification
-from adamergex.tasks.asking import ASKED
-from adamergex.tasks.written import exact, mentions, read_entities, sign, written_entities
+from adamergex.jobs.settings import MultipleChoice, PairClassification
+from adamergex.tasks.answering.asking import ASKED
+from adamergex.tasks.answering.written import exact, mentions, read_entities, sign, written_entities
 
 
 def nfd(text: str) -> str:

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from adamergex.cli import main as command_line
+from adamergex.cli.main import main as command_line
 from mutants import CONFIG, PREFIX, ROLES, TENSORS, Tensor, damaged, decoded, trio, unpacked
 
 SECONDS, GIGABYTES, LONGEST = 5, 8, 8000

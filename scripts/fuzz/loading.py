@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from adamergex import attach
 from adamergex.adapters import peft_backed
-from adamergex.conversion import convert
+from adamergex.adapters.formats.conversion import convert
 from adamergex.errors import AdamergexError
 from adapters import SECONDS, Late, Outcome, as_peft_reads, delta, far, limited, tried
 from mutants import CONFIG, LINEAGE, PREFIX, TENSORS, damaged, decoded, trio, unpacked

@@ -174,21 +174,22 @@ def damage_yaml(content: str, r: random.Random) -> bytes:
 
 def plan(verb: str, path: Path, changes: list[str]) -> None:
     """What a verb does before it trains. Raises: AdamergexError."""
-    from adamergex import config, preflight, train_config
-    from adamergex.graph import in_order
-    from adamergex.plan import Plan, absolute, facts, train_job
-    from adamergex.studies.plan import StudyPlan
-    from adamergex.studies.run import dry_run
-    from adamergex.studies.settings import load_study
+    from adamergex.config import train, transfer
+    from adamergex.config.study import load_study
+    from adamergex.graph.steps import in_order
+    from adamergex.tables.plan import Plan, absolute, facts, train_job
+    from adamergex.tables.study import dry_run
+    from adamergex.tables.study_plan import StudyPlan
+    from adamergex.training import preflight
 
     if verb == "train":
-        preflight.require_job(train_job(train_config.load_training(path)))
+        preflight.require_job(train_job(train.load_training(path)))
     elif verb == "study":
         study = load_study(path, changes)
         dry_run(study)
         preflight.require_possible(StudyPlan(study).steps)
     else:
-        table = absolute(config.load(path))
+        table = absolute(transfer.load(path))
         preflight.require_possible(in_order(Plan(table, facts(table)).wanted))
 
 
@@ -296,13 +297,13 @@ def data_case(r: random.Random, folder: Path) -> tuple[str, Callable[[], str]]:
         path.write_bytes(raw)
 
     def run() -> str:
-        from adamergex import data
-        from adamergex.settings import Classification, LanguageModeling, Rows
+        from adamergex.data import reader
+        from adamergex.jobs.settings import Classification, LanguageModeling, Rows
         from adamergex.tasks import rows as task_rows
 
         task = LanguageModeling() if ending == "txt" else Classification(labels=("a", "b"))
         found = task_rows.read(task, Rows(path=str(path)), "en")
-        data.content_hash(found)
+        reader.content_hash(found)
         lost = ending == "csv" and any(row["text"].count("\n") >= 10 for row in found)
         return "rows are lost in silence" if lost else ""
 
@@ -347,8 +348,8 @@ def _seen(folder: Path) -> set[tuple[str, int, int]]:
 
 def import_all() -> None:
     """Pay for the imports before the clock runs."""
-    import adamergex.pipeline
-    import adamergex.studies.run
+    import adamergex.tables.study
+    import adamergex.tables.transfer
     import adamergex.tasks.rows  # noqa: F401
 
     with contextlib.suppress(ModuleNotFoundError):

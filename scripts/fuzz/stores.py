@@ -30,9 +30,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from adamergex import manifests, pipeline
-from adamergex.cli import main
-from adamergex.config import load
+from adamergex.cli.main import main
+from adamergex.config.transfer import load
+from adamergex.graph import manifests
+from adamergex.tables import transfer
 
 SECONDS = 5.0
 MEMORY = 8 << 30
@@ -74,8 +75,8 @@ class World:
         assert code == 0, said
         self.run.rename(self.kept)
         self.scores = _scores(self.kept)
-        self.facts = pipeline.facts(pipeline.absolute(load(self.settings)))
-        self.actions = dict.fromkeys(pipeline.ACTIONS, self._restore)
+        self.facts = transfer.facts(transfer.absolute(load(self.settings)))
+        self.actions = dict.fromkeys(transfer.ACTIONS, self._restore)
         self.files = sorted(
             path.relative_to(self.kept)
             for path in self.kept.rglob("*.json*")
@@ -168,12 +169,12 @@ def _scores(run: Path) -> list[tuple[Any, ...]]:
 @contextlib.contextmanager
 def _patched(actions: dict[str, Any], facts: Any) -> Iterator[None]:
     """With steps that are copied, not trained, and the hashes of base and data that no mutant changes."""
-    before = pipeline.ACTIONS, pipeline.facts
-    pipeline.ACTIONS, pipeline.facts = actions, lambda config: facts  # type: ignore[assignment]
+    before = transfer.ACTIONS, transfer.facts
+    transfer.ACTIONS, transfer.facts = actions, lambda config: facts  # type: ignore[assignment]
     try:
         yield
     finally:
-        pipeline.ACTIONS, pipeline.facts = before  # type: ignore[assignment]
+        transfer.ACTIONS, transfer.facts = before  # type: ignore[assignment]
 
 
 @contextlib.contextmanager

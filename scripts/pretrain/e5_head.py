@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adamergex.base_files import resolve
-from adamergex.bases.head_file import FILE, HEAD_RECORD, HeadFile
-from adamergex.logits import labelled_loss
-from adamergex.models import load, longest_input
-from adamergex.probe import logistic_regression
-from adamergex.settings import LanguageModeling
+from adamergex.backbones.base_files import resolve
+from adamergex.backbones.head_file import FILE, HEAD_RECORD, HeadFile
+from adamergex.backbones.loading import load, longest_input
+from adamergex.backbones.logits import labelled_loss
+from adamergex.jobs.settings import LanguageModeling
 from adamergex.tasks.language_modeling import segments
+from adamergex.training.probe import logistic_regression
 
 LANGUAGES = ["en", "fr", "es", "de", "ar", "hi", "id", "tr", "sw", "ha", "rw", "lg", "gn"]
 MOST = 8000

@@ -1,6 +1,6 @@
 """``python -m adamergex``."""
 
-from adamergex.cli import main
+from adamergex.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

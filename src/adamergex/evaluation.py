@@ -7,18 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adamergex import data, lineage, lineage_fields, statistics
+from adamergex import statistics
+from adamergex.data import reader
 from adamergex.errors import AdapterFileError, ConfigError, DataError, ModelError
-from adamergex.inputs import path_part
-from adamergex.outputs import require_free, staged_directory
-from adamergex.records import PREDICTIONS, read_predictions
+from adamergex.files import lineage, lineage_fields
+from adamergex.files.names import path_part
+from adamergex.files.outputs import require_free, staged_directory
+from adamergex.files.records import PREDICTIONS, read_predictions
 from adamergex.statistics import mcnemar as mcnemar
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from adamergex.models import Loaded
-    from adamergex.settings import EvaluateJob, Target
+    from adamergex.backbones.loading import Loaded
+    from adamergex.jobs.settings import EvaluateJob, Target
     from adamergex.tasks.kinds import Answers
 
 
@@ -39,7 +41,7 @@ def evaluate(
     Raises: AdapterFileError, DataError, ModelError, ConfigError.
     """
     from adamergex.adapters import resident
-    from adamergex.models import quiet
+    from adamergex.backbones.loading import quiet
     from adamergex.tasks import measuring
     from adamergex.tasks import rows as task_rows
 
@@ -152,7 +154,7 @@ def evaluate_directory(
     file whose score measures the answers of a task of your own; nothing that an adapter brings or names is run.
     Raises: AdapterFileError, DataError, ModelError; also when the lineage does not tell the task or the base.
     """
-    from adamergex.settings import UNLABELLED_KINDS, Classification, EvaluateJob, Rows
+    from adamergex.jobs.settings import UNLABELLED_KINDS, Classification, EvaluateJob, Rows
 
     path_part(language, what="the language", error=ConfigError, where="--language")
     rows = Rows(path=test, columns=dict(columns or {}))
@@ -168,7 +170,7 @@ def evaluate_directory(
     if found is not None and found.task and found.task.get("kind") not in UNLABELLED_KINDS:
         task = _task(found.task, stack[-1], task_file)
     elif not stack:
-        labels = sorted({str(row["label"]) for row in data.read(rows, language) if "label" in row})
+        labels = sorted({str(row["label"]) for row in reader.read(rows, language) if "label" in row})
         task = Classification(labels=tuple(labels))
     else:
         raise ModelError(
@@ -189,7 +191,7 @@ def _task(fields: Mapping[str, Any], adapter: Path, task_file: str | Path | None
     """
     from pydantic import TypeAdapter, ValidationError
 
-    from adamergex.settings import Target
+    from adamergex.jobs.settings import Target
     from adamergex.tasks import catalogue
 
     wanted = fields.get("measured_as")

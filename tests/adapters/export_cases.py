@@ -19,11 +19,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from adamergex.adapters.adapterhub import AdapterFiles, HeadFiles, write_adapter
-from adamergex.adapters.bottleneck import BottleneckConfig
+from adamergex.adapters.bottleneck.modules import BottleneckConfig
+from adamergex.adapters.formats.adapterhub import AdapterFiles, HeadFiles, write_adapter
+from adamergex.adapters.formats.conversion import convert
 from adamergex.adapters.heads import head_of
-from adamergex.conversion import convert
-from adamergex.lineage import Lineage
+from adamergex.files.lineage import Lineage
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 PFEIFFER = BottleneckConfig.pfeiffer(2, invertible=True), BottleneckConfig.pfeiffer(4)

@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, adapter, inputs, tiny
 from transformers import AutoModelForTokenClassification
 
-from adamergex.adapters import dialects
-from adamergex.adapters.adapterhub import (
+from adamergex.adapters.bottleneck.modules import BottleneckConfig
+from adamergex.adapters.bottleneck.stack import attach
+from adamergex.adapters.formats import dialects
+from adamergex.adapters.formats.adapterhub import (
     AdapterFiles,
     export_adapter,
     import_adapter,
@@ -25,7 +27,6 @@ from adamergex.adapters.adapterhub import (
     read_head,
     write_adapter,
 )
-from adamergex.adapters.bottleneck import BottleneckConfig
 from adamergex.adapters.heads import head_of, load_head
 from adamergex.adapters.sparse import (
     SparseDifference,
@@ -34,9 +35,8 @@ from adamergex.adapters.sparse import (
     read_difference,
     write_difference,
 )
-from adamergex.adapters.stack import attach
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
-from adamergex.lineage import Lineage
+from adamergex.files.lineage import Lineage
 
 PFEIFFER = BottleneckConfig.pfeiffer(2)
 INVERTIBLE = BottleneckConfig.pfeiffer(2, invertible=True)

@@ -16,8 +16,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from adamergex.adapters.adapterhub import export_adapter, import_adapter, read_adapter
-from adamergex.adapters.invertible import Nice
+from adamergex.adapters.bottleneck.invertible import Nice
+from adamergex.adapters.bottleneck.stack import attach
+from adamergex.adapters.formats.adapterhub import export_adapter, import_adapter, read_adapter
 from adamergex.adapters.sparse import (
     applied,
     apply_difference,
@@ -26,7 +27,6 @@ from adamergex.adapters.sparse import (
     subtract_difference,
     write_difference,
 )
-from adamergex.adapters.stack import attach
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 MADX, SFT = GOLDENS / "g1_madx", GOLDENS / "g4_sft" / "xlmr_tokcls"

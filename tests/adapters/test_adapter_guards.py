@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from adamergex.adapters import guards, peft_backed, resident
 from adamergex.errors import ModelError
-from adamergex.lineage import Lineage
-from adamergex.settings import Structure
+from adamergex.files.lineage import Lineage
+from adamergex.jobs.settings import Structure
 
 PREFIX = Structure(kind="prefix", virtual_tokens=3)
 SIZE = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -11,13 +11,14 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from adamergex.adapters import peft_backed, places, resident, weights_backed
-from adamergex.adapters.language_part import language_part
+from adamergex.adapters import peft_backed, resident, weights_backed
+from adamergex.adapters.bottleneck import places
+from adamergex.adapters.bottleneck.language_part import language_part
 from adamergex.adapters.sites import targets
+from adamergex.backbones.logits import labelled_loss
 from adamergex.errors import ConfigError, ModelError
-from adamergex.logits import labelled_loss
+from adamergex.jobs.settings import Structure
 from adamergex.merging.layers import Swap, by_module, numbered
-from adamergex.settings import Structure
 
 TEXT = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,

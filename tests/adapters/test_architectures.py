@@ -10,9 +10,9 @@ from adapter_reference import Plain, reference
 from tiny_models import CONFIGS, SEQUENCE_TO_SEQUENCE, adapter, inputs, tiny
 from torch import nn
 
-from adamergex.adapters.bottleneck import BottleneckConfig
-from adamergex.adapters.places import find_places
-from adamergex.adapters.stack import attach
+from adamergex.adapters.bottleneck.modules import BottleneckConfig
+from adamergex.adapters.bottleneck.places import find_places
+from adamergex.adapters.bottleneck.stack import attach
 from adamergex.errors import ConfigError, IncompatibleAdaptersError, ModelError
 
 PFEIFFER = BottleneckConfig.pfeiffer(2, invertible=True), BottleneckConfig.pfeiffer(4, leave_out=(1,))

@@ -16,12 +16,12 @@ from test_adapter_files import OLD, Evil, adapter_directory, xlmr_tensors
 from tiny_models import tiny
 
 from adamergex import convert
-from adamergex.adapters.adapterhub import read_adapter
+from adamergex.adapters.formats.adapterhub import read_adapter
+from adamergex.adapters.formats.conversion import detect
 from adamergex.adapters.sparse import read_difference
-from adamergex.cli import main
-from adamergex.conversion import detect
+from adamergex.cli.main import main
 from adamergex.errors import AdapterFileError, ConfigError, ModelError
-from adamergex.lineage import Lineage, read
+from adamergex.files.lineage import Lineage, read
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 HUB = GOLDENS / "g1_madx" / "xlmr_seqbn" / "adapters" / "lang"

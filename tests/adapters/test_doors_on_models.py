@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adamergex import attach
-from adamergex.adapters import adapterhub, peft_backed
-from adamergex.adapters.bottleneck import BottleneckConfig
-from adamergex.conversion import convert
+from adamergex.adapters import peft_backed
+from adamergex.adapters.bottleneck.modules import BottleneckConfig
+from adamergex.adapters.formats import adapterhub
+from adamergex.adapters.formats.conversion import convert
 from adamergex.errors import AdamergexError, AdapterFileError
 
 HANGING = "(.*.*.*.*.*.*.*.*.*.*.*.*)*(a|a|aa)+!"

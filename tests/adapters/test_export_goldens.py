@@ -11,9 +11,9 @@ from export_cases import CASES, GOLDENS, NAMES, base, base_folder, export
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from adamergex.adapters.adapterhub import read_adapter
+from adamergex.adapters.bottleneck.stack import attach
+from adamergex.adapters.formats.adapterhub import read_adapter
 from adamergex.adapters.heads import load_head
-from adamergex.adapters.stack import attach
 
 EXPORT = GOLDENS / "g6_export"
 STACKS = {"none": (), "sw": ("sw",), "task": ("task",), "sw+task": ("sw", "task")}

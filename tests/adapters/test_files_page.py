@@ -13,12 +13,12 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import adapter
 from transformers import AutoModelForMaskedLM, AutoModelForTokenClassification
 
-from adamergex.adapters.adapterhub import AdapterFiles, export_adapter, read_adapter
-from adamergex.adapters.bottleneck import BottleneckConfig
+from adamergex.adapters.bottleneck.modules import BottleneckConfig
+from adamergex.adapters.formats.adapterhub import AdapterFiles, export_adapter, read_adapter
 from adamergex.adapters.heads import head_of
 from adamergex.adapters.sparse import SparseDifference, SparseTensor, export_difference, read_difference
-from adamergex.backbones import folder
-from adamergex.cli import main
+from adamergex.base_names import folder
+from adamergex.cli.main import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "madx-files.md"
 BLOCKS = re.compile(

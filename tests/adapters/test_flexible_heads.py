@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear
 from transformers import PreTrainedModel
 
-from adamergex.adapters.adapterhub import HeadFiles, read_head
+from adamergex.adapters.formats.adapterhub import HeadFiles, read_head
 from adamergex.adapters.heads import head_of, load_head
 from adamergex.errors import IncompatibleAdaptersError
 

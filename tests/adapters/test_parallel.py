@@ -14,8 +14,8 @@ from tiny_models import adapter, inputs, tiny
 from torch import nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
-from adamergex.adapters.bottleneck import BottleneckConfig
-from adamergex.adapters.stack import attach
+from adamergex.adapters.bottleneck.modules import BottleneckConfig
+from adamergex.adapters.bottleneck.stack import attach
 
 LANGUAGE = BottleneckConfig.pfeiffer(2, invertible=True)
 ROWS = [("sw", "lora"), ("sw",), (), ("lora",)]

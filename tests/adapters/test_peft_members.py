@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from adamergex import attach
-from adamergex.adapters.bottleneck import BottleneckConfig
+from adamergex.adapters.bottleneck.modules import BottleneckConfig
 from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "g3_peft"

@@ -16,11 +16,11 @@ from tiny_models import adapter, inputs, tiny
 from torch import nn
 from transformers import PreTrainedModel
 
-from adamergex.adapters.bottleneck import BottleneckAdapter, BottleneckConfig
+from adamergex.adapters.bottleneck.invertible import Nice
+from adamergex.adapters.bottleneck.modules import BottleneckAdapter, BottleneckConfig
+from adamergex.adapters.bottleneck.places import find_places
+from adamergex.adapters.bottleneck.stack import attach
 from adamergex.adapters.heads import head_of, load_head
-from adamergex.adapters.invertible import Nice
-from adamergex.adapters.places import find_places
-from adamergex.adapters.stack import attach
 from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError, ModelError
 
 LANGUAGE, TASK = BottleneckConfig.pfeiffer(2, invertible=True), BottleneckConfig.pfeiffer(4)

@@ -14,8 +14,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from adamergex.adapters.bottleneck import BottleneckAdapter, BottleneckConfig
-from adamergex.adapters.places import find_places
+from adamergex.adapters.bottleneck.modules import BottleneckAdapter, BottleneckConfig
+from adamergex.adapters.bottleneck.places import find_places
 
 VOCABULARY = 40
 _ENCODER = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}

@@ -23,12 +23,12 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from adamergex.bases.head_file import HeadFile, compose
-from adamergex.bases.heads import calibrate, with_new_head
-from adamergex.bases.trimming import trim
-from adamergex.cli import main
+from adamergex.backbones.head_file import HeadFile, compose
+from adamergex.backbones.heads import calibrate, with_new_head
+from adamergex.backbones.loading import load
+from adamergex.backbones.trimming import trim
+from adamergex.cli.main import main
 from adamergex.errors import ModelError
-from adamergex.models import load
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 SENTENCES = {
@@ -141,10 +141,10 @@ class _Crash(TrainerCallback):
 
 
 def test_two_runs_and_a_resumed_one_give_the_same_bytes(headless: Path, texts: Path, tmp_path: Path) -> None:
-    from adamergex.bases import masked_lm_head
-    from adamergex.loop import fit
-    from adamergex.plan import head_settings
-    from adamergex.train_config import load_training
+    from adamergex.config.train import load_training
+    from adamergex.tables.plan import head_settings
+    from adamergex.training import masked_lm_head
+    from adamergex.training.loop import fit
 
     more = {"optimisation": {"steps": 12, "batch_size": 4, "checkpoint_every": 4}, "recovery": {"rank": 2}}
     for name in ("one", "two", "three"):
@@ -329,7 +329,7 @@ def test_the_record_beside_a_head_is_copied_only_where_it_is_one(headless: Path,
 
 def test_the_start_is_no_worse_than_guessing_by_frequency(headless: Path, texts: Path) -> None:
     """Of hidden states that say nothing of the masked token, and share a large direction."""
-    from adamergex.logits import IGNORE
+    from adamergex.backbones.logits import IGNORE
 
     model, new = with_new_head(str(headless))
     rows = model.config.vocab_size

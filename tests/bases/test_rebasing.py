@@ -11,12 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaForMaskedLM
 
-from adamergex.base_files import base_sha256
-from adamergex.bases.rebasing import rebase
-from adamergex.bases.trimming import trim
-from adamergex.cli import main
-from adamergex.errors import AdamergexError, AdapterFileError, IncompatibleAdaptersError, ModelError
-from adamergex.lineage import read
+from adamergex.backbones.base_files import base_sha256
+from adamergex.backbones.rebasing import rebase
+from adamergex.backbones.trimming import trim
+from adamergex.cli.main import main
+from adamergex.errors import (
+    AdamergexError,
+    AdapterFileError,
+    IncompatibleAdaptersError,
+    ModelError,
+)
+from adamergex.files.lineage import read
 from adamergex.merging import merge
 
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from adamergex import packaged
-from adamergex.backbones import PACKAGED, folder
-from adamergex.base_files import resolve
-from adamergex.bases.head_file import FILE, HEAD_RECORD, HeadFile, shipped
-from adamergex.bases.trimming import trim
-from adamergex.cli import main
+from adamergex.backbones import packaged
+from adamergex.backbones.base_files import resolve
+from adamergex.backbones.head_file import FILE, HEAD_RECORD, HeadFile, shipped
+from adamergex.backbones.loading import load
+from adamergex.backbones.trimming import trim
+from adamergex.base_names import PACKAGED, folder
+from adamergex.cli.main import main
 from adamergex.errors import ModelError
-from adamergex.hashing import file_sha256
-from adamergex.models import load
+from adamergex.files.hashing import file_sha256
 
 SHA256 = "f23c2cb3982320d74f9f5504a6519ea162e5e355c8e6285af8a95884642da658"
 TEXTS = (

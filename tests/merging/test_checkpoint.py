@@ -18,9 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from adamergex.checkpoint import CHUNK, AdapterDirectory, Encoder, SafetensorsWriter, TensorInfo, TensorReader
 from adamergex.errors import AdamergexError, AdapterFileError
-from adamergex.outputs import staged_directory as staged
+from adamergex.files.directory import (
+    CHUNK,
+    AdapterDirectory,
+    Encoder,
+    SafetensorsWriter,
+    TensorInfo,
+    TensorReader,
+)
+from adamergex.files.outputs import staged_directory as staged
 
 
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
@@ -229,7 +236,7 @@ def test_an_output_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_a_killed_write_leaves_no_output_and_blocks_nothing(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys\nfrom adamergex.outputs import staged_directory\n"
+        "import os, signal, sys\nfrom adamergex.files.outputs import staged_directory\n"
         "with staged_directory(sys.argv[1]) as stage:\n"
         "    (stage / 'half').write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -27,16 +27,21 @@ from adapter_files import (
     trio,
 )
 
-from adamergex import lineage
-from adamergex.checkpoint import AdapterDirectory
-from adamergex.cli import main
-from adamergex.errors import AdamergexError, AdapterFileError, ConfigError, IncompatibleAdaptersError
-from adamergex.inspection import inspect
-from adamergex.lineage import Lineage
+from adamergex.cli.main import main
+from adamergex.errors import (
+    AdamergexError,
+    AdapterFileError,
+    ConfigError,
+    IncompatibleAdaptersError,
+)
+from adamergex.files import lineage
+from adamergex.files.directory import AdapterDirectory
+from adamergex.files.lineage import Lineage
+from adamergex.files.patterns import Patterns, literal
+from adamergex.files.tensor_names import WrongName, canonical
 from adamergex.merging import divergence, merge
+from adamergex.merging.inspection import inspect
 from adamergex.merging.targets import Ranks, Targets
-from adamergex.patterns import Patterns, literal
-from adamergex.tensor_names import WrongName, canonical
 
 HANGING = "(.*.*.*.*.*.*.*.*.*.*.*.*)*(a|a|aa)+!"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from adamergex import lineage
 from adamergex.errors import AdapterFileError
-from adamergex.hashing import file_sha256
-from adamergex.lineage import Lineage
+from adamergex.files import lineage
+from adamergex.files.hashing import file_sha256
+from adamergex.files.lineage import Lineage
 
 FULL = Lineage(
     base={"name": "xlm-roberta-base", "sha256": "b"},

@@ -13,10 +13,11 @@ import pytest
 import torch
 from adapter_files import DTYPES, PREFIX, edit_config, edit_tensors, read, tensors_of, trio
 
-from adamergex import inspect, lineage
+from adamergex import inspect
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
-from adamergex.hashing import file_sha256
-from adamergex.lineage import Lineage
+from adamergex.files import lineage
+from adamergex.files.hashing import file_sha256
+from adamergex.files.lineage import Lineage
 from adamergex.merging import MergeReport, divergence, merge, select
 from adamergex.merging.stream import ElementwiseMerge
 from adamergex.merging.stream_delta import DeltaMerge
@@ -277,7 +278,7 @@ def test_inspection_tells_structure_norms_and_lineage(tmp_path: Path) -> None:
 def test_merging_imports_nothing_heavy(tmp_path: Path) -> None:
     paths = trio(tmp_path)
     code = (
-        "import sys\nimport adamergex.merging as m, adamergex.inspection\n"
+        "import sys\nimport adamergex.merging as m, adamergex.merging.inspection\n"
         "m.merge(task=sys.argv[1], target_reference=sys.argv[2], source_reference=sys.argv[3], weight=0.5,"
         " output=sys.argv[4])\n"
         "heavy = {'torch', 'transformers', 'peft', 'pydantic', 'safetensors'} & set(sys.modules)\n"
@@ -286,7 +287,7 @@ def test_merging_imports_nothing_heavy(tmp_path: Path) -> None:
     arguments = [str(path) for path in (*paths.values(), tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code, *arguments], env=environment, check=True)
-    subprocess.run([sys.executable, "-c", "import adamergex.merging.additive"], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", "import adamergex.merging.rules.additive"], env=environment, check=True)
 
 
 def test_memory_does_not_grow_with_the_adapter(tmp_path: Path) -> None:

@@ -20,12 +20,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import AutoModelForMaskedLM
 
-from adamergex.adapters.adapterhub import AdapterFiles, HeadFiles, import_adapter, read_adapter, write_adapter
-from adamergex.adapters.bottleneck import BottleneckConfig
-from adamergex.adapters.stack import attach
-from adamergex.cli import main
-from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError, NothingMergedError
-from adamergex.lineage import Lineage
+from adamergex.adapters.bottleneck.modules import BottleneckConfig
+from adamergex.adapters.bottleneck.stack import attach
+from adamergex.adapters.formats.adapterhub import AdapterFiles, HeadFiles, import_adapter, read_adapter, write_adapter
+from adamergex.cli.main import main
+from adamergex.errors import (
+    AdapterFileError,
+    ConfigError,
+    IncompatibleAdaptersError,
+    NothingMergedError,
+)
+from adamergex.files.lineage import Lineage
 from adamergex.merging import divergence, merge, merged_tensors
 
 MADX = Path(__file__).parent.parent / "goldens" / "g1_madx"

@@ -30,7 +30,7 @@ from adamergex.errors import (
     IncompatibleAdaptersError,
     NothingMergedError,
 )
-from adamergex.lineage import Lineage
+from adamergex.files.lineage import Lineage
 from adamergex.merging import divergence, merge
 
 Q0 = f"{PREFIX}model.layers.0.self_attn.q_proj"

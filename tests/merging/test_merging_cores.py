@@ -14,11 +14,18 @@ import pytest
 import torch
 from adapter_files import PREFIX, edit_tensors, lora_config, lora_tensors, near, save, tensors_of, trio
 
-from adamergex import hashing, lineage
-from adamergex.checkpoint import CHUNK, TENSORS, AdapterDirectory, SafetensorsWriter, TensorInfo, TensorReader
-from adamergex.cli import main
+from adamergex.cli.main import main
 from adamergex.errors import AdapterFileError
-from adamergex.hashing import Digests, file_sha256
+from adamergex.files import hashing, lineage
+from adamergex.files.directory import (
+    CHUNK,
+    TENSORS,
+    AdapterDirectory,
+    SafetensorsWriter,
+    TensorInfo,
+    TensorReader,
+)
+from adamergex.files.hashing import Digests, file_sha256
 from adamergex.merging import RULES, divergence, merge, stream
 from adamergex.merging.cores import cores, shared
 

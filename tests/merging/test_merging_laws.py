@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from adamergex.merging import RULES, merge, merged_deltas, merged_tensors
-from adamergex.merging.multiplicative import EPSILON
+from adamergex.merging.rules.multiplicative import EPSILON
 
 KINDS = {"lora": lora_tensors, "ia3": ia3_tensors}
 WEIGHTS = st.floats(-2, 2, width=32)

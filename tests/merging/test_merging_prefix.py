@@ -20,9 +20,14 @@ from safetensors.torch import load_file, save_file
 from test_merging_goldens import compare_logits, compare_tensors, merged
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
-from adamergex.cli import main
-from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError, NothingMergedError
-from adamergex.lineage import Lineage
+from adamergex.cli.main import main
+from adamergex.errors import (
+    AdapterFileError,
+    ConfigError,
+    IncompatibleAdaptersError,
+    NothingMergedError,
+)
+from adamergex.files.lineage import Lineage
 from adamergex.merging import divergence, merge, merged_tensors
 
 KEY = "prompt_embeddings"

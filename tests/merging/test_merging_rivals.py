@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from peft import PeftModel
 
-from adamergex import lineage
 from adamergex.adapters.combining import combine
 from adamergex.adapters.resident import attach, load
 from adamergex.errors import ConfigError
-from adamergex.lineage import Lineage
+from adamergex.files import lineage
+from adamergex.files.lineage import Lineage
+from adamergex.jobs.settings import Structure
 from adamergex.merging import merge, merged_tensors
 from adamergex.merging.layers import Swap, by_module, numbered
-from adamergex.settings import Structure
 
 LAYERS = 5
 RTOL, ATOL = 1e-6, 1e-7  # one float32 rounding of a float64 oracle

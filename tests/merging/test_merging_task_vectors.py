@@ -32,10 +32,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from test_merging_bottleneck import trio as bottleneck_trio
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from adamergex import lineage
 from adamergex.adapters import combining
 from adamergex.adapters.combining import combine
 from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError
+from adamergex.files import lineage
 from adamergex.merging import task_vectors
 
 Vectors = dict[str, np.ndarray]

@@ -14,7 +14,7 @@ from adamergex.metrics import numbers, rouge, separators, spans
 from adamergex.metrics.accuracy import gold_labels, predicted_labels
 from adamergex.metrics.echo import without_prompt
 from adamergex.metrics.text import comparable, is_blank
-from adamergex.tasks import mgsm
+from adamergex.tasks.datasets import mgsm
 
 
 def nfd(text: str) -> str:

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from adamergex.errors import DataError
-from adamergex.settings import TaskRows
-from adamergex.tasks import mgsm, ner, sib200, tata, xcopa, xlsum, xnli, xquad
+from adamergex.jobs.settings import TaskRows
 from adamergex.tasks import rows as task_rows
-from adamergex.tasks.asking import ASKED
+from adamergex.tasks.answering.asking import ASKED
+from adamergex.tasks.datasets import mgsm, ner, sib200, tata, xcopa, xlsum, xnli, xquad
 from adamergex.tasks.grouping import groups
 
 COPA = {"premise": "P", "choice1": "one", "choice2": "two"}

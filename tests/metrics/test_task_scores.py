@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adamergex.errors import DataError
-from adamergex.tasks import mgsm, ner, sib200, tata, xcopa, xlsum, xnli, xquad
+from adamergex.tasks.datasets import mgsm, ner, sib200, tata, xcopa, xlsum, xnli, xquad
 
 # Row, reference, and the answer that is right.
 ITEMS: dict[ModuleType, list[tuple[dict[str, Any], Any, Any]]] = {

@@ -131,8 +131,8 @@ def _sample() -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def runs(tiny_encoder: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """LoRA with two seeds and (IA)³ with one, from one store; the first has methods that the second lacks."""
-    from adamergex.config import parse
-    from adamergex.pipeline import transfer
+    from adamergex.config.transfer import parse
+    from adamergex.tables.transfer import transfer
     from test_pipeline import settings, silent
 
     names = [method["name"] for method in METHODS]

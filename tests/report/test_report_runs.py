@@ -13,14 +13,14 @@ from urllib.parse import unquote
 import pytest
 from test_report_page import Reader
 
-from adamergex import actions
-from adamergex.cli import main
-from adamergex.config import parse
+from adamergex.cli.main import main
+from adamergex.config.transfer import parse
 from adamergex.errors import AdamergexError, DataError
 from adamergex.merging import similarity
-from adamergex.pipeline import transfer
 from adamergex.report import load, report
 from adamergex.report.evidence import Ancestor, gather
+from adamergex.tables import actions
+from adamergex.tables.transfer import transfer
 from test_pipeline import settings, silent
 
 METHODS = ["vanilla", "english_tuning", "average", "adamergex"]
@@ -147,7 +147,7 @@ def test_failed_cells_show_as_such_and_are_filled_later(
         real(job, *others)
 
     wanted = settings(tiny_encoder, small_data, tmp_path / "run", methods=METHODS)
-    monkeypatch.setattr("adamergex.pipeline.ACTIONS", {**actions.ACTIONS, "train": without_turkish})
+    monkeypatch.setattr("adamergex.tables.transfer.ACTIONS", {**actions.ACTIONS, "train": without_turkish})
     with pytest.raises(AdamergexError, match="no Turkish today"):
         transfer(parse(wanted), say=silent)
     results = load(tmp_path / "run" / "results.json")
@@ -161,7 +161,7 @@ def test_failed_cells_show_as_such_and_are_filled_later(
     rows = {row[0]: row for row in Reader(page).tables[0][1:]}
     assert rows["AriMerge"][2:] == ["– not done", "– 1 of 2"] and "not done" not in " ".join(rows["Eng-FT"])
     assert reason in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
-    monkeypatch.setattr("adamergex.pipeline.ACTIONS", actions.ACTIONS)
+    monkeypatch.setattr("adamergex.tables.transfer.ACTIONS", actions.ACTIONS)
     transfer(parse(wanted), say=silent)
     assert load(tmp_path / "run" / "results.json").missing == ()
 
@@ -172,7 +172,7 @@ def test_nothing_is_written_when_nothing_was_measured(
     def fails(*arguments: Any) -> None:
         raise DataError("no data", where="here")
 
-    monkeypatch.setattr("adamergex.pipeline.ACTIONS", dict.fromkeys(actions.ACTIONS, fails))
+    monkeypatch.setattr("adamergex.tables.transfer.ACTIONS", dict.fromkeys(actions.ACTIONS, fails))
     with pytest.raises(AdamergexError):
         transfer(parse(settings(tiny_encoder, small_data, tmp_path / "run", methods=METHODS)), say=silent)
     assert not (tmp_path / "run" / "results.json").exists()

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import torch
 
-from adamergex import data, models, training
 from adamergex.adapters import peft_backed
-from adamergex.settings import TrainJob
+from adamergex.backbones import loading
+from adamergex.data import reader
+from adamergex.jobs.settings import TrainJob
+from adamergex.training import train
 
 
-def loss_of(backbone: models.Loaded, wanted: TrainJob, adapter: Path | None) -> float:
+def loss_of(backbone: loading.Loaded, wanted: TrainJob, adapter: Path | None) -> float:
     """Masks included, under a new or a trained adapter."""
-    examples = training.examples_of(wanted, backbone, data.read(wanted.rows, "en"))
+    examples = train.examples_of(wanted, backbone, reader.read(wanted.rows, "en"))
     if adapter is None:
         wrapped = peft_backed.attach(
             backbone.model, wanted.structure, task_head=backbone.kind == "sequence-classification",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from adamergex import lineage_fields
 from adamergex.errors import AdapterFileError, ConfigError
 from adamergex.evaluation import _task
+from adamergex.files import lineage_fields
 from adamergex.tasks import catalogue
 
 FILE = """

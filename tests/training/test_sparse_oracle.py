@@ -20,7 +20,6 @@ from transformers import (
     TrainerCallback,
 )
 
-from adamergex import data, lineage, models, training
 from adamergex.adapters import resident
 from adamergex.adapters.sparse import (
     SparseDifference,
@@ -30,9 +29,13 @@ from adamergex.adapters.sparse import (
     untie_output,
     write_difference,
 )
+from adamergex.backbones import loading
+from adamergex.data import reader
 from adamergex.errors import ModelError
-from adamergex.loop import batches
-from adamergex.settings import Structure, TrainJob
+from adamergex.files import lineage
+from adamergex.jobs.settings import Structure, TrainJob
+from adamergex.training import train
+from adamergex.training.loop import batches
 
 STEPS = {"first": 5, "second": 7}
 RATE, CLIP = 2e-3, 1.0
@@ -73,8 +76,8 @@ class Oracle:
         self.start = {name: p.detach().clone() for name, p in self.own.items()}
         self.entries = sum(p.numel() for p in self.own.values())
         self.l1, self.wanted = wanted.structure.l1, wanted
-        loaded = models.load(base, "masked-lm")
-        self.examples = training.examples_of(wanted, loaded, data.read(wanted.rows, "en"))
+        loaded = loading.load(base, "masked-lm")
+        self.examples = train.examples_of(wanted, loaded, reader.read(wanted.rows, "en"))
 
     def phase(self, steps: int, masks: dict[str, torch.Tensor] | None) -> None:
         first = {name: torch.zeros_like(p) for name, p in self.own.items()}
@@ -132,7 +135,7 @@ def test_the_language_phase_is_that_of_the_paper(
     oracle.rewind()
     oracle.phase(STEPS["second"], masks)
 
-    training.train(language_job(tied, plain, entries=count, l1=l1, norms=norms), tmp_path / "out")
+    train.train(language_job(tied, plain, entries=count, l1=l1, norms=norms), tmp_path / "out")
     found = read_difference(tmp_path / "out")
     assert not found.whole
     assert sum(len(entry.indices) for entry in found.sparse.values()) == count
@@ -256,7 +259,7 @@ def test_an_output_that_is_no_matrix_of_its_own_is_refused() -> None:
 
 
 def test_full_fine_tuning_keeps_the_tie(tied: str) -> None:
-    loaded = models.load(tied, "masked-lm")
+    loaded = loading.load(tied, "masked-lm")
     tuned = resident.attach(loaded.model, Structure(kind="full"), task_head=False, base_sha256=loaded.sha256)
     assert loaded.model.get_output_embeddings().weight is loaded.model.get_input_embeddings().weight
     tuned.detach()
@@ -274,8 +277,8 @@ def test_a_language_scores_as_it_was_trained(tied: str, plain: Path, tmp_path: P
     tokens = torch.tensor([[0, 9, 17, 30, 41, 2], [0, 8, 17, 60, 61, 2]])
     last = Last()
     wanted = language_job(tied, plain, entries=400, l1=0.1)
-    training.train(wanted, tmp_path / "en", callbacks=[last])
-    loaded = models.load(tied, "masked-lm")
+    train.train(wanted, tmp_path / "en", callbacks=[last])
+    loaded = loading.load(tied, "masked-lm")
     placed = resident.load(loaded.model, [tmp_path / "en"])
     with torch.no_grad():
         assert float(loss(placed.model, tokens)) == pytest.approx(last.loss, rel=1e-6)
@@ -298,13 +301,13 @@ def test_a_written_task_leaves_the_output_matrix_too(
     model = AutoModelForCausalLM.from_pretrained(checkpoints["llama"], tie_word_embeddings=True)
     model.save_pretrained(base)
     AutoTokenizer.from_pretrained(checkpoints["llama"]).save_pretrained(base)
-    training.train(job(base, labelled, TASK, Structure(kind="sparse", entries=900)), tmp_path / "task")
+    train.train(job(base, labelled, TASK, Structure(kind="sparse", entries=900)), tmp_path / "task")
     rows = set()
     for name, entry in read_difference(tmp_path / "task").sparse.items():
         if "embed_tokens" in name:
             rows = set((entry.indices // entry.shape[1]).tolist())
-    loaded = models.load(base, "causal-lm")
+    loaded = loading.load(base, "causal-lm")
     wanted = job(base, labelled, TASK, Structure(kind="sparse", entries=900))
-    examples = training.examples_of(wanted, loaded, data.read(wanted.rows, "en"))
+    examples = train.examples_of(wanted, loaded, reader.read(wanted.rows, "en"))
     read = {int(token) for i in range(len(examples.lengths)) for token in examples.batch([i], 0)["input_ids"].unique()}
     assert rows and rows <= read

@@ -21,18 +21,18 @@ from transformers import (
     PreTrainedModel,
 )
 
-from adamergex import models
 from adamergex.adapters import peft_backed, sites
+from adamergex.backbones import loading
 from adamergex.errors import AdapterFileError, ModelError
-from adamergex.lineage import Lineage
-from adamergex.settings import Structure
+from adamergex.files.lineage import Lineage
+from adamergex.jobs.settings import Structure
 
 KINDS = {"xlm-r": "masked-lm", "bert": "masked-lm", "llama": "causal-lm", "t5": "sequence-to-sequence"}
 LABELS = ("a", "b", "c")
 
 
 def attached(checkpoint: str, kind: str, structure: Structure, seed: int = 0) -> PeftModel:
-    loaded = models.load(checkpoint, kind, LABELS if kind == "sequence-classification" else None)
+    loaded = loading.load(checkpoint, kind, LABELS if kind == "sequence-classification" else None)
     head = kind == "sequence-classification"
     return peft_backed.attach(
         loaded.model, structure, task_head=head, base_sha256=loaded.sha256, seed=seed, fresh=loaded.fresh
@@ -66,7 +66,7 @@ def small(name: str) -> PreTrainedModel:
     ],
 )
 def test_the_papers_modules_are_found(checkpoints: dict[str, str], name: str, lora: int, down: str) -> None:
-    model = models.load(checkpoints[name], KINDS[name]).model if name in KINDS else small(name)
+    model = loading.load(checkpoints[name], KINDS[name]).model if name in KINDS else small(name)
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     for kind, count in (("lora", lora), ("ia3", 3)):
         targets = sites.targets(model, Structure(kind=kind))
@@ -79,7 +79,7 @@ def test_the_papers_modules_are_found(checkpoints: dict[str, str], name: str, lo
 
 @pytest.mark.parametrize(("name", "lora", "ia3"), [("t5", 2 * (4 + 3) + 2 * (8 + 3), 2 * 3 + 2 * 5), ("bart", 16, 8)])
 def test_encoder_decoders_have_cross_attention_too(checkpoints: dict[str, str], name: str, lora: int, ia3: int) -> None:
-    model = models.load(checkpoints[name], KINDS[name]).model if name in KINDS else small(name)
+    model = loading.load(checkpoints[name], KINDS[name]).model if name in KINDS else small(name)
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     for kind, count in (("lora", lora), ("ia3", ia3)):
         pattern = sites.targets(model, Structure(kind=kind)).modules
@@ -117,7 +117,7 @@ def test_another_rank_layer_or_base_starts_elsewhere(checkpoints: dict[str, str]
     four = own(peft_backed.tensors(attached(checkpoints["xlm-r"], "masked-lm", Structure(rank=4))))
     name = next(key for key in four if "layer.0.attention.self.query.lora_A" in key)
     eight = own(peft_backed.tensors(attached(checkpoints["xlm-r"], "masked-lm", Structure(rank=8))))
-    loaded = models.load(checkpoints["xlm-r"], "masked-lm")
+    loaded = loading.load(checkpoints["xlm-r"], "masked-lm")
     elsewhere = peft_backed.attach(loaded.model, Structure(rank=4), task_head=False, base_sha256="0")
     assert not torch.equal(four[name], eight[name][:4])
     assert not torch.equal(four[name], four[name.replace("query", "key")])
@@ -138,7 +138,7 @@ def test_the_head_follows_the_seed_alone(checkpoints: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "ia3"])
 def test_detaching_gives_the_model_back(checkpoints: dict[str, str], kind: str) -> None:
-    loaded = models.load(checkpoints["bert"], "sequence-classification", LABELS)
+    loaded = loading.load(checkpoints["bert"], "sequence-classification", LABELS)
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     wrapped = peft_backed.attach(
         loaded.model, Structure(kind=kind), task_head=True, base_sha256="0", seed=5, fresh=loaded.fresh
@@ -171,7 +171,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def test_a_saved_adapter_is_read_back_here_and_by_peft(checkpoints: dict[str, str], saved: Path) -> None:
-    loaded = models.load(checkpoints["xlm-r"], "sequence-classification", LABELS)
+    loaded = loading.load(checkpoints["xlm-r"], "sequence-classification", LABELS)
     mine = logits(peft_backed.load(loaded.model, saved))
     alone = AutoModelForSequenceClassification.from_pretrained(
         checkpoints["xlm-r"], num_labels=len(LABELS), dtype=torch.float32
@@ -205,7 +205,7 @@ def test_wrong_tensors_are_refused(checkpoints: dict[str, str], saved: Path, cha
     tensors = load_file(saved / "adapter_model.safetensors")
     change(tensors)
     save_file(tensors, saved / "adapter_model.safetensors")
-    loaded = models.load(checkpoints["xlm-r"], "sequence-classification", LABELS)
+    loaded = loading.load(checkpoints["xlm-r"], "sequence-classification", LABELS)
     with pytest.raises(AdapterFileError, match=message):
         peft_backed.load(loaded.model, saved)
     assert not any("lora" in name for name, _ in loaded.model.named_modules())  # the backbone can be used again
@@ -237,7 +237,7 @@ def test_damaged_files_are_refused(checkpoints: dict[str, str], saved: Path) -> 
     ],
 )
 def test_modules_that_do_not_fit_are_refused(checkpoints: dict[str, str], modules: str, message: str) -> None:
-    model = models.load(checkpoints["xlm-r"], "masked-lm").model
+    model = loading.load(checkpoints["xlm-r"], "masked-lm").model
     with pytest.raises(ModelError, match=message):
         sites.targets(model, Structure(modules=modules))
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from adamergex import data, inputs
+from adamergex.data import reader
 from adamergex.errors import DataError
-from adamergex.settings import Classification, LanguageModeling, Rows
+from adamergex.files import inputs
+from adamergex.jobs.settings import Classification, LanguageModeling, Rows
 from adamergex.tasks import rows as task_rows
 
 ROWS = [{"text": "Bread, with “butter”", "label": "food"}, {"text": 'a "quoted" match', "label": "sports"}]
@@ -39,17 +40,17 @@ def test_every_format_gives_the_same_rows_and_hash(tmp_path: Path, ending: str, 
     if packed:
         path.with_name(f"en.{ending}.gz").write_bytes(gzip.compress(path.read_bytes()))
     rows = Rows(path=str(tmp_path / ("{language}." + ending)) + (".gz" if packed else ""))
-    assert data.read(rows, "en") == ROWS
-    assert data.data_hash(rows, "en") == data.content_hash(ROWS)
+    assert reader.read(rows, "en") == ROWS
+    assert reader.data_hash(rows, "en") == reader.content_hash(ROWS)
 
 
 def test_parquet(tmp_path: Path) -> None:
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "en.parquet")
-    assert data.read(Rows(path=str(tmp_path / "en.parquet")), "en") == ROWS
+    assert reader.read(Rows(path=str(tmp_path / "en.parquet")), "en") == ROWS
     (tmp_path / "bad.parquet").write_bytes(b"no")
     with pytest.raises(DataError, match="not a parquet file"):
-        data.read(Rows(path=str(tmp_path / "bad.parquet")), "en")
+        reader.read(Rows(path=str(tmp_path / "bad.parquet")), "en")
 
 
 @pytest.mark.parametrize(("library", "rows"), [("pyarrow", {"path": "a.parquet"}), ("datasets", {"hub": "some/rows"})])
@@ -60,7 +61,7 @@ def test_a_library_that_is_not_there_is_named_with_its_extra(
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, library, None)  # what an import finds in an installation without it
     with pytest.raises(DataError, match=rf"{library}[\s\S]*pip install 'adamergex\[hub\]'"):
-        data.read(Rows(**rows), "en")
+        reader.read(Rows(**rows), "en")
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv"])
@@ -69,7 +70,7 @@ def test_long_fields_and_unnamed_columns(ending: str, tmp_path: Path) -> None:
     divider, long = {"csv": ",", "tsv": "\t"}[ending], "word " * 60_000
     lines = (divider.join(fields) + "\n" for fields in (["text", "label", "", ""], [long, "a", "", ""]))
     (tmp_path / f"a.{ending}").write_text("".join(lines), encoding="utf-8")
-    assert data.read(Rows(path=str(tmp_path / f"a.{ending}")), "en") == [{"text": long, "label": "a"}]
+    assert reader.read(Rows(path=str(tmp_path / f"a.{ending}")), "en") == [{"text": long, "label": "a"}]
 
 
 @pytest.mark.parametrize("columns", [{}, {"text": "text", "label": "label"}])
@@ -86,20 +87,20 @@ def test_labels_beside_reference_text_are_not_read(columns: dict[str, str], tmp_
 
 def test_txt_is_one_text_a_line(tmp_path: Path) -> None:
     (tmp_path / "en.txt").write_text("one \n\n two\n", encoding="utf-8")
-    assert data.read(Rows(path=str(tmp_path / "en.txt")), "en") == [{"text": "one"}, {"text": "two"}]
-    assert data.read(Rows(path=str(tmp_path / "en.txt"), limit=1), "en") == [{"text": "one"}]
+    assert reader.read(Rows(path=str(tmp_path / "en.txt")), "en") == [{"text": "one"}, {"text": "two"}]
+    assert reader.read(Rows(path=str(tmp_path / "en.txt"), limit=1), "en") == [{"text": "one"}]
 
 
 def test_columns_are_mapped_and_others_left_out(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"satz": "eins", "klasse": 3, "id": "x1", "other": 0}\n', encoding="utf-8")
     rows = Rows(path=str(tmp_path / "a.jsonl"), columns={"text": "satz", "label": "klasse"})
-    assert data.read(rows, "de") == [{"text": "eins", "label": "3", "id": "x1"}]
+    assert reader.read(rows, "de") == [{"text": "eins", "label": "3", "id": "x1"}]
 
 
 def test_positions_name_columns_of_a_file_without_header(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("food\tBread\n", encoding="utf-8")
     rows = Rows(path=str(tmp_path / "a.tsv"), columns={"label": "0", "text": "1"})
-    assert data.read(rows, "en") == [{"text": "Bread", "label": "food"}]
+    assert reader.read(rows, "en") == [{"text": "Bread", "label": "food"}]
 
 
 @pytest.mark.parametrize(
@@ -130,17 +131,17 @@ def test_bad_files_are_explained(
 ) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=message):
-        data.read(Rows(path=str(tmp_path / name), columns=columns), "en")
+        reader.read(Rows(path=str(tmp_path / name), columns=columns), "en")
 
 
 def test_missing_damaged_and_wrongly_encoded_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the data file does not exist"):
-        data.read(Rows(path=str(tmp_path / "{language}.txt")), "en")
+        reader.read(Rows(path=str(tmp_path / "{language}.txt")), "en")
     (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"hello " * 99)[:-12])
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     for name in ("cut.txt.gz", "latin.txt"):
         with pytest.raises(DataError, match="the file cannot be read"):
-            data.read(Rows(path=str(tmp_path / name)), "en")
+            reader.read(Rows(path=str(tmp_path / name)), "en")
 
 
 def test_a_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,15 +153,15 @@ def test_a_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         lines = "".join(json.dumps({"sentence": row["text"], "label": row["label"]}) + "\n" for row in rows)
         (tmp_path / "sw" / f"{split}.jsonl").write_text(lines, encoding="utf-8")
     rows = Rows(hub=str(tmp_path / "{language}"), split="test", columns={"text": "sentence"})
-    assert data.read(rows, "sw") == ROWS[:1]
+    assert reader.read(rows, "sw") == ROWS[:1]
     with pytest.raises(DataError, match=r"hub dataset cannot be loaded[\s\S]*check hub"):
-        data.read(rows.model_copy(update={"split": "dev"}), "sw")
+        reader.read(rows.model_copy(update={"split": "dev"}), "sw")
 
 
 def refusal(path: Path, **settings: object) -> str:
     """What is said of a file; fails where it is read."""
     with pytest.raises(DataError) as caught:
-        data.read(Rows(path=str(path), **settings), "en", ("text", "label"))
+        reader.read(Rows(path=str(path), **settings), "en", ("text", "label"))
     assert path.name in str(caught.value)
     return str(caught.value)
 
@@ -196,7 +197,7 @@ def test_quoted_fields_are_read_as_they_are_meant(tmp_path: Path) -> None:
         encoding="utf-8",
         newline="",
     )
-    found = data.read(Rows(path=str(tmp_path / "a.csv")), "en", ("text", "label"))
+    found = reader.read(Rows(path=str(tmp_path / "a.csv")), "en", ("text", "label"))
     assert [row["text"] for row in found] == ["one, two", verse, 'say "hi"', '5" pipe', '" x']
 
 
@@ -256,7 +257,7 @@ def test_positions_tell_another_separator(tmp_path: Path) -> None:
     assert "there is no column '4'" in refusal(tmp_path / "a.csv", columns={"text": "0", "label": "4"})
     assert "semicolon" in refusal(tmp_path / "b.csv", columns={"text": "0", "label": "1"})
     (tmp_path / "c.tsv").write_text("one, two; three\n", encoding="utf-8")
-    assert data.read(Rows(path=str(tmp_path / "c.tsv"), columns={"text": "0"}), "en") == [{"text": "one, two; three"}]
+    assert reader.read(Rows(path=str(tmp_path / "c.tsv"), columns={"text": "0"}), "en") == [{"text": "one, two; three"}]
 
 
 def test_only_regular_files_are_data(tmp_path: Path) -> None:

@@ -11,13 +11,30 @@ import numpy as np
 import pytest
 import torch
 
-from adamergex import evaluation, models, training, tuning
+from adamergex import evaluation
 from adamergex.adapters import peft_backed
-from adamergex.errors import AdapterFileError, ConfigError, DataError, IncompatibleAdaptersError, ModelError
+from adamergex.backbones import loading
+from adamergex.errors import (
+    AdapterFileError,
+    ConfigError,
+    DataError,
+    IncompatibleAdaptersError,
+    ModelError,
+)
+from adamergex.jobs.settings import (
+    Classification,
+    EvaluateJob,
+    LanguageModeling,
+    Optimisation,
+    Rows,
+    Structure,
+    TrainJob,
+)
 from adamergex.merging import merge
-from adamergex.settings import Classification, EvaluateJob, LanguageModeling, Optimisation, Rows, Structure, TrainJob
+from adamergex.search import tuning
 from adamergex.statistics import Sample
 from adamergex.statistics.samples import clusters
+from adamergex.training import train
 from conftest import sentences
 
 TASK = Classification(labels=("food", "sports", "travel"))
@@ -54,7 +71,7 @@ def trained(checkpoints: dict[str, str], labelled: Path, plain: Path, tmp_path_f
                     max_grad_norm=1.0,
                 ),
             )
-            training.train(train_job, root / f"{name}-{kind}-{role}")
+            train.train(train_job, root / f"{name}-{kind}-{role}")
         made[name, kind] = {role: root / f"{name}-{kind}-{role}" for role in sources}
         return made[name, kind]
 
@@ -219,7 +236,7 @@ def test_the_search_leaves_the_backbone_and_needs_one_start(
     checkpoints: dict[str, str], labelled: Path, trained: Any, tmp_path: Path
 ) -> None:
     job = evaluation_of(checkpoints["xlm-r"], labelled)
-    backbone = models.load(checkpoints["xlm-r"], "sequence-classification", TASK.labels)
+    backbone = loading.load(checkpoints["xlm-r"], "sequence-classification", TASK.labels)
     before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
     adapters = trained("xlm-r", "lora")
     tuning.tune(**adapters, job=job, grid=(1.0,), backbone=backbone)

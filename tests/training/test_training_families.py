@@ -13,13 +13,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from adamergex import evaluation, models, training, tuning
+from adamergex import evaluation
 from adamergex.adapters import peft_backed
+from adamergex.backbones import loading
+from adamergex.backbones.logits import IGNORE, labelled_loss
 from adamergex.errors import ConfigError, DataError
-from adamergex.logits import IGNORE, labelled_loss
+from adamergex.jobs.settings import (
+    Classification,
+    EvaluateJob,
+    LanguageModeling,
+    Optimisation,
+    Rows,
+    Structure,
+    TrainJob,
+)
 from adamergex.merging import merge
-from adamergex.settings import Classification, EvaluateJob, LanguageModeling, Optimisation, Rows, Structure, TrainJob
-from adamergex.tasks import classification, denoising, language_modeling, scoring
+from adamergex.search import tuning
+from adamergex.tasks import classification, denoising, language_modeling
+from adamergex.tasks.answering import scoring
+from adamergex.training import train
 from family_models import SENTENCES, SENTINELS
 
 TASK = Classification(labels=("food", "sports", "travel"))
@@ -63,7 +75,7 @@ def test_train_merge_evaluate(
         "source_reference": job(bases[name], kind, reference, "en", plain),
     }
     for role, train_job in wanted.items():
-        training.train(train_job, tmp_path / role)
+        train.train(train_job, tmp_path / role)
         told = json.loads((tmp_path / role / "lineage.json").read_text())
         outcome = told["settings"]["training"]
         assert outcome["loss"] < outcome["first_loss"] or role != "task"
@@ -94,7 +106,7 @@ def test_train_merge_evaluate(
 def test_training_by_prompt_shows_in_the_score(
     bases: dict[str, str], labelled: Path, tmp_path: Path, name: str
 ) -> None:
-    training.train(job(bases[name], "lora", TASK, "en", labelled, steps=120), tmp_path / "task")
+    train.train(job(bases[name], "lora", TASK, "en", labelled, steps=120), tmp_path / "task")
     scores = evaluation.evaluate_directory(
         base=None, adapter=tmp_path / "task", test=str(labelled), language="en", output=tmp_path / "out"
     )
@@ -106,11 +118,11 @@ def test_training_by_prompt_shows_in_the_score(
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_word_scores_are_those_of_single_rows(bases: dict[str, str], name: str) -> None:
     """Each label said by the decoder after its opening, without batch or cache; "food" begins "foods"."""
-    found = models.load(bases[name], "sequence-to-sequence")
+    found = loading.load(bases[name], "sequence-to-sequence")
     task = TASK.model_copy(update={"labels": ("food", "food s", "travel today")})
     tokenizer, texts = found.tokenizer, SENTENCES[:4]
     scores, cut = scoring.word_scores(found.model, texts, tokenizer, task, longest=96, batch_tokens=200)
-    before, _ = models.frame(tokenizer)
+    before, _ = loading.frame(tokenizer)
     assert cut == 0
     for row, text in enumerate(texts):
         for column, label in enumerate(task.labels):
@@ -126,7 +138,7 @@ def test_word_scores_are_those_of_single_rows(bases: dict[str, str], name: str) 
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_the_loss_is_transformers_own(bases: dict[str, str], name: str) -> None:
     """Loss and gradients of a padded batch whose labels are a view, which transformers' T5 refuses."""
-    found = models.load(bases[name], "sequence-to-sequence")
+    found = loading.load(bases[name], "sequence-to-sequence")
     model = peft_backed.attach(found.model, Structure(dropout=0), task_head=False, base_sha256="0").eval()
     rows = [
         {"text": text, "label": label}
@@ -146,7 +158,7 @@ def test_the_loss_is_transformers_own(bases: dict[str, str], name: str) -> None:
 
 
 def test_bart_does_not_learn_what_opens_every_answer(bases: dict[str, str]) -> None:
-    found = models.load(bases["bart"], "sequence-to-sequence")
+    found = loading.load(bases["bart"], "sequence-to-sequence")
     made = classification.prompt_examples(
         [{"text": SENTENCES[0], "label": "food"}], found.tokenizer, TASK, longest=96, family="encoder-decoder"
     )
@@ -159,8 +171,8 @@ def test_bart_does_not_learn_what_opens_every_answer(bases: dict[str, str]) -> N
 
 @pytest.mark.parametrize(("name", "start"), [("t5", [0]), ("bart", [2, 0]), ("mbart", [4])])
 def test_decoders_open_as_their_labels_are_shifted(bases: dict[str, str], name: str, start: list[int]) -> None:
-    found = models.load(bases[name], "sequence-to-sequence")
-    assert models.decoder_opening(found.model, found.tokenizer) == start
+    found = loading.load(bases[name], "sequence-to-sequence")
+    assert loading.decoder_opening(found.model, found.tokenizer) == start
 
 
 @given(length=st.integers(2, 80), rows=st.integers(1, 5), rate=st.floats(0.02, 0.9), seed=st.integers(0, 2**32 - 1))
@@ -186,7 +198,7 @@ def test_spans_put_back_give_the_text(length: int, rows: int, rate: float, seed:
 
 
 def test_spans_are_t5s_fresh_every_step_and_repeatable(bases: dict[str, str]) -> None:
-    tokenizer = models.tokenizer(bases["t5"])
+    tokenizer = loading.tokenizer(bases["t5"])
     made = denoising.pairs(SENTENCES, tokenizer, LanguageModeling(segment=61, segments=20), seed=7, longest=96)
     assert made.corruption is not None and made.corruption.counts(60) == (9, 3)
     assert made.corruption.sentinels.tolist() == [tokenizer.convert_tokens_to_ids(f"<extra_id_{n}>") for n in range(12)]
@@ -205,10 +217,10 @@ def test_spans_are_t5s_fresh_every_step_and_repeatable(bases: dict[str, str]) ->
 
 @pytest.mark.parametrize(("name", "objective"), [("bart", "auto"), ("t5", "continuation")])
 def test_continuation_reads_one_half_and_says_the_other(bases: dict[str, str], name: str, objective: str) -> None:
-    found = models.load(bases[name], "sequence-to-sequence")
+    found = loading.load(bases[name], "sequence-to-sequence")
     task = LanguageModeling(segment=24, segments=5, objective=objective)
     made = denoising.pairs(SENTENCES, found.tokenizer, task, seed=0, longest=96)
-    before, after = models.frame(found.tokenizer)
+    before, after = loading.frame(found.tokenizer)
     batch = made.batch(range(5), 0)
     inner = 24 - len(before) - len(after)
     stream = [piece for text in SENTENCES for piece in [*found.tokenizer(text, add_special_tokens=False).input_ids,
@@ -226,7 +238,7 @@ def test_continuation_reads_one_half_and_says_the_other(bases: dict[str, str], n
 
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_every_language_gets_the_same_number_of_segments(bases: dict[str, str], name: str) -> None:
-    tokenizer = models.tokenizer(bases[name])
+    tokenizer = loading.tokenizer(bases[name])
     there = language_modeling.count_segments(SENTENCES, tokenizer, 24, masked=True)
     made = denoising.pairs(SENTENCES, tokenizer, LanguageModeling(segment=24), seed=0, longest=96)
     assert len(made.ids) == there
@@ -237,16 +249,16 @@ def test_every_language_gets_the_same_number_of_segments(bases: dict[str, str], 
 def test_span_corruption_needs_sentinels(bases: dict[str, str]) -> None:
     task = LanguageModeling(segment=24, objective="span-corruption")
     with pytest.raises(ConfigError, match=r"too few sentinels[\s\S]*0 pieces"):
-        denoising.pairs(SENTENCES, models.tokenizer(bases["bart"]), task, seed=0, longest=96)
+        denoising.pairs(SENTENCES, loading.tokenizer(bases["bart"]), task, seed=0, longest=96)
     task = LanguageModeling(segment=90, mask_rate=0.5)
     with pytest.raises(ConfigError, match=rf"too few sentinels[\s\S]*{SENTINELS} pieces[\s\S]*expected: 15"):
-        denoising.pairs(SENTENCES, models.tokenizer(bases["t5"]), task, seed=0, longest=96)
+        denoising.pairs(SENTENCES, loading.tokenizer(bases["t5"]), task, seed=0, longest=96)
     with pytest.raises(ConfigError, match="do not fit the model"):
-        denoising.pairs(SENTENCES, models.tokenizer(bases["t5"]), LanguageModeling(segment=97), seed=0, longest=96)
+        denoising.pairs(SENTENCES, loading.tokenizer(bases["t5"]), LanguageModeling(segment=97), seed=0, longest=96)
 
 
 def test_prompts_of_encoders_are_cut_in_the_text(bases: dict[str, str]) -> None:
-    found = models.load(bases["t5"], "sequence-to-sequence")
+    found = loading.load(bases["t5"], "sequence-to-sequence")
     rows = [{"text": "bread and butter " * 20, "label": "food"}]
     task = TASK.model_copy(update={"max_length": 30})
     made = classification.prompt_examples(rows, found.tokenizer, task, longest=96, family="encoder-decoder")

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from adamergex import attach, evaluation, models, training, tuning
+from adamergex import attach, evaluation
 from adamergex.adapters.labels import stored_labels
+from adamergex.backbones import loading
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
-from adamergex.settings import (
+from adamergex.jobs.settings import (
     Classification,
     EvaluateJob,
     LanguageModeling,
@@ -21,6 +22,8 @@ from adamergex.settings import (
     Tagging,
     TrainJob,
 )
+from adamergex.search import tuning
+from adamergex.training import train
 
 LABELS = ("food", "sports", "travel")
 STRUCTURES = {
@@ -38,7 +41,7 @@ def trained(base: str, rows: Path, structure: Structure, task: Any, output: Path
         base=base, structure=structure, task=task, language=language, rows=Rows(path=str(rows)),
         optimisation=Optimisation(steps=2, batch_size=4),
     )  # fmt: skip
-    training.train(job, output)
+    train.train(job, output)
     return output
 
 
@@ -96,9 +99,9 @@ def test_a_head_that_peft_stored_is_asked_too(checkpoints: dict[str, str], label
     base = checkpoints["xlm-r"]
     adapter = trained(base, labelled, STRUCTURES["lora"], Classification(labels=LABELS), tmp_path / "a")
     with pytest.raises(IncompatibleAdaptersError, match="another order"):
-        attach(models.load(base, "sequence-classification", LABELS[::-1]).model, adapter)
-    attach(models.load(base, "sequence-classification", LABELS).model, adapter)
-    attach(models.load(base, "sequence-classification", ("x", "y", "z")).model, adapter)  # names of one's own
+        attach(loading.load(base, "sequence-classification", LABELS[::-1]).model, adapter)
+    attach(loading.load(base, "sequence-classification", LABELS).model, adapter)
+    attach(loading.load(base, "sequence-classification", ("x", "y", "z")).model, adapter)  # names of one's own
 
 
 def test_tags_have_an_order_too(checkpoints: dict[str, str], tmp_path: Path) -> None:

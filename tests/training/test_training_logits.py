@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from adamergex import models
 from adamergex.adapters import peft_backed
+from adamergex.backbones import loading
+from adamergex.backbones.logits import IGNORE, head, labelled_loss, only_at
 from adamergex.errors import ModelError
-from adamergex.logits import IGNORE, head, labelled_loss, only_at
-from adamergex.settings import Structure
+from adamergex.jobs.settings import Structure
 
 KINDS = {"xlm-r": "masked-lm", "bert": "masked-lm", "llama": "causal-lm", "t5": "sequence-to-sequence"}
 
@@ -35,7 +35,7 @@ def losses_and_gradients(model: torch.nn.Module, loss: Tensor) -> tuple[Tensor, 
 @pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("name", list(KINDS))
 def test_loss_and_gradients_are_those_of_full_logits(checkpoints: dict[str, str], name: str, adapted: bool) -> None:
-    loaded = models.load(checkpoints[name], KINDS[name])
+    loaded = loading.load(checkpoints[name], KINDS[name])
     model = loaded.model
     if adapted:
         model = peft_backed.attach(model, Structure(dropout=0), task_head=False, base_sha256="0").eval()
@@ -53,7 +53,7 @@ def test_loss_and_gradients_are_those_of_full_logits(checkpoints: dict[str, str]
 
 @pytest.mark.parametrize("name", ["xlm-r", "llama"])
 def test_the_head_sees_the_wanted_positions_only(checkpoints: dict[str, str], name: str) -> None:
-    loaded = models.load(checkpoints[name], KINDS[name])
+    loaded = loading.load(checkpoints[name], KINDS[name])
     inputs, labels = example()
     with torch.inference_mode():
         full = loaded.model(**inputs).logits
@@ -66,12 +66,12 @@ def test_the_head_sees_the_wanted_positions_only(checkpoints: dict[str, str], na
 
 
 def test_a_batch_without_labels_has_no_loss(checkpoints: dict[str, str]) -> None:
-    loaded = models.load(checkpoints["xlm-r"], "masked-lm")
+    loaded = loading.load(checkpoints["xlm-r"], "masked-lm")
     inputs, labels = example()
     assert labelled_loss(loaded.model, inputs, torch.full_like(labels, IGNORE), shift=False).item() == 0
 
 
 def test_a_model_without_language_model_head_is_refused(checkpoints: dict[str, str]) -> None:
-    loaded = models.load(checkpoints["xlm-r"], "sequence-classification", ("a", "b"))
+    loaded = loading.load(checkpoints["xlm-r"], "sequence-classification", ("a", "b"))
     with pytest.raises(ModelError, match="no language-model head"):
         head(loaded.model)

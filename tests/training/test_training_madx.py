@@ -14,12 +14,16 @@ from safetensors.torch import load_file
 from stopping import StopAfter
 from transformers import TrainerCallback
 
-from adamergex import attach, data, evaluation, lineage, models, training, tuning
-from adamergex.adapters import bottleneck_backed, resident
-from adamergex.adapters.adapterhub import read_adapter, read_head
+from adamergex import attach, evaluation
+from adamergex.adapters import resident
+from adamergex.adapters.bottleneck import bottleneck_backed
+from adamergex.adapters.formats.adapterhub import read_adapter, read_head
 from adamergex.adapters.heads import load_head
+from adamergex.backbones import loading
+from adamergex.data import reader
 from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError, ModelError
-from adamergex.settings import (
+from adamergex.files import lineage
+from adamergex.jobs.settings import (
     Classification,
     EvaluateJob,
     LanguageModeling,
@@ -28,6 +32,8 @@ from adamergex.settings import (
     Structure,
     TrainJob,
 )
+from adamergex.search import tuning
+from adamergex.training import train
 
 TASK = Classification(name="topics", labels=("food", "sports", "travel"))
 TEXT = LanguageModeling(segment=24, segments=40)
@@ -85,7 +91,7 @@ def languages(bases: dict[str, str], plain: Path, tmp_path_factory: pytest.TempP
     """Family -> a language adapter trained on it."""
     root = tmp_path_factory.mktemp("languages")
     for name in FAMILIES:
-        training.train(job(bases[name], plain, TEXT, LANGUAGE), root / name)
+        train.train(job(bases[name], plain, TEXT, LANGUAGE), root / name)
     return {name: root / name for name in FAMILIES}
 
 
@@ -94,15 +100,15 @@ def test_a_language_adapter_learns_and_nothing_else_moves(
     bases: dict[str, str], plain: Path, tmp_path: Path, name: str
 ) -> None:
     wanted, watched = job(bases[name], plain, TEXT, LANGUAGE, steps=20), Watched()
-    backbone = training.load_for(wanted)
+    backbone = train.load_for(wanted)
     untouched = hashes(backbone.model)
-    training.train(wanted, tmp_path / "sw", backbone=backbone, callbacks=[watched])
+    train.train(wanted, tmp_path / "sw", backbone=backbone, callbacks=[watched])
     assert hashes(backbone.model) == untouched
     assert all(parameter.requires_grad for parameter in backbone.model.parameters())
     # Every tensor of the adapter moved, the coupling functions of the invertible block too; no other one did.
     own = {key for key in watched.before if key.startswith("adapter_stack.")}
     assert watched.moved == own and any(".invertible.G." in key for key in own)
-    examples = training.examples_of(wanted, backbone, data.read(wanted.rows, "en"))
+    examples = train.examples_of(wanted, backbone, reader.read(wanted.rows, "en"))
     batch = examples.batch(range(40), 0)
     with torch.inference_mode():
         bare = examples.loss(backbone.model, batch).item()
@@ -124,9 +130,9 @@ def test_a_task_adapter_learns_on_a_frozen_language(
     steps = 300 if name in ("llama", "bart") else 100
     below = (str(languages[name]),)
     wanted = job(bases[name], labelled, TASK, UPPER, below=below, steps=steps, learning_rate=1e-2)
-    watched, backbone = Watched(), training.load_for(wanted)
+    watched, backbone = Watched(), train.load_for(wanted)
     untouched = hashes(backbone.model)
-    training.train(wanted, tmp_path / "topics", backbone=backbone, callbacks=[watched])
+    train.train(wanted, tmp_path / "topics", backbone=backbone, callbacks=[watched])
     assert hashes(backbone.model) == untouched
     heads = () if name not in ENCODERS else ("classifier.", *(("bert.pooler.",) if name == "bert" else ()))
     may_move = {key for key in watched.before if key.startswith(("adapter_stack.adapters.top.", *heads))}
@@ -151,7 +157,7 @@ def test_the_directory_is_read_by_attach_and_gives_the_predictions(
     checkpoints: dict[str, str], labelled: Path, languages: dict[str, Path], tmp_path: Path
 ) -> None:
     wanted = job(checkpoints["bert"], labelled, TASK, UPPER, below=(str(languages["bert"]),), steps=20)
-    training.train(wanted, tmp_path / "topics")
+    train.train(wanted, tmp_path / "topics")
     assert {path.name for path in (tmp_path / "topics").iterdir()} == {
         *FILES, "head_config.json", "model_head.safetensors", "logs",
     }  # fmt: skip
@@ -162,12 +168,12 @@ def test_the_directory_is_read_by_attach_and_gives_the_predictions(
     evaluation.evaluate(evaluated, [languages["bert"], tmp_path / "topics"], tmp_path / "scores")
     lines = (tmp_path / "scores" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     stored = torch.tensor([list(json.loads(line)["scores"].values()) for line in lines[:8]])
-    backbone = models.load(checkpoints["bert"], "sequence-classification", TASK.labels)
+    backbone = loading.load(checkpoints["bert"], "sequence-classification", TASK.labels)
     model = attach(backbone.model, languages["bert"], tmp_path / "topics")
     head = read_head(tmp_path / "topics")
     assert head is not None and {key.split(".")[0] for key in head.tensors} == {"bert", "classifier"}
     load_head(model, head, fresh=backbone.fresh)
-    texts = [row["text"] for row in data.read(wanted.rows, "en")[:8]]
+    texts = [row["text"] for row in reader.read(wanted.rows, "en")[:8]]
     inputs = backbone.tokenizer(texts, padding=True, return_tensors="pt")
     inputs.pop("token_type_ids", None)
     with torch.inference_mode():
@@ -185,14 +191,14 @@ def test_two_runs_are_bitwise_equal_and_so_is_a_resumed_one(
     rows, task, structure = (labelled, TASK, UPPER) if stacked else (plain, TEXT, LANGUAGE)
     wanted = job(checkpoints[name], rows, task, structure, steps=20, checkpoint_every=7, **below)
     torch.manual_seed(1)
-    training.train(wanted, tmp_path / "one")
+    train.train(wanted, tmp_path / "one")
     work = tmp_path / "work"
     for stop in (9, 16):
         with pytest.raises(KeyboardInterrupt):
-            training.train(wanted, tmp_path / "two", workdir=work, callbacks=[StopAfter(stop)])
+            train.train(wanted, tmp_path / "two", workdir=work, callbacks=[StopAfter(stop)])
     assert [path.name for path in sorted(work.glob("run-*/checkpoint-*"))] == ["checkpoint-14", "checkpoint-7"]
     torch.manual_seed(2)
-    training.train(wanted, tmp_path / "two", workdir=work)
+    train.train(wanted, tmp_path / "two", workdir=work)
     files = [path.name for path in (tmp_path / "one").iterdir() if path.is_file()]
     assert set(FILES) <= set(files)
     for file in files:
@@ -202,10 +208,10 @@ def test_two_runs_are_bitwise_equal_and_so_is_a_resumed_one(
 def test_another_stack_below_does_not_resume_this_run(
     checkpoints: dict[str, str], labelled: Path, plain: Path, languages: dict[str, Path], tmp_path: Path
 ) -> None:
-    training.train(job(checkpoints["xlm-r"], plain, TEXT, LANGUAGE, steps=3), tmp_path / "other")
+    train.train(job(checkpoints["xlm-r"], plain, TEXT, LANGUAGE, steps=3), tmp_path / "other")
     first = job(checkpoints["xlm-r"], labelled, TASK, UPPER, below=(str(languages["xlm-r"]),), checkpoint_every=5)
     with pytest.raises(KeyboardInterrupt):
-        training.train(first, tmp_path / "one", workdir=tmp_path / "work", callbacks=[StopAfter(6)])
+        train.train(first, tmp_path / "one", workdir=tmp_path / "work", callbacks=[StopAfter(6)])
     began: list[int] = []
 
     class Begun(TrainerCallback):
@@ -213,23 +219,23 @@ def test_another_stack_below_does_not_resume_this_run(
             began.append(state.global_step)
 
     second = first.model_copy(update={"below": (str(tmp_path / "other"),)})
-    training.train(second, tmp_path / "two", workdir=tmp_path / "work", callbacks=[Begun()])
+    train.train(second, tmp_path / "two", workdir=tmp_path / "work", callbacks=[Begun()])
     # The same adapter elsewhere is the same run: its key is its content.
     (tmp_path / "moved").mkdir()
     for path in languages["xlm-r"].iterdir():
         if path.is_file():
             (tmp_path / "moved" / path.name).write_bytes(path.read_bytes())
     moved = first.model_copy(update={"below": (str(tmp_path / "moved"),)})
-    training.train(moved, tmp_path / "one", workdir=tmp_path / "work", callbacks=[Begun()])
+    train.train(moved, tmp_path / "one", workdir=tmp_path / "work", callbacks=[Begun()])
     assert began == [0, 5]
 
 
 def test_all_adapters_of_one_base_and_shape_start_alike(
     checkpoints: dict[str, str], languages: dict[str, Path]
 ) -> None:
-    def start(name: str, kind: models.Kind, structure: Structure, seed: int, below: tuple[Path, ...] = ()) -> str:
+    def start(name: str, kind: loading.Kind, structure: Structure, seed: int, below: tuple[Path, ...] = ()) -> str:
         labels = TASK.labels if kind == "sequence-classification" else None
-        backbone = models.load(checkpoints[name], kind, labels)
+        backbone = loading.load(checkpoints[name], kind, labels)
         adapter = resident.attach(
             backbone.model, structure, below=below, task_head=labels is not None, base_sha256=backbone.sha256,
             seed=seed, fresh=backbone.fresh,
@@ -255,7 +261,7 @@ def test_all_adapters_of_one_base_and_shape_start_alike(
 
 def test_left_out_layers_and_houlsby_reach_the_files(checkpoints: dict[str, str], plain: Path, tmp_path: Path) -> None:
     shape = Structure(kind="bottleneck", layout="houlsby", reduction=8, activation="gelu", leave_out=(1,), dropout=0.1)
-    training.train(job(checkpoints["xlm-r"], plain, TEXT, shape, steps=2), tmp_path / "out")
+    train.train(job(checkpoints["xlm-r"], plain, TEXT, shape, steps=2), tmp_path / "out")
     found = read_adapter(tmp_path / "out")
     assert {key.rpartition(".")[0] for key in found.tensors} == {
         f"layers.0.{where}.{part}" for where in ("attention", "output") for part in ("down", "up")
@@ -265,7 +271,7 @@ def test_left_out_layers_and_houlsby_reach_the_files(checkpoints: dict[str, str]
     for wrong in ((0, 1), (2,)):
         bad = Structure(kind="bottleneck", leave_out=wrong)
         with pytest.raises(ConfigError, match="cannot be left out"):
-            training.train(job(checkpoints["xlm-r"], plain, TEXT, bad), tmp_path / "bad")
+            train.train(job(checkpoints["xlm-r"], plain, TEXT, bad), tmp_path / "bad")
 
 
 def test_an_adapter_of_another_base_is_refused(
@@ -273,8 +279,8 @@ def test_an_adapter_of_another_base_is_refused(
 ) -> None:
     wanted = job(checkpoints["xlm-r"], labelled, TASK, UPPER, below=(str(languages["bert"]),))
     with pytest.raises(ModelError, match="trained on another base"):
-        training.train(wanted, tmp_path / "out")
-    training.train(wanted.model_copy(update={"below": (str(languages["xlm-r"]),)}), tmp_path / "out")
+        train.train(wanted, tmp_path / "out")
+    train.train(wanted.model_copy(update={"below": (str(languages["xlm-r"]),)}), tmp_path / "out")
     evaluated = EvaluateJob(base=checkpoints["xlm-r"], task=TASK, language="en", rows=wanted.rows)
     with pytest.raises(ModelError, match="trained on another base"):
         evaluation.evaluate(evaluated, [languages["bert"], tmp_path / "out"])
@@ -305,11 +311,11 @@ def test_tensors_placed_and_replaced_in_memory_predict_what_their_directory_pred
 ) -> None:
     """What the search of λ does with A(λ), for a structure that PEFT does not know."""
     for seed, steps in ((1, 20), (2, 5)):
-        training.train(job(checkpoints[name], labelled, TASK, UPPER, seed=seed, steps=steps), tmp_path / f"{seed}")
+        train.train(job(checkpoints[name], labelled, TASK, UPPER, seed=seed, steps=steps), tmp_path / f"{seed}")
     evaluated = EvaluateJob(
         base=checkpoints[name], task=TASK, language="en", rows=Rows(path=str(labelled)), batch_tokens=4096
     )
-    rows, backbone = data.read(evaluated.rows, "en"), evaluation.load_for(evaluated, bare=False)
+    rows, backbone = reader.read(evaluated.rows, "en"), evaluation.load_for(evaluated, bare=False)
     contents = [resident.read_tensors(tmp_path / number) for number in "12"]
     config = json.loads((tmp_path / "1" / "adapter_config.json").read_text())
     candidate = tuning.Candidate(0.0, config, contents[0])

@@ -10,10 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 
-from adamergex import loop, models, residency, training
 from adamergex.adapters import resident
+from adamergex.backbones import cache, loading
 from adamergex.errors import AdapterFileError, ConfigError, TrainingError
-from adamergex.settings import Classification, LanguageModeling, Optimisation, Rows, Structure, TrainJob
+from adamergex.jobs.settings import (
+    Classification,
+    LanguageModeling,
+    Optimisation,
+    Rows,
+    Structure,
+    TrainJob,
+)
+from adamergex.training import loop, train
 
 STRUCTURES = {
     "lora": Structure(rank=2, dropout=0),
@@ -44,10 +52,10 @@ def job(base: str, path: Path, structure: Structure, task: Any = None, **setting
 def test_all_that_trains_is_float32(
     checkpoints: dict[str, str], name: str, structure: Structure, dtype: torch.dtype
 ) -> None:
-    loaded = models.load(checkpoints[name], "sequence-classification", ("a", "b", "c"))
+    loaded = loading.load(checkpoints[name], "sequence-classification", ("a", "b", "c"))
     loaded.model.to(dtype)
     before = {key: tensor.clone() for key, tensor in loaded.model.state_dict().items()}
-    state = residency._state(loaded.model)
+    state = cache._state(loaded.model)
     placed = resident.attach(loaded.model, structure, task_head=True, base_sha256="x", fresh=loaded.fresh)
     training_now = [parameter for parameter in placed.model.parameters() if parameter.requires_grad]
     assert {parameter.dtype for parameter in training_now} == {torch.float32}
@@ -69,14 +77,14 @@ def test_all_that_trains_is_float32(
     }
     assert all(torch.equal(tensor, before[key]) for key, tensor in loaded.model.state_dict().items())
     if structure.kind != "bottleneck":  # whose head trains in the model's own place
-        assert residency._state(loaded.model) == state
+        assert cache._state(loaded.model) == state
 
 
 def test_a_stack_trains_in_float32_and_gives_the_head_its_dtype_back(checkpoints: dict[str, str]) -> None:
     from adamergex import attach
-    from adamergex.adapters.bottleneck import BottleneckConfig
+    from adamergex.adapters.bottleneck.modules import BottleneckConfig
 
-    loaded = models.load(checkpoints["xlm-r"], "sequence-classification", ("a", "b"))
+    loaded = loading.load(checkpoints["xlm-r"], "sequence-classification", ("a", "b"))
     model = attach(loaded.model.to(torch.bfloat16), BottleneckConfig.pfeiffer(2), names=["task"])
     model.adapter_stack.train_only("task", also=["classifier"])
     assert {one.dtype for one in model.parameters() if one.requires_grad} == {torch.float32}
@@ -112,25 +120,25 @@ def test_the_base_is_given_back_after_a_training_in_autocast(
     ids = torch.tensor([[0, 5, 6, 7, 2]])
     for number, (task, path) in enumerate(tasks):
         asked = job(checkpoints["xlm-r"], path, structure, task)
-        loaded = training.load_for(asked)
+        loaded = train.load_for(asked)
         names, config = set(vars(loaded.model)), loaded.model.config.to_dict()
         with torch.no_grad():
             before = loaded.model(input_ids=ids).logits
-        training.train(asked, tmp_path / str(number), backbone=loaded)
+        train.train(asked, tmp_path / str(number), backbone=loaded)
         with torch.no_grad():
             assert torch.equal(loaded.model(input_ids=ids).logits, before)
         assert set(vars(loaded.model)) == names and loaded.model.config.to_dict() == config
 
 
 def test_a_model_with_another_forward_counts_as_changed(checkpoints: dict[str, str]) -> None:
-    model = models.load(checkpoints["xlm-r"], "masked-lm").model
-    state = residency._state(model)
+    model = loading.load(checkpoints["xlm-r"], "masked-lm").model
+    state = cache._state(model)
     handle = model.lm_head.register_forward_hook(lambda *_: None)
-    assert residency._state(model) != state
+    assert cache._state(model) != state
     handle.remove()
-    assert residency._state(model) == state
+    assert cache._state(model) == state
     model.forward = lambda **_: None
-    assert residency._state(model) != state
+    assert cache._state(model) != state
 
 
 @pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES)
@@ -142,7 +150,7 @@ def test_a_training_that_diverges_stops_and_says_where(
     faster = asked.optimisation.model_copy(update={"learning_rate": rate})  # settings allow 10 at most
     asked = asked.model_copy(update={"optimisation": faster})
     try:
-        training.train(asked, tmp_path / "out")
+        train.train(asked, tmp_path / "out")
     except TrainingError as error:
         assert "the training diverged" in str(error) and "step" in str(error) and "of 3" in str(error)
         assert not (tmp_path / "out").exists() and not list(tmp_path.iterdir())
@@ -156,7 +164,7 @@ def test_a_loss_that_is_no_number_stops_at_its_step(
     checkpoints: dict[str, str], labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = job(checkpoints["bert"], labelled, STRUCTURES["lora"], steps=6)
-    loaded = training.load_for(asked)
+    loaded = train.load_for(asked)
     calls = []
 
     def broken(module: torch.nn.Module, args: Any, output: Any) -> Any:
@@ -166,7 +174,7 @@ def test_a_loss_that_is_no_number_stops_at_its_step(
 
     handle = loaded.model.register_forward_hook(broken)
     with pytest.raises(TrainingError, match=r"step 4 of 6[\s\S]*the loss is nan"):
-        training.train(asked, tmp_path / "out", backbone=loaded)
+        train.train(asked, tmp_path / "out", backbone=loaded)
     handle.remove()
     assert not (tmp_path / "out").exists()
 
@@ -176,21 +184,19 @@ def test_a_loss_that_is_no_number_stops_at_its_step(
 def test_an_adapter_or_head_that_is_not_finite_is_refused(
     checkpoints: dict[str, str], labelled: Path, tmp_path: Path, kind: str, value: float
 ) -> None:
-    training.train(job(checkpoints["xlm-r"], labelled, STRUCTURES[kind], steps=1), tmp_path / "out")
+    train.train(job(checkpoints["xlm-r"], labelled, STRUCTURES[kind], steps=1), tmp_path / "out")
     path = tmp_path / "out" / "adapter_model.safetensors"
     whole = load_file(path)
     for name in (min(whole), max(whole)):  # of the adapter, of the head
         broken = {key: tensor.clone() for key, tensor in whole.items()}
         broken[name].view(-1)[-1] = value
         save_file(broken, path, metadata={"format": "pt"})
-        loaded = models.load(checkpoints["xlm-r"], "sequence-classification", ("food", "sports", "travel"))
+        loaded = loading.load(checkpoints["xlm-r"], "sequence-classification", ("food", "sports", "travel"))
         with pytest.raises(AdapterFileError, match="not finite"):
             resident.load(loaded.model, [tmp_path / "out"], fresh=loaded.fresh)
 
 
 def test_a_prefix_that_fills_the_model_is_refused(checkpoints: dict[str, str], labelled: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the prefix leaves no room for text"):
-        training.train(
-            job(checkpoints["xlm-r"], labelled, Structure(kind="prefix", virtual_tokens=94)), tmp_path / "out"
-        )
+        train.train(job(checkpoints["xlm-r"], labelled, Structure(kind="prefix", virtual_tokens=94)), tmp_path / "out")
     assert not list(tmp_path.iterdir())

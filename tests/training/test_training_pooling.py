@@ -11,10 +11,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from adamergex import evaluation, models, pooling, training
+from adamergex import evaluation
+from adamergex.backbones import loading, pooling
 from adamergex.errors import ModelError
-from adamergex.lineage import read as read_lineage
-from adamergex.settings import Classification, EvaluateJob, Optimisation, Rows, Structure, TrainJob
+from adamergex.files.lineage import read as read_lineage
+from adamergex.jobs.settings import Classification, EvaluateJob, Optimisation, Rows, Structure, TrainJob
+from adamergex.training import train
 
 LABELS = ("nature", "health", "sports", "travel")
 
@@ -44,7 +46,7 @@ def states(base: Path, ids: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("which", ["bert", "xlm-r"])
 def test_the_head_reads_the_mean_over_the_text(which: str, bert: Path, tiny_encoder: Path) -> None:
     base = bert if which == "bert" else tiny_encoder
-    loaded = models.load(str(base), "sequence-classification", ["a", "b", "c"], head="mean")
+    loaded = loading.load(str(base), "sequence-classification", ["a", "b", "c"], head="mean")
     ids = torch.tensor([[0, 10, 11, 12, 13, 2], [0, 20, 21, 2, 1, 1]])
     mask = (ids != 1).long()
     hidden = states(base, ids, mask)
@@ -66,7 +68,7 @@ def test_the_head_reads_the_mean_over_the_text(which: str, bert: Path, tiny_enco
 
 
 def test_a_multiple_choice_head_reads_the_mean_too(bert: Path) -> None:
-    loaded = models.load(str(bert), "multiple-choice", head="mean")
+    loaded = loading.load(str(bert), "multiple-choice", head="mean")
     ids = torch.tensor([[[0, 10, 11, 2], [0, 20, 2, 1]]])
     mask = (ids != 1).long()
     hidden = states(bert, ids[0], mask[0])
@@ -79,22 +81,22 @@ def test_a_multiple_choice_head_reads_the_mean_too(bert: Path) -> None:
 
 
 def test_auto_follows_what_the_checkpoint_says(bert: Path, tmp_path: Path) -> None:
-    assert models.head_input(str(bert), "auto") == "cls"
-    assert models.head_input(str(bert), "mean") == "mean"
+    assert loading.head_input(str(bert), "auto") == "cls"
+    assert loading.head_input(str(bert), "mean") == "mean"
     said = tmp_path / "said"
     shutil.copytree(bert, said)
     (said / "1_Pooling").mkdir()
     (said / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    assert models.head_input(str(said), "auto") == "mean"
-    assert models.head_input(str(said), "cls") == "cls"
+    assert loading.head_input(str(said), "auto") == "mean"
+    assert loading.head_input(str(said), "cls") == "cls"
     (said / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
-    assert models.head_input(str(said), "auto") == "cls"
+    assert loading.head_input(str(said), "auto") == "cls"
     (said / "1_Pooling" / "config.json").write_text("[]")
     with pytest.raises(ModelError, match="pooling configuration is not a JSON object"):
-        models.head_input(str(said), "auto")
+        loading.head_input(str(said), "auto")
     config = json.loads((bert / "config.json").read_text())
     (said / "config.json").write_text(json.dumps({**config, "pooling": "mean"}))
-    assert models.head_input(str(said), "auto") == "mean"
+    assert loading.head_input(str(said), "auto") == "mean"
 
 
 def test_an_adapter_learns_and_answers_through_the_mean(bert: Path, small_data: Path, tmp_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_an_adapter_learns_and_answers_through_the_mean(bert: Path, small_data: 
         rows=rows,
         optimisation=Optimisation(steps=60, learning_rate=5e-3, batch_size=8),
     )
-    training.train(job, tmp_path / "adapter")
+    train.train(job, tmp_path / "adapter")
     lineage = read_lineage(tmp_path / "adapter")
     assert lineage is not None and lineage.task is not None
     assert lineage.task["head"] == "mean"
@@ -133,15 +135,15 @@ def test_a_model_that_gives_its_head_the_first_token_is_refused(which: str, tiny
         config = DistilBertConfig(dim=16, hidden_dim=24, n_layers=2, n_heads=2, **common)
         DistilBertForMaskedLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    for load in (models.load, models.outline):
+    for load in (loading.load, loading.outline):
         with pytest.raises(ModelError, match=r"does not read hidden states[\s\S]*head: cls"):
             load(str(tmp_path), "sequence-classification", ["a", "b"], head="mean")
-    assert models.outline(str(tmp_path), "sequence-classification", ["a", "b"]) is not None
+    assert loading.outline(str(tmp_path), "sequence-classification", ["a", "b"]) is not None
 
 
 def test_an_outline_with_the_mean_is_the_models(bert: Path, tiny_encoder: Path) -> None:
     for base in (bert, tiny_encoder):
-        found = models.outline(str(base), "sequence-classification", ["a", "b"], head="mean")
+        found = loading.outline(str(base), "sequence-classification", ["a", "b"], head="mean")
         assert found is not None and all(parameter.is_meta for parameter in found.model.parameters())
 
 

@@ -11,9 +11,10 @@ import torch
 from test_training_numbers import STRUCTURES, job
 from transformers import TrainerCallback
 
-from adamergex import models, numerics, residency, training
+from adamergex.backbones import cache, loading
 from adamergex.errors import ConfigError
-from adamergex.settings import LanguageModeling, Optimisation, Structure
+from adamergex.jobs.settings import LanguageModeling, Optimisation, SentenceAlignment, SentenceContrast, Structure
+from adamergex.training import numerics, train
 
 TEXT = LanguageModeling(segment=16, segments=24)
 
@@ -47,13 +48,13 @@ def test_bfloat16_on_a_cpu_trains_like_float32(
                 checkpoints["xlm-r"], path, structure, task, steps=6, precision=precision, attention=attention,
                 learning_rate=1e-3,
             )  # fmt: skip
-            loaded, watch = training.load_for(asked), Watch()
-            state = residency._state(loaded.model)
+            loaded, watch = train.load_for(asked), Watch()
+            state = cache._state(loaded.model)
             before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
             names, config = set(vars(loaded.model)), loaded.model.config.to_dict()
             chosen = loaded.model.config._attn_implementation
             out = tmp_path / f"{number}-{precision}"
-            training.train(asked, out, backbone=loaded, callbacks=[watch])
+            train.train(asked, out, backbone=loaded, callbacks=[watch])
             assert watch.seen == {("bf16" if precision == "bfloat16" else "no", attention)}
             assert watch.dtypes == {torch.float32}
             found[precision] = outcome(out)["training"]
@@ -63,10 +64,39 @@ def test_bfloat16_on_a_cpu_trains_like_float32(
             assert set(vars(loaded.model)) == names and loaded.model.config.to_dict() == config
             assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.model.state_dict().items())
             if structure.kind != "bottleneck":  # whose head trains in the model's own place
-                assert residency._state(loaded.model) == state
+                assert cache._state(loaded.model) == state
         for name in ("first_loss", "loss"):
             assert found["bfloat16"][name] != found["float32"][name]
             assert found["bfloat16"][name] == pytest.approx(found["float32"][name], rel=0.03)
+
+
+class FirstLayer(TrainerCallback):
+    """The type of what the first linear layer of the encoder gives during training."""
+
+    def __init__(self) -> None:
+        self.seen: set[torch.dtype] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        first = next(module for module in kwargs["model"].modules() if isinstance(module, torch.nn.Linear))
+        first.register_forward_hook(lambda module, inputs, output: self.seen.add(output.dtype))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("task", [None, TEXT, SentenceContrast(), SentenceAlignment(pivot_language="en")], ids=str)
+def test_every_task_computes_in_the_precision_that_was_asked_for(
+    checkpoints: dict[str, str], labelled: Path, plain: Path, tmp_path: Path, task: Any, precision: str
+) -> None:
+    if isinstance(task, SentenceAlignment):
+        rows = tmp_path / "en.jsonl"
+        rows.write_text("".join(json.dumps({"text": f"{n} {n}", "pivot": f"{n}"}) + "\n" for n in range(20)))
+        plain = rows
+    asked = job(
+        checkpoints["bert"], labelled if task is None else plain, STRUCTURES["lora"], task, steps=2,
+        precision=precision,
+    )  # fmt: skip
+    watch = FirstLayer()
+    train.train(asked, tmp_path / "out", callbacks=[watch])
+    assert watch.seen == {torch.bfloat16 if precision == "bfloat16" else torch.float32}
 
 
 def test_auto_is_what_it_was(checkpoints: dict[str, str], labelled: Path, tmp_path: Path) -> None:
@@ -81,7 +111,7 @@ def test_auto_is_what_it_was(checkpoints: dict[str, str], labelled: Path, tmp_pa
     expected = "float32" if not torch.cuda.is_available() else "bfloat16"
     chosen = job(checkpoints["bert"], labelled, STRUCTURES["lora"], precision=expected)
     for name, asked in (("auto", plain), ("said", chosen)):
-        training.train(asked, tmp_path / name)
+        train.train(asked, tmp_path / name)
     first, second = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("auto", "said"))
     assert first == second
 
@@ -89,13 +119,13 @@ def test_auto_is_what_it_was(checkpoints: dict[str, str], labelled: Path, tmp_pa
 def test_two_runs_in_bfloat16_give_the_same_bytes(checkpoints: dict[str, str], labelled: Path, tmp_path: Path) -> None:
     asked = job(checkpoints["bert"], labelled, STRUCTURES["lora"], precision="bfloat16", attention="eager")
     for name in ("one", "two"):
-        training.train(asked, tmp_path / name)
+        train.train(asked, tmp_path / name)
     first, second = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("one", "two"))
     assert first == second
 
 
 def test_a_base_of_lower_precision_computes_in_float32_and_keeps_its_bits(checkpoints: dict[str, str]) -> None:
-    loaded = models.load(checkpoints["bert"], "masked-lm")
+    loaded = loading.load(checkpoints["bert"], "masked-lm")
     loaded.model.to(torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     ids = torch.tensor([[0, 5, 6, 7, 2]])

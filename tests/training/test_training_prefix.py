@@ -22,16 +22,28 @@ from transformers import (
     TrainerCallback,
 )
 
-from adamergex import evaluation, lineage, models, training, tuning
+from adamergex import evaluation
 from adamergex.adapters import peft_backed
-from adamergex.config import parse
+from adamergex.backbones import loading
+from adamergex.config.transfer import parse
 from adamergex.errors import AdapterFileError, ModelError
-from adamergex.lineage import Lineage
+from adamergex.files import lineage
+from adamergex.files.lineage import Lineage
+from adamergex.jobs.settings import (
+    Classification,
+    EvaluateJob,
+    LanguageModeling,
+    Optimisation,
+    Rows,
+    Structure,
+    TrainJob,
+)
 from adamergex.merging import merge
-from adamergex.pipeline import transfer
-from adamergex.settings import Classification, EvaluateJob, LanguageModeling, Optimisation, Rows, Structure, TrainJob
-from adamergex.tasks import scoring
+from adamergex.search import tuning
+from adamergex.tables.transfer import transfer
+from adamergex.tasks.answering import scoring
 from adamergex.tasks.classification import answer_pieces, prompt_pieces
+from adamergex.training import train
 from conftest import sentences
 
 TOKENS = 4
@@ -73,7 +85,7 @@ def small_bart() -> BartForConditionalGeneration:
 def test_what_is_saved_computes_the_same_in_peft(checkpoints: dict[str, str], tmp_path: Path, name: str) -> None:
     """Through PEFT's own task classes, on every family; PEFT ignores what it cannot place, so it must also differ."""
     made = {"mt5": small_mt5, "bart": small_bart}
-    model, alone = (made[name]() if name in made else models.load(checkpoints[name], KINDS[name]).model for _ in "ab")
+    model, alone = (made[name]() if name in made else loading.load(checkpoints[name], KINDS[name]).model for _ in "ab")
     batch = BATCH | (DECODER if name in ("t5", *made) else {})
     bare = logits(model, batch)
     wrapped = attached(model)
@@ -93,7 +105,7 @@ def test_the_width_is_that_of_the_keys(checkpoints: dict[str, str]) -> None:
         (small_mt5(), {"token_dim": 10, "num_attention_heads": 2, "num_layers": 3, "num_transformer_submodules": 2}),
         (small_bart(), {"token_dim": 16, "num_attention_heads": 4, "num_layers": 2, "num_transformer_submodules": 2}),
         (
-            models.load(checkpoints["llama"], "causal-lm").model,
+            loading.load(checkpoints["llama"], "causal-lm").model,
             {"token_dim": 16, "num_attention_heads": 1, "num_layers": 2, "num_transformer_submodules": 1},
         ),
     ):
@@ -106,19 +118,19 @@ def test_every_head_starts_from_the_same_prefix(checkpoints: dict[str, str], nam
     starts = []
     for kind, head, seed in ((KINDS[name], False, 1), ("sequence-classification", True, 2)):
         torch.manual_seed(seed)
-        loaded = models.load(checkpoints[name], kind, TASK.labels if head else None)
+        loaded = loading.load(checkpoints[name], kind, TASK.labels if head else None)
         sha256 = loaded.sha256
         wrapped = attached(loaded.model, seed, task_head=head, base_sha256=sha256, fresh=loaded.fresh)
         starts.append((peft_backed.tensors(wrapped)["prompt_embeddings"].clone(), peft_backed.start_sha256(wrapped)))
     assert torch.equal(starts[0][0], starts[1][0]) and starts[0][1] == starts[1][1]
     assert abs(float(starts[0][0].std()) - 1) < 0.2
-    loaded = models.load(checkpoints[name], KINDS[name])
+    loaded = loading.load(checkpoints[name], KINDS[name])
     other = attached(loaded.model, structure=Structure(kind="prefix", virtual_tokens=5), base_sha256=sha256)
     assert not torch.equal(peft_backed.tensors(other)["prompt_embeddings"][:TOKENS], starts[0][0])
 
 
 def test_gradient_checkpointing_is_refused(checkpoints: dict[str, str]) -> None:
-    model = models.load(checkpoints["llama"], "causal-lm").model
+    model = loading.load(checkpoints["llama"], "causal-lm").model
     model.gradient_checkpointing_enable()
     with pytest.raises(ModelError, match="gradient checkpointing does not work with a prefix"):
         attached(model)
@@ -131,7 +143,7 @@ def test_gradient_checkpointing_is_refused(checkpoints: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", ["xlm-r", "llama"])
 def test_a_prefix_learns_in_float32_on_a_bfloat16_base(checkpoints: dict[str, str], name: str) -> None:
-    wrapped = attached(models.load(checkpoints[name], KINDS[name]).model.to(torch.bfloat16)).train()
+    wrapped = attached(loading.load(checkpoints[name], KINDS[name]).model.to(torch.bfloat16)).train()
     wrapped(**BATCH).logits.float().square().sum().backward()
     [prefix] = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
     assert prefix.dtype == torch.float32 and prefix.grad is not None
@@ -145,11 +157,11 @@ def test_an_architecture_without_a_place_for_it_is_refused() -> None:
 
 
 def test_a_prefix_of_another_shape_is_refused(checkpoints: dict[str, str], tmp_path: Path) -> None:
-    model = models.load(checkpoints["llama"], "causal-lm").model
+    model = loading.load(checkpoints["llama"], "causal-lm").model
     wrapped = attached(model)
     peft_backed.save(wrapped, tmp_path / "a", Lineage(base={"name": "b", "sha256": "0"}))
     peft_backed.detach(wrapped)
-    other = models.load(checkpoints["xlm-r"], "masked-lm").model
+    other = loading.load(checkpoints["xlm-r"], "masked-lm").model
     with pytest.raises(AdapterFileError):
         peft_backed.load(other, tmp_path / "a")
     assert logits(other).shape[1] == 6  # and the model is as it was: no prefix in its mask
@@ -170,10 +182,10 @@ def test_training_moves_the_prefix_and_the_head_alone(
 ) -> None:
     rows = labelled if labelled_task else plain
     wanted = job(checkpoints[name], rows, TASK if labelled_task else REFERENCE, learning_rate=1e-2)
-    backbone = training.load_for(wanted)
+    backbone = train.load_for(wanted)
     before = {key: tensor.clone() for key, tensor in backbone.model.state_dict().items()}
     at_first = loss_of(backbone, wanted, None)
-    training.train(wanted, tmp_path / "out", backbone=backbone)
+    train.train(wanted, tmp_path / "out", backbone=backbone)
     assert loss_of(backbone, wanted, tmp_path / "out") < at_first
     after = backbone.model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
@@ -201,16 +213,16 @@ def test_a_resumed_run_is_bitwise_an_uninterrupted_one(
     checkpoints: dict[str, str], labelled: Path, tmp_path: Path
 ) -> None:
     wanted = job(checkpoints["xlm-r"], labelled, checkpoint_every=5)
-    training.train(wanted, tmp_path / "whole")
+    train.train(wanted, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        training.train(wanted, tmp_path / "resumed", workdir=tmp_path / "work", callbacks=[StopAfter()])
+        train.train(wanted, tmp_path / "resumed", workdir=tmp_path / "work", callbacks=[StopAfter()])
     seen: list[int] = []
 
     class Watch(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             seen.append(state.global_step)
 
-    training.train(wanted, tmp_path / "resumed", workdir=tmp_path / "work", callbacks=[Watch()])
+    train.train(wanted, tmp_path / "resumed", workdir=tmp_path / "work", callbacks=[Watch()])
     assert seen[0] == 11
     for name in ("adapter_model.safetensors", "adapter_config.json", "lineage.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
@@ -222,17 +234,17 @@ def test_texts_leave_room_for_the_virtual_tokens(checkpoints: dict[str, str], tm
     text = " ".join(sentences())
     rows.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for label in TASK.labels))
     wanted = job(checkpoints["xlm-r"], rows, steps=1)
-    backbone = training.load_for(wanted)
-    examples = training.examples_of(wanted, backbone, [{"text": text, "label": "food"}])
-    assert examples.lengths[0] == models.longest_input(backbone.model, backbone.tokenizer) - TOKENS
-    training.train(wanted, tmp_path / "out")
+    backbone = train.load_for(wanted)
+    examples = train.examples_of(wanted, backbone, [{"text": text, "label": "food"}])
+    assert examples.lengths[0] == loading.longest_input(backbone.model, backbone.tokenizer) - TOKENS
+    train.train(wanted, tmp_path / "out")
     scored = EvaluateJob(base=checkpoints["xlm-r"], task=TASK, language="en", rows=Rows(path=str(rows)))
     assert evaluation.evaluate(scored, tmp_path / "out")["truncated"] == 3
 
 
 def test_prompts_are_scored_as_whole_texts_are(checkpoints: dict[str, str]) -> None:
     """Left padding, a cache that goes on, and given positions: against one plain pass for each text and label."""
-    loaded = models.load(checkpoints["llama"], "causal-lm")
+    loaded = loading.load(checkpoints["llama"], "causal-lm")
     wrapped = attached(loaded.model)
     task = TASK.model_copy(update={"words": {"food": "the cook baked bread", "sports": "match", "travel": "train to"}})
     texts = [sentences()[0], sentences()[30] + " and much more of it", "A ferry"]
@@ -282,7 +294,7 @@ def trio(checkpoints: dict[str, str], labelled: Path, plain: Path, tmp_path_fact
     def get(name: str) -> dict[str, Path]:
         if name not in made:
             for role, (task, language, rows) in sources.items():
-                training.train(job(checkpoints[name], rows, task, language), root / f"{name}-{role}")
+                train.train(job(checkpoints[name], rows, task, language), root / f"{name}-{role}")
             made[name] = {role: root / f"{name}-{role}" for role in sources}
         return made[name]
 
@@ -296,7 +308,7 @@ def test_a_merged_prefix_keeps_the_head_and_loads_in_peft(
     merged, task = (load_file(path / "adapter_model.safetensors") for path in (tmp_path / "out", trio("xlm-r")["task"]))
     assert merged.keys() == task.keys()
     assert [name for name in task if not torch.equal(task[name], merged[name])] == ["prompt_embeddings"]
-    loaded = models.load(checkpoints["xlm-r"], "sequence-classification", TASK.labels)
+    loaded = loading.load(checkpoints["xlm-r"], "sequence-classification", TASK.labels)
     mine = logits(peft_backed.load(loaded.model, tmp_path / "out"))
     alone = AutoModelForSequenceClassification.from_pretrained(checkpoints["xlm-r"], num_labels=3, dtype=torch.float32)
     torch.testing.assert_close(logits(PeftModel.from_pretrained(alone, tmp_path / "out")), mine, rtol=0, atol=1e-6)

@@ -16,19 +16,26 @@ from stopping import StopAfter
 from test_training_numbers import STRUCTURES
 from transformers import AutoModel, AutoTokenizer
 
-from adamergex import probe, training
 from adamergex.adapters import resident
 from adamergex.adapters.sparse import TENSORS, read_difference
-from adamergex.config import parse
+from adamergex.config.study import Assumed
+from adamergex.config.train import parse_training
+from adamergex.config.transfer import parse
 from adamergex.errors import AdamergexError, ConfigError, TrainingError
-from adamergex.graph import Store
-from adamergex.pipeline import transfer
-from adamergex.plan import Plan, absolute, facts
-from adamergex.settings import Classification, Optimisation, PairClassification, Rows, Structure, TrainJob
-from adamergex.studies.estimate import estimate
-from adamergex.studies.settings import Assumed
+from adamergex.graph.steps import Store
+from adamergex.jobs.settings import (
+    Classification,
+    Optimisation,
+    PairClassification,
+    Rows,
+    Structure,
+    TrainJob,
+)
+from adamergex.tables.estimate import estimate
+from adamergex.tables.plan import Plan, absolute, facts
+from adamergex.tables.transfer import transfer
 from adamergex.tasks.rows import read
-from adamergex.train_config import parse_training
+from adamergex.training import probe, train
 
 LABELS = ("food", "sports", "travel")
 
@@ -88,9 +95,9 @@ def test_the_head_starts_from_the_probe_of_what_it_reads(
     """With a step that moves nothing the saved head is the start; the adapter is what it is without a probe."""
     still = {"steps": 1, "learning_rate": 1e-9}
     asked = job(checkpoints[name], labelled, structure, head, **still)
-    training.train(asked, tmp_path / "probe")
+    train.train(asked, tmp_path / "probe")
     plain = job(checkpoints[name], labelled, structure, head, head_start="random", **still)
-    training.train(plain, tmp_path / "random")
+    train.train(plain, tmp_path / "random")
     found, without = (tensors(tmp_path / side) for side in ("probe", "random"))
     last = [key for key, tensor in found.items() if "classifier" in key and len(tensor) == len(LABELS)]
     assert len(last) == 2
@@ -113,9 +120,9 @@ def test_the_head_starts_from_the_probe_of_what_it_reads(
 
 def loss(asked: TrainJob, folder: Path) -> float:
     """Of all training rows, without dropout."""
-    loaded = training.load_for(asked)
+    loaded = train.load_for(asked)
     placed = resident.load(loaded.model, [folder], fresh=loaded.fresh)
-    examples = training.examples_of(asked, loaded, read(asked.task, asked.rows, asked.language))
+    examples = train.examples_of(asked, loaded, read(asked.task, asked.rows, asked.language))
     with torch.no_grad():
         found = float(examples.loss(placed.model.eval(), examples.batch(range(len(examples.lengths)), 0)))
     placed.detach()
@@ -144,14 +151,14 @@ def test_two_runs_are_bitwise_equal_and_so_is_a_resumed_one(
     checkpoints: dict[str, str], labelled: Path, tmp_path: Path, kind: str
 ) -> None:
     asked = job(checkpoints["xlm-r"], labelled, STRUCTURES[kind], "mean", steps=12, checkpoint_every=5)
-    training.train(asked, tmp_path / "one")
+    train.train(asked, tmp_path / "one")
     torch.manual_seed(9)
-    training.train(asked, tmp_path / "two", workdir=tmp_path / "other")
+    train.train(asked, tmp_path / "two", workdir=tmp_path / "other")
     for stop in (3, 7):
         with pytest.raises(KeyboardInterrupt):
-            training.train(asked, tmp_path / "three", workdir=tmp_path / "work", callbacks=[StopAfter(stop)])
+            train.train(asked, tmp_path / "three", workdir=tmp_path / "work", callbacks=[StopAfter(stop)])
         assert next((tmp_path / "work").glob(f"run-*/{probe.FILE}")).stat().st_size
-    training.train(asked, tmp_path / "three", workdir=tmp_path / "work")
+    train.train(asked, tmp_path / "three", workdir=tmp_path / "work")
     for path in (tmp_path / "one").iterdir():
         if path.is_file():
             for other in ("two", "three"):
@@ -163,9 +170,9 @@ def test_a_stopped_run_does_not_read_the_rows_again(
 ) -> None:
     asked = job(checkpoints["xlm-r"], labelled, steps=12, checkpoint_every=5)
     with pytest.raises(KeyboardInterrupt):
-        training.train(asked, tmp_path / "out", workdir=tmp_path / "work", callbacks=[StopAfter(7)])
+        train.train(asked, tmp_path / "out", workdir=tmp_path / "work", callbacks=[StopAfter(7)])
     monkeypatch.delattr(probe, "head_inputs")
-    training.train(asked, tmp_path / "out", workdir=tmp_path / "work")
+    train.train(asked, tmp_path / "out", workdir=tmp_path / "work")
     assert (tmp_path / "out" / "lineage.json").is_file()
 
 
@@ -179,7 +186,7 @@ def test_pairs_start_from_a_probe_too(checkpoints: dict[str, str], tmp_path: Pat
     asked = job(checkpoints["bert"], tmp_path / "en.jsonl").model_copy(
         update={"task": PairClassification(labels=("no", "yes"), head="mean")}
     )
-    training.train(asked, tmp_path / "out")
+    train.train(asked, tmp_path / "out")
     about = json.loads((tmp_path / "out" / "lineage.json").read_text())["settings"]["training"]
     assert about["probe"]["accuracy"] == 100.0
     weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
@@ -196,13 +203,13 @@ def test_what_has_no_such_head_is_refused(
     checkpoints: dict[str, str], labelled: Path, plain: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"no linear last layer[\s\S]*head_start to random"):
-        training.train(job(checkpoints["llama"], labelled), tmp_path / "out")
+        train.train(job(checkpoints["llama"], labelled), tmp_path / "out")
     with pytest.raises(ValueError, match="probe_c is for head_start: probe"):
         Optimisation(probe_c=1.0)
     five = job(checkpoints["bert"], labelled)
     more = five.model_copy(update={"task": Classification(labels=(*LABELS, "war"))})
     with pytest.raises(ConfigError, match=r"a label has no training row[\s\S]*no row of 'war'"):
-        training.train(more, tmp_path / "out")
+        train.train(more, tmp_path / "out")
     assert not list(tmp_path.iterdir())
     file = {
         "base": checkpoints["bert"], "language": "en", "output": str(tmp_path / "out"), "kind": "task",

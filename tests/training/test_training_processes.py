@@ -18,13 +18,12 @@ import torch
 from test_training_tasks_all import FAMILIES, TASKS, rows_of
 from torch import Tensor
 
-from adamergex import cli, loop, processes, training
 from adamergex.adapters import sparse
 from adamergex.adapters.resident import tensors_path
 from adamergex.adapters.sparse import read_difference
+from adamergex.cli import main
 from adamergex.errors import ConfigError
-from adamergex.processes import Team
-from adamergex.settings import (
+from adamergex.jobs.settings import (
     Classification,
     LanguageModeling,
     Optimisation,
@@ -33,6 +32,8 @@ from adamergex.settings import (
     Structure,
     TrainJob,
 )
+from adamergex.training import loop, processes, train
+from adamergex.training.processes import Team
 
 SECONDS = 240  # after which a launch counts as hung
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -88,7 +89,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         for name, item in found.sparse.items():
             dense[name][item.indices.long()] = item.values
         return {**dense, **found.whole}
-    return training.resident.read_tensors(folder)
+    return train.resident.read_tensors(folder)
 
 
 def about(folder: Path) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def together(
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: f"{CASES[n][0]}-{CASES[n][2]['kind']}-{n}")
 def test_two_processes_train_what_one_trains(together: dict[str, Any], tmp_path: Path, number: int) -> None:
-    training.train(together["jobs"][number], tmp_path / "one")
+    train.train(together["jobs"][number], tmp_path / "one")
     require_same(tmp_path / "one", together["folder"] / str(number))
 
 
@@ -170,11 +171,11 @@ def test_one_process_goes_on_with_what_two_began(together: dict[str, Any], tmp_p
     generators = [torch.load(last / f"rng_state_{rank}.pth", weights_only=False)["cpu"] for rank in range(2)]
     assert not torch.equal(*generators)  # else both would drop the same places
 
-    class Watch(training.TrainerCallback):
+    class Watch(train.TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             began.append(state.global_step)
 
-    training.train(together["stopped"], tmp_path / "out", workdir=folder / "left-work", callbacks=[Watch()])
+    train.train(together["stopped"], tmp_path / "out", workdir=folder / "left-work", callbacks=[Watch()])
     assert began == [14]
     ours = tensors(folder / "0")
     for name, tensor in tensors(tmp_path / "out").items():
@@ -204,7 +205,7 @@ def test_the_command_goes_on_after_a_kill(checkpoints: dict[str, str], labelled:
     assert again.stderr.count(": 150/150, loss") == 1
     left = {path.name for path in tmp_path.iterdir() if not path.name.endswith(".partial")}  # of the killed run
     assert left == {"job.yaml", "llama", "out"}
-    assert cli.main(["train", str(tmp_path / "job.yaml"), "--output", str(tmp_path / "one")]) == 0
+    assert main.main(["train", str(tmp_path / "job.yaml"), "--output", str(tmp_path / "one")]) == 0
     ours, theirs = tensors(tmp_path / "one"), tensors(tmp_path / "out")
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=5e-5)
@@ -234,8 +235,8 @@ def test_the_weighted_losses_of_shares_are_the_loss_of_the_batch(
     if kind in TASKS:
         rows.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kind)), encoding="utf-8")
     made = job(checkpoints[family], {"topic": TOPIC, "text": TEXT, **TASKS}[kind], {"kind": "lora"}, rows)
-    backbone = training.load_for(made)
-    examples = training.examples_of(made, backbone, training.read(made.task, made.rows, "en"))
+    backbone = train.load_for(made)
+    examples = train.examples_of(made, backbone, train.read(made.task, made.rows, "en"))
     plan = [[0, 20, 3, 30, 8, 5, 11], [4, 2]]
     with torch.inference_mode():
         for step in range(2):
@@ -256,7 +257,7 @@ def test_what_cannot_be_is_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert processes.launched() == Team(1, 2)
     for verb in (["study", "x.yaml"], ["transfer", "x.yaml"], ["demo"], ["runs", "store"]):
-        assert cli.main(verb) == 2
+        assert main.main(verb) == 2
         assert f"process 2 of 2: only train works in several processes that share one adapter, {verb[0]} does not" in (
             capsys.readouterr().err
         )

@@ -15,10 +15,19 @@ from stopping import StopAfter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback, logging
 
-from adamergex import lineage, loop, models, training
 from adamergex.adapters import peft_backed
+from adamergex.backbones import loading
 from adamergex.errors import AdapterFileError, ModelError
-from adamergex.settings import Classification, LanguageModeling, Optimisation, Rows, Structure, TrainJob
+from adamergex.files import lineage
+from adamergex.jobs.settings import (
+    Classification,
+    LanguageModeling,
+    Optimisation,
+    Rows,
+    Structure,
+    TrainJob,
+)
+from adamergex.training import loop, train
 
 TASK = Classification(labels=("food", "sports", "travel"))
 REFERENCE = LanguageModeling(segment=24, segments=60)
@@ -54,10 +63,10 @@ def test_training_lowers_the_loss_and_changes_the_adapter_alone(
     checkpoints: dict[str, str], labelled: Path, plain: Path, tmp_path: Path, name: str, labelled_task: bool, kind: str
 ) -> None:
     wanted = job(checkpoints[name], labelled if labelled_task else plain, TASK if labelled_task else REFERENCE, kind)
-    backbone = training.load_for(wanted)
+    backbone = train.load_for(wanted)
     before = {key: tensor.clone() for key, tensor in backbone.model.state_dict().items()}
     at_first = loss_of(backbone, wanted, None)
-    training.train(wanted, tmp_path / "out", backbone=backbone)
+    train.train(wanted, tmp_path / "out", backbone=backbone)
     assert loss_of(backbone, wanted, tmp_path / "out") < at_first
     after = backbone.model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
@@ -70,10 +79,10 @@ def test_training_lowers_the_loss_and_changes_the_adapter_alone(
 
 
 def test_the_directory_is_complete(checkpoints: dict[str, str], labelled: Path, tmp_path: Path) -> None:
-    training.train(job(checkpoints["xlm-r"], labelled), tmp_path / "out")
+    train.train(job(checkpoints["xlm-r"], labelled), tmp_path / "out")
     found = lineage.read(tmp_path / "out")
     assert found is not None
-    assert found.base == {"name": checkpoints["xlm-r"], "sha256": models.base_sha256(checkpoints["xlm-r"])}
+    assert found.base == {"name": checkpoints["xlm-r"], "sha256": loading.base_sha256(checkpoints["xlm-r"])}
     assert found.language == "en" and found.task is not None and found.task["labels"] == list(TASK.labels)
     assert found.structure == {"kind": "lora", "rank": 4, "alpha": 16.0, "dropout": 0.05, "modules": "paper"}
     assert found.data["rows"] == 72 and len(found.data["sha256"]) == 64 and found.start is not None
@@ -82,7 +91,7 @@ def test_the_directory_is_complete(checkpoints: dict[str, str], labelled: Path, 
     events = EventAccumulator(str(tmp_path / "out" / "logs")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [20, 25]
     with pytest.raises(AdapterFileError, match="in use"):
-        training.train(job(checkpoints["xlm-r"], labelled), tmp_path / "out")
+        train.train(job(checkpoints["xlm-r"], labelled), tmp_path / "out")
 
 
 @pytest.mark.parametrize("labelled_task", [True, False])
@@ -95,18 +104,18 @@ def test_two_runs_are_bitwise_equal_and_so_is_a_resumed_one(
         steps=None, epochs=2.5, checkpoint_every=7,
     )  # fmt: skip
     torch.manual_seed(1)
-    training.train(wanted, tmp_path / "one", workdir=tmp_path / "work-one")
+    train.train(wanted, tmp_path / "one", workdir=tmp_path / "work-one")
     torch.manual_seed(2)
-    training.train(wanted, tmp_path / "two")
+    train.train(wanted, tmp_path / "two")
     work = tmp_path / "work"
     steps: list[int] = []
     for stop in (5, 9, 16):  # before the first checkpoint, after it, after the second
         with pytest.raises(KeyboardInterrupt):
-            training.train(wanted, tmp_path / "three", workdir=work, callbacks=[StopAfter(stop)])
+            train.train(wanted, tmp_path / "three", workdir=work, callbacks=[StopAfter(stop)])
         assert not (tmp_path / "three").exists()
         steps += [int(path.name.split("-")[1]) for path in sorted(work.glob("run-*/checkpoint-*"))]
     assert steps == [7, 14, 7]
-    training.train(wanted, tmp_path / "three", workdir=work)
+    train.train(wanted, tmp_path / "three", workdir=work)
     for other in ("two", "three"):
         for file in ("adapter_model.safetensors", "adapter_config.json", "lineage.json", "README.md"):
             assert (tmp_path / "one" / file).read_bytes() == (tmp_path / other / file).read_bytes(), file
@@ -118,9 +127,9 @@ def test_a_broken_checkpoint_is_passed_over(
     checkpoints: dict[str, str], labelled: Path, tmp_path: Path, harm: str
 ) -> None:
     wanted = job(checkpoints["xlm-r"], labelled, steps=20, checkpoint_every=5)
-    training.train(wanted, tmp_path / "whole")
+    train.train(wanted, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        training.train(wanted, tmp_path / "out", workdir=tmp_path / "work", callbacks=[StopAfter(12)])
+        train.train(wanted, tmp_path / "out", workdir=tmp_path / "work", callbacks=[StopAfter(12)])
     last = next((tmp_path / "work").glob("run-*/checkpoint-10"))
     if harm == "cut":
         (last / "optimizer.pt").write_bytes(b"")
@@ -136,7 +145,7 @@ def test_a_broken_checkpoint_is_passed_over(
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             began.append(state.global_step)
 
-    training.train(wanted, tmp_path / "out", workdir=tmp_path / "work", callbacks=[Watch()])
+    train.train(wanted, tmp_path / "out", workdir=tmp_path / "work", callbacks=[Watch()])
     assert began == [5]
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
@@ -144,10 +153,10 @@ def test_a_broken_checkpoint_is_passed_over(
 def test_another_job_does_not_resume_this_one(checkpoints: dict[str, str], labelled: Path, tmp_path: Path) -> None:
     wanted = job(checkpoints["xlm-r"], labelled, steps=20, checkpoint_every=5)
     with pytest.raises(KeyboardInterrupt):
-        training.train(wanted, tmp_path / "one", workdir=tmp_path / "work", callbacks=[StopAfter(12)])
+        train.train(wanted, tmp_path / "one", workdir=tmp_path / "work", callbacks=[StopAfter(12)])
     other = wanted.model_copy(update={"seed": 2})
-    training.train(other, tmp_path / "two", workdir=tmp_path / "work")
-    training.train(other, tmp_path / "three")
+    train.train(other, tmp_path / "two", workdir=tmp_path / "work")
+    train.train(other, tmp_path / "three")
     assert weights(tmp_path / "two") == weights(tmp_path / "three")
 
 
@@ -158,8 +167,8 @@ def test_nothing_global_is_left_changed(checkpoints: dict[str, str], labelled: P
     states = random.getstate(), str(np.random.get_state()), torch.get_rng_state(), torch.get_num_threads()
     verbosity = logging.get_verbosity()
     wanted = job(checkpoints["llama"], labelled, steps=3)
-    backbone = training.load_for(wanted)
-    training.train(wanted, tmp_path / "out", backbone=backbone)
+    backbone = train.load_for(wanted)
+    train.train(wanted, tmp_path / "out", backbone=backbone)
     assert states[0] == random.getstate() and states[1] == str(np.random.get_state())
     assert torch.equal(states[2], torch.get_rng_state()) and states[3] == torch.get_num_threads()
     assert verbosity == logging.get_verbosity()
@@ -167,11 +176,11 @@ def test_nothing_global_is_left_changed(checkpoints: dict[str, str], labelled: P
 
 
 def test_the_backbone_given_must_fit(checkpoints: dict[str, str], labelled: Path, tmp_path: Path) -> None:
-    backbone = models.load(checkpoints["xlm-r"], "masked-lm")
+    backbone = loading.load(checkpoints["xlm-r"], "masked-lm")
     with pytest.raises(ModelError, match="not the one that the job needs"):
-        training.train(job(checkpoints["xlm-r"], labelled), tmp_path / "out", backbone=backbone)
+        train.train(job(checkpoints["xlm-r"], labelled), tmp_path / "out", backbone=backbone)
     with pytest.raises(ModelError, match="not the one that the job needs"):
-        training.train(job(checkpoints["t5"], labelled), tmp_path / "out", backbone=backbone)
+        train.train(job(checkpoints["t5"], labelled), tmp_path / "out", backbone=backbone)
     assert not list(tmp_path.iterdir())
 
 
@@ -190,5 +199,5 @@ def test_batches_hold_every_example_once_an_epoch_in_similar_lengths() -> None:
 def test_progress_tells_steps_loss_and_time_left(
     checkpoints: dict[str, str], labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    training.train(job(checkpoints["xlm-r"], labelled, steps=4), tmp_path / "out", progress=True)
+    train.train(job(checkpoints["xlm-r"], labelled, steps=4), tmp_path / "out", progress=True)
     assert "classification en: 4/4, loss 1." in capsys.readouterr().err

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamergex import models
+from adamergex.backbones import loading
 from adamergex.errors import DataError
-from adamergex.settings import SentenceAlignment, SentenceContrast
+from adamergex.jobs.settings import SentenceAlignment, SentenceContrast
 from adamergex.tasks import sentences
 
 LANGUAGES = {
@@ -47,7 +47,7 @@ def test_info_nce_is_the_formula(count: int, temperature: float, seed: int) -> N
 
 
 def test_alignment_teaches_the_bases_vectors_of_the_translations(tiny_encoder: Path) -> None:
-    loaded = models.load(str(tiny_encoder), "sentence-encoder")
+    loaded = loading.load(str(tiny_encoder), "sentence-encoder")
     texts, pivots = list(LANGUAGES["fr"]), list(LANGUAGES["en"])
     task = SentenceAlignment(temperature=0.1)
     made = sentences.alignment(texts, pivots, loaded, task, longest=64, where="fr.txt")
@@ -62,7 +62,7 @@ def test_alignment_teaches_the_bases_vectors_of_the_translations(tiny_encoder: P
 
 
 def test_alignment_of_a_text_with_itself_has_nothing_to_move(tiny_encoder: Path) -> None:
-    loaded = models.load(str(tiny_encoder), "sentence-encoder")
+    loaded = loading.load(str(tiny_encoder), "sentence-encoder")
     texts = list(LANGUAGES["en"])
     made = sentences.alignment(texts, texts, loaded, SentenceAlignment(), longest=64, where="en.txt")
     batch = made.batch(range(4), 0)
@@ -71,7 +71,7 @@ def test_alignment_of_a_text_with_itself_has_nothing_to_move(tiny_encoder: Path)
 
 
 def test_contrast_recognises_noisy_views(tiny_encoder: Path) -> None:
-    loaded = models.load(str(tiny_encoder), "sentence-encoder")
+    loaded = loading.load(str(tiny_encoder), "sentence-encoder")
     texts = [*LANGUAGES["en"], *LANGUAGES["fr"]]
     task = SentenceContrast(noise=0.6)
     made = sentences.contrast(texts, loaded, task, seed=3, longest=64, where="en.txt")
@@ -95,7 +95,7 @@ def test_contrast_recognises_noisy_views(tiny_encoder: Path) -> None:
 
 
 def test_noise_deletes_its_share_of_the_tokens(tiny_encoder: Path) -> None:
-    loaded = models.load(str(tiny_encoder), "sentence-encoder")
+    loaded = loading.load(str(tiny_encoder), "sentence-encoder")
     texts = [" ".join(LANGUAGES["en"])] * 2
     made = sentences.contrast(texts, loaded, SentenceContrast(noise=0.3), seed=0, longest=64, where=None)
     inner = len(made.ids[0]) - 2
@@ -105,7 +105,7 @@ def test_noise_deletes_its_share_of_the_tokens(tiny_encoder: Path) -> None:
 
 @pytest.mark.parametrize("texts", [[], ["one"]])
 def test_one_text_has_nothing_to_be_told_from(tiny_encoder: Path, texts: list[str]) -> None:
-    loaded = models.load(str(tiny_encoder), "sentence-encoder")
+    loaded = loading.load(str(tiny_encoder), "sentence-encoder")
     with pytest.raises(DataError, match=r"too little text[\s\S]*en\.txt"):
         sentences.contrast(texts, loaded, SentenceContrast(), seed=0, longest=64, where="en.txt")
     with pytest.raises(DataError, match=r"too little text"):

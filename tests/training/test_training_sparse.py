@@ -16,12 +16,16 @@ from stopping import StopAfter
 from test_training_madx import TASK, TEXT, UPPER, hashes, job
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, TrainerCallback
 
-from adamergex import data, evaluation, lineage, models, training
+from adamergex import evaluation
 from adamergex.adapters import resident, weights_backed
 from adamergex.adapters.sparse import SparseDifference, apply_difference, read_difference
 from adamergex.adapters.weights_backed import InWeights, most_moved
+from adamergex.backbones import loading
+from adamergex.data import reader
 from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError, ModelError
-from adamergex.settings import Classification, EvaluateJob, Structure
+from adamergex.files import lineage
+from adamergex.jobs.settings import Classification, EvaluateJob, Structure
+from adamergex.training import train
 
 FULL = Structure(kind="full")
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -32,10 +36,10 @@ def sparse(**changes: Any) -> Structure:
     return Structure(kind="sparse", **({"entries": 0.05, "freeze_norms": True} | changes))
 
 
-def attached(base: str, structure: Structure, kind: models.Kind = "masked-lm") -> tuple[models.Loaded, InWeights]:
-    loaded = models.load(base, kind, TASK.labels if kind == "sequence-classification" else None)
+def attached(base: str, structure: Structure, kind: loading.Kind = "masked-lm") -> tuple[loading.Loaded, InWeights]:
+    loaded = loading.load(base, kind, TASK.labels if kind == "sequence-classification" else None)
     tuned = resident.attach(
-        loaded.model, structure, task_head=kind in models.HEADS, base_sha256=loaded.sha256, fresh=loaded.fresh
+        loaded.model, structure, task_head=kind in loading.HEADS, base_sha256=loaded.sha256, fresh=loaded.fresh
     )
     assert isinstance(tuned, InWeights)
     return loaded, tuned
@@ -90,10 +94,10 @@ def test_frozen_entries_are_the_bases_bits_and_have_no_optimizer_state(
             self.seen.append(({key: tensor.detach().clone() for key, tensor in own.items()}, state))
 
     wanted, watched = job(checkpoints[name], plain, TEXT, sparse(entries=500, first_steps=7, l1=0.1)), State()
-    backbone = training.load_for(wanted)
+    backbone = train.load_for(wanted)
     named = backbone.model.named_parameters(remove_duplicate=False)
     base, untouched = {key: p.detach().clone() for key, p in named}, hashes(backbone.model)
-    training.train(wanted, tmp_path / "out", backbone=backbone, callbacks=[watched])
+    train.train(wanted, tmp_path / "out", backbone=backbone, callbacks=[watched])
     assert hashes(backbone.model) == untouched
     difference = read_difference(tmp_path / "out")
     assert not difference.whole
@@ -137,9 +141,9 @@ def test_full_fine_tuning_is_stored_and_found_again_bit_by_bit(
 
     steps = 150 if name in ("llama", "t5") else 60
     wanted, last = job(checkpoints[name], labelled, TASK, FULL, steps=steps, learning_rate=2e-3), Last()
-    backbone = training.load_for(wanted)
+    backbone = train.load_for(wanted)
     untouched = hashes(backbone.model)
-    training.train(wanted, tmp_path / "out", backbone=backbone, callbacks=[last])
+    train.train(wanted, tmp_path / "out", backbone=backbone, callbacks=[last])
     assert hashes(backbone.model) == untouched
     placed = resident.load(backbone.model, [tmp_path / "out"], fresh=backbone.fresh)
     for key, tensor in placed.model.named_parameters():
@@ -157,9 +161,9 @@ def test_language_and_task_are_added_to_the_base(
     """θ⁰ + φ_language + φ_task, computed here in float64 on a plain model, gives the logits of the stack."""
     base = checkpoints["xlm-r"]
     for code, seed in (("en", 1), ("sw", 2)):
-        training.train(job(base, plain, TEXT, sparse(), language=code, seed=seed), tmp_path / code)
+        train.train(job(base, plain, TEXT, sparse(), language=code, seed=seed), tmp_path / code)
     task = job(base, labelled, TASK, sparse(freeze_norms=False), below=(str(tmp_path / "en"),), steps=40)
-    training.train(task, tmp_path / "task")
+    train.train(task, tmp_path / "task")
     found = lineage.read(tmp_path / "task")
     assert found is not None and found.parents["below"]["language"] == "en"
     parts = [read_difference(tmp_path / name) for name in ("sw", "task")]
@@ -172,8 +176,8 @@ def test_language_and_task_are_added_to_the_base(
                 own[key] += entry.dense().double()
             for key, tensor in part.whole.items():
                 own[key].copy_(tensor)
-    backbone = models.load(base, "sequence-classification", TASK.labels)
-    rows = data.read(task.rows, "en")
+    backbone = loading.load(base, "sequence-classification", TASK.labels)
+    rows = reader.read(task.rows, "en")
     batch = backbone.tokenizer([row["text"] for row in rows[:12]], padding=True, return_tensors="pt")
     placed = resident.load(backbone.model, [tmp_path / "sw", tmp_path / "task"], fresh=backbone.fresh)
     with torch.inference_mode():
@@ -191,10 +195,10 @@ def test_a_task_starts_from_the_fully_trained_language(
     checkpoints: dict[str, str], labelled: Path, plain: Path, tmp_path: Path
 ) -> None:
     base = checkpoints["xlm-r"]
-    training.train(job(base, plain, TEXT, FULL), tmp_path / "sw")
+    train.train(job(base, plain, TEXT, FULL), tmp_path / "sw")
     language = read_difference(tmp_path / "sw")
     assert not language.sparse and any(key.startswith("lm_head.") for key in language.whole)
-    loaded = models.load(base, "sequence-classification", TASK.labels)
+    loaded = loading.load(base, "sequence-classification", TASK.labels)
     tuned = resident.attach(
         loaded.model, FULL, below=[tmp_path / "sw"], task_head=True, base_sha256=loaded.sha256, fresh=loaded.fresh
     )
@@ -202,7 +206,7 @@ def test_a_task_starts_from_the_fully_trained_language(
         if not key.startswith("classifier."):
             assert torch.equal(tensor, language.whole[key]), key
     tuned.detach()
-    training.train(job(base, labelled, TASK, FULL, below=(str(tmp_path / "sw"),)), tmp_path / "task")
+    train.train(job(base, labelled, TASK, FULL, below=(str(tmp_path / "sw"),)), tmp_path / "task")
     assert not any(key.startswith("lm_head.") for key in read_difference(tmp_path / "task").whole)
 
 
@@ -217,7 +221,7 @@ def test_the_penalty_is_that_of_the_mean_absolute_difference(checkpoints: dict[s
         with torch.no_grad():
             for p in own.values():
                 p += 0.01 * torch.randint(-1, 2, p.shape, generator=generator)
-        examples = training.examples_of(wanted, loaded, data.read(wanted.rows, "en"))
+        examples = train.examples_of(wanted, loaded, reader.read(wanted.rows, "en"))
         examples.loss(tuned.model, examples.batch(range(8), 0)).backward()
         gradients.append({key: p.grad.double() for key, p in own.items() if p.grad is not None})
         moved = {key: p.detach().double().requires_grad_() for key, p in own.items()}
@@ -234,7 +238,7 @@ def test_l1_lowers_the_mean_absolute_difference(checkpoints: dict[str, str], pla
     means = []
     for strength in (0.0, 300.0):
         structure = sparse(l1=strength, entries=0.2)
-        training.train(job(checkpoints["xlm-r"], plain, TEXT, structure), tmp_path / f"{strength:g}")
+        train.train(job(checkpoints["xlm-r"], plain, TEXT, structure), tmp_path / f"{strength:g}")
         found = read_difference(tmp_path / f"{strength:g}")
         means.append(torch.cat([entry.values for entry in found.sparse.values()]).abs().mean().item())
     assert means[1] < 0.8 * means[0]
@@ -257,9 +261,9 @@ def test_a_stopped_run_ends_in_the_same_bytes(
 
     stop = StopAfter(7) if phase == "first" else StopInSecond(7)
     with pytest.raises(KeyboardInterrupt):
-        training.train(wanted, tmp_path / "stopped", workdir=tmp_path / "work", callbacks=[stop])
-    training.train(wanted, tmp_path / "stopped", workdir=tmp_path / "work")
-    training.train(wanted, tmp_path / "whole")
+        train.train(wanted, tmp_path / "stopped", workdir=tmp_path / "work", callbacks=[stop])
+    train.train(wanted, tmp_path / "stopped", workdir=tmp_path / "work")
+    train.train(wanted, tmp_path / "whole")
     for file in ("sparse_difference.safetensors", "lineage.json", "README.md"):
         assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
@@ -270,36 +274,36 @@ def test_what_cannot_be_is_refused(checkpoints: dict[str, str], labelled: Path, 
         job(base, plain, TEXT, sparse(), weight_decay=0.1)
     with pytest.raises(ValidationError, match="rank: not a setting of kind 'sparse'"):
         Structure(kind="sparse", rank=3)
-    untouched = hashes(models.load(base, "masked-lm").model)
+    untouched = hashes(loading.load(base, "masked-lm").model)
     with pytest.raises(ConfigError, match="cannot change so many weights"):
-        training.train(job(base, plain, TEXT, sparse(entries=10**9)), tmp_path / "out")
-    training.train(job(base, plain, TEXT, sparse()), tmp_path / "en")
+        train.train(job(base, plain, TEXT, sparse(entries=10**9)), tmp_path / "out")
+    train.train(job(base, plain, TEXT, sparse()), tmp_path / "en")
     wanted = job(base, labelled, TASK, sparse())
-    training.train(wanted, tmp_path / "task")
+    train.train(wanted, tmp_path / "task")
     evaluated = EvaluateJob(base=base, task=TASK, language="en", rows=wanted.rows)
     with pytest.raises(AdapterFileError, match="no classification head"):
         evaluation.evaluate(evaluated, [tmp_path / "task", tmp_path / "en"])
     other = evaluated.model_copy(update={"task": Classification(labels=("travel", "food", "sports"))})
     with pytest.raises(IncompatibleAdaptersError, match="labels in another order"):
         evaluation.evaluate(other, tmp_path / "task")
-    training.train(job(base, labelled, TASK, UPPER), tmp_path / "bottleneck")
+    train.train(job(base, labelled, TASK, UPPER), tmp_path / "bottleneck")
     with pytest.raises(AdapterFileError):
         evaluation.evaluate(evaluated, [tmp_path / "en", tmp_path / "bottleneck"])
     with pytest.raises(AdapterFileError, match="no sparse difference"):
-        training.train(job(base, labelled, TASK, FULL, below=(str(tmp_path / "bottleneck"),)), tmp_path / "no")
+        train.train(job(base, labelled, TASK, FULL, below=(str(tmp_path / "bottleneck"),)), tmp_path / "no")
     with pytest.raises(ModelError, match="trained on another base"):
-        training.train(job(checkpoints["bert"], labelled, TASK, FULL, below=(str(tmp_path / "en"),)), tmp_path / "no")
-    assert hashes(models.load(base, "masked-lm").model) == untouched
+        train.train(job(checkpoints["bert"], labelled, TASK, FULL, below=(str(tmp_path / "en"),)), tmp_path / "no")
+    assert hashes(loading.load(base, "masked-lm").model) == untouched
 
 
 def test_a_card_says_how_to_add_the_difference(checkpoints: dict[str, str], labelled: Path, tmp_path: Path) -> None:
-    training.train(job(checkpoints["bert"], labelled, TASK, FULL, steps=2), tmp_path / "out")
+    train.train(job(checkpoints["bert"], labelled, TASK, FULL, steps=2), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "library_name: adamergex" in card and "# Full fine-tuning for en" in card
     code = card.partition("```python\n")[2].partition("```")[0].replace("path/to/this/folder", str(tmp_path / "out"))
     found: dict[str, Any] = {}
     exec(code, found)  # as a reader would run it
-    loaded = models.load(checkpoints["bert"], "sequence-classification", TASK.labels)
+    loaded = loading.load(checkpoints["bert"], "sequence-classification", TASK.labels)
     placed = weights_backed.load(loaded.model, [tmp_path / "out"], fresh=loaded.fresh)
     for key, tensor in placed.model.named_parameters():
         assert torch.equal(tensor, found["model"].get_parameter(key)), key
@@ -307,7 +311,7 @@ def test_a_card_says_how_to_add_the_difference(checkpoints: dict[str, str], labe
 
 
 def test_indices_are_stored_in_four_bytes(checkpoints: dict[str, str], plain: Path, tmp_path: Path) -> None:
-    training.train(job(checkpoints["xlm-r"], plain, TEXT, sparse(entries=1000), steps=3), tmp_path / "out")
+    train.train(job(checkpoints["xlm-r"], plain, TEXT, sparse(entries=1000), steps=3), tmp_path / "out")
     stored = load_file(tmp_path / "out" / "sparse_difference.safetensors")
     assert {tensor.dtype for name, tensor in stored.items() if name.startswith("indices.")} == {torch.int32}
     found: SparseDifference = read_difference(tmp_path / "out")

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from adamergex import models
+from adamergex.backbones import loading
+from adamergex.backbones.logits import IGNORE
 from adamergex.errors import ConfigError, DataError
-from adamergex.logits import IGNORE
-from adamergex.settings import Classification, LanguageModeling
-from adamergex.tasks import classification, language_modeling, scoring
+from adamergex.jobs.settings import Classification, LanguageModeling
+from adamergex.tasks import classification, language_modeling
+from adamergex.tasks.answering import scoring
 from conftest import sentences
 
 TASK = Classification(labels=("food", "sports", "travel"))
@@ -19,7 +20,7 @@ ROWS = [{"text": text, "label": "food"} for text in sentences()[:5]]
 
 @pytest.fixture
 def tokenizer(checkpoints: dict[str, str]):
-    return models.tokenizer(checkpoints["xlm-r"])
+    return loading.tokenizer(checkpoints["xlm-r"])
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -130,7 +131,7 @@ def test_impossible_prompts_are_explained(tokenizer) -> None:
 
 def test_word_scores_are_sums_over_the_words_pieces(checkpoints: dict[str, str]) -> None:
     """Against one forward pass a text and label, without padding or cache."""
-    loaded = models.load(checkpoints["llama"], "causal-lm")
+    loaded = loading.load(checkpoints["llama"], "causal-lm")
     task = TASK.model_copy(update={"labels": ("food", "foods", "s", "travel today")})
     texts = [row["text"] for row in ROWS]
     scores, truncated = scoring.word_scores(loaded.model, texts, loaded.tokenizer, task, longest=96, batch_tokens=200)
@@ -146,7 +147,7 @@ def test_word_scores_are_sums_over_the_words_pieces(checkpoints: dict[str, str])
 
 
 def test_cloze_scores_are_means_over_masks(checkpoints: dict[str, str]) -> None:
-    loaded = models.load(checkpoints["xlm-r"], "masked-lm")
+    loaded = loading.load(checkpoints["xlm-r"], "masked-lm")
     texts = [ROWS[0]["text"], "A <mask> of beans"]
     scores, _ = scoring.cloze_scores(loaded.model, texts, loaded.tokenizer, TASK, longest=96, batch_tokens=200)
     for row, text in enumerate(texts):

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from adamergex import evaluation, models, training, tuning
+from adamergex import evaluation
 from adamergex.adapters import peft_backed
+from adamergex.backbones import loading
 from adamergex.errors import ConfigError, DataError, ModelError
-from adamergex.settings import (
+from adamergex.jobs.settings import (
     EvaluateJob,
     Generation,
     LanguageModeling,
@@ -31,13 +32,15 @@ from adamergex.settings import (
     Target,
     TrainJob,
 )
+from adamergex.search import tuning
 from adamergex.tasks import measuring, resampling
-from adamergex.tasks.asking import read_entities, written_entities
-from adamergex.tasks.choice_heads import choice_examples, pair_examples
+from adamergex.tasks.answering.asking import read_entities, written_entities
+from adamergex.tasks.answering.choice_heads import choice_examples, pair_examples
 from adamergex.tasks.rows import read
 from adamergex.tasks.sequences import pair_frame
 from adamergex.tasks.spans import span_answers, span_examples
 from adamergex.tasks.tagging import predicted_tags, tag_examples, tag_names
+from adamergex.training import train
 from conftest import TOPICS, sentences
 
 TASKS: dict[str, Target] = {
@@ -86,7 +89,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def trained(checkpoints: dict[str, str], files: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """(kind, family) -> the adapter of a short training, made once."""
+    """(kind, family) -> the adapter of a short train, made once."""
     root = tmp_path_factory.mktemp("adapters")
 
     def get(kind: str, family: str) -> Path:
@@ -100,7 +103,7 @@ def trained(checkpoints: dict[str, str], files: Any, tmp_path_factory: pytest.Te
                 rows=Rows(path=str(files(kind))),
                 optimisation=Optimisation(steps=60, learning_rate=1e-2, batch_size=12, max_grad_norm=1.0),
             )
-            training.train(job, output)
+            train.train(job, output)
         return output
 
     return get
@@ -171,7 +174,7 @@ def test_the_search_of_lambda_takes_the_tasks_metric(
             task=LanguageModeling(segment=24, segments=10), language=language, rows=Rows(path=str(plain)),
             optimisation=Optimisation(steps=4, learning_rate=1e-2, batch_size=4), seed=len(language + "fr"),
         )  # fmt: skip
-        training.train(job.model_copy(update={"seed": int(language == "fr")}), tmp_path / language)
+        train.train(job.model_copy(update={"seed": int(language == "fr")}), tmp_path / language)
     found = tuning.tune(
         task=trained("tagging", "xlm-r"), target_reference=tmp_path / "fr", source_reference=tmp_path / "en",
         job=job_of(checkpoints, "tagging", "xlm-r", files("tagging")), grid=(0.5, 8.0),
@@ -190,13 +193,13 @@ def test_all_linear_leaves_heads_to_train_as_they_are(
         base=checkpoints["bert"], structure=Structure(rank=2, modules="all-linear"), task=TASKS[kind], language="en",
         rows=Rows(path=str(files(kind))), optimisation=Optimisation(steps=3, learning_rate=1e-2, batch_size=4),
     )  # fmt: skip
-    training.train(job, tmp_path / "adapter")
+    train.train(job, tmp_path / "adapter")
     tensors = peft_backed.read_tensors(tmp_path / "adapter")
     heads = {name for name in tensors if "lora_" not in name}
     assert heads and not any("lora_" in name for name in tensors if "encoder" not in name)
     saved = peft_backed.read_config(tmp_path / "adapter")["modules_to_save"]
     assert all(any(f".{module}." in name for name in heads) for module in saved)
-    loaded = training.load_for(job)
+    loaded = train.load_for(job)
     fresh = peft_backed.attach(
         loaded.model, job.structure, task_head=True, base_sha256=loaded.sha256, seed=0, fresh=loaded.fresh
     )
@@ -206,7 +209,7 @@ def test_all_linear_leaves_heads_to_train_as_they_are(
 
 def test_families_that_cannot_are_told_so(checkpoints: dict[str, str], files: Any) -> None:
     with pytest.raises(ConfigError, match="cannot do a generation task"):
-        training.load_for(
+        train.load_for(
             TrainJob(base=checkpoints["xlm-r"], structure=Structure(), task=TASKS["generation"], language="en",
                      rows=Rows(path="x.jsonl"), optimisation=Optimisation())
         )  # fmt: skip
@@ -223,7 +226,7 @@ def test_a_bare_encoder_fills_a_pairs_label_into_a_cloze(checkpoints: dict[str, 
 
 @pytest.mark.parametrize("family", ["xlm-r", "bert"])
 def test_what_must_not_be_cut_is_not(checkpoints: dict[str, str], family: str) -> None:
-    tokenizer = models.tokenizer(checkpoints[family])
+    tokenizer = loading.tokenizer(checkpoints[family])
     rows = [{"premise": "bread and " * 60, "hypothesis": "The team won the match", "label": "same"}]
     made = pair_examples(TASKS["pair-classification"], rows, tokenizer, 40, None)  # type: ignore[arg-type]
     hypothesis = tokenizer("The team won the match", add_special_tokens=False).input_ids
@@ -280,7 +283,7 @@ class Oracle(nn.Module):
 
 
 def test_an_oracle_of_spans_finds_every_answer_through_windows(checkpoints: dict[str, str]) -> None:
-    tokenizer = models.tokenizer(checkpoints["xlm-r"])
+    tokenizer = loading.tokenizer(checkpoints["xlm-r"])
     context = " ".join(sentences())
     answers = ["The cook baked", "beans and onions", "quiet island today", "every year"]
     rows = [
@@ -307,7 +310,7 @@ def test_an_oracle_of_spans_finds_every_answer_through_windows(checkpoints: dict
 
 
 def test_a_span_is_never_null_and_never_too_long(checkpoints: dict[str, str]) -> None:
-    tokenizer = models.tokenizer(checkpoints["xlm-r"])
+    tokenizer = loading.tokenizer(checkpoints["xlm-r"])
     row = {"context": sentences()[0], "question": "Topic:", "answers": ["cook"], "starts": [4]}
     task = SpanAnswering(max_length=64, longest_answer=2)
     made = span_examples(task, [row], tokenizer, 96)
@@ -321,7 +324,7 @@ def test_a_span_is_never_null_and_never_too_long(checkpoints: dict[str, str]) ->
 
 
 def test_an_oracle_of_tags_tags_every_token_of_long_sentences(checkpoints: dict[str, str]) -> None:
-    tokenizer = models.tokenizer(checkpoints["xlm-r"])
+    tokenizer = loading.tokenizer(checkpoints["xlm-r"])
     task = Tagging(types=("PER", "LOC"), max_length=24)
     rows = [{"tokens": row["tokens"] * 4, "tags": row["tags"] * 4} for row in rows_of("tagging")[:9]]
     made = tag_examples(task, rows, tokenizer, 96)
@@ -340,7 +343,7 @@ def test_an_oracle_of_tags_tags_every_token_of_long_sentences(checkpoints: dict[
 def test_slow_tokenizers_are_explained(
     checkpoints: dict[str, str], files: Any, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = models.tokenizer(checkpoints["xlm-r"])
+    tokenizer = loading.tokenizer(checkpoints["xlm-r"])
     monkeypatch.setattr(type(tokenizer), "is_fast", property(lambda self: False))
     make: Any = span_examples if kind == "span" else tag_examples
     with pytest.raises(ModelError, match="which characters a piece stands for"):

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from stopping import StopAfter
 
-from adamergex import processes, training
-from adamergex.settings import TrainJob
+from adamergex.jobs.settings import TrainJob
+from adamergex.training import processes, train
 
 
 def main(jobs: Path) -> None:
@@ -20,9 +20,7 @@ def main(jobs: Path) -> None:
         stop = [StopAfter(wanted["stop"])] if wanted["stop"] else []
         workdir = Path(wanted["workdir"]) if wanted["workdir"] else None
         with contextlib.suppress(KeyboardInterrupt):
-            training.train(
-                TrainJob.model_validate(wanted["job"]), Path(wanted["output"]), workdir=workdir, callbacks=stop
-            )
+            train.train(TrainJob.model_validate(wanted["job"]), Path(wanted["output"]), workdir=workdir, callbacks=stop)
     processes.leave()
 
 

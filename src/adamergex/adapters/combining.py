@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from adamergex import lineage as lineages
 from adamergex.adapters import peft_backed
 from adamergex.adapters.saving import save_tensors
-from adamergex.checkpoint import AdapterDirectory, TensorReader
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
-from adamergex.hashing import file_sha256
-from adamergex.lineage import Lineage
+from adamergex.files import lineage as lineages
+from adamergex.files.directory import AdapterDirectory, TensorReader
+from adamergex.files.hashing import file_sha256
+from adamergex.files.lineage import Lineage
+from adamergex.files.outputs import staged_directory
 from adamergex.merging import report
 from adamergex.merging.checks import Adapter, require_fitting, require_references, require_same_start
 from adamergex.merging.layout import layout
@@ -26,7 +27,6 @@ from adamergex.merging.report import MergeReport, ModuleChange
 from adamergex.merging.stream_delta import ReferenceFactors
 from adamergex.merging.stream_vectors import VectorMerge, write_gates
 from adamergex.merging.task_vectors import MIXED, mixer
-from adamergex.outputs import staged_directory
 
 FACTORS = "_factors"
 METHODS = {**MIXED, **{f"{method}{FACTORS}": weights for method, weights in MIXED.items()}}

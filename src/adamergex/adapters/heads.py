@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from adamergex.adapters import flexible_heads
-from adamergex.adapters.adapterhub import HeadFiles
+from adamergex.adapters.formats import flexible_heads
+from adamergex.adapters.formats.adapterhub import HeadFiles
 from adamergex.errors import IncompatibleAdaptersError, ModelError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from adamergex.adapters.places import is_norm
+from adamergex.adapters.bottleneck.places import is_norm
 from adamergex.adapters.sparse import untie_output
 from adamergex.errors import ModelError
 

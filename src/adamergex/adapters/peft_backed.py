@@ -26,14 +26,15 @@ from peft import (
 from peft.utils import ModulesToSaveWrapper, merge_utils
 from torch import nn
 
-from adamergex.adapters import peft_settings, prefix, tensor_files
+from adamergex.adapters import peft_settings, prefix
 from adamergex.adapters.guards import require_effect
 from adamergex.adapters.precision import in_float32
 from adamergex.adapters.saving import save_tensors
 from adamergex.adapters.sites import targets
-from adamergex.checkpoint import read_config
 from adamergex.errors import AdapterFileError, ModelError
-from adamergex.lineage import model_card
+from adamergex.files import tensor_files
+from adamergex.files.directory import read_config
+from adamergex.files.lineage import model_card
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
-    from adamergex.lineage import Lineage
-    from adamergex.settings import Structure
+    from adamergex.files.lineage import Lineage
+    from adamergex.jobs.settings import Structure
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 Adapted: TypeAlias = PeftModel

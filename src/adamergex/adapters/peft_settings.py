@@ -10,12 +10,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adamergex import adapter_config
 from adamergex.errors import AdapterFileError
-from adamergex.merging import prefix
+from adamergex.files import adapter_config
+from adamergex.files.patterns import literal
 from adamergex.merging.layout import split_key
+from adamergex.merging.rules import prefix
 from adamergex.merging.targets import Names, Ranks, Targets
-from adamergex.patterns import literal
 
 if TYPE_CHECKING:
     import torch

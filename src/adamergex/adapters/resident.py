@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from adamergex.adapters import adapterhub, bottleneck_backed, peft_backed, sparse, weights_backed
-from adamergex.adapters.adapterhub import read_head
+from adamergex.adapters import peft_backed, sparse, weights_backed
+from adamergex.adapters.bottleneck import bottleneck_backed
+from adamergex.adapters.formats import adapterhub
+from adamergex.adapters.formats.adapterhub import read_head
 from adamergex.adapters.labels import require_labels
-from adamergex.checkpoint import read_config
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
+from adamergex.files.directory import read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adamergex.lineage import Lineage
-    from adamergex.settings import Structure
+    from adamergex.files.lineage import Lineage
+    from adamergex.jobs.settings import Structure
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
-from adamergex.adapters.language_part import in_language_part, language_only
+from adamergex.adapters.bottleneck.language_part import in_language_part, language_only
 from adamergex.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from adamergex.settings import Structure
+    from adamergex.jobs.settings import Structure
 
 
 class Sites(NamedTuple):

@@ -18,13 +18,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from adamergex import inputs
-from adamergex.adapters.tensor_files import plain_tensors, read_pickle
-from adamergex.checkpoint import SafetensorsWriter, TensorInfo
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
-from adamergex.lineage import Lineage
-from adamergex.outputs import staged_directory
-from adamergex.tensor_header import read_header
+from adamergex.files import inputs
+from adamergex.files.directory import SafetensorsWriter, TensorInfo
+from adamergex.files.lineage import Lineage
+from adamergex.files.outputs import staged_directory
+from adamergex.files.tensor_files import plain_tensors, read_pickle
+from adamergex.files.tensor_header import read_header
 
 PEER, TENSORS = "pytorch_diff.bin", "sparse_difference.safetensors"
 FORMAT = "adamergex-sparse-difference/1"

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 
+from adamergex.adapters.bottleneck.language_part import in_language_part
 from adamergex.adapters.heads import head_parameters
-from adamergex.adapters.language_part import in_language_part
 from adamergex.adapters.own_parameters import is_a_norm, named, part_output, put_aside
 from adamergex.adapters.peft_backed import WEIGHTS_FILE, head_modules, redraw
 from adamergex.adapters.saving import save_tensors
@@ -40,13 +40,13 @@ from adamergex.adapters.sparse import (
     write_file,
 )
 from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError
-from adamergex.lineage import model_card
+from adamergex.files.lineage import model_card
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adamergex.lineage import Lineage
-    from adamergex.settings import Structure
+    from adamergex.files.lineage import Lineage
+    from adamergex.jobs.settings import Structure
 
 Tensors = Mapping[str, torch.Tensor]
 _TASK_TYPES = {

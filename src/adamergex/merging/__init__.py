@@ -5,8 +5,8 @@ from __future__ import annotations
 from adamergex.merging.in_memory import merged_deltas, merged_tensors
 from adamergex.merging.merge import divergence, merge
 from adamergex.merging.report import MergeReport, ModuleChange
-from adamergex.merging.rule import Rule
-from adamergex.merging.rules import ADAPTIVE, RULES, rule_for
+from adamergex.merging.rules.registry import ADAPTIVE, RULES, rule_for
+from adamergex.merging.rules.rule import Rule
 from adamergex.merging.select import select
 from adamergex.merging.similarity import Similarity, similarity
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
-from adamergex.merging import prefix
 from adamergex.merging.checks import Adapter
 from adamergex.merging.layers import Weight, numbers
-from adamergex.merging.rule import Rule
+from adamergex.merging.rules import prefix
+from adamergex.merging.rules.rule import Rule
 
 SPACES = ("factors", "delta")
 StrPath = str | Path

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adamergex.checkpoint import CHUNK, TensorReader
 from adamergex.errors import IncompatibleAdaptersError
-from adamergex.lineage import Lineage
+from adamergex.files.directory import CHUNK, TensorReader
+from adamergex.files.lineage import Lineage
+from adamergex.files.tensor_names import PREFIX
 from adamergex.merging.layout import Layout, Site
-from adamergex.tensor_names import PREFIX
 
 SAME_START = 0.3
 """Least mean cosine of the A factors of adapters that began from one start: separately seeded ones lie within a few

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adamergex.checkpoint import Array
+from adamergex.files.directory import Array
 
 _BLOCK = 2048  # rows at a time in float64, so that a Gram matrix needs no copy of a factor
 

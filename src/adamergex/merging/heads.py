@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from adamergex import inputs
-from adamergex.checkpoint import AdapterDirectory, TensorReader, require_gathered
 from adamergex.errors import AdapterFileError
+from adamergex.files import inputs
+from adamergex.files.directory import AdapterDirectory, TensorReader, require_gathered
+from adamergex.files.tensor_header import read_header
 from adamergex.merging.stream import require_finite
-from adamergex.tensor_header import read_header
 
 CONFIG, TENSORS, PICKLE = "head_config.json", "model_head.safetensors", "pytorch_model_head.bin"
 

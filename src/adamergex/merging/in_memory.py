@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
-from adamergex.merging import prefix
 from adamergex.merging.arguments import prefix_choices
 from adamergex.merging.layout import split_key
-from adamergex.merging.rule import Array, Rule
-from adamergex.merging.rules import rule_for
+from adamergex.merging.rules import prefix
+from adamergex.merging.rules.registry import rule_for
+from adamergex.merging.rules.rule import Array, Rule
 from adamergex.merging.select import default_selection, select
 from adamergex.merging.stream_prefix import to_odd
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from adamergex.checkpoint import CONFIG, FLOATS, AdapterDirectory, TensorInfo
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
-from adamergex.merging import prefix
+from adamergex.files.directory import CONFIG, FLOATS, AdapterDirectory, TensorInfo
+from adamergex.files.tensor_names import PREFIX
+from adamergex.merging.rules import prefix
 from adamergex.merging.targets import Ranks
-from adamergex.tensor_names import PREFIX
 
 KINDS = {"LORA": "lora", "IA3": "ia3", "PREFIX_TUNING": "prefix"}
 _FACTOR = re.compile(r"(?P<module>.+)\.(?:(?P<factor>lora_[AB])\.weight|(?P<vector>ia3_l))")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adamergex.checkpoint import CHUNK, Array, TensorInfo, TensorReader
+from adamergex.files.directory import CHUNK, Array, TensorInfo, TensorReader
 from adamergex.merging.layout import Layout
 
 

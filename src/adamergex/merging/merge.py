@@ -8,11 +8,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adamergex import hashing
-from adamergex import lineage as lineages
-from adamergex.checkpoint import TENSORS, AdapterDirectory, TensorReader
 from adamergex.errors import AdapterFileError, ConfigError
-from adamergex.merging import delta, prefix, stream_prefix
+from adamergex.files import hashing
+from adamergex.files import lineage as lineages
+from adamergex.files.directory import TENSORS, AdapterDirectory, TensorReader
+from adamergex.files.outputs import require_free, staged_directory
+from adamergex.merging import delta, stream_prefix
 from adamergex.merging.arguments import (
     prefix_choices,
     require_arguments,
@@ -34,13 +35,19 @@ from adamergex.merging.layout import layout
 from adamergex.merging.outcome import require_loadable, require_read
 from adamergex.merging.records import merged_lineage, parents, require_change, write_beside
 from adamergex.merging.report import MergeReport, ModuleChange
-from adamergex.merging.rule import Rule
-from adamergex.merging.rules import rule_for
+from adamergex.merging.rules import prefix
+from adamergex.merging.rules.registry import rule_for
+from adamergex.merging.rules.rule import Rule
 from adamergex.merging.select import default_selection, select
 from adamergex.merging.stream import ElementwiseMerge, require_finite, write_divergence
-from adamergex.merging.stream_delta import DeltaMerge, FactorSource, ReferenceFactors, SavedFactors, write_factors
+from adamergex.merging.stream_delta import (
+    DeltaMerge,
+    FactorSource,
+    ReferenceFactors,
+    SavedFactors,
+    write_factors,
+)
 from adamergex.merging.targets import Ranks
-from adamergex.outputs import require_free, staged_directory
 
 StrPath = str | Path
 

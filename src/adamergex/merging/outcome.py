@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from adamergex.checkpoint import CONFIG, AdapterDirectory
 from adamergex.errors import NothingMergedError
+from adamergex.files.directory import CONFIG, AdapterDirectory
 from adamergex.merging.layout import Layout, layout
 from adamergex.merging.report import MergeReport
 from adamergex.merging.targets import require_targeted

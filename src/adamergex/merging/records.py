@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adamergex import lineage as lineages
-from adamergex.checkpoint import CONFIG
 from adamergex.errors import NothingMergedError
-from adamergex.lineage import Lineage
+from adamergex.files import lineage as lineages
+from adamergex.files.directory import CONFIG
+from adamergex.files.lineage import Lineage
 from adamergex.merging import report
 from adamergex.merging.checks import Adapter
 from adamergex.merging.report import MergeReport

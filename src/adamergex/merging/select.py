@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 
 from adamergex.errors import ConfigError, NothingMergedError
-from adamergex.merging.rule import Rule
-from adamergex.patterns import Patterns
+from adamergex.files.patterns import Patterns
+from adamergex.merging.rules.rule import Rule
 
 _QUERY = ("q_proj", "query", "query_proj", "q_lin", "q", "to_q", "wq", "linear_q")
 _VALUE = ("v_proj", "value", "value_proj", "v_lin", "v", "to_v", "wv", "linear_v")

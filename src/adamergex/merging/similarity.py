@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from adamergex import lineage
-from adamergex.checkpoint import AdapterDirectory, Array, TensorReader
 from adamergex.errors import ConfigError
+from adamergex.files import lineage
+from adamergex.files.directory import AdapterDirectory, Array, TensorReader
 from adamergex.merging.checks import Adapter, require_fitting, require_references, require_same_start
 from adamergex.merging.layout import layout
 from adamergex.merging.lockstep import lockstep, spans
-from adamergex.merging.rules import rule_for
+from adamergex.merging.rules.registry import rule_for
 from adamergex.merging.stream import Tally, reference_divergence
 
 _BLOCK = 8192

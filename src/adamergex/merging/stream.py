@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adamergex.checkpoint import (
+from adamergex.errors import AdapterFileError
+from adamergex.files.directory import (
     CHUNK,
     FLOATS,
     Array,
@@ -20,12 +21,11 @@ from adamergex.checkpoint import (
     TensorReader,
     compute_dtype,
 )
-from adamergex.errors import AdapterFileError
 from adamergex.merging.cores import cores, shared
 from adamergex.merging.layout import Layout
 from adamergex.merging.lockstep import Chunk, Chunks, Span, located, lockstep, ranges, spans
 from adamergex.merging.report import ModuleChange
-from adamergex.merging.rule import Rule
+from adamergex.merging.rules.rule import Rule
 
 _BLOCK = 8192
 _SAFE = 1e37  # a merged value below this fits float32 and bfloat16

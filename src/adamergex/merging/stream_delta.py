@@ -10,7 +10,14 @@ from typing import Protocol
 
 import numpy as np
 
-from adamergex.checkpoint import Array, Encoder, SafetensorsWriter, TensorInfo, TensorReader, compute_dtype
+from adamergex.files.directory import (
+    Array,
+    Encoder,
+    SafetensorsWriter,
+    TensorInfo,
+    TensorReader,
+    compute_dtype,
+)
 from adamergex.merging import delta
 from adamergex.merging.delta import Factors
 from adamergex.merging.layout import Layout, Site

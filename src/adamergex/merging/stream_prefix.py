@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from adamergex.checkpoint import Array, Encoder, SafetensorsWriter, TensorInfo, TensorReader
 from adamergex.errors import IncompatibleAdaptersError
-from adamergex.merging import prefix
+from adamergex.files.directory import Array, Encoder, SafetensorsWriter, TensorInfo, TensorReader
 from adamergex.merging.layout import Layout
 from adamergex.merging.lockstep import Chunk, ranges
-from adamergex.merging.prefix import PROMPT, SAVED
 from adamergex.merging.report import ModuleChange
-from adamergex.merging.rule import Rule
+from adamergex.merging.rules import prefix
+from adamergex.merging.rules.prefix import PROMPT, SAVED
+from adamergex.merging.rules.rule import Rule
 from adamergex.merging.stream import finite_squares, overflowed, require_fits
 from adamergex.merging.stream_delta import copy
 

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from adamergex.checkpoint import Array, Encoder, SafetensorsWriter, TensorInfo, TensorReader, compute_dtype
+from adamergex.files.directory import (
+    Array,
+    Encoder,
+    SafetensorsWriter,
+    TensorInfo,
+    TensorReader,
+    compute_dtype,
+)
 from adamergex.merging import stream_delta
 from adamergex.merging.delta import Factors
 from adamergex.merging.layout import Layout, Site

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from adamergex.errors import AdapterFileError
-from adamergex.patterns import Patterns
+from adamergex.files.patterns import Patterns
 
 _LAYER = r"(?:^|.*?\.){}\.(\d+)\."
 

@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from adamergex.checkpoint import Array
+from adamergex.files.directory import Array
 from adamergex.merging.delta import Factors
 
 Mix = Callable[[str, Sequence[Array]], Array]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from adamergex.data_files import rows_of
+from adamergex.data.file_formats import rows_of
 from adamergex.errors import DataError
 from adamergex.report.results import Results
 from adamergex.report.summary import MEAN, mean, score

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean, median, stdev
 
-from adamergex.report.results import BASELINE, Cell, Comparison, Interval, Pooled, PooledComparison, Results
+from adamergex.report.results import (
+    BASELINE,
+    Cell,
+    Comparison,
+    Interval,
+    Pooled,
+    PooledComparison,
+    Results,
+)
 from adamergex.statistics import agreeing, holm, wilson
 from adamergex.statistics.distributions import normal_quantile
 from adamergex.statistics.nested import Spread

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adamergex.errors import DataError
-from adamergex.inputs import DOCUMENT_BYTES, read_json_object
-from adamergex.records import Record, valid
-from adamergex.report.results import Results, inside, load
+from adamergex.files.inputs import DOCUMENT_BYTES, read_json_object
+from adamergex.files.records import Record, valid
+from adamergex.report.results import Results
+from adamergex.report.results_file import inside, load
 
 RESULTS, STUDY = "results.json", "study.json"
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, cast
 
-from adamergex import values
+from adamergex.data import values
+from adamergex.data.sampling import sampled
 from adamergex.errors import ConfigError, DataError
-from adamergex.hashing import file_sha256
-from adamergex.lineage_fields import TASKS
+from adamergex.files.hashing import file_sha256
+from adamergex.files.lineage_fields import TASKS
+from adamergex.jobs.settings import Target, TaskRows
 from adamergex.metrics.checks import known
-from adamergex.sampling import sampled
-from adamergex.settings import Target, TaskRows
 
 NAMES = TASKS
 _WANTED = ("TASK", "rows", "score")
@@ -46,7 +46,7 @@ def task_file(name: str) -> TaskFile:
     """
     if not is_file(name):
         known(name, dict.fromkeys(NAMES), "task", "the tasks that bring their own data")
-        return cast(TaskFile, importlib.import_module(f"adamergex.tasks.{name}"))
+        return cast(TaskFile, importlib.import_module(f"adamergex.tasks.datasets.{name}"))
     path = Path(name)
     module = own_module(path, "task")
     absent = [wanted for wanted in _WANTED if not hasattr(module, wanted)]

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adamergex.adapters.peft_backed import virtual_tokens
-from adamergex.logits import IGNORE, logits_at
-from adamergex.models import Loaded
-from adamergex.settings import Target
+from adamergex.backbones.loading import Loaded
+from adamergex.backbones.logits import IGNORE, logits_at
+from adamergex.jobs.settings import Target
 from adamergex.tasks import Examples, kinds
+from adamergex.tasks.answering.reading import by_length
 from adamergex.tasks.classification import AnswerExamples
-from adamergex.tasks.reading import by_length
 from adamergex.tasks.sequences import on_device
 
 Row = Mapping[str, Any]

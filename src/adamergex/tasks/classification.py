@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adamergex.backbones.loading import frame
+from adamergex.backbones.logits import IGNORE, labelled, labelled_loss
 from adamergex.errors import ConfigError, DataError
-from adamergex.logits import IGNORE, labelled, labelled_loss
-from adamergex.models import frame
 from adamergex.tasks import pieces_of
-from adamergex.tasks.prompts import Pieces, Prompt, fitted, following, framed, prompt_of
+from adamergex.tasks.answering.prompts import Pieces, Prompt, fitted, following, framed, prompt_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from adamergex.models import Family
-    from adamergex.settings import Classification, PairClassification
+    from adamergex.backbones.loading import Family
+    from adamergex.jobs.settings import Classification, PairClassification
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from adamergex.backbones.loading import frame
+from adamergex.backbones.logits import labelled, labelled_loss
 from adamergex.errors import ConfigError
-from adamergex.logits import labelled, labelled_loss
-from adamergex.models import frame
 from adamergex.tasks.language_modeling import cut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from adamergex.settings import LanguageModeling
+    from adamergex.jobs.settings import LanguageModeling
 
 Array = NDArray[np.int64]
 SPAN = 3  # pieces of a span, on average

@@ -14,16 +14,17 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from adamergex.adapters.peft_backed import virtual_tokens
+from adamergex.backbones.loading import Head, Kind, Loaded, head_input, kind_for, load, longest_input
 from adamergex.errors import ConfigError
-from adamergex.models import Head, Kind, Loaded, head_input, kind_for, load, longest_input
-from adamergex.settings import Target, Task
-from adamergex.tasks import Examples, scoring
-from adamergex.tasks.asking import ASKED
-from adamergex.tasks.choice_heads import choice_examples, choice_head_scores, pair_examples
-from adamergex.tasks.choosing import choice_scores
+from adamergex.jobs.settings import Target, Task
+from adamergex.tasks import Examples
+from adamergex.tasks.answering import scoring
+from adamergex.tasks.answering.asking import ASKED
+from adamergex.tasks.answering.choice_heads import choice_examples, choice_head_scores, pair_examples
+from adamergex.tasks.answering.choosing import choice_scores
+from adamergex.tasks.answering.generating import answer_examples, generate
 from adamergex.tasks.classification import answer_pieces, head_examples, label_indices, prompt_examples
 from adamergex.tasks.denoising import pairs as denoising_pairs
-from adamergex.tasks.generating import answer_examples, generate
 from adamergex.tasks.grouping import groups
 from adamergex.tasks.language_modeling import segments
 from adamergex.tasks.measuring import tallied

@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from adamergex.backbones.loading import frame
+from adamergex.backbones.logits import IGNORE, labelled, labelled_loss
 from adamergex.errors import ConfigError, DataError
-from adamergex.logits import IGNORE, labelled, labelled_loss
-from adamergex.models import frame
 from adamergex.tasks import pieces_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from adamergex.settings import LanguageModeling
+    from adamergex.jobs.settings import LanguageModeling
 
 _CHUNK = 512  # texts that are tokenised at a time, so that a large file is not read beyond what is wanted
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adamergex.errors import ConfigError
+from adamergex.jobs.settings import Target
 from adamergex.metrics.accuracy import accuracy
 from adamergex.metrics.checks import known
 from adamergex.metrics.entities import entities
-from adamergex.settings import Target
 from adamergex.tasks.catalogue import task_file
 
 Item = Mapping[str, Any]

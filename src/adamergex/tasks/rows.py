@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from adamergex import data
+from adamergex.data import reader
+from adamergex.data.values import label_of, position_of, require_written, text_of
 from adamergex.errors import DataError
-from adamergex.metrics.entities import check_iob2, iob_tag, repaired
-from adamergex.metrics.text import comparable
-from adamergex.settings import (
+from adamergex.jobs.settings import (
     UNLABELLED,
     AnyRows,
     Generation,
@@ -21,10 +20,11 @@ from adamergex.settings import (
     Task,
     TaskRows,
 )
+from adamergex.metrics.entities import check_iob2, iob_tag, repaired
+from adamergex.metrics.text import comparable
+from adamergex.tasks.answering.templates import names_in
 from adamergex.tasks.catalogue import read_rows
 from adamergex.tasks.grouping import COLUMNS
-from adamergex.tasks.templates import names_in
-from adamergex.values import label_of, position_of, require_written, text_of
 
 Found = Mapping[str, Any]
 Numbered = list[tuple[int, dict[str, Any]]]
@@ -72,8 +72,8 @@ def _translated(task: SentenceAlignment, found: Numbered, where: str) -> list[di
     if task.pivot is None:
         return [{**row, "pivot": text_of(row["pivot"], "pivot", f"{where}, row {number}")} for number, row in found]
     assert task.pivot_language is not None  # the settings were checked for it
-    pivots = data.read_numbered(task.pivot, task.pivot_language, ("text",), also=("id",))
-    there = data.source(task.pivot, task.pivot_language)
+    pivots = reader.read_numbered(task.pivot, task.pivot_language, ("text",), also=("id",))
+    there = reader.source(task.pivot, task.pivot_language)
     own, others = _ids(found, where), _ids(pivots, there)
     if own and others:
         texts: dict[str, str] = {}
@@ -121,8 +121,8 @@ def _file_rows(task: Task, rows: Rows, language: str) -> Numbered:
     if isinstance(task, UNLABELLED):
         # A label beside the text is not learned: it must be neither there nor the same for the text to be the same.
         own = {name: column for name, column in rows.columns.items() if name in ("text", "pivot", "id")}
-        return data.read_numbered(rows.model_copy(update={"columns": own}), language, columns(task), also=("id",))
-    return data.read_numbered(rows, language, columns(task), also=(*data.OURS, *COLUMNS, *_ALSO.get(task.kind, ())))
+        return reader.read_numbered(rows.model_copy(update={"columns": own}), language, columns(task), also=("id",))
+    return reader.read_numbered(rows, language, columns(task), also=(*reader.OURS, *COLUMNS, *_ALSO.get(task.kind, ())))
 
 
 GOLD = {"classification": "label", "pair-classification": "label", "multiple-choice": "label", "tagging": "tags"}
@@ -132,7 +132,7 @@ GOLD = {"classification": "label", "pair-classification": "label", "multiple-cho
 def _unlabelled(task: Any, rows: Rows, language: str) -> Numbered:
     gold = GOLD[task.kind]
     rows = rows.model_copy(update={"columns": {name: column for name, column in rows.columns.items() if name != gold}})
-    found = data.read_numbered(rows, language, [name for name in columns(task) if name != gold], also=("id",))
+    found = reader.read_numbered(rows, language, [name for name in columns(task) if name != gold], also=("id",))
     return [(number, {**row, gold: _any_gold(task, row)}) for number, row in found]
 
 
@@ -147,7 +147,7 @@ def source(rows: AnyRows, language: str) -> str:
     """The file or dataset that holds the rows of a language, as messages name it."""
     if isinstance(rows, TaskRows):
         return f"{rows.task} {rows.split}, {language}, from {rows.data}"
-    return data.source(rows, language)
+    return reader.source(rows, language)
 
 
 def columns(task: Task) -> tuple[str, ...]:

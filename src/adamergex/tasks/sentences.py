@@ -29,17 +29,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adamergex.backbones.loading import frame
+from adamergex.backbones.pooling import all_text_vectors, text_vectors
 from adamergex.errors import DataError
-from adamergex.models import frame
-from adamergex.pooling import all_text_vectors, text_vectors
 from adamergex.tasks import pieces_of
 from adamergex.tasks.classification import padded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from adamergex.models import Loaded
-    from adamergex.settings import SentenceAlignment, SentenceContrast
+    from adamergex.backbones.loading import Loaded
+    from adamergex.jobs.settings import SentenceAlignment, SentenceContrast
 
 LEAST = 2
 """Texts that a contrast needs: one to recognise, one to tell it from."""
@@ -132,7 +132,8 @@ class Alignment:
 
 def info_nce(vectors: Tensor, others: Tensor, temperature: float) -> Tensor:
     """−1/n Σ_i log softmax_i(cos(vectors_i, others_·)/τ), nats; both [n, width]."""
-    scores = functional.normalize(vectors, dim=1) @ functional.normalize(others, dim=1).T / temperature
+    with torch.autocast(vectors.device.type, enabled=False):  # a loss is computed in float32
+        scores = functional.normalize(vectors, dim=1) @ functional.normalize(others, dim=1).T / temperature
     return functional.cross_entropy(scores, torch.arange(len(vectors), device=scores.device))
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from adamergex.errors import ConfigError, ModelError
 from adamergex.tasks import pieces_of
+from adamergex.tasks.answering.prompts import Pieces
 from adamergex.tasks.classification import padded
-from adamergex.tasks.prompts import Pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

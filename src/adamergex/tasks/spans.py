@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adamergex.errors import ConfigError
-from adamergex.settings import SpanAnswering
+from adamergex.jobs.settings import SpanAnswering
 from adamergex.tasks import pieces_of
-from adamergex.tasks.prompts import Pieces
-from adamergex.tasks.reading import by_length
+from adamergex.tasks.answering.prompts import Pieces
+from adamergex.tasks.answering.reading import by_length
 from adamergex.tasks.sequences import Sequences, on_device, pair_frame, require_fast
 
 if TYPE_CHECKING:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adamergex.backbones.loading import frame
+from adamergex.backbones.logits import IGNORE
 from adamergex.errors import ModelError
-from adamergex.logits import IGNORE
+from adamergex.jobs.settings import Tagging
 from adamergex.metrics.entities import repaired
-from adamergex.models import frame
-from adamergex.settings import Tagging
+from adamergex.tasks.answering.prompts import Pieces
+from adamergex.tasks.answering.reading import by_length
 from adamergex.tasks.classification import padded
-from adamergex.tasks.prompts import Pieces
-from adamergex.tasks.reading import by_length
 from adamergex.tasks.sequences import Sequences, on_device, require_fast
 
 if TYPE_CHECKING:

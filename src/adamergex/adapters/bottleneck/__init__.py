@@ -1,0 +1,1 @@
+"""Bottleneck, language and invertible adapters."""

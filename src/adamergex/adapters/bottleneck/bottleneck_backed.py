@@ -1,0 +1,254 @@
+"""Bottleneck adapters that train, are loaded and are replaced like PEFT's, on a stack of frozen ones if there is one.
+
+The two laws of ``peft_backed`` hold here too: the same start for every adapter of one base and shape, and strict files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from adamergex.adapters.bottleneck.modules import BottleneckAdapter, BottleneckConfig
+from adamergex.adapters.bottleneck.stack import AdapterStack
+from adamergex.adapters.bottleneck.stack import attach as attach_stack
+from adamergex.adapters.formats import adapterhub, dialects
+from adamergex.adapters.guards import require_effect
+from adamergex.adapters.heads import head_of, head_parameters, load_head
+from adamergex.adapters.peft_backed import head_modules, redraw
+from adamergex.adapters.saving import save_tensors
+from adamergex.errors import AdapterFileError, ConfigError
+from adamergex.files.lineage import model_card
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from adamergex.adapters.formats.adapterhub import AdapterFiles, HeadFiles
+    from adamergex.files.lineage import Lineage
+    from adamergex.jobs.settings import Structure
+
+Tensors = Mapping[str, torch.Tensor]
+_TOP = "top"
+
+
+class Stacked:
+    """A stack on a model whose uppermost adapter, with its head, is the one that is trained, written and replaced."""
+
+    def __init__(self, model: PreTrainedModel, heads: Sequence[str], fresh: tuple[str, ...]) -> None:
+        self.model = model
+        self.heads, self.fresh = tuple(heads), fresh
+        own = head_parameters(model, fresh) if heads else {}
+        self._before = {name: parameter.detach().clone() for name, parameter in own.items()}
+
+    @property
+    def adapter(self) -> BottleneckAdapter:
+        adapter = self.stack.adapters[_TOP]
+        assert isinstance(adapter, BottleneckAdapter)
+        return adapter
+
+    @property
+    def stack(self) -> AdapterStack:
+        return cast("AdapterStack", self.model.adapter_stack)
+
+    def put(self, below: Sequence[str | Path | AdapterFiles], top: BottleneckConfig) -> BottleneckAdapter:
+        """Attach the stack, the new uppermost adapter with it. Raises: as ``attach`` of ``stack``."""
+        names = [f"below-{number}" for number, _ in enumerate(below, 1)]
+        attach_stack(self.model, *below, names=names)
+        try:
+            adapter = BottleneckAdapter(top, self.stack.places)
+            require_layers(top, len(self.stack.places.layers))
+            self.stack.add(adapter, _TOP)
+            self.stack.set_stack(*names, _TOP)
+        except BaseException:
+            self.stack.detach()
+            raise
+        return adapter
+
+    def start_sha256(self) -> str:
+        """SHA-256 over names and bytes of the adapter's tensors as they stand, the head left out."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.adapter.named_parameters()):
+            digest.update(name.encode() + b"\0" + str(tuple(tensor.shape)).encode() + b"\0")
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The adapter's parameters by their names in its file."""
+        return dict(self.adapter.named_parameters())
+
+    def head_modules(self) -> list[torch.nn.Module]:
+        """The modules of the head that train, in the model's order."""
+        return [module for name, module in self.model.named_modules() if name in self.heads]
+
+    def keep_head_start(self) -> None:
+        """The head trains in one phase, from what it holds."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The adapter's tensors by their names in its file, and the head's by theirs in the model."""
+        head = head_parameters(self.model, self.fresh) if self.heads else {}
+        return {name: tensor.detach() for name, tensor in [*self.adapter.named_parameters(), *head.items()]}
+
+    def replace(self, contents: Tensors, *, where: object = "adapter") -> None:
+        """Overwrite the adapter's tensors, and the head's, in place. Raises: AdapterFileError unless all are there,
+        IncompatibleAdaptersError for another shape."""
+        head = {name: tensor for name, tensor in contents.items() if name in self._before}
+        self.adapter.load({name: tensor for name, tensor in contents.items() if name not in head}, where)
+        if head:
+            load_head(self.model, adapterhub.HeadFiles({}, head), where, self.fresh)
+
+    def write_tensors(self, directory: Path) -> None:
+        """Write the tensors alone, the head's too, as one file."""
+        directory.mkdir(parents=True, exist_ok=True)
+        contents = {name: tensor.cpu().contiguous().clone() for name, tensor in sorted(self.tensors().items())}
+        save_tensors(contents, directory / adapterhub.TENSORS)
+
+    def save(self, directory: Path, lineage: Lineage) -> None:
+        """Write AdapterHub's layout with safetensors, the head beside it, lineage.json and the card: equal adapters,
+        equal bytes. The adapter is named after its language, or its task and language."""
+        name = "-".join(filter(None, [(lineage.task or {}).get("name"), lineage.language])).replace(".", "_")
+        config, base = self.model.config, str(lineage.base["name"])
+        about = {"hidden_size": self.stack.places.layers[0].width, "model_type": config.model_type}
+        about |= {"model_name": base, "model_class": type(self.model).__name__}
+        tensors = {key: tensor.detach().cpu() for key, tensor in self.adapter.named_parameters()}
+        adapterhub.write_files(
+            directory,
+            adapterhub.AdapterFiles(name, self.adapter.config, tensors, self._head(name, base), about, lineage),
+        )
+        generates = "CAUSAL_LM" if self.model.can_generate() else None
+        card = model_card(lineage, task_type="SEQ_CLS" if self.heads else generates)
+        (directory / "README.md").write_text(card, encoding="utf-8")
+
+    def detach(self) -> PreTrainedModel:
+        """The model as it was, its own head included, in evaluation mode."""
+        for name, parameter in (head_parameters(self.model, self.fresh) if self._before else {}).items():
+            parameter.data = self._before[name]
+        self.stack.detach()
+        self.model.train(False)
+        return self.model
+
+    def _head(self, name: str, base: str) -> HeadFiles | None:
+        if not self.heads:
+            return None
+        head = head_of(self.model, name, self.fresh)
+        return adapterhub.HeadFiles({**head.config, "model_name": base}, head.tensors)
+
+
+def require_layers(config: BottleneckConfig, layers: int) -> None:
+    """Raises: ConfigError: layers are left out that do not exist, or all are."""
+    if not set(config.leave_out) < set(range(layers)):
+        raise ConfigError(
+            "these layers cannot be left out",
+            where="leave_out",
+            found=list(config.leave_out),
+            expected=f"some of the model's layers 0 to {layers - 1}, not all",
+            fix="correct leave_out",
+        )
+
+
+def config_of(structure: Structure) -> BottleneckConfig:
+    """The shape that the settings ask for."""
+    make = BottleneckConfig.houlsby if structure.layout == "houlsby" else BottleneckConfig.pfeiffer
+    chosen: dict[str, Any] = {} if structure.activation is None else {"activation": structure.activation}
+    return make(
+        structure.reduction,
+        leave_out=structure.leave_out,
+        dropout=structure.dropout,
+        invertible=structure.invertible,
+        **chosen,
+    )
+
+
+def attach(
+    model: PreTrainedModel,
+    structure: Structure,
+    *,
+    below: Sequence[str | Path] = (),
+    task_head: bool,
+    base_sha256: str,
+    seed: int = 0,
+    fresh: tuple[str, ...] = (),
+) -> Stacked:
+    """Put a new, trainable bottleneck adapter on a model, on the frozen ones of ``below``; all else is frozen.
+
+    D, U and the invertible block ~ N(0, 0.02), biases 0, from generators seeded by SHA-256(base, layout, reduction,
+    tensor name): near identity, and the same for every adapter of one base and shape. With ``task_head`` the modules
+    outside the backbone, and the ``fresh`` ones inside it, train too; the fresh ones are drawn from ``seed``.
+    Raises: ModelError, AdapterFileError, ConfigError, IncompatibleAdaptersError.
+    """
+    stacked = Stacked(model, head_modules(model, fresh) if task_head else (), fresh)
+    adapter = stacked.put(below, config_of(structure))
+    # Learned in float32 whatever the base's dtype, as PEFT does.
+    adapter.float().initialise(f"{base_sha256}\n{structure.kind} {structure.layout} {structure.reduction:g}")
+    stacked.stack.train_only(_TOP, also=stacked.heads)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name in stacked.heads:
+            if name in fresh:
+                redraw(model.get_submodule(name), model)
+    try:
+        require_effect(model, adapter.parameters(), "bottleneck adapter")
+    except BaseException:
+        stacked.detach()
+        raise
+    return stacked
+
+
+def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[str, ...] = ()) -> Stacked:
+    """Put saved adapters on a model, the first lowest; the last brings its head.
+
+    ``fresh``: modules that the base lacks, so that the last adapter must bring them.
+    Raises: AdapterFileError for unreadable files or no head, IncompatibleAdaptersError, ModelError.
+    """
+    *below, top = directories
+    files = adapterhub.read_adapter(top)
+    return _filled(model, below, files.config, files.tensors, files.head, where=top, fresh=fresh)
+
+
+def place(
+    model: PreTrainedModel,
+    config: Mapping[str, Any],
+    contents: Tensors,
+    *,
+    where: object,
+    fresh: tuple[str, ...] = (),
+) -> Stacked:
+    """Put an adapter that is in memory on a model: ``config`` as in adapter_config.json, ``contents`` as
+    ``Stacked.tensors`` has them. Raises: as ``load``."""
+    own = {name: tensor for name, tensor in contents.items() if dialects.canonical(name)}
+    head = {name: tensor for name, tensor in contents.items() if name not in own}
+    files = adapterhub.HeadFiles({}, head) if head else None
+    return _filled(model, (), dialects.read_config(config, where), own, files, where=where, fresh=fresh)
+
+
+def _filled(
+    model: PreTrainedModel,
+    below: Sequence[Path],
+    config: BottleneckConfig,
+    tensors: Tensors,
+    head: HeadFiles | None,
+    *,
+    where: object,
+    fresh: tuple[str, ...],
+) -> Stacked:
+    if fresh and head is None:
+        raise AdapterFileError(
+            "the adapter has no classification head, and the base has none either",
+            where=where,
+            found="no head_config.json",
+            expected="an adapter trained on a task with labels, or merged from one",
+            fix="name the task adapter, last in the stack",
+        )
+    stacked = Stacked(model, head_modules(model, fresh) if head else (), fresh)
+    adapter = stacked.put(below, config)
+    try:
+        adapter.load(tensors, where)
+        if head is not None:
+            load_head(model, head, where, fresh, label=False)
+    except BaseException:
+        stacked.detach()
+        raise
+    model.train(False)
+    return stacked

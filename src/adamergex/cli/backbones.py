@@ -1,0 +1,76 @@
+"""``adamergex backbones``: list them, trim a vocabulary, add a masked-LM head."""
+
+from __future__ import annotations
+
+import argparse
+
+from adamergex.cli.ending import say
+
+
+def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The verb and its own verbs."""
+    about = "list the backbones that have a name; trim a vocabulary; add a masked-LM head"
+    verb = verbs.add_parser("backbones", help=about, description=about)
+    verb.add_argument("--json", action="store_true", help="the list as JSON")
+    verb.set_defaults(run=_list)
+    inner = verb.add_subparsers(metavar="VERB")
+
+    about = "a base with the tokens that texts use, and the same predictions on them"
+    trim = inner.add_parser("trim", help=about, description=about)
+    trim.add_argument("--base", required=True, help="a name (see adamergex backbones), a folder or a hub id")
+    trim.add_argument(
+        "--text", required=True, nargs="+", metavar="FILE", help="texts to cover: txt, jsonl, csv, tsv (.gz), parquet"
+    )
+    trim.add_argument(
+        "--column", nargs="+", default=["text"], metavar="NAME", help="of files with columns, those that hold text"
+    )
+    trim.add_argument("--output", required=True, metavar="DIR")
+    trim.set_defaults(run=_trim)
+
+    about = "a base with a masked-LM head from its small file"
+    head = inner.add_parser("head", help=about, description=about)
+    head.add_argument("--base", required=True, help="the base that the head was trained on, or was trimmed from")
+    head.add_argument(
+        "--head",
+        metavar="FILE",
+        help="masked_lm_head.safetensors, or its folder; default: the one that ships for the base",
+    )
+    head.add_argument("--output", required=True, metavar="DIR")
+    head.set_defaults(run=_head)
+
+    about = "an adapter of a trimmed base on the full one, or the other way"
+    rebase = inner.add_parser("rebase", help=about, description=about)
+    rebase.add_argument("--adapter", required=True, metavar="DIR")
+    rebase.add_argument("--from", required=True, dest="source", metavar="BASE", help="the base it was trained on")
+    rebase.add_argument("--to", required=True, dest="target", metavar="BASE", help="trimmed from it, or its full one")
+    rebase.add_argument("--output", required=True, metavar="DIR")
+    rebase.set_defaults(run=_rebase)
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    import json
+
+    from adamergex.backbones.listing import as_json, as_table, named
+
+    say(json.dumps(as_json(named()), indent=1, ensure_ascii=False) if arguments.json else as_table(named()))
+
+
+def _trim(arguments: argparse.Namespace) -> None:
+    from adamergex.backbones.trimming import trim
+
+    say(trim(arguments.base, arguments.text, arguments.output, columns=arguments.column))
+    say(f"written: {arguments.output}")
+
+
+def _head(arguments: argparse.Namespace) -> None:
+    from adamergex.backbones.head_file import compose
+
+    compose(arguments.base, arguments.head, arguments.output)
+    say(f"written: {arguments.output}")
+
+
+def _rebase(arguments: argparse.Namespace) -> None:
+    from adamergex.backbones.rebasing import rebase
+
+    rebase(arguments.adapter, arguments.source, arguments.target, arguments.output)
+    say(f"written: {arguments.output}")

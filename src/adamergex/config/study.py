@@ -1,0 +1,176 @@
+"""The YAML of a study: common settings of all tables, then what each task and each variant changes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from adamergex.config.changes import Change, check_removal, parse_change
+from adamergex.config.methods import TextReference
+from adamergex.config.problems import place_of, refused, typed
+from adamergex.config.transfer import TransferConfig, read_yaml, validated
+from adamergex.jobs.settings import Structure
+from adamergex.jobs.strict import Count, Name, PathText, Settings, hint, shown
+
+Raw = dict[str, Any]
+
+
+class Assumed(Settings):
+    """What ``--dry-run`` takes for granted where the base or the data are not on this machine."""
+
+    parameters: Annotated[float, Field(gt=0, le=1e15)] | None = Field(
+        default=None, description="of the base without its embeddings; default: from its configuration"
+    )
+    rows: Count = Field(default=10_000, description="labelled rows to train on")
+    test_rows: Count = Field(default=1_000, description="rows of a test or validation set")
+    tokens: Count = Field(default=128, description="pieces of a labelled row, with its answer")
+    segments: Count = Field(default=10_000, description="segments of reference text a language")
+
+
+class StudyConfig(Settings):
+    """Tables over one store. Every other name at the top is a setting of all tables (see ``TransferConfig``)."""
+
+    title: PathText = "Study"
+    output: PathText = Field(default="runs/study", description="a folder a table, and study.json")
+    store: PathText | None = Field(default=None, description="where all adapters are kept; default: OUTPUT/store")
+    tasks: dict[Name, dict[str, Any]] = Field(
+        min_length=1, description="name -> what this task sets: 'task', and perhaps proxy, targets, methods, …"
+    )
+    variants: dict[Name, dict[str, Any]] = Field(
+        default_factory=dict, description="name -> what an ablation changes; 'only' names the tasks that it is for"
+    )
+    assumed: Assumed = Field(default=Assumed(), description="for --dry-run")
+    folder: str = "."
+
+
+class Study(Settings):
+    """A validated study: ``tables`` by name (the task, or task and variant)."""
+
+    title: str
+    output: str
+    store: str
+    tables: dict[str, TransferConfig]
+    assumed: Assumed
+
+
+def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
+    """The study of a YAML file, with changes (``NAME=VALUE``, see ``parse_study``); relative paths of data and base
+    start at the file's folder.
+
+    Raises:
+        ConfigError: the file is missing, is not valid YAML, or has problems; all are named at once.
+    """
+    return parse_study(read_yaml(path), str(path), [parse_change(text) for text in changes])
+
+
+def parse_study(settings: Mapping[str, Any], where: str = "settings", changes: Sequence[Change] = ()) -> Study:
+    """A validated study.
+
+    Changes of what only a study has (``tasks.topics.proxy``, ``output``) are changes of the file; those of a table's
+    settings (``task.optimisation.steps``) have the last word in every table, over its task and variant.
+
+    Raises:
+        ConfigError: one error that lists every problem of every table once.
+    """
+    of_study = [item for item in changes if item.place[0] in StudyConfig.model_fields]
+    of_tables = [item for item in changes if item not in of_study]
+    for item in of_study:
+        check_removal([settings], item)
+        settings = item.of(settings)
+    own = {name: value for name, value in settings.items() if name in StudyConfig.model_fields}
+    problems = list(_unknown_names(settings))
+    config = typed(StudyConfig, own)
+    if isinstance(config, list):
+        raise refused(where, problems + config)
+    problems += [*_unknown_tasks(config), *_equal_tables(config)]
+    common = {name: value for name, value in settings.items() if name in TransferConfig.model_fields}
+    store = config.store or str(Path(config.output) / "store")
+    every = {name: reduce(inherited, layers, common) for name, layers in _tables(config)}
+    for item in of_tables:
+        check_removal(every.values(), item)
+        every = {name: item.of(table) for name, table in every.items()}
+    tables: dict[str, TransferConfig] = {}
+    found: dict[str, list[str]] = {}
+    for name, table in every.items():
+        place = {"title": f"{config.title}: {name}", "output": str(Path(config.output) / name), "store": store}
+        checked = validated(table | place | {"folder": config.folder})
+        if isinstance(checked, list):
+            for sentence in checked:
+                found.setdefault(sentence, []).append(name)
+        else:
+            tables[name] = checked
+    # A problem of the common settings stands in every table: it is said once.
+    problems += [text if len(names) == len(every) else f"{', '.join(names)}: {text}" for text, names in found.items()]
+    if problems:
+        raise refused(where, problems)
+    return Study(title=config.title, output=config.output, store=store, tables=tables, assumed=config.assumed)
+
+
+def inherited(common: Mapping[str, Any], changes: Mapping[str, Any]) -> Raw:
+    """``common`` with ``changes``: mappings are merged name by name, anything else is replaced.
+
+    A mapping of another ``kind`` replaces the whole mapping; null takes an inherited setting away.
+    """
+    result = dict(common)
+    for name, value in changes.items():
+        before = result.get(name)
+        if value is None:
+            result.pop(name, None)
+        elif isinstance(value, Mapping) and isinstance(before, Mapping) and _same_kind(name, before, value):
+            result[name] = inherited(before, value)
+        else:
+            result[name] = value
+    return result
+
+
+def _same_kind(name: str, before: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+    if "kind" not in value:
+        return True
+    return bool(before.get("kind", _UNNAMED_KIND.get(name, value["kind"])) == value["kind"])
+
+
+_UNNAMED_KIND = {"structure": Structure().kind, "reference": TextReference.model_fields["kind"].default}
+"""What a mapping without a ``kind`` is."""
+
+
+def _tables(config: StudyConfig) -> Iterator[tuple[str, list[Raw]]]:
+    """Name and changes of every table: each task alone, then under each variant that is for it."""
+    for task, changes in config.tasks.items():
+        settings = changes.get("task")
+        named = {"task": {"name": task, **settings}} if isinstance(settings, Mapping) else {}
+        yield task, [{**changes, **named}]
+        for variant, change in config.variants.items():
+            if task in _only(change, config.tasks):
+                rest = {name: value for name, value in change.items() if name != "only"}
+                yield f"{task}-{variant}", [{**changes, **named}, rest]
+
+
+def _only(change: Mapping[str, Any], tasks: Mapping[str, Any]) -> Sequence[Any]:
+    """The tasks that a variant is for."""
+    only = change.get("only", list(tasks))
+    return only if isinstance(only, list) else [only]
+
+
+def _unknown_names(settings: Mapping[str, Any]) -> Iterator[str]:
+    known = [*StudyConfig.model_fields, *TransferConfig.model_fields]
+    for name in settings:
+        if name not in known:
+            yield f"{place_of((name,))}: no such setting{hint(name, known)}"
+
+
+def _unknown_tasks(config: StudyConfig) -> Iterator[str]:
+    for variant, change in config.variants.items():
+        for task in _only(change, config.tasks):
+            if not isinstance(task, str) or task not in config.tasks:
+                yield f"variants.{variant}.only: there is no task {shown(task)}{hint(task, config.tasks)}"
+
+
+def _equal_tables(config: StudyConfig) -> Iterator[str]:
+    """Tables whose names, and so folders, are the same: task a-b, and task a under variant b."""
+    names = [name for name, _ in _tables(config)]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        yield f"tasks, variants: two tables have the name '{name}'; rename a task or a variant"

@@ -1,0 +1,204 @@
+"""The YAML of ``train``: one adapter, for a language or for a task, settings to validated settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
+
+from adamergex.config.methods import LANGUAGE, OBJECTIVE, LanguageOptimisation
+from adamergex.config.problems import refused, typed
+from adamergex.config.task import (
+    BUILT_IN,
+    OWN,
+    BuiltIn,
+    TaskConfig,
+    Where,
+    kind_of,
+    known_fields,
+    measurable,
+)
+from adamergex.config.transfer import read_yaml
+from adamergex.jobs.settings import (
+    OPTIMISED,
+    Objective,
+    Optimisation,
+    Structure,
+    decaying,
+    unprobed,
+    unstackable,
+)
+from adamergex.jobs.strict import Count, Name, PathText, Seed, Settings, Share, distinct, hint, shown
+
+
+def _one(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class _TrainConfig(Settings):
+    """What both kinds of ``train`` file say."""
+
+    base: PathText = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
+    language: Name = Field(description="code of the text's language")
+    structure: Structure
+    seed: Seed = 0
+    output: PathText = Field(description="folder of the adapter; must not be there yet")
+    folder: str = Field(".", description="what relative paths are relative to; set to the config file's folder")
+
+
+def _bottleneck(**defaults: Any) -> BeforeValidator:
+    """The structure of a ``train`` file is a bottleneck adapter unless it says otherwise."""
+
+    def complete(value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("kind", "bottleneck") != "bottleneck":
+            return value
+        return {"kind": "bottleneck", **defaults, **value}
+
+    return BeforeValidator(complete)
+
+
+class LanguageTraining(_TrainConfig):
+    """A ``train`` file of kind language: an adapter that learns to model a language from raw text.
+
+    Masked LM on encoders, causal LM on decoders, span corruption or continuation on encoder-decoders. The default is
+    MAD-X's language adapter."""
+
+    kind: Literal["language"]
+    text: Where
+    structure: Annotated[Structure, _bottleneck(reduction=2.0, invertible=True)] = Structure(
+        kind="bottleneck", reduction=2.0, invertible=True
+    )
+    segment: Count = 256
+    segments: Count | None = Field(default=None, description="default: all that the text has")
+    mask_rate: Share = 0.15
+    objective: Objective = Field(default="auto", description=OBJECTIVE)
+    optimisation: LanguageOptimisation = LANGUAGE
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_structure_has_it(cls, values: Any) -> Any:
+        structure = values.get("structure") if isinstance(values, dict) else None
+        own = OPTIMISED.get(str(structure.get("kind"))) if isinstance(structure, dict) else None
+        given = values.get("optimisation", {}) if own else None
+        return {**values, "optimisation": {**own, **given}} if own and isinstance(given, dict) else values
+
+
+class TaskTraining(_TrainConfig):
+    """A ``train`` file of kind task: an adapter that learns a labelled task, alone or on frozen adapters."""
+
+    kind: Literal["task"]
+    task: TaskConfig = Field(description="as in ``transfer``; rows of one's own need only ``train``")
+    below: Annotated[tuple[PathText, ...], BeforeValidator(_one)] = Field(
+        default=(), description="folder of the frozen language adapter; of several, the lowest first"
+    )
+    structure: Annotated[Structure, _bottleneck()] = Structure(kind="bottleneck")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trained_only(cls, values: Any) -> Any:
+        task = values.get("task") if isinstance(values, dict) else None
+        if isinstance(task, dict) and "train" in task:
+            return {**values, "task": {"test": task["train"], **task}}
+        return values
+
+
+HEAD = Optimisation(steps=500, learning_rate=1e-3, warmup=0.05, max_grad_norm=1.0)
+
+
+def _like_a_head(value: Any) -> Any:
+    return {**HEAD.model_dump(), **value} if isinstance(value, dict) else value
+
+
+class Recovery(Settings):
+    """A low-rank change of the body that is trained with the head and folded into the weights.
+
+    ``hold``: weight of the distance between the mean vectors of a text before and after, as a share of the variance of
+    these vectors; 0 leaves them free, and the encoder forgets what masked LM does not ask for."""
+
+    rank: Count = 16
+    alpha: PositiveFloat = 32.0
+    hold: NonNegativeFloat = 1.0
+
+
+class MaskedLmHeadTraining(Settings):
+    """A ``train`` file of kind masked-lm-head: makes a base directory of an encoder that ships no masked-LM head.
+
+    The body stays as it is, unless ``recovery`` is given. Every language counts alike, however much text it has."""
+
+    kind: Literal["masked-lm-head"]
+    base: PathText = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
+    languages: Annotated[tuple[Name, ...], Field(min_length=1), BeforeValidator(_one), AfterValidator(distinct)]
+    text: Where
+    segment: Count = 64
+    segments: Count | None = Field(default=None, description="of each language; default: all that its text has")
+    mask_rate: Share = 0.15
+    recovery: Recovery | None = None
+    optimisation: Annotated[Optimisation, BeforeValidator(_like_a_head)] = HEAD
+    seed: Seed = 0
+    output: PathText = Field(description="folder of the new base; must not be there yet")
+    folder: PathText = Field(".", description="what relative paths are relative to; set to the config file's folder")
+
+
+Training = LanguageTraining | TaskTraining | MaskedLmHeadTraining
+TRAININGS: dict[str, type[Training]] = {
+    "language": LanguageTraining,
+    "task": TaskTraining,
+    "masked-lm-head": MaskedLmHeadTraining,
+}
+
+
+def parse_training(settings: Any, where: str = "settings") -> Training:
+    """Validated settings of ``train``.
+
+    Raises:
+        ConfigError: one error that lists every problem.
+    """
+    kind = settings.get("kind") if isinstance(settings, dict) else None
+    if not isinstance(kind, str) or kind not in TRAININGS:
+        found = "kind: missing" if kind is None else f"kind: {shown(kind)} is none of {', '.join(TRAININGS)}"
+        raise refused(where, [found + (hint(kind, TRAININGS) or f"; one of {', '.join(TRAININGS)}")])
+    config = typed(TRAININGS[kind], settings)
+    if isinstance(config, list):
+        raise refused(where, list(_said(kind, settings, config)))
+    if problems := list(_contradictions(config)):
+        raise refused(where, problems)
+    return config
+
+
+def _contradictions(config: Training) -> Iterator[str]:
+    if isinstance(config, MaskedLmHeadTraining):
+        if problem := unprobed("masked LM", config.optimisation):
+            yield problem
+        return
+    if isinstance(config, TaskTraining):
+        task = config.task.placed(Path(config.folder))
+        wrong = list(task.problems()) if isinstance(task, BuiltIn) else []
+        yield from wrong or measurable(task)
+    below = config.below if isinstance(config, TaskTraining) else ()
+    optimisation = config.task.optimisation if isinstance(config, TaskTraining) else config.optimisation
+    if problem := unstackable(config.structure, below) or decaying(config.structure, optimisation):
+        yield problem
+    kind = kind_of(config.task.placed(Path(config.folder))) if isinstance(config, TaskTraining) else "text"
+    if kind and (problem := unprobed(kind, optimisation)):
+        yield f"task.{problem}" if isinstance(config, TaskTraining) else problem
+
+
+def _said(kind: str, settings: dict[str, Any], problems: list[str]) -> Iterator[str]:
+    """The problems as the user made them: nothing on the test rows that ``TaskTraining`` filled in, and what stands
+    beside ``task`` but belongs into it is told so."""
+    task = settings.get("task")
+    filled_in = kind == "task" and not (isinstance(task, dict) and "test" in task)
+    inside = {name for tag in (*OWN, BUILT_IN) for name in known_fields(tag).model_fields} if kind == "task" else set()
+    for problem in problems:
+        place = problem.partition(":")[0]
+        if filled_in and (place == "task.test" or place.startswith("task.test.")):
+            continue
+        misplaced = place in inside - TaskTraining.model_fields.keys() and ": no such setting" in problem
+        yield f"{place}: belongs under 'task'" if misplaced else problem
+
+
+def load_training(path: Path) -> Training:
+    """The settings of a ``train`` file; relative paths in it are relative to its folder. Raises: ConfigError."""
+    return parse_training(read_yaml(path), str(path))

@@ -1,0 +1,255 @@
+"""Settings of ``transfer`` and ``train``: YAML -> validated, all problems at once, with the nearest valid name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from adamergex.config.methods import (
+    FullConfig,
+    LfSftConfig,
+    MadXConfig,
+    MergeConfig,
+    PapersConfig,
+    ReferenceConfig,
+    TaskReference,
+)
+from adamergex.config.problems import refused, typed
+from adamergex.config.table_checks import head_start_problems, weight_problems
+from adamergex.config.task import BuiltIn, Own, TaskConfig, measurable
+from adamergex.errors import ConfigError, NothingMergedError
+from adamergex.files import inputs
+from adamergex.jobs.settings import Rows, Structure, decaying
+from adamergex.jobs.strict import (
+    Name,
+    PathText,
+    Seed,
+    Settings,
+    distinct,
+    hint,
+    path_text,
+    plain,
+    shown,
+)
+from adamergex.merging.select import select
+
+Method = Literal[
+    "vanilla",
+    "english_tuning",
+    "average",
+    "adamergex",
+    "adamergex_delta",
+    "adamergex_cross",
+    "mad_x",
+    "mad_x_no_invertible",
+    "mad_x_task_only",
+    "layer_swapping",
+    "language_arithmetic",
+    "ties",
+    "dare",
+    "ties_factors",
+    "dare_factors",
+    "full_fine_tuning",
+    "mlm_source",
+    "mlm_target",
+    "lf_sft",
+    "xlt",
+    "xlt_english_tuning",
+]
+METHODS: tuple[str, ...] = get_args(Method)
+
+
+def _method(name: str) -> str:
+    if name not in METHODS and ".py:" not in name:
+        known = ", ".join(repr(method) for method in METHODS)
+        raise ValueError(f"{shown(name)} is none of {known}{hint(name, METHODS)}")
+    if ".py:" in name:
+        plain(method_name(name))
+    return path_text(name)
+
+
+def _one_or_several(value: Any) -> Any:
+    return () if value is None else (value,) if isinstance(value, str) else value
+
+
+MethodName = Annotated[str, AfterValidator(_method)]
+"""One of ``Method``, or a recipe of the user's: FILE.py:FUNCTION (docs/methods.md)."""
+
+
+def method_name(method: str) -> str:
+    """What a method is called in results: a user's recipe by its function."""
+    return method.rpartition(":")[2]
+
+
+class TransferConfig(Settings):
+    """One table: methods × languages × seeds, for one base, one task and one adapter structure."""
+
+    title: PathText = "Cross-lingual transfer"
+    base: PathText = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
+    structure: Structure = Structure()
+    source: Name = Field(default="en", description="the language with labels")
+    proxy: Annotated[tuple[Name, ...], BeforeValidator(_one_or_several), AfterValidator(distinct)] = Field(
+        default=(),
+        description="a language, or several, whose labelled validation sets tune λ; the scores of several are averaged",
+    )
+    targets: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(distinct)]
+    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = (
+        "vanilla",
+        "english_tuning",
+        "average",
+        "adamergex",
+    )
+    task: TaskConfig = Field(description="the target task, labelled in the source language")
+    reference: ReferenceConfig
+    merge: MergeConfig = MergeConfig()
+    mad_x: MadXConfig = MadXConfig()
+    full: FullConfig = FullConfig()
+    lf_sft: LfSftConfig = LfSftConfig()
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(distinct)] = (0,)
+    output: PathText = Field(
+        default="runs/transfer", description="folder for adapters, predictions, scores and the report"
+    )
+    store: PathText | None = Field(
+        default=None, description="where adapters are kept and found again; default: OUTPUT/store"
+    )
+    papers: PapersConfig = PapersConfig()
+    folder: str = Field(".", description="what relative paths are relative to; set to the config file's folder")
+
+    @property
+    def merges(self) -> bool:
+        return any(method.startswith("adamergex") for method in self.methods)
+
+    def tuned_on(self, target: str) -> tuple[str, ...]:
+        """The languages on whose validation sets the λ of a target is tuned."""
+        return self.others(target) if self.merge.leave_one_out else self.proxy
+
+    def others(self, target: str) -> tuple[str, ...]:
+        """The other targets."""
+        return tuple(language for language in self.targets if language != target)
+
+
+def parse(settings: Any, where: str = "settings") -> TransferConfig:
+    """Validated settings.
+
+    Raises:
+        ConfigError: one error that lists every problem.
+    """
+    found = validated(settings)
+    if isinstance(found, list):
+        raise refused(where, found)
+    return found
+
+
+def validated(settings: Any) -> TransferConfig | list[str]:
+    """Validated settings, or a sentence for each of their problems."""
+    found = typed(TransferConfig, settings)
+    return found if isinstance(found, list) else list(_contradictions(found)) or found
+
+
+def load(path: Path) -> TransferConfig:
+    """The settings of a YAML file; relative paths in it are relative to its folder.
+
+    Raises:
+        ConfigError: the file is missing, cannot be read, is not valid YAML, or has problems.
+    """
+    return parse(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A settings file as it stands, with the folder that its relative paths start from.
+
+    Raises:
+        ConfigError: the file is missing, cannot be read, is not valid YAML, or holds no mapping.
+    """
+    settings = inputs.read_yaml(path, what="the settings file", error=ConfigError)
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            "the settings file holds no mapping", where=path, found=type(settings).__name__, expected="name: value"
+        )
+    return {"folder": str(path.parent), **settings}
+
+
+def _contradictions(config: TransferConfig) -> Iterator[str]:
+    task: Own | BuiltIn | None = config.task.placed(Path(config.folder))
+    if isinstance(task, BuiltIn) and (problems := list(task.problems())):
+        yield from problems
+        task = None  # nothing more can be said of it
+    yield from measurable(task) if task is not None else ()
+    if isinstance(config.reference, TaskReference):
+        labelled = config.reference.task.placed(Path(config.folder))
+        wrong = [f"reference.{line}" for line in labelled.problems()] if isinstance(labelled, BuiltIn) else []
+        yield from wrong or measurable(labelled, "reference.task")
+    yield from _expressions(config)
+    if config.source in config.targets:
+        yield f"targets: '{config.source}' is the source; it needs no transfer"
+    yield from weight_problems(config, task)
+    yield from head_start_problems(config, task)
+    yield from _rivals(config)
+    if config.structure.kind in ("full", "sparse"):
+        yield f"structure.kind: '{config.structure.kind}' is no adapter; name the method full_fine_tuning or lf_sft"
+    if len({method_name(method) for method in config.methods}) < len(config.methods):
+        yield "methods: two have the same name"
+    for name, optimisation in (("language", config.lf_sft.language), ("task", config.lf_sft.task)):
+        if problem := decaying(Structure(kind="sparse"), optimisation.optimisation):
+            yield f"lf_sft.{name}.{problem}"
+    yield from _strange_languages(config)
+    if config.structure.kind != "lora" and config.merge.space == "delta":
+        yield f"merge.space: 'delta' is for lora, the structure is {config.structure.kind}"
+    if config.structure.kind != "lora" and "adamergex_delta" in config.methods:
+        yield f"methods: adamergex_delta is for lora, the structure is {config.structure.kind}"
+    for name, value, usual in (("span", config.merge.span, "per_layer"), ("form", config.merge.form, "left")):
+        if config.structure.kind != "prefix" and value != usual:
+            yield f"merge.{name}: '{value}' is for prefix, the structure is {config.structure.kind}"
+    in_delta = config.merge.space == "delta" or not {"adamergex_delta", "ties", "dare"}.isdisjoint(config.methods)
+    if config.merge.rank is not None and not (in_delta and config.structure.kind == "lora"):
+        yield "merge.rank: truncates delta merges only (ties and dare too), of lora; set merge.space to delta"
+    found = [] if task is None else [("task.test", task.rows("test"))]
+    if isinstance(config.reference, TaskReference) and not isinstance(config.reference.task, BuiltIn):
+        found.append(("reference.task.train", config.reference.task.train))
+    for name, where in (*found, ("reference.text", config.reference.text)):
+        if isinstance(where, Rows) and where.path is not None and "{language}" not in where.path:
+            yield f"{name}: '{where.path}' has no {{language}} in it, so every language would read the same file"
+
+
+def _expressions(config: TransferConfig) -> Iterator[str]:
+    """Modules that cannot be selected by any model."""
+    try:
+        select(["x"], config.merge.modules or "all")
+    except ConfigError as error:
+        yield f"merge.modules: {error.problem} ({error.found})"
+    except NothingMergedError:
+        pass  # which modules there are is known once the model is
+    if not config.merge.swap.bottom + config.merge.swap.top and "layer_swapping" in config.methods:
+        yield "merge.swap: no layer is swapped; set bottom or top"
+
+
+def _strange_languages(config: TransferConfig) -> Iterator[str]:
+    """Languages with steps of their own that nothing here would train."""
+    known = dict.fromkeys((config.source, *config.targets, *config.proxy))
+    for place in ("mad_x", "full", "lf_sft"):
+        for language in getattr(config, place).language.steps_by_language:
+            if language not in known:
+                near = hint(language, known) or f", which are {', '.join(known)}"
+                yield f"{place}.language.steps_by_language: {shown(language)} is none of the table's languages{near}"
+
+
+COMBINED = ("ties", "dare", "ties_factors", "dare_factors")
+"""Methods that mix two adapters by TIES or DARE."""
+
+
+def _rivals(config: TransferConfig) -> Iterator[str]:
+    """What the merges beside the paper's cannot do."""
+    kind = config.structure.kind
+    for method in COMBINED:
+        kinds = ("lora",) if method.endswith("_factors") else ("lora", "ia3")
+        if method in config.methods and kind not in kinds:
+            yield f"methods: {method} is for {' and '.join(kinds)}, the structure is {kind}"
+    if "layer_swapping" in config.methods and kind == "prefix":
+        yield "methods: layer_swapping is for adapters in layers, the structure is prefix"
+    if isinstance(config.reference, TaskReference) and config.reference.text is None:
+        for method in config.methods:
+            if method.startswith("mad_x") and method != "mad_x_task_only" or method == "language_arithmetic":
+                yield f"reference.text: missing; {method} trains language adapters on it"

@@ -1,0 +1,1 @@
+"""Rows that come in: files, values, samples."""

@@ -1,0 +1,322 @@
+"""Rows of data files, read strictly: jsonl, json, csv, tsv, txt (each also with ``.gz``) and parquet.
+
+What a reader would have to guess is refused with file and row: open quotation marks, another separator, ragged rows,
+names that occur twice, other encodings. Files are read as streams, and the limits of ``inputs`` bound what a damaged or
+hostile one can take.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from adamergex.data import values
+from adamergex.data.compression import SWALLOWED, Unpacked, require_ratio
+from adamergex.errors import DataError
+from adamergex.files import inputs
+from adamergex.jobs.strict import shown
+
+Numbered = Iterator[tuple[int, Mapping[str, Any]]]
+Reader = Callable[[Path, "Lines", int], Numbered]
+_MAGIC = (
+    (b"\xff\xfe", "UTF-16 text"), (b"\xfe\xff", "UTF-16 text"), (b"\x1f\x8b", "gzip data"),
+    (b"PK\x03\x04", "a zip archive, or a spreadsheet"), (b"PAR1", "parquet data"),
+)  # fmt: skip
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
+
+
+def rows_of(path: Path, positions: int) -> Numbered:
+    """Number (from 1; a header line counts) and columns of every row. ``positions``: how many columns a table
+    without a header line has at least; they are named "0", "1", …
+
+    Raises: DataError with file and row.
+    """
+    packed = path.suffix == ".gz" and len(path.suffixes) > 1
+    ending = path.suffixes[-2] if packed else path.suffix
+    if ending not in READERS and (ending != ".parquet" or packed):
+        raise DataError(
+            "the format is not known by its ending",
+            where=path,
+            found=ending or "no ending",
+            expected=", ".join((*READERS, ".parquet")) + " (all but parquet also with .gz)",
+            fix="rename or convert the file",
+        )
+    with inputs.open_regular(path, what="the data file", error=DataError) as file:
+        if ending == ".parquet":
+            yield from _parquet(path, file)
+            return
+        lines = Lines(path, io.BufferedReader(Unpacked(path, file), 1 << 20) if packed else file, ending)
+        try:
+            lines.open()
+            yield from READERS[ending](path, lines, positions)
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+            raise DataError(
+                "the file cannot be read", where=f"{path}, after line {lines.number}", found=error,
+                expected=f"UTF-8 {ending[1:]}" + (", packed by gzip" if packed else ""), fix="repair the file",
+            ) from error  # fmt: skip
+
+
+class Lines:
+    """The lines of a text file. ``number``: of the last one that was read; ``record``: see ``recorded``."""
+
+    def __init__(self, path: Path, stream: IO[bytes] | io.BufferedReader, ending: str) -> None:
+        self.path, self.number, self._stream, self._ending = path, 0, stream, ending
+        self.record: list[str] = []
+
+    def open(self) -> None:
+        """Begin to read. Raises: DataError for a file that is plainly something else than text in UTF-8."""
+        start = self._stream.peek(4)[:4]  # type: ignore[union-attr]
+        found = next((what for magic, what in _MAGIC if start.startswith(magic)), None)
+        if found:
+            raise DataError(
+                f"the file is not {self._ending[1:]} in UTF-8", where=self.path, found=found, expected="UTF-8 text",
+                fix="save it as UTF-8" if "UTF" in found else "give it the ending of what it is",
+            )  # fmt: skip
+        # newline="": the csv reader handles line ends inside quoted fields itself.
+        newline = "" if self._ending == ".csv" else None
+        self._text = io.TextIOWrapper(self._stream, encoding="utf-8-sig", newline=newline)
+
+    def __iter__(self) -> Iterator[str]:
+        readline, limit = self._text.readline, inputs.LINE_CHARACTERS
+        for self.number in itertools.count(1):
+            line = readline(limit)
+            if len(line) == limit:
+                raise self.refused("a line is too long", f"more than {limit:,} characters", "check the format")
+            if "\0" in line:
+                raise self.refused("a line holds a NUL character", shown(line), "save the file as UTF-8 text")
+            if not line:
+                self.number -= 1
+                return
+            yield line
+
+    def recorded(self) -> Iterator[str]:
+        """The lines, each kept in ``record`` until it is cleared."""
+        for line in self:
+            self.record.append(line)
+            yield line
+
+    def whole(self, limit: int) -> str:
+        """All of the text, of at most ``limit`` characters. Raises: DataError."""
+        text = self._text.read(limit + 1)
+        if len(text) > limit:
+            raise self.refused("the file is too large", f"more than {limit:,} characters", "convert it to jsonl")
+        return text
+
+    def refused(self, problem: str, found: object, fix: str, *, row: int = 0, expected: str | None = None) -> DataError:
+        """An error that names file, row and line."""
+        place = f", row {row}" if row else ""
+        line = f", line {self.number}" if self.number and self.number != row else ""
+        return DataError(problem, where=f"{self.path}{place}{line}", found=found, expected=expected, fix=fix)
+
+
+def _txt(path: Path, lines: Lines, positions: int) -> Numbered:
+    for number, line in enumerate(lines, 1):
+        if text := line.strip():
+            yield number, {"text": text}
+
+
+def _jsonl(path: Path, lines: Lines, positions: int) -> Numbered:
+    for number, line in enumerate(lines, 1):
+        if line.isspace():
+            continue
+        try:
+            found = inputs.parse_json(line)
+        except inputs.Malformed as problem:
+            raise lines.refused("a line is not JSON", problem, "repair the line", row=number) from None
+        if not isinstance(found, dict):
+            raise lines.refused(
+                "a line is not a JSON object", shown(found, 60), "repair the line", row=number,
+                expected='{"text": ...}',
+            )  # fmt: skip
+        yield number, found
+
+
+def _json(path: Path, lines: Lines, positions: int) -> Numbered:
+    try:
+        found = inputs.parse_json(lines.whole(inputs.JSON_CHARACTERS))
+    except inputs.Malformed as problem:
+        raise DataError("this is not JSON", where=path, found=problem, fix="repair the file") from None
+    strange = next((item for item in found if not isinstance(item, dict)), None) if isinstance(found, list) else found
+    if strange is not None or not isinstance(found, list):
+        raise DataError(
+            "this is not a list of objects", where=path, found=shown(strange, 60), expected='[{"text": ...}, ...]',
+            fix="convert it",
+        )  # fmt: skip
+    yield from enumerate(found, 1)
+
+
+def _csv(path: Path, lines: Lines, positions: int) -> Numbered:
+    csv.field_size_limit(inputs.LINE_CHARACTERS)  # the module's own, 128 KiB, is less than an article may have
+    yield from _table(_csv_rows(lines), lines, positions, ",")
+
+
+def _csv_rows(lines: Lines) -> Iterator[list[str]]:
+    """The rows of a csv file, quoted as RFC 4180 has it."""
+    reader, number = csv.reader(lines.recorded(), strict=True), 0
+    while True:
+        lines.record.clear()
+        number += 1
+        begun = lines.number + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as problem:
+            lines.number = begun
+            raise lines.refused(
+                "a quoted field does not end where it should", f"{problem}: {shown(''.join(lines.record[:1]).strip())}",
+                'close the quotation mark, and write one inside a quoted field twice ("")', row=number,
+            ) from None  # fmt: skip
+        if len(lines.record) > 1 or '"' in lines.record[0]:
+            _require_quoting(fields, lines, number, begun)
+        yield fields
+
+
+def _require_quoting(fields: Sequence[str], lines: Lines, number: int, begun: int) -> None:
+    """Raises: DataError where quotation marks do something else than they seem to."""
+    inside = lines.record[1:]
+    if len(inside) >= SWALLOWED and len(fields) > 1:
+        alone = [_fields_alone(line) for line in inside]
+        if all(found == len(fields) for found in alone):
+            lines.number = begun
+            raise lines.refused(
+                "a quotation mark is not closed: the field holds what look like rows",
+                f"{len(inside)} lines of {len(fields)} fields each, after {shown(lines.record[0].strip())}",
+                "close it; if the text is meant so, write the rows as jsonl", row=number,
+            )  # fmt: skip
+    if re.search(r'(?:^|,)[ \t]+"', lines.record[0]) and any(re.match(r'[ \t]+"', field) for field in fields):
+        raise lines.refused(
+            "a blank stands before a quotation mark, which then means nothing", shown(lines.record[0].strip()),
+            "remove the blank after the comma", row=number,
+        )  # fmt: skip
+
+
+def _fields_alone(line: str) -> int:
+    try:
+        return len(next(csv.reader([line]), []))
+    except csv.Error:
+        return 0
+
+
+def _tsv(path: Path, lines: Lines, positions: int) -> Numbered:
+    yield from _table(_tsv_rows(lines), lines, positions, "\t")
+
+
+def _tsv_rows(lines: Lines) -> Iterator[list[str]]:
+    opened = -SWALLOWED
+    for number, line in enumerate(lines, 1):
+        fields = line.rstrip("\n").split("\t") if line != "\n" else []
+        if '"' in line:
+            odd = [field for field in fields if field.count('"') % 2]
+            twice = next(filter(_quoted, fields), None)
+            if twice is None and number - opened < SWALLOWED and any(field.endswith('"') for field in odd):
+                number, twice = opened, line.strip()
+            if twice is not None:
+                raise lines.refused(
+                    "a field is quoted as in csv, and quotation marks mean nothing in tsv", shown(twice),
+                    _TSV_ADVICE, row=number,
+                )  # fmt: skip
+            opened = number if any(field.startswith('"') for field in odd) else opened
+        yield fields
+
+
+_TSV_ADVICE = "write it without quotation marks, tabs and line breaks as blanks; or write csv or jsonl"
+
+
+def _quoted(field: str) -> bool:
+    """Whether a field has quotation marks around it and, as csv has them, twice inside."""
+    inside = field[1:-1]
+    return len(field) > 2 and field[0] == field[-1] == '"' and '"' in inside and '"' not in inside.replace('""', "")
+
+
+def _table(rows: Iterator[list[str]], lines: Lines, positions: int, separator: str) -> Numbered:
+    header: list[str] | None = None
+    for number, fields in enumerate(rows, 1):
+        if not fields:
+            continue
+        if header is None:
+            if positions != 1:  # one column may be a text with any character in it
+                _require_separator(fields, lines, number, separator)
+            header = [str(index) for index in range(len(fields))] if positions else fields
+            if not positions:
+                _require_header(header, lines, number, separator)
+                continue
+        if len(fields) != len(header):
+            raise lines.refused(
+                "a row has another number of fields than the " + ("first row" if positions else "header"),
+                f"{len(fields)} fields", "quote fields that hold the separator" if separator == "," else _TSV_ADVICE,
+                row=number, expected=f"{len(header)}: {shown(', '.join(header), 300)}",
+            )  # fmt: skip
+        yield number, dict(zip(header, fields, strict=True))
+
+
+def _require_separator(first: Sequence[str], lines: Lines, number: int, separator: str) -> None:
+    """Raises: DataError for a first row that another character divides."""
+    others = [other for other in SEPARATORS if other != separator and len(first) == 1 and other in first[0]]
+    if others:
+        expected = f"fields divided by a {SEPARATORS[separator]}"
+        fix = f"write the file with {SEPARATORS[separator]}s" + (", or name it .tsv" if others[0] == "\t" else "")
+        raise lines.refused(
+            f"the separator seems to be a {SEPARATORS[others[0]]}", shown(first[0]), fix, row=number, expected=expected
+        )
+
+
+def _require_header(header: list[str], lines: Lines, number: int, separator: str) -> None:
+    """Raises: DataError for names that occur twice, or that are all quoted where quotation marks mean nothing."""
+    named = [name for name in header if name]  # spreadsheets leave columns without a name: nothing reads them
+    if twice := sorted({name for name in named if header.count(name) > 1}):
+        raise lines.refused(
+            "the header names a column twice", f"{twice[0]!r} in columns {shown(', '.join(header), 300)}",
+            "rename one of them", row=number, expected="names that differ",
+        )  # fmt: skip
+    if not named:
+        raise lines.refused("the header has no names", shown(header), "name the columns in the first line", row=number)
+    if separator == "\t" and all(len(name) > 1 and name[0] == name[-1] == '"' for name in named):
+        raise lines.refused(
+            "the fields are quoted, and quotation marks mean nothing in tsv", shown(", ".join(header)), _TSV_ADVICE,
+            row=number,
+        )  # fmt: skip
+
+
+def _parquet(path: Path, file: IO[bytes]) -> Numbered:
+    try:
+        import pyarrow  # type: ignore[import-untyped]
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        problem, fix = "parquet files need the library pyarrow", "pip install 'adamergex[hub]'"
+        raise DataError(problem, where=path, found=error, fix=fix) from error
+    number = 0
+    try:
+        table = parquet.ParquetFile(file)
+        _require_columns(path, table, path.stat().st_size)
+        for batch in table.iter_batches(4096):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, values.plain_row(row, f"{path}, row {number}")
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        problem = f"a value cannot be read after row {number}" if number else "this is not a parquet file"
+        raise DataError(problem, where=path, found=error, fix="write it again") from error
+
+
+def _require_columns(path: Path, table: Any, size: int) -> None:
+    names = list(table.schema_arrow.names)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError("the file names a column twice", where=path, found=repr(twice[0]), fix="rename one of them")
+    groups = [table.metadata.row_group(index) for index in range(table.metadata.num_row_groups)]
+    unpacked = sum(group.total_byte_size for group in groups)
+    require_ratio(path, size, unpacked)
+    rows = table.metadata.num_rows
+    if rows > max(size, 1_000_000):  # runs of one value take room in memory, not in the file
+        raise DataError(
+            "the file has more rows than bytes", where=path, found=f"{rows:,} rows in {size:,} bytes",
+            expected="a byte a row at least", fix="check where the file comes from",
+        )  # fmt: skip
+
+
+READERS: dict[str, Reader] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".txt": _txt}

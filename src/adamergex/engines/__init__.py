@@ -1,1 +1,0 @@
-"""Engines walk a graph of steps; they know nothing of adapters."""

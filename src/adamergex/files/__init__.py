@@ -1,0 +1,1 @@
+"""What lies on a disk: adapter directories, their files, hashes and records."""

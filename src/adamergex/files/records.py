@@ -1,0 +1,207 @@
+"""What steps leave for others to read: scores, predictions, searches for λ, reports of merges; typed and bounded.
+
+They are read from stores, which may be damaged or somebody else's: nothing in them names code or a path.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from adamergex.errors import DataError
+from adamergex.files.inputs import (
+    DOCUMENT_BYTES,
+    SETTINGS_BYTES,
+    Malformed,
+    open_regular,
+    parse_json,
+    read_json_object,
+)
+
+Number = Annotated[float, Field(ge=-1e15, le=1e15)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Interval = Annotated[list[Number], Field(min_length=2, max_length=2)]
+PREDICTIONS = "predictions.jsonl"
+TUNING = "tuning.json"
+ANSWERS = "answers.json"
+
+
+class Record(BaseModel):
+    """Strict types; keys that are not needed here may be there."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class Scores(Record):
+    """``scores.json``: the task's metric and its name, all its scores, items, and what was cut or not read."""
+
+    metric: str
+    score: Number
+    scores: dict[str, Number]
+    n: Annotated[Count, Field(ge=1)]
+    interval: Interval
+    truncated: Count
+    unparsable: Count
+
+
+class Point(Record):
+    """What was measured at one λ."""
+
+    weight: Number
+    score: Number
+    interval: Interval
+
+
+class Search(Record):
+    """``tuning.json``: the λ that was taken, and the curve; of one λ a layer also those. Of several ``languages`` the
+    curve holds means, and ``error`` is the standard error of the highest, at ``best``."""
+
+    chosen: Number
+    curve: Annotated[list[Point], Field(min_length=1)]
+    metric: str
+    n: Annotated[Count, Field(ge=1)] = 1
+    layers: list[Number] | None = None
+    languages: list[str] = []
+    best: Number | None = None
+    error: Number | None = None
+
+
+class Tallies(Record):
+    """What counts of each item at one λ: [hits, of]."""
+
+    weight: Number
+    tallies: Annotated[list[Interval], Field(min_length=1)]
+
+
+class Answers(Record):
+    """``answers.json``: the items of a search, the group of each (a passage, a premise), and what counts at every λ."""
+
+    ids: list[str | int]
+    groups: list[str | int | None]
+    points: Annotated[list[Tallies], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Answers:
+        sizes = {len(self.ids), len(self.groups), *(len(point.tallies) for point in self.points)}
+        if len(sizes) > 1:
+            raise ValueError(f"items of different numbers: {', '.join(map(str, sorted(sizes)))}")
+        return self
+
+
+class Change(Record):
+    """One module of ``merge_report.json``."""
+
+    module: str
+    merged: bool
+    task: Number
+    divergence: Number
+    change: Number
+
+
+class Merged(Record):
+    """``merge_report.json``: λ and the modules."""
+
+    weight: Number
+    modules: list[Change]
+
+
+class _Prediction(Record):
+    id: str | int
+    gold: Any
+    predicted: Any
+    text_sha256: str | None = None
+    tally: Interval | None = None
+
+
+Kind = TypeVar("Kind", bound=Record)
+
+
+def read_scores(directory: Path) -> Scores:
+    """``scores.json`` of an evaluation. Raises: DataError."""
+    path = directory / "scores.json"
+    found = read_json_object(path, what="the file of scores", error=DataError)
+    name = found.get("metric")
+    return valid(Scores, {**found, "score": found.get(name) if isinstance(name, str) else None}, path)
+
+
+def read_search(directory: Path) -> Search:
+    """``tuning.json`` of a search for λ. Raises: DataError."""
+    path = directory / TUNING
+    return valid(Search, read_json_object(path, what="the search for λ", error=DataError), path)
+
+
+def read_answers(directory: Path) -> Answers:
+    """``answers.json`` of a search for λ. Raises: DataError."""
+    path = directory / ANSWERS
+    return valid(
+        Answers, read_json_object(path, what="the answers of a search", error=DataError, limit=DOCUMENT_BYTES), path
+    )
+
+
+def read_merged(directory: Path) -> Merged:
+    """``merge_report.json`` of a merge with a weight. Raises: DataError."""
+    path = directory / "merge_report.json"
+    return valid(Merged, read_json_object(path, what="the merge's report", error=DataError, limit=DOCUMENT_BYTES), path)
+
+
+def predictions(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The rows of a ``predictions.jsonl``, one after the other: id, gold, predicted, and in some a tally.
+
+    Raises: DataError, with the line, when it gets there.
+    """
+    tallied = None
+    with open_regular(path, what="the file of predictions", error=DataError) as file:
+        for number, line in enumerate(iter(lambda: file.readline(SETTINGS_BYTES + 1), b""), 1):
+            where = f"{path}, line {number}"
+            try:
+                if len(line) > SETTINGS_BYTES:
+                    raise Malformed(f"the line is longer than {SETTINGS_BYTES:,} bytes")
+                row = parse_json(line)
+                if not isinstance(row, dict):
+                    raise Malformed(f"{type(row).__name__} instead of an object")
+            except Malformed as problem:
+                raise _invalid(where, problem) from None
+            valid(_Prediction, row, where)
+            if row.get("tally") is None:
+                row.pop("tally", None)
+            if tallied is None:
+                tallied = "tally" in row
+            if tallied != ("tally" in row):
+                raise _invalid(where, "some rows have a tally and some have none")
+            yield row
+
+
+def read_predictions(path: str | Path) -> list[dict[str, Any]]:
+    """All rows of a ``predictions.jsonl``, at least one. Raises: DataError."""
+    rows = list(predictions(path))
+    if not rows:
+        raise _invalid(path, "no row")
+    return rows
+
+
+def valid(kind: type[Kind], found: dict[str, Any], where: object) -> Kind:
+    """A document as a record of this kind. Raises: DataError, with what does not fit."""
+    try:
+        return kind.model_validate(found)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:8]]
+        raise _invalid(where, "; ".join(problems)) from None
+
+
+def _invalid(where: object, found: object) -> DataError:
+    return DataError(
+        "a result cannot be read",
+        where=where,
+        found=found,
+        expected="what adamergex wrote there",
+        fix="remove this file and run the command that wrote it again",
+    )
+
+
+def as_json(value: Any) -> str:
+    """A document for people and programs: indented, in UTF-8, without numbers that JSON lacks."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

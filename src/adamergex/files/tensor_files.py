@@ -1,0 +1,178 @@
+"""Tensors of adapter directories as torch tensors: under PEFT's names, finite, from safetensors; and from pickles."""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from adamergex.errors import AdapterFileError
+from adamergex.files import inputs, tensor_names
+from adamergex.files.directory import CONFIG, PROMPT_TYPES, TENSORS, AdapterDirectory, require_gathered
+from adamergex.files.tensor_header import TensorInfo, read_header
+
+MOST_BYTES = 16 << 30
+"""Largest pickle that is read, and most that an archive may unpack to."""
+LARGEST = 1e15
+"""Largest number of a tensor that is put on a model; trained adapters stay below a thousand."""
+Tensors = dict[str, torch.Tensor]
+
+
+def read_directory(directory: Path) -> Tensors:
+    """adapter_model.safetensors, on the CPU; beside an ``adapter_config.json`` under PEFT's names.
+
+    Raises: AdapterFileError when it is missing or damaged, or a tensor is not finite.
+    """
+    if os.path.lexists(directory / CONFIG):
+        opened = AdapterDirectory.open(directory)
+        tensors = read_safetensors(directory / TENSORS)
+        return {name: tensors[opened.stored.get(name, name)] for name in opened.tensors}
+    return read_safetensors(directory / TENSORS)
+
+
+def read_safetensors(path: Path) -> Tensors:
+    """All tensors of a file by their own names, finite. Raises: AdapterFileError."""
+    read_header(path)  # no pipe or device, and nothing that the library would trip over
+    try:
+        found = dict(load_file(path))
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise AdapterFileError(
+            "the adapter's tensors cannot be read", where=path, found=error, fix="copy or train the adapter again"
+        ) from error
+    require_finite(found, path)
+    return found
+
+
+def require_finite(tensors: Mapping[str, torch.Tensor], where: object) -> None:
+    """Raises: AdapterFileError for a tensor that holds NaN, infinity, or a number that overflows in products."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
+        largest = (
+            float((tensor if tensor.element_size() > 1 else tensor.float()).abs().max()) if tensor.numel() else 0.0
+        )
+        if not largest <= LARGEST:
+            finite = math.isfinite(largest)
+            raise AdapterFileError(
+                "an adapter tensor holds numbers that are too large" if finite else "an adapter tensor is not finite",
+                where=f"{where}: {name}",
+                found=f"{largest:.3g}" if finite else "NaN or infinity",
+                expected=f"finite numbers up to {LARGEST:g}: products of them must fit float32",
+                fix="its training diverged: train or download the adapter again",
+            )
+
+
+def read_pickle(path: Path, allowed: tuple[Any, ...] = ()) -> Any:
+    """``torch.load(weights_only=True)``: plain tensors and containers, and the ``allowed`` types; never code.
+
+    Raises: AdapterFileError for anything else, and on torch before 2.10, whose check can be got around.
+    """
+    release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if release < (2, 10):
+        raise AdapterFileError(
+            "this torch cannot read pickles safely",
+            where=path,
+            found=torch.__version__,
+            expected="torch >= 2.10 (CVE-2026-24747)",
+            fix="update torch, or get the file as safetensors",
+        )
+    _require_bounded(path)
+    try:
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # the machine's trouble, not the file's
+        # A file made by someone else can make the reader fail in any way; all of them mean the same to the user.
+        raise AdapterFileError(
+            "the file is damaged, or holds more than tensors; nothing in it was run",
+            where=path,
+            found=str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__,
+            expected="a dictionary of tensors",
+            fix="download it again, or ask its author for safetensors",
+        ) from error
+
+
+def _require_bounded(path: Path) -> None:
+    """A regular file that unpacks to no more than it is: torch stores what it packs."""
+    with inputs.open_regular(path, what="the tensors file", error=AdapterFileError) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            with zipfile.ZipFile(file) as archive:
+                unpacked = sum(member.file_size for member in archive.infolist())
+        except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, RuntimeError):
+            unpacked = size  # torch's older form, or damaged
+    if max(size, unpacked) > MOST_BYTES or unpacked > 2 * size:
+        raise AdapterFileError(
+            "the file unpacks to more than it should hold",
+            where=path,
+            found=f"{size:,} bytes that unpack to {unpacked:,}",
+            expected=f"tensors that are stored as they are, at most {MOST_BYTES >> 30} GiB",
+            fix="do not use this file",
+        )
+
+
+def plain_tensors(found: object, where: Path) -> Tensors:
+    """The tensors by name that a pickle holds. Raises: AdapterFileError for anything else in it."""
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise AdapterFileError(
+            "the file does not hold tensors by name", where=where, found=type(found).__name__, fix="download it again"
+        )
+    for name, tensor in found.items():
+        try:
+            tensor_names.require_plain(str(name))
+        except tensor_names.WrongName as problem:
+            raise AdapterFileError(
+                "the name of a tensor is not valid", where=where, found=f"{name!r}: {problem}", fix="download it again"
+            ) from None
+        if unusual := _unusual(tensor):
+            raise AdapterFileError(
+                "the file holds something else than plain tensors",
+                where=f"{where}: {name}",
+                found=unusual,
+                expected="dense tensors, each with its own values",
+                fix="download it again, or ask its author for safetensors",
+            )
+    tensors = {str(name): value for name, value in found.items()}
+    require_gathered((TensorInfo(name, "U8", tuple(value.shape)) for name, value in tensors.items()), where)
+    require_finite(tensors, where)
+    return tensors
+
+
+def _unusual(tensor: torch.Tensor) -> str:
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.device.type != "cpu":
+        return f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+    stored = tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.element_size() > stored:  # a view that repeats its values, of any size
+        return f"shape {tuple(tensor.shape)} over {stored} bytes"
+    return ""
+
+
+def read_peft_pickle(path: Path, config: Mapping[str, Any]) -> Tensors:
+    """The tensors of PEFT's ``adapter_model.bin`` under PEFT's names. Raises: AdapterFileError."""
+    tensors = plain_tensors(read_pickle(path), path)
+    try:
+        names = tensor_names.canonical(tensors, prompt=config.get("peft_type") in PROMPT_TYPES)
+    except tensor_names.WrongName as problem:
+        raise AdapterFileError(
+            "The tensors are not named as PEFT names them.",
+            where=path,
+            found=problem,
+            expected=f"{tensor_names.PREFIX}<module>.lora_A.weight and the like, each once",
+            fix="unwrap the model before saving, and save it with save_pretrained",
+        ) from None
+    return {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def separate(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Contiguous copies on the CPU, sorted by name.
+
+    safetensors refuses tensors that share memory, and a view would drag its storage along."""
+    return {key: tensors[key].detach().cpu().contiguous().clone() for key in sorted(tensors)}

@@ -1,0 +1,1 @@
+"""Steps, their store, and the engines that run them."""

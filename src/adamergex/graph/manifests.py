@@ -1,0 +1,148 @@
+"""The manifest of a result in a store: what it is, what its files are, and its own hash. Standard library only.
+
+Whatever is in a store may have been damaged or made by somebody else: a manifest is bounded and typed, its names stay
+inside its entry, and one with a changed bit is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from adamergex.errors import AdamergexError
+from adamergex.files.inputs import read_json_object
+from adamergex.files.names import path_part
+
+FILE_NAME = "manifest.json"
+_DIGEST = re.compile("[0-9a-f]{64}")
+_MOST = 2**63
+
+
+class StoreError(AdamergexError):
+    """A store, an entry of one or a study's note in it that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One result: ``files`` are paths inside the entry with their SHA-256, ``inputs`` the keys of its inputs."""
+
+    key: str
+    kind: str
+    version: int
+    label: str
+    identity: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    files: Mapping[str, str]
+    bytes: int
+    seconds: float
+    finished: str
+
+    @property
+    def date(self) -> datetime:
+        """When it was finished, in UTC."""
+        return _utc(self.finished)
+
+    def to_json(self) -> str:
+        """The manifest's text, with the SHA-256 of everything else in it."""
+        contents = json.loads(json.dumps(asdict(self)))  # as it is read back
+        return json.dumps(contents | {"sha256": digest(contents)}, indent=1, sort_keys=True, ensure_ascii=False)
+
+
+def read(entry: Path) -> Manifest:
+    """The manifest of an entry. Raises: StoreError, where it is missing, damaged, or names what it may not."""
+    path = entry / FILE_NAME
+    contents = read_json_object(path, what="the manifest of a stored result", error=StoreError)
+    stated = contents.pop("sha256", None)
+    if problem := _problem(contents, stated):
+        raise StoreError(
+            "the manifest of a stored result is damaged",
+            where=path,
+            found=problem,
+            fix="run the study again: the result is made again",
+        )
+    return Manifest(**contents)
+
+
+def is_key(value: object) -> bool:
+    """Whether this is a step's key: 64 hexadecimal digits."""
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def digest(contents: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest without its own hash."""
+    text = json.dumps(contents, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _problem(contents: dict[str, Any], stated: object) -> str | None:
+    """What is wrong with a manifest, or None."""
+    expected = set(Manifest.__dataclass_fields__)
+    if missing := sorted(expected - set(contents)):
+        return f"no {', '.join(missing)}"
+    if stated is None:
+        return "no hash of its own: an earlier version wrote it"
+    if stated != digest(contents):
+        return "its text does not have the hash that it names"
+    if unknown := sorted(set(contents) - expected):
+        return f"unknown: {', '.join(unknown)}"
+    return next(
+        (f"{name} is {str(contents[name])[:80]!r}" for name, right in _RULES if not right(contents[name])), None
+    )
+
+
+def _is_part(value: Any) -> bool:
+    try:
+        path_part(value, what="a kind", error=StoreError)
+    except StoreError:
+        return False
+    return True
+
+
+def _is_digests(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(is_key, value.values()))
+
+
+def _is_inside(name: Any) -> bool:
+    """Whether this is the plain relative path of a file below the entry."""
+    if not isinstance(name, str) or not name or len(name) > 1000 or "\\" in name or "\0" in name:
+        return False
+    parts = PurePosixPath(name).parts
+    return PurePosixPath(name).as_posix() == name and not PurePosixPath(name).is_absolute() and ".." not in parts
+
+
+def _utc(text: str) -> datetime:
+    found = datetime.fromisoformat(text)
+    if found.tzinfo is None:
+        raise ValueError("a date without its zone")
+    return found.astimezone(UTC)
+
+
+def _is_date(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and _utc(text) is not None
+    except (ValueError, OverflowError):
+        return False
+
+
+_RULES = (
+    ("key", is_key),
+    ("kind", _is_part),
+    ("version", lambda value: type(value) is int and 0 < value < _MOST),
+    ("label", lambda value: isinstance(value, str) and len(value) <= 1000),
+    ("identity", lambda value: isinstance(value, dict)),
+    ("inputs", lambda value: isinstance(value, dict) and all(map(is_key, value.values()))),
+    (
+        "files",
+        lambda value: isinstance(value, dict) and all(map(_is_inside, value)) and all(map(is_key, value.values())),
+    ),
+    ("bytes", lambda value: type(value) is int and 0 <= value < _MOST),
+    ("seconds", lambda value: type(value) in (int, float) and math.isfinite(value) and 0 <= value < _MOST),
+    ("finished", _is_date),
+)

@@ -1,0 +1,92 @@
+"""How a training goes: its length, its rates, how its head starts, and what it is computed in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_serializer, model_validator
+
+from adamergex.jobs.strict import Count, Positive, Rate, Settings, Size
+from adamergex.jobs.structure import Structure
+
+OPTIMISED: dict[str, dict[str, float]] = {"ia3": {"learning_rate": 5e-4, "warmup": 0.03}}
+"""Kind of structure -> where its defaults of ``Optimisation`` differ (2402.18913's reference code)."""
+
+
+HeadStart = Literal["random", "probe"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Attention = Literal["auto", "eager", "sdpa"]
+PROBED = ("classification", "pair-classification")
+"""Kinds of task whose head can start from a probe: one label a text, by a linear last layer."""
+
+
+class Optimisation(Settings):
+    """How long and how fast. ``steps`` overrides ``epochs``."""
+
+    epochs: Positive = 3.0
+    steps: Count | None = None
+    learning_rate: Rate = Field(default=2e-4, description="default of (IA)³: 5e-4")
+    batch_size: Size = Field(default=16, description="of a step, whatever the number of processes")
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.05, description="share of the steps; default of (IA)³: 0.03"
+    )
+    max_grad_norm: Positive = 0.3
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
+    checkpoint_every: Count = 500
+    head_start: HeadStart = Field(
+        default="random",
+        description="encoders, heads of whole texts: a new head's last layer begins at random, or (probe) as the "
+        "logistic regression of the training rows on what it reads before training (2202.10054)",
+    )
+    probe_c: Positive = Field(
+        default=0.01, description="C of the probe: min C·Σ loss + ½‖w‖² on standardised features, as in scikit-learn"
+    )
+    precision: Precision = Field(
+        default="auto",
+        description="of the computation; trained tensors are float32. auto: bfloat16 on CUDA, else float32",
+    )
+    attention: Attention = Field(
+        default="auto", description="how attention is computed in training; auto: the model's own choice, mostly sdpa"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, write: Callable[[Optimisation], dict[str, Any]]) -> dict[str, Any]:
+        # Trainings without them keep the keys that they had before there were such settings.
+        unused: dict[str, Any] = {"precision": "auto", "attention": "auto"}
+        unused |= {"head_start": "random", "probe_c": self.probe_c} if self.head_start == "random" else {}
+        return {name: value for name, value in write(self).items() if unused.get(name) != value}
+
+    @model_validator(mode="after")
+    def _used(self) -> Optimisation:
+        if "probe_c" in self.model_fields_set and self.head_start == "random":
+            raise ValueError("probe_c is for head_start: probe")
+        return self
+
+    def of(self, structure: Structure) -> Optimisation:
+        """The same with the structure's own defaults for what nobody said."""
+        own = OPTIMISED.get(structure.kind, {})
+        return self.model_copy(update={name: own[name] for name in own.keys() - self.model_fields_set})
+
+
+def first_phase(structure: Structure, optimisation: Optimisation) -> Optimisation:
+    """How a sparse fine-tuning trains all weights before it chooses among them."""
+    if structure.first_steps is None and structure.first_epochs is None:
+        return optimisation
+    epochs = structure.first_epochs or optimisation.epochs
+    return optimisation.model_copy(update={"steps": structure.first_steps, "epochs": epochs})
+
+
+def unprobed(kind: str, optimisation: Optimisation) -> str | None:
+    """What is wrong with how the head of a kind of task starts, if anything is."""
+    if optimisation.head_start == "probe" and kind not in PROBED:
+        return f"optimisation.head_start: 'probe' is for {' and '.join(PROBED)}, this is {kind}"
+    return None
+
+
+def decaying(structure: Structure, optimisation: Optimisation) -> str | None:
+    """What is wrong with the optimisation of a structure, if anything is."""
+    if structure.kind == "sparse" and optimisation.weight_decay:
+        return "optimisation.weight_decay: would move the weights that a sparse fine-tuning leaves alone; set it to 0"
+    return None

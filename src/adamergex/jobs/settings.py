@@ -1,0 +1,262 @@
+"""What one job is: validated, frozen, JSON in and out. Steps of the graph carry these; so do lineages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_serializer, model_validator
+
+from adamergex.jobs.optimisation import OPTIMISED as OPTIMISED
+from adamergex.jobs.optimisation import Optimisation as Optimisation
+from adamergex.jobs.optimisation import decaying as decaying
+from adamergex.jobs.optimisation import first_phase as first_phase
+from adamergex.jobs.optimisation import unprobed as unprobed
+from adamergex.jobs.sources import Limit as Limit
+from adamergex.jobs.sources import Rows as Rows
+from adamergex.jobs.sources import Sample as Sample
+from adamergex.jobs.sources import SampleSeed as SampleSeed
+from adamergex.jobs.sources import TaskRows as TaskRows
+from adamergex.jobs.strict import Count, Name, Names, PathText, Positive, Seed, Settings, Share, shown
+from adamergex.jobs.structure import Activation as Activation
+from adamergex.jobs.structure import Structure as Structure
+
+
+class LabelledTask(Settings):
+    """What the target tasks share. ``measured_as`` names the task (or .py file) whose ``score`` measures the answers,
+    ``metric`` the one of its scores that is the task's own; ``prompt`` is for models that write, any column in it."""
+
+    name: PathText
+    prompt: str
+    max_length: Count = 256
+    metric: str
+    measured_as: PathText | None = None
+    chat: bool = Field(
+        default=False, description="ask in the tokenizer's chat template: models that write, in training too"
+    )
+    too_long: Literal["reject", "leave-out"] = Field(
+        default="reject", description="training rows whose written answer leaves no room for a prompt"
+    )
+    answer_after: str | None = Field(
+        default=None, description="what stands before a written answer; the line after it is what is read"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, write: Callable[[LabelledTask], dict[str, Any]]) -> dict[str, Any]:
+        # Steps of tasks without them keep the keys that they had before there were such settings.
+        unused = (("answer_after", None), ("chat", False), ("too_long", "reject"))
+        return {name: value for name, value in write(self).items() if (name, value) not in unused}
+
+
+Stops = tuple[Annotated[str, Field(min_length=1)], ...]
+AnswerBy = Literal["likelihood", "generate"]
+HeadInput = Literal["auto", "cls", "mean"]
+HEAD = "encoders: what the head reads, the first token or the mean over the text; auto: mean for sentence encoders"
+Objective = Literal["auto", "span-corruption", "continuation"]
+
+
+def _spoken(task: Any) -> Any:
+    """The task, when each of its labels has a word of its own. Raises: ValueError."""
+    unknown = sorted(set(task.words) - set(task.labels)) if task.labels else []
+    if unknown:
+        raise ValueError(f"words: {shown(unknown[0])} is none of the labels, {shown(list(task.labels), 300)}")
+    words = [task.words.get(label, label) for label in task.labels or ()] or [*task.words.values()]
+    if any(not word.strip() for word in words):
+        raise ValueError("words: a label's word is blank")
+    if len(set(words)) < len(words):
+        twice = next(word for word in words if words.count(word) > 1)
+        raise ValueError(f"words: two labels have the same word, {shown(twice)}")
+    return task
+
+
+class Classification(LabelledTask):
+    """One label a text. Encoders: a head. Decoders and encoder-decoders: the prompt, and the label words scored by
+    log-likelihood."""
+
+    head: HeadInput = Field(default="auto", description=HEAD)
+    kind: Literal["classification"] = "classification"
+    name: str = "classification"
+    labels: Names
+    words: dict[str, str] = Field(default_factory=dict, description="label -> what a decoder says for it")
+    prompt: str = "{text}\nTopic:"
+    metric: str = "accuracy"
+    normalised: bool = Field(default=False, description="log-likelihood a character of the label's word, not its sum")
+
+    _words = model_validator(mode="after")(_spoken)
+
+
+class PairClassification(LabelledTask):
+    """One label for a premise and a hypothesis; what is too long is cut from the premise."""
+
+    head: HeadInput = Field(default="auto", description=HEAD)
+    kind: Literal["pair-classification"] = "pair-classification"
+    name: str = "pair-classification"
+    labels: Names
+    words: dict[str, str] = Field(default_factory=dict, description="label -> what a decoder says for it")
+    prompt: str = "Premise: {premise}\nHypothesis: {hypothesis}\nRelationship:"
+    metric: str = "accuracy"
+    answer_by: AnswerBy = "likelihood"
+    normalised: bool = Field(default=False, description="log-likelihood a character of the label's word, not its sum")
+
+    _words = model_validator(mode="after")(_spoken)
+
+
+class MultipleChoice(LabelledTask):
+    """One of several continuations. Encoders read ``context`` and each choice; decoders the prompt, then a choice.
+
+    ``label`` is the position of the right one among ``choices`` (names of columns), from 0."""
+
+    head: HeadInput = Field(default="auto", description=HEAD)
+    kind: Literal["multiple-choice"] = "multiple-choice"
+    name: str = "multiple-choice"
+    choices: Annotated[Names, Field(min_length=2)] = ("choice1", "choice2")
+    context: str = "{premise}"
+    cut: str = Field(default="premise", description="the column that is cut where context or prompt are too long")
+    prompt: str = "{premise}"
+    metric: str = "accuracy"
+    answer_by: AnswerBy = "likelihood"
+    normalised: bool = Field(default=False, description="log-likelihood a character of the choice, not its sum")
+
+
+class SpanAnswering(LabelledTask):
+    """A span of a context that answers a question. Encoders read long contexts in windows that share ``stride`` pieces;
+    an answer has at most ``longest_answer`` pieces. Decoders write it, at most ``max_new_tokens`` pieces."""
+
+    kind: Literal["span"] = "span"
+    name: str = "span"
+    max_length: Count = 384
+    stride: Count = 128
+    longest_answer: Count = 30
+    max_new_tokens: Count = 32
+    prompt: str = "{context} Question: {question}"
+    metric: str = "f1"
+    measured_as: str | None = "xquad"
+
+
+class Tagging(LabelledTask):
+    """Entities (IOB2) in a tokenised sentence. Encoders label first sub-words; decoders write ``TYPE: words; …``.
+
+    ``other_types``: what happens to tags of types that are not among ``types``; "ignore" makes them O, and counts."""
+
+    kind: Literal["tagging"] = "tagging"
+    name: str = "tagging"
+    types: Names
+    other_types: Literal["reject", "ignore"] = "reject"
+    broken: Literal["reject", "repair"] = Field(default="reject", description="what happens to tags that are not IOB2")
+    max_new_tokens: Count = 96
+    prompt: str = "Sentence: {text}\nEntities:"
+    metric: str = "f1"
+    measured_as: str | None = "ner"
+
+
+class Generation(LabelledTask):
+    """A free answer, written by greedy decoding and measured against ``reference`` (a column: a text, or several).
+
+    Learned is ``target`` (a template; default: every reference is an example of its own)."""
+
+    kind: Literal["generation"] = "generation"
+    name: str = "generation"
+    cut: str = Field(default="text", description="the column that is cut where the prompt is too long")
+    reference: str = "target"
+    target: str | None = None
+    max_length: Count = 512
+    max_new_tokens: Count = 64
+    stop: Stops = ("\n",)
+    prompt: str = "{text}"
+    metric: str = "rougeL"
+    measured_as: str | None = "xlsum"
+
+
+class LanguageModeling(Settings):
+    """The reference task on unlabelled text: masked LM on encoders, causal LM on decoders; on encoder-decoders
+    ``objective``, which by default is span corruption where the tokenizer has sentinels (T5), else continuation.
+
+    The text is cut into ``segments`` segments of ``segment`` pieces of the model's tokenizer."""
+
+    kind: Literal["language-modeling"] = "language-modeling"
+    segment: Count = 512
+    segments: Count | None = None
+    mask_rate: Share = 0.15
+    objective: Objective = "auto"
+
+
+Noise = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SentenceContrast(Settings):
+    """A reference task of sentence encoders on unlabelled text: a text's vector is recognised among others from a copy
+    of which ``noise`` of the tokens are deleted (SimCSE with TSDAE's noise)."""
+
+    kind: Literal["sentence-contrast"] = "sentence-contrast"
+    max_length: Count = 128
+    noise: Noise = Field(default=0.6, description="share of the tokens that are deleted")
+    temperature: Positive = 0.05
+
+
+class SentenceAlignment(Settings):
+    """A reference task of sentence encoders on parallel text: a text's vector becomes the base's own vector of its
+    translation in the pivot language. ``pivot``: rows of the translations, matched by id, else line by line; without
+    it every row has a column ``pivot``."""
+
+    kind: Literal["sentence-alignment"] = "sentence-alignment"
+    max_length: Count = 128
+    temperature: Positive = 0.07
+    pivot: Rows | None = None
+    pivot_language: Name | None = None
+
+    @model_validator(mode="after")
+    def _of_a_language(self) -> SentenceAlignment:
+        if self.pivot is not None and self.pivot_language is None:
+            raise ValueError("pivot needs pivot_language, the language of its rows")
+        return self
+
+
+Target = Classification | PairClassification | MultipleChoice | SpanAnswering | Tagging | Generation
+Unlabelled = LanguageModeling | SentenceContrast | SentenceAlignment
+UNLABELLED = (LanguageModeling, SentenceContrast, SentenceAlignment)
+"""Reference tasks: nothing is predicted for them, and no labels are read."""
+UNLABELLED_KINDS = frozenset(kind.model_fields["kind"].default for kind in UNLABELLED)
+Task = Annotated[Target | Unlabelled, Field(discriminator="kind")]
+AnyRows = Rows | TaskRows
+
+
+class TrainJob(Settings):
+    """Train one adapter on one task in one language.
+
+    ``below``: directories of adapters that stay frozen under it, the lowest first (MAD-X: the language's); of a full or
+    sparse fine-tuning: differences that it starts from."""
+
+    base: PathText
+    structure: Structure
+    task: Task
+    language: Name
+    rows: AnyRows
+    optimisation: Optimisation
+    seed: Seed = 0
+    below: tuple[PathText, ...] = ()
+
+    @model_validator(mode="after")
+    def _stackable(self) -> TrainJob:
+        problem = unstackable(self.structure, self.below) or decaying(self.structure, self.optimisation)
+        if problem := problem or unprobed(self.task.kind, self.optimisation):
+            raise ValueError(problem)
+        return self
+
+
+def unstackable(structure: Structure, below: Sequence[str]) -> str | None:
+    """What is wrong with training a structure on frozen adapters, if anything is."""
+    if below and structure.kind not in ("bottleneck", "full", "sparse"):
+        return f"below: only a bottleneck adapter stands on others; structure.kind is {structure.kind}"
+    if below and structure.invertible:
+        return "structure.invertible: only the lowest adapter's acts, and 'below' names a lower one"
+    return None
+
+
+class EvaluateJob(Settings):
+    """Predict and score one labelled set in one language. ``vanilla`` prompts the bare base."""
+
+    base: PathText
+    task: Annotated[Target, Field(discriminator="kind")]
+    language: Name
+    rows: AnyRows
+    batch_tokens: Count = 8192

@@ -1,0 +1,67 @@
+"""Where rows come from: a local file, a hub dataset, or a task that brings its own data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import Field, model_serializer, model_validator
+
+from adamergex.jobs.strict import Count, PathText, Seed, Settings
+
+Limit = Annotated[Count | None, Field(description="keeps the first rows")]
+Sample = Annotated[
+    Count | None,
+    Field(description="draws so many rows at random (of those that limit keeps), the same ids in every language"),
+]
+SampleSeed = Annotated[Seed, Field(description="seed of the sample")]
+
+
+def without_unused_sample(written: dict[str, Any]) -> dict[str, Any]:
+    """Written settings of rows: without a sample's where none is drawn, so that step keys stay as they were."""
+    drawn = written.get("sample") is not None
+    return {name: value for name, value in written.items() if drawn or name not in ("sample", "seed")}
+
+
+class Rows(Settings):
+    """Where rows come from: one local file (jsonl, csv, tsv, parquet, txt; ``.gz`` too) or a hub dataset.
+
+    ``columns`` maps our names (text, label) to the file's."""
+
+    path: PathText | None = None
+    hub: PathText | None = None
+    config: PathText | None = None
+    revision: PathText | None = None
+    split: PathText = "train"
+    columns: dict[str, str] = Field(default_factory=dict)
+    limit: Limit = None
+    sample: Sample = None
+    seed: SampleSeed = 0
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, write: Callable[[Rows], dict[str, Any]]) -> dict[str, Any]:
+        return without_unused_sample(write(self))
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Rows:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give either 'path' (a local file) or 'hub' (a dataset id)")
+        return self
+
+
+class TaskRows(Settings):
+    """Rows of a task that brings its own data (``tasks.catalogue``): ``data`` is a folder, or "hub".
+
+    ``options`` are further arguments of its ``rows`` function."""
+
+    task: PathText
+    data: PathText
+    split: PathText = "test"
+    options: dict[str, str] = Field(default_factory=dict)
+    limit: Limit = None
+    sample: Sample = None
+    seed: SampleSeed = 0
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, write: Callable[[TaskRows], dict[str, Any]]) -> dict[str, Any]:
+        return without_unused_sample(write(self))

@@ -1,0 +1,159 @@
+"""What an adapter directory is: structure, ranks, modules, norms and lineage. numpy only."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adamergex.errors import printable
+from adamergex.files import lineage as lineages
+from adamergex.files.directory import FLOATS, AdapterDirectory, TensorInfo, TensorReader
+from adamergex.files.lineage import Lineage
+from adamergex.merging.layout import Layout, layout, structure_kind
+from adamergex.merging.lockstep import Chunk, ranges
+from adamergex.merging.stream import finite_squares, require_finite
+
+_GROUPS, _LINE = 200, 400  # how much of a section, and of a line, is printed
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors or modules that differ in their layer number only."""
+
+    name: str
+    count: int
+    shapes: str
+    norm: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One adapter directory; ``str()`` is what ``adamergex inspect`` prints."""
+
+    path: Path
+    kind: str
+    base: str | None
+    task_type: str | None
+    ranks: Mapping[tuple[int, float, float], int]
+    parameters: int
+    dtypes: tuple[str, ...]
+    groups: tuple[Group, ...]
+    heads: tuple[Group, ...]
+    lineage: Lineage | None
+
+    def __str__(self) -> str:
+        lines = [
+            str(self.path),
+            f"  structure   {self.kind}" + (f" ({self.task_type})" if self.task_type else ""),
+            f"  base        {self.base or 'unknown'}",
+            *(f"  rank        {rank_line(shape, count)}" for shape, count in sorted(self.ranks.items())),
+            f"  parameters  {self.parameters:,} ({', '.join(self.dtypes)})",
+            *_section("modules", self.groups),
+            *_section("heads", self.heads),
+            *_origin(self.lineage),
+        ]
+        return "\n".join(printable(line, limit=_LINE).replace("\n", "\\n") for line in lines)
+
+
+def rank_line(shape: tuple[int, float, float], count: int) -> str:
+    """(rank, α, scaling) of ``count`` modules, for people."""
+    rank, alpha, scaling = shape
+    return f"{rank}, alpha {alpha:g}, scaling {scaling:g} ({count} modules)"
+
+
+def inspect(directory: str | Path) -> Inspection:
+    """Read what an adapter directory says and holds; tensors are streamed for their norms.
+
+    A structure whose merge is not supported is still described, by its tensors.
+
+    Raises:
+        AdapterFileError: the directory cannot be read, its tensors do not fit its config, or one is not finite.
+        IncompatibleAdaptersError: a LoRA or (IA)³ variant that is not supported.
+    """
+    opened = AdapterDirectory.open(directory)
+    kind = structure_kind(opened)
+    found = layout(opened) if kind in ("lora", "ia3") else None
+    heads = set(found.heads) if found else set()
+    with TensorReader(opened) as reader:
+        norms = {name: _norm(reader, info) for name, info in opened.tensors.items()}
+    groups = _grouped({name: info for name, info in opened.tensors.items() if name not in heads}, norms)
+    return Inspection(
+        path=opened.path,
+        kind=kind,
+        base=opened.config.get("base_model_name_or_path") or opened.config.get("model_name"),
+        task_type=opened.config.get("task_type"),
+        ranks=_ranks(found) if found and kind == "lora" else {},
+        parameters=sum(info.size for info in opened.tensors.values()),
+        dtypes=tuple(sorted({info.dtype for info in opened.tensors.values()})),
+        groups=groups,
+        heads=_grouped({name: opened.tensors[name] for name in heads}, norms),
+        lineage=lineages.read(opened.path),
+    )
+
+
+def _ranks(found: Layout) -> dict[tuple[int, float, float], int]:
+    counts: dict[tuple[int, float, float], int] = {}
+    for site in found.sites.values():
+        shape = (site.rank, site.alpha, site.scaling)
+        counts[shape] = counts.get(shape, 0) + 1
+    return counts
+
+
+def _norm(reader: TensorReader, info: TensorInfo) -> float:
+    if info.dtype not in FLOATS:
+        require_finite(reader, [info])
+        return math.nan
+    total = 0.0
+    with np.errstate(all="ignore"):
+        for start, stop in ranges(info.size):
+            chunk = Chunk(reader, info, start, *reader.read(info, start, stop))
+            finite_squares(chunk)
+            total += float(np.sum(np.square(chunk.values, dtype=np.float64)))
+    return math.sqrt(total)
+
+
+def _grouped(tensors: Mapping[str, TensorInfo], norms: Mapping[str, float]) -> tuple[Group, ...]:
+    members: dict[str, list[TensorInfo]] = {}
+    for name, info in tensors.items():
+        members.setdefault(re.sub(r"\.\d+(?=\.|$)", ".*", name.removeprefix("base_model.model.")), []).append(info)
+    return tuple(
+        Group(
+            name,
+            len(infos),
+            ", ".join(sorted({"x".join(map(str, info.shape)) for info in infos})),
+            math.sqrt(sum(norms[info.name] ** 2 for info in infos)),
+        )
+        for name, infos in sorted(members.items())
+    )
+
+
+def _section(title: str, groups: tuple[Group, ...]) -> list[str]:
+    if not groups:
+        return []
+    width = min(80, max(len(group.name) for group in groups))
+    header = f"  {title:<{width + 2}} {'n':>4}  {'‖·‖':>10}  shape"
+    shown = groups[:_GROUPS]
+    more = [f"    … and {len(groups) - _GROUPS} more"] if len(groups) > _GROUPS else []
+    return [header, *(f"    {g.name:<{width}} {g.count:>4}  {g.norm:>10.4g}  {g.shapes}" for g in shown), *more]
+
+
+def _origin(lineage: Lineage | None) -> list[str]:
+    if lineage is None:
+        return ["  lineage     none"]
+    facts: dict[str, object] = {"language": lineage.language, "start": lineage.start and lineage.start[:12]}
+    if lineage.task:
+        facts["task"] = lineage.task.get("kind")
+    if lineage.merge:
+        facts["merge"] = ", ".join(
+            f"{key} {value}" for key, value in sorted(lineage.merge.items()) if value is not None
+        )
+    for role, parent in sorted(lineage.parents.items()):
+        language = f" ({parent['language']})" if parent.get("language") else ""
+        facts[role] = f"{parent.get('path')}{language} sha256 {str(parent.get('sha256'))[:12]}"
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in sorted(lineage.versions.items()))
+    return ["  lineage", *(f"    {name:<18} {value}" for name, value in facts.items() if value)]

@@ -1,0 +1,311 @@
+"""One cell of a table, through which recipes build their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol
+
+from adamergex.config.methods import TaskReference
+from adamergex.config.transfer import TransferConfig
+from adamergex.errors import ConfigError
+from adamergex.graph.steps import Step
+from adamergex.jobs.settings import (
+    UNLABELLED,
+    AnyRows,
+    EvaluateJob,
+    LanguageModeling,
+    Optimisation,
+    SentenceAlignment,
+    Structure,
+    Target,
+    Task,
+    TrainJob,
+)
+from adamergex.tasks.catalogue import identity
+
+_NOTHING_SAID = "the weight λ of a merge is to be tuned, and nothing says on what"
+_SAY = "set proxy and task.validation, or merge.weight, or give the recipe's merge a weight"
+Stack = tuple[Step, ...]
+Build = Callable[["Experiment"], Step | Stack | None]
+
+
+class Content(Protocol):
+    """SHA-256 of the rows of a language, as a task reads them; with or without their labels."""
+
+    def __call__(self, task: Task, rows: AnyRows, language: str, labelled: bool = True) -> str: ...
+
+
+class Facts(NamedTuple):
+    """What the settings leave to be found in the model and the data: hashes, the task's labels, the amount of text."""
+
+    base_sha256: str
+    task: Target
+    segments: int | None
+    content: Content
+    reference: Target | None = None  # where the reference task is a labelled one
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One cell of the table: the settings, a target language and a seed. Recipes build their steps through it."""
+
+    config: TransferConfig
+    facts: Facts
+    target: str
+    seed: int
+
+    @property
+    def source(self) -> str:
+        return self.config.source
+
+    @property
+    def task(self) -> Target:
+        return self.facts.task
+
+    @property
+    def reference(self) -> Task:
+        reference = self.config.reference
+        if isinstance(reference, TaskReference):
+            assert self.facts.reference is not None  # facts() read it
+            return self.facts.reference
+        return reference.unlabelled(self.facts.segments, self.source)
+
+    def train(self, task: Task, language: str) -> Step:
+        """An adapter of the experiment's structure, trained on a task in a language."""
+        rows, optimisation = self.learned_from(task)
+        name = "task" if task is self.task else "reference"
+        return self.train_as(name, self.config.structure, task, language, rows, optimisation)
+
+    def language(self, language: str, *, invertible: bool = True) -> Step:
+        """MAD-X's language adapter, on all the text of a language: the same step for every task and method."""
+        settings, reference = self.config.mad_x.language, self.config.reference
+        structure = self._bottleneck(settings.reduction, invertible=invertible and settings.invertible)
+        task = LanguageModeling(
+            segment=settings.segment,
+            segments=settings.segments,
+            mask_rate=reference.mask_rate,
+            objective=reference.objective,
+        )
+        assert reference.text is not None  # the settings were checked for it
+        name = "language" if structure.invertible else "language −INV"
+        return self.train_as(name, structure, task, language, reference.text, settings.optimisation_of(language))
+
+    def task_adapter(self, below: Step | None = None) -> Step:
+        """MAD-X's task adapter in the source language, on a frozen language adapter or alone."""
+        settings, (rows, optimisation) = self.config.mad_x.task, self.learned_from(self.task)
+        structure = self._bottleneck(settings.reduction)
+        name = "MAD-X task" + (f" on {below.label.partition(' ·')[0]}" if below else "")
+        return self.train_as(
+            name, structure, self.task, self.source, rows, settings.optimisation or optimisation, below
+        )
+
+    def _bottleneck(self, reduction: float, *, invertible: bool = False) -> Structure:
+        settings = self.config.mad_x
+        return Structure(
+            kind="bottleneck",
+            layout=settings.layout,
+            reduction=reduction,
+            activation=settings.activation,
+            leave_out=settings.leave_out,
+            invertible=invertible,
+        )
+
+    def train_as(
+        self,
+        name: str,
+        structure: Structure,
+        task: Task,
+        language: str,
+        rows: AnyRows,
+        optimisation: Optimisation,
+        below: Step | None = None,
+    ) -> Step:
+        """A training of any structure, alone or on what is ``below``; ``name`` goes into the label."""
+        job = TrainJob(
+            base=self.config.base,
+            structure=structure,
+            task=task,
+            language=language,
+            rows=rows,
+            optimisation=optimisation.of(structure),
+            seed=self.seed,
+        ).model_dump(mode="json")
+        inputs = {} if below is None else {"below": below}
+        label = f"{name} · {language} · seed {self.seed}"
+        return Step("train", self._identity(job, task, rows, language), job, inputs, label=label)
+
+    def learned_from(self, task: Task) -> tuple[AnyRows, Optimisation]:
+        """The rows that teach a task, and how they are learned from."""
+        reference = self.config.reference
+        if isinstance(task, UNLABELLED):
+            assert reference.text is not None  # the settings were checked for it
+            return reference.text, reference.optimisation
+        other = isinstance(reference, TaskReference) and task is not self.task
+        labelled = reference.task if isinstance(reference, TaskReference) and other else self.config.task
+        rows = labelled.rows("train")
+        assert rows is not None  # every task is trained on something
+        return rows, labelled.optimisation
+
+    def merge(
+        self,
+        *,
+        task: Step,
+        target_reference: Step,
+        source_reference: Step | None = None,
+        rule: str = "adaptive",
+        space: str | None = None,
+        modules: str | None = None,
+        weight: float | dict[str, int] | None = None,
+        more: Mapping[str, Any] | None = None,
+    ) -> Step:
+        """A merge; what is not given comes from the settings. A weight of None is tuned (see ``adapter``), one of
+        ``bottom``, ``top`` and ``transition`` swaps layers. ``more`` is for what ``combine`` makes."""
+        settings = self.config.merge
+        chosen = space or settings.space
+        if weight is None and isinstance(settings.weight, int | float):
+            weight = float(settings.weight)
+        job = {
+            "rule": rule,
+            "space": chosen,
+            "modules": modules or settings.modules,
+            "rank": settings.rank if chosen == "delta" else None,
+            "weight": weight,
+            # Said only where it is not usual, so that other merges keep the keys that they had before.
+            **(settings.model_dump(include={"span", "form"}, exclude_defaults=True) if rule == "adaptive" else {}),
+            **(more or {}),
+        }
+        inputs = {"task": task, "target_reference": target_reference}
+        if source_reference is not None:
+            inputs["source_reference"] = source_reference
+        label = f"{chosen if rule == 'adaptive' else rule} · {self.target} · seed {self.seed}"
+        return Step("merge", job, job, inputs, label=label)
+
+    def combine(self, method: str) -> Step:
+        """A[T,s] and A[R,g] combined by TIES or DARE, on task vectors or (``_factors``) on A and B."""
+        settings = self.config.merge.combine
+        more: dict[str, Any] = {"density": settings.density, "weights": settings.weights}
+        if method.startswith("dare"):
+            more["seed"] = self.seed
+        return self.merge(
+            task=self.train(self.task, self.source),
+            target_reference=self.train(self.reference, self.target),
+            rule=method,
+            space="delta" if self.config.structure.kind == "lora" and not method.endswith("_factors") else "factors",
+            modules="all",
+            weight=1.0,
+            more=more,
+        )
+
+    def evaluate(self, stack: Stack, language: str, asks: Callable[[Target, str], Target] | None = None) -> Step:
+        """Predictions and scores of an adapter, of a stack, or of the bare base, on the test set of a language.
+
+        ``asks``: what the task becomes where it is asked otherwise than it was learned."""
+        if asks is not None:
+            asked = replace(self, facts=self.facts._replace(task=asks(self.task, language)))
+            return asked.evaluate(stack, language)
+        rows = self.config.task.rows("test")
+        assert rows is not None  # every task is tested on something
+        job = self._evaluate_job(language, rows)
+        names = ["below", "adapter"][-len(stack) :] if stack else []
+        what = "base" if not stack else "stack" if len(stack) > 1 else stack[-1].kind
+        label = f"{language} · {what} · seed {self.seed}"
+        inputs = dict(zip(names, stack, strict=True))
+        return Step("evaluate", self._identity(job, self.task, rows, language), job, inputs, label=label)
+
+    def _evaluate_job(self, language: str, rows: AnyRows) -> dict[str, Any]:
+        return EvaluateJob(base=self.config.base, task=self.task, language=language, rows=rows).model_dump(mode="json")
+
+    def adapter(self, recipe: Build) -> Stack:
+        """The recipe's adapters; an untuned weight becomes an input that tunes it, as the settings say."""
+        found = recipe(self)
+        if found is None or isinstance(found, tuple):
+            return found or ()
+        if found.kind != "merge" or found.job["weight"] is not None:
+            return (found,)
+        search = self.most_certain(found) if self.config.merge.weight == "entropy" else self.tuning(recipe)
+        return (replace(found, inputs={**found.inputs, "weight": search}),)
+
+    def oracle(self, recipe: Build) -> Step | None:
+        """The recipe's merge with the λ that is best on the target's own test set: an upper bound, not a method. None
+        for a recipe without a λ to choose."""
+        free = self._free()
+        found = recipe(free)
+        if not isinstance(found, Step) or found.kind != "merge" or found.job["weight"] is not None:
+            return None
+        return replace(found, inputs={**found.inputs, "weight": free.search(recipe, self.target, "test")})
+
+    def compared(self, recipe: Build) -> dict[str, Step]:
+        """The searches of ``merge.compare``: ways of choosing λ that the table does not take."""
+        free = self._free()
+        merge = recipe(free)
+        assert isinstance(merge, Step)  # it has an oracle
+        config = self.config
+        makers: dict[str, Callable[[], Step]] = {
+            "proxy": lambda: free.chosen_on(recipe, config.proxy),
+            "leave_one_out": lambda: free.chosen_on(recipe, config.others(self.target)),
+            "entropy": lambda: free.most_certain(merge, "all"),
+        }
+        return {way: makers[way]() for way in config.merge.compare}
+
+    def _free(self) -> Experiment:
+        """The same cell with a λ that is searched for."""
+        merge = self.config.merge.model_copy(update={"weight": "tuned"})
+        return replace(self, config=self.config.model_copy(update={"merge": merge}))
+
+    def most_certain(self, merge: Step, granularity: str | None = None) -> Step:
+        """The search of λ without labels: the entropy of a merge's predictions for inputs of its own language."""
+        settings = self.config.merge
+        rows = self.config.task.rows(settings.unlabelled)
+        assert rows is not None  # the settings were checked for them
+        most = "limit" if rows.sample is None else "sample"
+        kept = min(getattr(rows, most) or settings.unlabelled_rows, settings.unlabelled_rows)
+        rows = rows.model_copy(update={most: kept})
+        evaluation = self._evaluate_job(self.target, rows)
+        shared = {"merge": merge.job, "grid": list(settings.grid), "granularity": granularity or settings.granularity}
+        identity = {**shared, "evaluate": self._identity(evaluation, self.task, rows, self.target, labelled=False)}
+        label = f"{merge.label} (unlabelled)"
+        return Step("tune", identity, {**shared, "evaluate": evaluation}, merge.inputs, label=label)
+
+    def tuning(self, recipe: Build) -> Step:
+        """The search of λ for a recipe, on the validation sets of the proxies or of the other targets."""
+        return self.chosen_on(recipe, self.config.tuned_on(self.target))
+
+    def chosen_on(self, recipe: Build, languages: tuple[str, ...]) -> Step:
+        """The λ that several languages' validation sets choose together; one alone chooses in its own search."""
+        if not languages:  # of the shipped methods the settings were checked for it
+            raise ConfigError(_NOTHING_SAID, where="proxy", fix=_SAY)
+        settings = self.config.merge
+        if len(languages) == 1 and not settings.one_standard_error:
+            return self.search(recipe, languages[0], "validation")
+        searches = {name: self.search(recipe, name, "validation", answers=True) for name in languages}
+        job = {"languages": list(languages), "one_standard_error": settings.one_standard_error}
+        first = next(iter(searches.values()))
+        label = f"{first.job['merge']['space']} · seed {self.seed} (λ of {', '.join(languages)})"
+        return Step("choose", job, job, searches, label=label)
+
+    def search(self, recipe: Build, language: str, role: Literal["validation", "test"], answers: bool = False) -> Step:
+        """The scores of the recipe's merge in a language over the grid, on the language's own rows."""
+        rows = self.config.task.rows(role)
+        if rows is None:  # of the shipped methods the settings were checked for them
+            raise ConfigError(_NOTHING_SAID, where=f"task.{role}", fix=_SAY)
+        merge = recipe(replace(self, target=language))
+        assert isinstance(merge, Step)
+        evaluation = self._evaluate_job(language, rows)
+        shared = {"merge": merge.job, "grid": list(self.config.merge.grid), **({"answers": True} if answers else {})}
+        identity = {**shared, "evaluate": self._identity(evaluation, self.task, rows, language)}
+        label = f"{merge.label} ({'oracle' if role == 'test' else 'proxy'})"
+        return Step("tune", identity, {**shared, "evaluate": evaluation}, merge.inputs, label=label)
+
+    def _identity(
+        self, job: Mapping[str, Any], task: Task, rows: AnyRows, language: str, *, labelled: bool = True
+    ) -> dict[str, Any]:
+        """The job with contents in the place of names: the same base, text or task file elsewhere is the same step;
+        adapters below are inputs."""
+        named = {key: value for key, value in job.items() if key not in ("base", "rows", "below")}
+        if isinstance(task, SentenceAlignment):  # its rows hold the translations
+            named["task"] = {name: value for name, value in job["task"].items() if not name.startswith("pivot")}
+        elif not isinstance(task, UNLABELLED):
+            named["task"] = {**job["task"], "measured_as": identity(task.measured_as)}
+        content = self.facts.content(task, rows, language, labelled)
+        return {**named, "base": self.facts.base_sha256, "rows": content}

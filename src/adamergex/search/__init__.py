@@ -1,0 +1,1 @@
+"""How the weight of the divergence is chosen."""

@@ -1,0 +1,185 @@
+"""λ without labels: the one, or the one a layer, under which the predictions for unlabelled inputs are most certain.
+
+Source: AdaMerging (2310.02575), section 3.2, whose coefficients of task vectors are here the weight of a divergence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from adamergex.adapters import resident
+from adamergex.backbones.loading import quiet
+from adamergex.errors import ConfigError
+from adamergex.evaluation import load_for
+from adamergex.files.outputs import staged_directory
+from adamergex.files.records import TUNING
+from adamergex.merging import merged_tensors, rule_for
+from adamergex.merging.checks import Adapter
+from adamergex.merging.layers import numbered, spread
+from adamergex.search.tuning import Choices, on_model, opened, require_mergeable, widened
+from adamergex.tasks import resampling
+from adamergex.tasks.certainty import Unlabelled
+from adamergex.tasks.rows import read, source
+
+if TYPE_CHECKING:
+    from adamergex.backbones.loading import Loaded
+    from adamergex.jobs.settings import EvaluateJob
+
+STEPS = 30
+"""Steps of the descent over layers: Adam, projected to [0, 1], its rate falling linearly from ``RATE`` to 0."""
+RATE = 0.1
+
+
+def minimise(
+    *,
+    task: Path | str,
+    target_reference: Path | str,
+    source_reference: Path | str | None = None,
+    job: EvaluateJob,
+    grid: Iterable[float],
+    granularity: Literal["all", "layer"] = "all",
+    rule: str = "adaptive",
+    space: str | None = "factors",
+    modules: str | None = None,
+    rank: int | None = None,
+    span: str | None = None,
+    form: str | None = None,
+    output: Path | str | None = None,
+    backbone: Loaded | None = None,
+    allow_different_start: bool = False,
+) -> dict[str, Any]:
+    """The λ in [0, 1] that minimises the mean entropy of A(λ)'s predictions for ``job``'s rows, labels never read.
+
+    One λ: the best of the grid, of equal ones the smallest. One a ``layer`` (factors; not of a prefix): from the best
+    one λ down the gradient dH/dλ_l = Σ ⟨dH/dA, dA/dλ_l⟩ over the tensors of layer l. Deterministic.
+    Returns, and writes to ``output``/tuning.json, ``{"chosen": λ, "layers": [λ_l, …] or null, "curve": [{"weight",
+    "score", "interval"}, …], "reached", …}``: entropies in percent of the largest, ln(classes); ``chosen`` is the mean
+    of the layers where there are some, ``reached`` the entropy at what was chosen.
+    Raises: as ``tuning.tune``; ConfigError for a grid beyond [0, 1], or a λ a layer where there can be none.
+    """
+    weights = sorted({0.0, *map(float, grid)})
+    if not 0 <= weights[0] <= weights[-1] <= 1:
+        raise ConfigError("entropy is minimised over λ in [0, 1]", where="grid", found=weights)
+    adapters = opened(task, target_reference, source_reference)
+    kind = adapters[0].layout.kind
+    choices = Choices(rule_for(rule, kind), rule, space or "factors", modules, rank, span, form)
+    require_mergeable(adapters, choices, allow_different_start)
+    if granularity == "layer" and (choices.space != "factors" or kind == "prefix"):
+        raise ConfigError(
+            "a λ a layer is for the factors of LoRA, (IA)³ and bottlenecks",
+            where="granularity",
+            found=f"{kind}, space {choices.space}",
+            fix="use granularity all",
+        )
+    rows = read(job.task, job.rows, job.language, labelled=False)
+    curve: list[dict[str, Any]] = []
+    layers, reached = None, None
+    with quiet():
+        loaded = load_for(job, bare=False) if backbone is None else backbone
+        with closing(on_model(adapters, choices, weights, loaded, task)) as steps:
+            inputs: Unlabelled | None = None
+            for weight, placed in steps:
+                placed.model.eval()
+                if inputs is None:
+                    inputs = Unlabelled(job.task, rows, loaded, placed.model, source(job.rows, job.language))
+                curve.append({"weight": weight, **_measured(inputs, placed, job.batch_tokens)})
+        assert inputs is not None  # λ = 0 is always tried
+        best = min(curve, key=lambda point: (point["score"], point["weight"]))
+        if granularity == "layer":
+            with closing(on_model(adapters, choices, [0.0], loaded, task)) as steps:
+                placed = next(steps)[1]
+                placed.model.eval()
+                found = _descend(_Way(adapters, choices, inputs, job.batch_tokens), placed, best["weight"])
+            layers, reached = found.weights, 100 * found.entropy / inputs.most
+    result = {
+        "chosen": best["weight"] if layers is None else float(np.mean(layers)),
+        "layers": layers,
+        "curve": curve,
+        "reached": best["score"] if reached is None else reached,
+        "metric": "entropy",
+        "language": job.language,
+        "n": len(rows),
+    }
+    if output is not None:
+        with staged_directory(output) as stage:
+            (stage / TUNING).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+@torch.no_grad()
+def _measured(inputs: Unlabelled, placed: resident.Resident, batch_tokens: int) -> dict[str, Any]:
+    """The mean entropy in percent of the largest, with its 95 % interval over the inputs."""
+    found = np.ones((len(inputs), 2))
+    for indices, entropies in inputs.entropies(placed.model, batch_tokens):
+        found[indices, 0] = entropies.double().cpu().numpy() / inputs.most
+    return {"score": resampling.percent(found), "interval": resampling.interval(found)}
+
+
+class _Way(NamedTuple):
+    """What the entropy is a function of, beside λ."""
+
+    adapters: list[Adapter]
+    choices: Choices
+    inputs: Unlabelled
+    batch_tokens: int
+
+
+class _Point(NamedTuple):
+    weights: list[float]
+    entropy: float
+
+
+def _descend(way: _Way, placed: resident.Resident, start: float) -> _Point:
+    """Projected gradient descent from one λ for all layers; the best point that was seen."""
+    own = way.adapters[0].layout
+    _, count = numbered(own.sites)
+    weights = torch.full((count,), start, requires_grad=True)
+    optimizer = torch.optim.Adam([weights], lr=RATE)
+    stored = widened(way.adapters)
+    best = _Point([start] * count, float("inf"))
+    with torch.enable_grad():
+        for step in range(STEPS + 1):
+            by_module = spread(weights.unbind(), own.sites)
+            merged = merged_tensors(
+                *stored.tensors, by_module, kind=own.kind, rule=way.choices.rule_name, modules=way.choices.modules
+            )  # fmt: skip
+            placed.replace(
+                {name: value.detach().to(stored.dtypes[name]) for name, value in merged.items()},
+                where=own.directory.path,
+            )
+            moved = {name: value for name, value in merged.items() if value.requires_grad}
+            entropy, gradients = _gradients(way, placed, moved)
+            if entropy < best.entropy:
+                best = _Point(weights.tolist(), entropy)
+            optimizer.zero_grad()
+            torch.autograd.backward(list(moved.values()), gradients)
+            for group in optimizer.param_groups:
+                group["lr"] = RATE * (1 - step / STEPS)
+            optimizer.step()
+            with torch.no_grad():
+                weights.clamp_(0, 1)
+    return best
+
+
+def _gradients(
+    way: _Way, placed: resident.Resident, moved: dict[str, torch.Tensor]
+) -> tuple[float, list[torch.Tensor]]:
+    """The mean entropy of the adapter on the model (nats), and its gradients by the tensors that λ moves."""
+    found = placed.parameters()
+    parameters = [found[name].requires_grad_(True) for name in moved]
+    total, gradients = 0.0, [torch.zeros_like(value) for value in moved.values()]
+    for _, entropies in way.inputs.entropies(placed.model, way.batch_tokens):
+        mean = entropies.sum() / len(way.inputs)
+        total += float(mean.detach())
+        for whole, part in zip(gradients, torch.autograd.grad(mean, parameters), strict=True):
+            whole += part.to(whole)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return total, gradients

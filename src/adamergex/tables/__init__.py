@@ -1,0 +1,1 @@
+"""Whole tables of results: plans, transfer, studies."""

@@ -1,0 +1,213 @@
+"""What ``adamergex study`` does: plan, engine, and results and report of every table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from adamergex.config.study import Study, load_study, parse_study
+from adamergex.errors import AdamergexError, ConfigError
+from adamergex.files.outputs import filled_directory, write_files
+from adamergex.files.records import as_json
+from adamergex.graph.inventory import record
+from adamergex.graph.steps import Step, Store, in_order
+from adamergex.graph.worker import Action
+from adamergex.tables.actions import ACTIONS, backbone_group
+from adamergex.tables.devices import DEVICES
+from adamergex.tables.estimate import estimate
+from adamergex.tables.plan import Plan
+from adamergex.tables.study_plan import StudyPlan
+from adamergex.tables.transfer import environment, summary, write_table
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where the steps run. ``workers``: processes, or Ray workers; default: one a GPU, else one (Ray: what fits)."""
+
+    name: Literal["local", "ray"] = "local"
+    workers: int | None = None
+    address: str | None = None
+    gpus: float | None = None
+
+
+def run_study(
+    study: Study,
+    *,
+    engine: Engine = Engine(),
+    force: str | None = None,
+    say: Say = print,
+    command: str | None = None,
+    actions: Mapping[str, Action] | None = None,
+) -> dict[str, Any]:
+    """Do what the store lacks of all tables; write results and report of each to ``OUTPUT/<table>/``, and study.json.
+
+    ``force``: a kind or (a part of) a label; these steps, and what needs them, are done again. Tables whose steps are
+    all there are written even when others failed.
+
+    Returns:
+        What stands in study.json: title, tables, failures, environment.
+
+    Raises:
+        StepsFailedError: some steps failed; what did not depend on them is done and written.
+    """
+    plan, store, output = StudyPlan(study), Store(Path(study.store)), Path(study.output)
+    again = {} if force is None else {step.key: step for step in plan.matching(force)}
+    if actions is None:
+        from adamergex.training.preflight import require_possible
+
+        require_possible(step for step in in_order(plan.steps) if step.key in again or not store.has(step))
+    with filled_directory(output):
+        return _run(plan, store, output, engine, again, say, command, ACTIONS if actions is None else actions)
+
+
+def _run(
+    plan: StudyPlan,
+    store: Store,
+    output: Path,
+    engine: Engine,
+    again: Mapping[str, Step],
+    say: Say,
+    command: str | None,
+    actions: Mapping[str, Action],
+) -> dict[str, Any]:
+    reused = {step.key for step in plan.steps if store.has(step)} - again.keys()
+    record(store, plan.study.title, output, plan.steps)
+    for step in again.values():
+        store.forget(step)
+    began, failure = time.monotonic(), None
+    try:
+        _walk(plan, store, engine, actions, say)
+    except AdamergexError as error:
+        failure = error
+    written = {}
+    for name, table in plan.tables.items():
+        if any(store.has(step) for step in table.evaluations.values()):
+            with filled_directory(table.config.output) as folder:
+                written[name] = write_table(table, store, folder, reused, command)
+            say(summary(written[name], table.config.output))
+        else:
+            say(f"\n{table.config.title}: nothing of it is done, see the failed steps")
+    result = _record_of(plan, store, written, reused, time.monotonic() - began, command)
+    write_files(output, {"study.json": as_json(result)})
+    if failure is not None:
+        say("\n".join(["\nnot done:", *(f"  {line}" for line in result["missing"])]))
+        raise failure
+    return result
+
+
+def _walk(plan: StudyPlan, store: Store, engine: Engine, actions: Mapping[str, Action], say: Say) -> None:
+    if engine.name == "ray":
+        from adamergex.graph import ray
+
+        ray.run(
+            plan.steps,
+            store,
+            actions,
+            say,
+            address=engine.address,
+            workers=engine.workers,
+            gpus=engine.gpus,
+            group=backbone_group,
+        )
+        return
+    from adamergex.graph import local
+
+    gpus = _gpus()
+    processes = engine.workers or max(gpus, 1)
+    if 0 < gpus < processes:
+        raise ConfigError(
+            "more workers than GPUs",
+            where="--workers",
+            found=processes,
+            expected=f"at most {gpus}",
+            fix="ask for fewer",
+        )
+    local.run(plan.steps, store, actions, say, processes=processes, gpus=gpus > 0, group=backbone_group)
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _record_of(
+    plan: StudyPlan, store: Store, written: Mapping[str, Any], reused: set[str], seconds: float, command: str | None
+) -> dict[str, Any]:
+    missing = [step for step in plan.steps if not store.has(step)]
+    return {
+        "title": plan.study.title,
+        "tables": {
+            name: {
+                "output": table.config.output,
+                "methods": list(table.config.methods),
+                "targets": list(table.config.targets),
+                "complete": all(store.has(step) for step in table.wanted),
+            }
+            for name, table in plan.tables.items()
+        },
+        "steps": {"all": len(plan.steps), "reused": len(reused), "missing": len(missing)},
+        "missing": [f"{step.kind} {step.label} (for {', '.join(plan.users(step))})" for step in missing],
+        "seconds": round(seconds, 1),
+        "environment": environment(),
+        "commands": [command] if command else [],
+    }
+
+
+def study_of(settings: str | Path | Mapping[str, Any], *, engine: Engine = Engine()) -> dict[str, Any]:
+    """Run a study from a settings file or a mapping of the same shape; what stands in study.json. See ``run_study``.
+
+    Raises: ConfigError: the settings have problems; all are named at once.
+    """
+    wanted = parse_study(settings) if isinstance(settings, Mapping) else load_study(Path(settings))
+    return run_study(wanted, engine=engine)
+
+
+def dry_run(study: Study, *, device: str = "h200", workers: int = 1, tokens_per_second: float | None = None) -> str:
+    """The plan as text: steps by kind, how many are in the store, tokens, FLOPs and hours on ``workers`` devices.
+
+    Nothing is downloaded or run; what is not on this machine is assumed, and named. Raises: ConfigError.
+    """
+    plan, store = StudyPlan(study, assume=True), Store(Path(study.store))
+    found = estimate(plan.steps, store, study.assumed)
+    speed = found.speed(device, tokens_per_second) * workers
+    lines = [
+        f"{study.title}: {len(plan.tables)} tables, {sum(map(_cells, plan.tables.values()))} cells",
+        f"{'steps':10s}{'all':>8s}{'in store':>10s}{'to do':>8s}{'tokens':>10s}{'FLOPs':>10s}{'hours':>10s}",
+    ]
+    for kind, cost in sorted(found.kinds.items()):
+        counts = f"{cost.steps:8d}{cost.present:10d}{cost.steps - cost.present:8d}"
+        lines.append(f"{kind:10s}{counts}{_works(cost.tokens, cost.flops, cost.flops / speed / 3600)}")
+    costs = found.kinds.values()
+    steps, present = sum(cost.steps for cost in costs), sum(cost.present for cost in costs)
+    total = f"{steps:8d}{present:10d}{steps - present:8d}"
+    lines.append(f"{'together':10s}{total}{_works(found.tokens, found.flops, found.hours(speed))}")
+    lines.append(f"on {workers} × {_speed(device, found.speed(device, tokens_per_second), tokens_per_second)}")
+    lines += _notes("assumed, because it is not on this machine: ", plan.notes)
+    lines += _notes("assumed: ", found.notes)
+    return "\n".join(lines)
+
+
+def _cells(plan: Plan) -> int:
+    return len(plan.evaluations)
+
+
+def _works(tokens: float, flops: float, hours: float) -> str:
+    return f"{tokens:10.2g}{flops:10.2g}{hours:10.3g}"
+
+
+def _speed(device: str, flops: float, tokens_per_second: float | None) -> str:
+    if tokens_per_second is not None:
+        return f"{tokens_per_second:g} trained tokens a second, as given ({flops:.2g} FLOP/s)"
+    chosen = DEVICES[device]
+    return f"{chosen.about}: {chosen.peak:.3g} FLOP/s at the most, {chosen.share:.0%} of it reached (assumed)"
+
+
+def _notes(title: str, notes: Sequence[str], shown: int = 8) -> list[str]:
+    rest = [f"  and {len(notes) - shown} more"] if len(notes) > shown else []
+    return [title.rstrip(), *(f"  {note}" for note in notes[:shown]), *rest] if notes else []

@@ -1,0 +1,151 @@
+"""All tables of a study as steps over one store: what two tables need alike is one step."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+from adamergex.config.methods import TaskReference
+from adamergex.config.study import Assumed, Study
+from adamergex.config.task import BuiltIn, Own
+from adamergex.config.transfer import TransferConfig
+from adamergex.errors import AdamergexError, ConfigError
+from adamergex.graph.steps import Step, canonical, in_order
+from adamergex.jobs.settings import AnyRows, Target, Task
+from adamergex.methods.cell import Content, Facts
+from adamergex.tables.plan import Plan, absolute, facts, languages_of, needs_references
+from adamergex.tasks.rows import source
+
+
+class StudyPlan:
+    """The plans of a study's tables, and the steps of all of them.
+
+    References are cut to the same number of segments in all tables of one base and one text, so that each is trained
+    once. With ``assume`` what this machine lacks is assumed, and ``notes`` says so: such a plan is for counting alone.
+    """
+
+    def __init__(self, study: Study, *, assume: bool = False) -> None:
+        self.study = study
+        self.absent: dict[str, list[str]] = {}  # what is not on this machine -> where it was asked for
+        tables = {name: absolute(config) for name, config in study.tables.items()}
+        content: Content | None = None
+        segments: dict[str, int | None] = {}
+        self.tables: dict[str, Plan] = {}
+        for name, config in tables.items():
+            group, languages = _reference(config), _languages(tables.values(), config)
+            if segments.get(group) is not None and needs_references(config):
+                reference = config.reference.model_copy(update={"segments": segments[group]})
+                config = config.model_copy(update={"reference": reference})
+            known = self._facts(name, config, languages) if assume else facts(config, languages)
+            content = content or (self._lenient(known.content) if assume else known.content)
+            if needs_references(config):
+                segments.setdefault(group, known.segments)
+            self.tables[name] = Plan(config, known._replace(content=content))
+
+    @property
+    def notes(self) -> list[str]:
+        """What is not on this machine, and which tables or languages asked for it."""
+        return [f"{what} ({_some(names)})" for what, names in self.absent.items()]
+
+    @property
+    def wanted(self) -> list[Step]:
+        return [step for plan in self.tables.values() for step in plan.wanted]
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """Every step of the study once, inputs first."""
+        return in_order(self.wanted)
+
+    def users(self, step: Step) -> list[str]:
+        """The tables that need a step."""
+        return [name for name, keys in self._keys.items() if step.key in keys]
+
+    @cached_property
+    def _keys(self) -> dict[str, set[str]]:
+        return {name: {step.key for step in in_order(plan.wanted)} for name, plan in self.tables.items()}
+
+    def matching(self, pattern: str) -> list[Step]:
+        """The steps whose kind is, or whose label matches or holds, the pattern (``*`` is all), and all that need them.
+
+        Raises:
+            ConfigError: no step matches.
+        """
+        chosen: dict[str, Step] = {}
+        for step in self.steps:
+            hit = pattern == step.kind or pattern in step.label or fnmatch.fnmatch(step.label, pattern)
+            if hit or any(other.key in chosen for other in step.inputs.values()):
+                chosen[step.key] = step
+        if not chosen:
+            examples = "; ".join(f"{step.kind} ({step.label})" for step in self.steps[:3])
+            raise ConfigError("no step of the study matches", where="--force", found=pattern, expected=f"as {examples}")
+        return list(chosen.values())
+
+    def _facts(self, name: str, config: TransferConfig, languages: Iterable[str]) -> Facts:
+        try:
+            return facts(config, languages)
+        except AdamergexError as error:
+            self.absent.setdefault(_what(error), []).append(name)
+            return assumed_facts(config, self.study.assumed)
+
+    def _lenient(self, content: Content) -> Content:
+        absent: dict[tuple[str, str], str] = {}
+
+        def hashed(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> str:
+            place = rows.model_dump_json(), language
+            if place not in absent:
+                try:
+                    return content(task, rows, language, labelled)
+                except AdamergexError:
+                    where = source(rows, language)
+                    self.absent.setdefault(f"rows of {where}", []).append(language)
+                    absent[place] = _named(place)
+            return absent[place]
+
+        return hashed
+
+
+def assumed_facts(config: TransferConfig, assumed: Assumed) -> Facts:
+    """Facts without model and data: names in the place of hashes, the assumed amount of text."""
+    reference, segments, labelled = config.reference, None, None
+    if isinstance(reference, TaskReference):
+        labelled = _assumed_task(reference.task)
+    else:
+        segments = getattr(reference, "segments", None) or (assumed.segments if needs_references(config) else None)
+    return Facts(
+        base_sha256=_named(config.base),
+        task=_assumed_task(config.task),
+        segments=segments,
+        content=lambda task, rows, language, labelled=True: _named((rows.model_dump_json(), language)),
+        reference=labelled,
+    )
+
+
+def _assumed_task(config: Own | BuiltIn) -> Target:
+    return config.task(("assumed 1", "assumed 2") if config.open_labels else ())
+
+
+def _what(error: AdamergexError) -> str:
+    lines = str(error).splitlines()
+    return lines[0] + "".join(f": {line[9:]}" for line in lines if line.startswith("  where: "))
+
+
+def _some(names: list[str], shown: int = 4) -> str:
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + rest
+
+
+def _named(value: object) -> str:
+    return hashlib.sha256(f"assumed {canonical(value)}".encode()).hexdigest()
+
+
+def _reference(config: TransferConfig) -> str:
+    return canonical([str(Path(config.base)), config.reference.model_dump(mode="json")])
+
+
+def _languages(tables: Iterable[TransferConfig], config: TransferConfig) -> list[str]:
+    """All languages that tables with this base and reference text need."""
+    alike = [other for other in tables if needs_references(other) and _reference(other) == _reference(config)]
+    return list(dict.fromkeys(language for other in alike or [config] for language in languages_of(other)))

@@ -1,0 +1,62 @@
+"""Templates filled from rows: prompts of which one column may be cut, so that what stands after it stays whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from adamergex.errors import ConfigError, DataError
+from adamergex.tasks.answering.prompts import Prompt
+
+Row = Mapping[str, Any]
+_NAME = re.compile(r"\{(\w+)\}")
+_PREFIX = re.compile(r"([^\W\d_][^:：\n.?!{}]*?)\s*[:：]\s*$")
+
+
+def names_in(template: str) -> tuple[str, ...]:
+    """The columns that a template uses, each once."""
+    return tuple(dict.fromkeys(_NAME.findall(template)))
+
+
+def filled(template: str, row: Row) -> str:
+    """The template with ``{column}`` replaced by the row's; braces in the row's own text stay.
+
+    A prefix that the template writes before the column ("Question: {question}") is not doubled where the row's text
+    begins with it as well.
+    Raises: DataError: the row lacks a column.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in row:
+            raise DataError(
+                f"a template uses the column {match[1]!r}, which a row lacks",
+                where=repr(template),
+                found=f"columns {', '.join(row)}",
+                fix="map the column, or change the template",
+            )
+        return _without_prefix(str(row[match[1]]), template[: match.start()])
+
+    return _NAME.sub(value, template)
+
+
+def _without_prefix(text: str, before: str) -> str:
+    prefix = _PREFIX.search(before)
+    doubled = re.match(rf"\s*{re.escape(prefix[1])}\s*[:：]\s*", text, re.IGNORECASE) if prefix else None
+    return text[doubled.end() :] if doubled else text
+
+
+def asked(template: str, row: Row, cut: str) -> Prompt:
+    """The template filled from a row, of which only the column ``cut`` may be cut (at its end).
+
+    Raises: ConfigError: the column is not in the template, so nothing could be cut.
+    """
+    if cut not in names_in(template):
+        raise ConfigError(
+            f"the prompt has no place for the {cut}",
+            where="prompt",
+            found=repr(template),
+            expected=f"'{{{cut}}}' in it",
+            fix=f"write {{{cut}}} where it belongs",
+        )
+    return Prompt(str(row[cut]), lambda text: filled(template, {**row, cut: text}))

@@ -1,0 +1,76 @@
+"""SIB-200: the topic of a sentence, seven topics, the same 204 test sentences in 205 languages.
+
+An item (en, CC BY-SA 4.0, Davlan/sib200, a sentence of FLORES-200):
+  text   Turkey is encircled by seas on three sides: the Aegean Sea to the west, the Black Sea to the north and the
+         Mediterranean Sea to the south.                                              label  geography
+
+Adelani et al. 2024, SIB-200 (arXiv 2309.07445); metric: accuracy (their §4). Not a task of the AdaMergeX papers: the
+prompt is ours. Train and validation exist in every language; zero-shot transfer reads those of source and proxy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adamergex.data.reader import read
+from adamergex.jobs.settings import Classification, Rows
+from adamergex.metrics.accuracy import accuracy, gold_labels, predicted_labels
+from adamergex.metrics.checks import known
+
+METRICS = ("accuracy",)
+LABELS = ("science/technology", "travel", "politics", "sports", "health", "entertainment", "geography")
+PROMPT = "What is the topic of the text: {topics}? Text: {{text}} Topic:".format(topics=", ".join(LABELS))
+TASK = Classification(name="sib200", labels=LABELS, prompt=PROMPT)
+
+# Ours -> FLORES-200. Any other FLORES code can be given as it is.
+_PAIRS = """
+    ar:arb_Arab ay:ayr_Latn de:deu_Latn el:ell_Grek en:eng_Latn es:spa_Latn et:est_Latn fr:fra_Latn gn:grn_Latn
+    ha:hau_Latn hi:hin_Deva id:ind_Latn ig:ibo_Latn ilo:ilo_Latn it:ita_Latn ja:jpn_Jpan jv:jav_Latn lg:lug_Latn
+    mi:mri_Latn ro:ron_Latn ru:rus_Cyrl rw:kin_Latn sw:swh_Latn ta:tam_Taml th:tha_Thai tk:tuk_Latn tr:tur_Latn
+    tw:twi_Latn vi:vie_Latn wo:wol_Latn xh:xho_Latn yo:yor_Latn zh:zho_Hans zu:zul_Latn
+"""
+FLORES = dict(pair.split(":") for pair in _PAIRS.split())
+_HUB_COLUMNS = {"text": "text", "label": "category", "id": "index_id"}
+# On main: tsv files, a config a language.
+HUB = {
+    split: Rows(hub="Davlan/sib200", config="{language}", split=split, columns=_HUB_COLUMNS)
+    for split in ("train", "validation", "test")
+}
+LOCAL = {
+    split: Rows(path=f"sib200/{{language}}.{name}.jsonl.gz", columns={"text": "text", "label": "label"})
+    for split, name in (("train", "train"), ("validation", "dev"), ("test", "test"))
+}
+
+
+def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Any]]:
+    """Rows {id, language, text, label (a name)} from "hub" or a data folder. ``split``: train, validation, test.
+
+    Raises: DataError (split, an unknown label, anything missing or empty in the data).
+    """
+    place = known(split, HUB if source == "hub" else LOCAL, "split", "SIB-200")
+    if place.path is not None:
+        found = read(place.model_copy(update={"path": str(Path(source) / place.path)}), language)
+    else:
+        found = read(place, FLORES.get(language, language))
+    return [_row(row, language) for row in found]
+
+
+def prompt(row: Mapping[str, Any]) -> str:
+    """Our prompt: the topics, the text."""
+    return PROMPT.format(text=row["text"])
+
+
+def score(predictions: Sequence[int | str | None], references: Sequence[int | str], language: str) -> dict[str, float]:
+    """{"accuracy"} in percent, of names or their positions in ``LABELS``; text that is no label is wrong.
+
+    Raises: DataError (lengths, no items, a number that is no label, a reference that is no label).
+    """
+    golds = gold_labels(references, LABELS, "SIB-200")
+    return {"accuracy": accuracy(predicted_labels(predictions, LABELS, "SIB-200"), golds)}
+
+
+def _row(found: Mapping[str, Any], language: str) -> dict[str, Any]:
+    label = gold_labels([found["label"]], LABELS, f"SIB-200 {language}, {found['id']}")[0]
+    return {"id": str(found["id"]), "language": language, "text": found["text"], "label": label}

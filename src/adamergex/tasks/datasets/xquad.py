@@ -1,0 +1,146 @@
+"""XQuAD: a question on a paragraph, answered by a span of it; 1190 questions, the same in twelve languages.
+
+An item (en, CC BY-SA 4.0, google/xquad), its context cut short here:
+  context   The Panthers defense gave up just 308 points, ranking sixth in the league, while also leading the NFL in …
+  question  How many points did the Panthers defense surrender?          answers  ["308"]
+
+Train: SQuAD 1.1 (Rajpurkar et al. 2016), English. Test: Artetxe et al. 2020 (arXiv 1910.11856). Metrics: exact match
+and token F1, best over the gold answers, with the multilingual normalisation of MLQA; ``normalisation="squad"`` is the
+English one of XTREME's published numbers. SQuAD is not in the data folder: there, ``train`` is folds 0 to 2 of XQuAD
+itself, and the test of an adapter trained on it is ``held-out``, fold 3. Its paragraphs are parallel, so ``test`` (all
+folds) would hold translations of the training paragraphs. Everywhere, "fold 3" and "folds 0 1" are splits too: what
+learns from XQuAD in a language that SQuAD lacks is tested on other articles.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adamergex.data.reader import read
+from adamergex.errors import DataError
+from adamergex.jobs.settings import Rows, SpanAnswering
+from adamergex.metrics.checks import known
+from adamergex.metrics.echo import without_prompts
+from adamergex.metrics.spans import Normalisation, span_scores
+
+METRICS = ("exact_match", "f1")
+LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
+PROMPT = "{context} Question: {question}"
+
+_HUB_COLUMNS = {"text": "question", "context": "context", "answers": "answers", "id": "id"}
+# google/xquad: the commit that made it parquet. rajpurkar/squad: parquet on main.
+HUB = {
+    "train": Rows(hub="rajpurkar/squad", config="plain_text", split="train", columns=_HUB_COLUMNS),
+    "validation": Rows(hub="rajpurkar/squad", config="plain_text", split="validation", columns=_HUB_COLUMNS),
+    "test": Rows(
+        hub="google/xquad",
+        config="xquad.{language}",
+        split="validation",
+        revision="51adfef1c1287aab1d2d91b5bead9bcfb9c68583",
+        columns=_HUB_COLUMNS,
+    ),
+}
+QUESTIONS = Rows(
+    path="xquad/{language}.test.jsonl.gz",
+    columns={"text": "question", "context_id": "context_id", "answers": "answers", "id": "id"},
+)
+CONTEXTS = Rows(
+    path="xquad/{language}.contexts.jsonl.gz", columns={"text": "context", "context_id": "context_id", "fold": "fold"}
+)
+FOLDS = {"train": (0, 1, 2), "held-out": (3,), "test": (0, 1, 2, 3)}
+"""Of a data folder: split -> the folds (article number mod 4) it holds."""
+PARAGRAPHS = 5
+"""Of every article, in the order of the hub's rows (checked: all twelve languages of the data folder)."""
+FOLDER_SPLITS = {"validation": "held-out", "test": "held-out"}
+TASK = SpanAnswering(name="xquad", prompt=PROMPT)
+
+
+def rows(
+    source: str | Path, language: str, split: str = "test", folds: Collection[int] | None = None
+) -> list[dict[str, Any]]:
+    """Rows {id, language, context, question, answers (texts), starts (characters)} from "hub" or a data folder.
+
+    ``split``: "hub" has train and validation (SQuAD, en) and test; a folder has train, held-out and test (``FOLDS``,
+    or the ``folds`` given); both have "fold 3", "folds 0 1" and so on. Rows of folds carry ``fold``. Raises: DataError
+    (split, language, anything missing or empty, an answer that is not where it should be).
+    """
+    known(language, dict.fromkeys(LANGUAGES), "language", "XQuAD")
+    if named := re.fullmatch(r"folds?((?: [0-3])+)", split):
+        split, folds = "test", [int(number) for number in named[1].split()]
+    if source != "hub":
+        return _folder_rows(Path(source), language, folds or known(split, FOLDS, "split", "XQuAD in a folder"))
+    place = known(split, HUB, "split", "XQuAD on the hub")
+    if split != "test" and (folds is not None or language != "en"):
+        raise DataError(
+            "the hub has no such rows",
+            where=f"XQuAD {split}, {language}" + (f", folds {folds}" if folds is not None else ""),
+            expected="train and validation in en (SQuAD, without folds), test, folds of test",
+        )
+    rows = [
+        _row(row, language, row["context"], row["answers"]["text"], row["answers"]["answer_start"])
+        for row in read(place, language)
+    ]
+    return rows if folds is None else _in_folds(rows, folds)
+
+
+def _in_folds(rows: Sequence[dict[str, Any]], folds: Collection[int]) -> list[dict[str, Any]]:
+    """The rows whose article is in the folds: the hub names no article, but its paragraphs come in order."""
+    numbers: dict[str, int] = {}
+    for row in rows:
+        row["fold"] = numbers.setdefault(row["context"], len(numbers)) // PARAGRAPHS % 4
+    return [row for row in rows if row["fold"] in folds]
+
+
+def prompt(row: Mapping[str, Any]) -> str:
+    """The papers' prompt (AdaMergeX, Table 1)."""
+    return PROMPT.format(context=row["context"], question=row["question"])
+
+
+def score(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    language: str,
+    *,
+    prompts: Sequence[str] | None = None,
+    normalisation: Normalisation = "mlqa",
+) -> dict[str, float]:
+    """{"exact_match", "f1"} in percent, of answers against lists of gold answers.
+
+    ``prompts``: cut off where an output begins with its prompt, which holds the answer.
+    Raises: DataError (lengths, no items, no gold answer).
+    """
+    answers = without_prompts(predictions, prompts, "XQuAD")
+    return span_scores(answers, references, language, normalisation=normalisation)._asdict()
+
+
+def _folder_rows(folder: Path, language: str, folds: Collection[int]) -> list[dict[str, Any]]:
+    places = (place.model_copy(update={"path": str(folder / str(place.path))}) for place in (CONTEXTS, QUESTIONS))
+    found_contexts, questions = (read(place, language) for place in places)
+    contexts = {row["context_id"]: row for row in found_contexts}
+    result = []
+    for row in questions:
+        context = known(row["context_id"], contexts, "context", f"XQuAD {language}, {row['id']}")
+        if context["fold"] in folds:
+            texts, starts = ([answer[name] for answer in row["answers"]] for name in ("text", "start"))
+            result.append({**_row(row, language, context["text"], texts, starts), "fold": context["fold"]})
+    if not result:
+        raise DataError("there are no rows in these folds", where=f"XQuAD {language}", found=folds, expected="0 to 3")
+    return result
+
+
+def _row(
+    found: Mapping[str, Any], language: str, context: str, texts: Sequence[str], starts: Sequence[int]
+) -> dict[str, Any]:
+    for text, start in zip(texts, starts, strict=True):
+        if context[start : start + len(text)] != text:
+            raise DataError(
+                "an answer is not where its start says",
+                where=f"XQuAD {language}, {found['id']}",
+                found=repr(context[start : start + len(text)]),
+                expected=repr(text),
+            )
+    named = {"id": found["id"], "language": language, "context": context, "question": found["text"]}
+    return {**named, "answers": list(texts), "starts": list(starts)}

@@ -1,0 +1,325 @@
+"""The optimisation loop: transformers' Trainer in one process or several, with batches that are fixed beforehand.
+
+The order of all batches is fixed by the seed before the first step (so a resumed run sees exactly what an uninterrupted
+one sees), and only complete checkpoints are resumed from.
+
+Of several processes each takes a share of the rows of every batch, and DistributedDataParallel averages their
+gradients. A share's loss is a mean over its own n_r labelled positions, so it is weighted: with R processes and
+N = Σ n_r, (1/R) Σ_r (R·n_r/N)·loss_r is the mean over all N positions of the batch, as in one process. Where the rows
+of a batch are compared with each other (``coupled``) every process takes all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import TensorBoardCallback
+
+from adamergex.adapters import resident
+from adamergex.adapters.saving import unwritable
+from adamergex.errors import AdapterFileError, ConfigError, TrainingError
+from adamergex.files.hashing import file_sha256
+from adamergex.files.inputs import read_json_object
+from adamergex.files.outputs import remove
+from adamergex.files.tensor_files import LARGEST
+from adamergex.jobs.settings import TrainJob
+from adamergex.tasks import Examples
+from adamergex.training.numerics import autocasts, computing
+from adamergex.training.processes import Team
+from adamergex.training.progress import Progress
+
+LOG_EVERY = 20  # steps
+MANIFEST = "complete.json"
+Batch = dict[str, Tensor]
+
+
+def batches(lengths: Sequence[int], size: int, steps: int, seed: int) -> list[list[int]]:
+    """The examples of every step of a run: each epoch in a new order, similar lengths together.
+
+    Lengths are sorted within groups of 8 batches only, so that batches still differ from epoch to epoch.
+    """
+    result: list[list[int]] = []
+    for epoch in range(steps):
+        generator = np.random.default_rng([seed % 2**32, epoch])
+        order = generator.permutation(len(lengths))
+        groups = [order[at : at + 8 * size] for at in range(0, len(order), 8 * size)]
+        order = np.concatenate([group[np.argsort(-np.asarray(lengths)[group], kind="stable")] for group in groups])
+        epoch_batches = [order[at : at + size].tolist() for at in range(0, len(order), size)]
+        result += [epoch_batches[index] for index in generator.permutation(len(epoch_batches))]
+        if len(result) >= steps:
+            break
+    return result[:steps]
+
+
+def require_rows(job: TrainJob, team: Team) -> None:
+    """Raises: ConfigError: a batch has no row for some of the processes."""
+    size = job.optimisation.batch_size
+    if size < team.size:
+        raise ConfigError(
+            "a batch is divided over the processes, and has fewer rows than there are",
+            where="batch_size",
+            found=f"{size} rows for {team.size} processes",
+            expected=f"{team.size} or more",
+            fix="raise batch_size or start fewer processes",
+        )
+
+
+def fit(
+    job: TrainJob,
+    *,
+    adapter: resident.Resident,
+    examples: Examples,
+    folder: Path,
+    team: Team,
+    progress: bool,
+    callbacks: Sequence[TrainerCallback],
+) -> dict[str, Any]:
+    """Run the optimisation, from the last checkpoint in ``folder`` on; what came out of it, for the lineage."""
+    settings, lengths = job.optimisation, examples.lengths
+    steps = settings.steps or math.ceil(settings.epochs * math.ceil(len(lengths) / settings.batch_size))
+    plan = batches(lengths, settings.batch_size, steps, job.seed)
+    resume = team.agree(str(_last_complete(folder) or "") if team.first else "")
+    own, writer = [_Checkpoints(team), *([Progress(job)] if progress and team.first else [])], None
+    if team.first:
+        from torch.utils.tensorboard import SummaryWriter
+
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        writer = SummaryWriter(str(folder / "logs"))
+        own.append(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]
+    arguments = _arguments(job, folder, steps)
+    try:
+        computed = computing(adapter.model, settings)
+        with _as_it_was(adapter.model), computed, _failures_of_threads() as failures:
+            trainer = _Trainer(adapter, _Steps(examples, plan, team), args=arguments, callbacks=[*own, *callbacks])
+            trainer.remove_callback(PrinterCallback)
+            adapter.model.train()
+            if team.rank:  # rows of different processes must not share their dropout
+                torch.manual_seed(job.seed + team.rank)
+            trainer.train(resume_from_checkpoint=resume or None)
+            trainer.require_finite("a trained weight", *trainer.trainable)
+            if writer is not None:
+                writer.close()
+    finally:
+        if writer is not None:
+            writer.close()
+    if failures:
+        raise failures[0]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "steps": steps,
+        "examples": len(lengths),
+        "tokens": sum(lengths[index] for batch in plan for index in batch),
+        "parameters": sum(parameter.numel() for parameter in trainer.trainable),
+        "first_loss": losses[0],
+        "loss": losses[-1],
+    } | ({"processes": team.size} if team.size > 1 else {})
+
+
+@contextmanager
+def _failures_of_threads() -> Iterator[list[BaseException]]:
+    """What other threads (TensorBoard's writer) fail with, which would only be printed."""
+    failures: list[BaseException] = []
+    before = threading.excepthook
+    threading.excepthook = lambda found: failures.append(found.exc_value or RuntimeError("a thread failed"))
+    try:
+        yield failures
+    finally:
+        threading.excepthook = before
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Take off what the Trainer and accelerate set on a model (autocast around ``forward``, ``use_cache``): the lent
+    backbone outlives the training. Hooks and parameters are the adapter's own to take off."""
+    config: Any = model.config
+    before, settings = dict(vars(model)), dict(vars(config))
+    try:
+        yield
+    finally:
+        for now, then in ((vars(model), before), (vars(config), settings)):
+            for name in now.keys() - then.keys():
+                del now[name]
+            now.update(then)
+
+
+def _arguments(job: TrainJob, folder: Path, steps: int) -> TrainingArguments:
+    settings = job.optimisation
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=1,  # an item of the data set is a whole batch
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=math.ceil(settings.warmup * steps),
+        max_grad_norm=settings.max_grad_norm,
+        weight_decay=settings.weight_decay,
+        logging_steps=LOG_EVERY,
+        logging_nan_inf_filter=False,  # would hide what require_finite looks for
+        save_strategy="steps" if steps > settings.checkpoint_every else "no",
+        save_steps=settings.checkpoint_every,
+        save_total_limit=2,  # the last one may be cut short by a kill: one whole one stays before it
+        seed=job.seed % 2**32,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=autocasts(settings.precision),
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        ddp_static_graph=True,  # whole models hold parameters that a task does not use, in every step the same
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # they never change
+    )
+    if settings.precision == "float32":
+        arguments.mixed_precision = "no"  # whatever a launcher's environment asks for
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process that sees several GPUs uses one: no DataParallel
+    return arguments
+
+
+class _Steps(Dataset[dict[str, Any]]):
+    """Item i is the batch of step i of the whole run, so skipping to a step is exact and costs nothing.
+
+    Of several processes, this one's share of the rows and its loss's weight. Masks and padding are those of the whole
+    batch; every R-th row is taken, since lengths fall from row to row."""
+
+    def __init__(self, examples: Examples, plan: list[list[int]], team: Team) -> None:
+        self.examples, self.plan, self.team = examples, plan, team
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        indices, team = self.plan[step], self.team
+        batch = self.examples.batch(indices, step)
+        if team.size == 1 or getattr(self.examples, "coupled", False):
+            return {"batch": batch, "weight": 1.0}
+        # The last batch of an epoch may have fewer rows than there are processes: the rest take one that counts 0.
+        idle = team.rank >= len(indices)
+        taken = slice(0 if idle else team.rank, None, team.size)
+        share = {name: tensor[taken].contiguous() for name, tensor in batch.items()}
+        labelled = 0 if idle else self.examples.labelled(share)
+        return {"batch": share, "weight": team.size * labelled / max(self.examples.labelled(batch), 1)}
+
+
+class _Trainer(Trainer):
+    """Trainer with the task's own loss, batches made beforehand, and strict adapter files as checkpoints."""
+
+    def __init__(self, adapter: resident.Resident, steps: _Steps, **settings: Any) -> None:
+        self.adapter, self.steps = adapter, steps
+        self.trainable = [parameter for parameter in adapter.model.parameters() if parameter.requires_grad]
+        super().__init__(model=adapter.model, train_dataset=steps, **settings)
+
+    def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_alone)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        loss = self.steps.examples.loss(model, inputs["batch"])
+        return loss if self.steps.team.size == 1 else loss * inputs["weight"]
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        # Without Trainer's model.train(), which walks every module at every step; once before the first is enough.
+        # The loss may call the encoder inside the model, which accelerate's autocast around ``forward`` does not reach.
+        with self.compute_loss_context_manager(), self.accelerator.autocast():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        self.accelerator.backward(loss)
+        self.require_finite("the loss", loss)
+        return loss.detach()
+
+    def _clip_grad_norm(self, model: Any) -> Tensor:
+        norm = torch.nn.utils.clip_grad_norm_(self.trainable, self.args.max_grad_norm)
+        self.require_finite("the gradient's norm", norm)
+        return norm
+
+    def require_finite(self, what: str, *tensors: Tensor) -> None:
+        """Raises: TrainingError, which says at which step."""
+        for tensor in tensors:
+            if tensor.numel() and not tensor.detach().abs().max() <= LARGEST:  # NaN is not either
+                raise TrainingError(
+                    "the training diverged",
+                    where=f"step {min(self.state.global_step + 1, self.args.max_steps)} of {self.args.max_steps}",
+                    found=f"{what} is {tensor.item()}" if tensor.ndim == 0 else f"{what} is not finite, or too large",
+                    expected=f"finite numbers up to {LARGEST:g}",
+                    fix="lower the learning rate; where the first step fails, check that the base's weights are finite",
+                )
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> None:
+        """The loss is a mean over its own labels already."""
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # counting walks all parameters every step
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # PEFT's own saving asks the hub about the base at every checkpoint.
+        if self.steps.team.first:
+            self.adapter.write_tensors(Path(output_dir or str(self.args.output_dir)))
+
+    def _save_checkpoint(self, *arguments: Any, **settings: Any) -> None:
+        try:
+            super()._save_checkpoint(*arguments, **settings)
+        except RuntimeError as error:  # what torch.save raises where the disk is full
+            raise unwritable(str(self.args.output_dir), error) from error
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.adapter.replace(resident.read_tensors(Path(resume_from_checkpoint)), where=resume_from_checkpoint)
+
+
+class _Checkpoints(TrainerCallback):
+    """Marks a checkpoint complete, last and atomically, with the hashes of its files."""
+
+    def __init__(self, team: Team) -> None:
+        self.team = team
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        # Losses are logged before a save and at the end, so that a resumed run reports the same means.
+        if control.should_save or state.global_step >= state.max_steps:
+            control.should_log = True
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.team.wait()  # every process adds the state of its generators
+        if not self.team.first:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        hashes = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+        partial = folder / f"{MANIFEST}.partial"
+        partial.write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+        partial.replace(folder / MANIFEST)
+
+
+def _last_complete(folder: Path) -> Path | None:
+    """The latest checkpoint whose files are all there and unchanged; later, broken ones are removed."""
+    found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*") if _CHECKPOINT(path.name)}
+    for _, path in sorted(found.items(), reverse=True):
+        if _is_complete(path):
+            return path
+        remove(path)
+    return None
+
+
+_CHECKPOINT = re.compile(r"checkpoint-[0-9]{1,12}").fullmatch
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        hashes = read_json_object(path / MANIFEST, what="the checkpoint's manifest", error=AdapterFileError)
+        present = {item.name for item in path.iterdir() if item.is_file() and not item.is_symlink()} - {MANIFEST}
+        return set(hashes) == present and all(file_sha256(path / name) == value for name, value in hashes.items())
+    except (AdapterFileError, OSError):
+        return False
+
+
+def _alone(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return items[0]

@@ -1,0 +1,127 @@
+"""What can be known before anything is trained: every training of a plan is tried on the model's outline, without its
+weights, and every merge on the names of its modules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from adamergex.adapters import prefix
+from adamergex.adapters.bottleneck import bottleneck_backed
+from adamergex.adapters.bottleneck.places import find_places
+from adamergex.adapters.peft_backed import head_modules
+from adamergex.adapters.sites import targets
+from adamergex.backbones.loading import HEADS, head_input, outline
+from adamergex.graph.steps import Step
+from adamergex.jobs.settings import LanguageModeling, Structure, TrainJob
+from adamergex.merging.layers import Swap, numbered
+from adamergex.merging.select import select
+from adamergex.tasks import kinds
+from adamergex.tasks.answering.chat import in_chat
+from adamergex.tasks.rows import read, source
+from adamergex.training.numerics import require_attention
+from adamergex.training.probe import last_layer, require_every_label
+from adamergex.training.train import require_room
+
+if TYPE_CHECKING:
+    from adamergex.backbones.loading import Loaded
+
+    Outlines = dict[tuple[str, str, tuple[str, ...], str], Loaded | None]
+
+
+ROWS = 64
+"""Labelled rows that are tried: all of them were read, and their labels checked, when the plan was made."""
+
+
+def require_possible(steps: Iterable[Step]) -> None:
+    """Raises: ModelError, ConfigError, DataError, NothingMergedError: what one of the steps would raise after others
+    were done, such as a segment longer than the model, too little text, or modules and layers that do not exist."""
+    outlines: Outlines = {}
+    tried: set[str] = set()
+    for step in steps:
+        trained = step if step.kind == "train" else step.inputs.get("task") if step.kind == "merge" else None
+        if trained is None or trained.kind != "train":
+            continue
+        job = TrainJob.model_validate({**trained.job, "below": []})
+        loaded = _outlined(job, outlines)
+        chosen = f"{job.optimisation.attention} {job.optimisation.head_start}"
+        known = f"{job.base} {job.structure} {job.task} {job.rows} {job.language} {chosen}"
+        if loaded is None:
+            continue
+        if step.kind == "merge":
+            _require_mergeable(step.job, job.structure, loaded)
+        elif known not in tried:
+            tried.add(known)
+            _require_trainable(job, loaded)
+
+
+def require_job(job: TrainJob) -> None:
+    """That one training can begin. Raises: as ``require_possible``."""
+    if (loaded := _outlined(job, {})) is not None:
+        _require_trainable(job, loaded)
+
+
+def _outlined(job: TrainJob, outlines: Outlines) -> Loaded | None:
+    kind, found = kinds.model_kind(job.task, job.base), kinds.kind_of(job.task)
+    labels = tuple(found.classes(job.task) or ()) if kind == found.head else ()
+    head = head_input(job.base, getattr(job.task, "head", "cls")) if kind == found.head else "cls"
+    key = (job.base, kind, labels, head)
+    if key not in outlines:
+        outlines[key] = outline(job.base, kind, labels or None, head)
+    return outlines[key]
+
+
+def _require_trainable(job: TrainJob, loaded: Loaded) -> None:
+    _require_structure(job.structure, loaded)
+    require_attention(loaded.model, job.optimisation.attention)
+    task, taken = job.task, require_room(job, loaded)
+    if getattr(task, "chat", False):
+        in_chat(loaded.tokenizer, "?")
+    if isinstance(task, LanguageModeling):
+        wanted = task if task.segments is not None else task.model_copy(update={"segments": 1})
+        kinds.examples(wanted, read(task, job.rows, job.language), loaded, where=f"the text of {job.language}",
+                       seed=job.seed, taken=taken)  # fmt: skip
+        return
+    few = job.rows.model_copy(update={"limit": min(job.rows.limit or ROWS, ROWS), "sample": None})
+    if job.optimisation.head_start == "probe":
+        few = job.rows  # every label is wanted
+        names = head_modules(loaded.model, ()) if loaded.kind in HEADS else []
+        modules = [loaded.model.get_submodule(name) for name in names]
+        last_layer(modules, int(loaded.model.config.num_labels or 0), type(loaded.model).__name__)
+    made = kinds.examples(task, read(task, few, job.language), loaded, where=source(few, job.language), taken=taken)
+    if job.optimisation.head_start == "probe":
+        require_every_label(job, made)
+
+
+def _require_structure(structure: Structure, loaded: Loaded) -> None:
+    if structure.kind in ("lora", "ia3"):
+        targets(loaded.model, structure)
+    elif structure.kind == "prefix":
+        prefix.site(loaded.model)
+    elif structure.kind == "bottleneck":
+        places, config = find_places(loaded.model), bottleneck_backed.config_of(structure)
+        bottleneck_backed.require_layers(config, len(places.layers))
+        for layer in places.layers:
+            for where in config.wheres():
+                layer.place(where, config.reuse_norm)
+
+
+def _require_mergeable(job: Mapping[str, Any], structure: Structure, loaded: Loaded) -> None:
+    weight, names = job.get("weight"), _merged_modules(structure, loaded)
+    if names and isinstance(weight, Mapping):
+        Swap(**weight).weights(numbered(names)[1])
+    if structure.kind in ("lora", "ia3") and job.get("modules"):
+        select(names, job["modules"])
+
+
+def _merged_modules(structure: Structure, loaded: Loaded) -> list[str]:
+    """The names of an adapter's modules, as far as they are known without one."""
+    if structure.kind in ("lora", "ia3"):
+        pattern = targets(loaded.model, structure).modules
+        return [name for name, _ in loaded.model.named_modules() if re.fullmatch(pattern, name)]
+    if structure.kind == "bottleneck":
+        layers = [layer for layer in find_places(loaded.model).layers if layer.number not in structure.leave_out]
+        return [f"{layer.group}.{layer.index}.output" for layer in layers]
+    return []

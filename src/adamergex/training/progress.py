@@ -1,0 +1,47 @@
+"""A line on standard error that tells how far training is and when it will end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from transformers import TrainerCallback
+
+from adamergex.jobs.settings import UNLABELLED, TrainJob
+
+_PAUSE = 15.0  # seconds between lines where standard error is not a terminal
+
+
+class Progress(TrainerCallback):
+    """``classification en: 120/600, loss 0.412, 0:48 left``: one moving line, or a line every 15 s in a log file."""
+
+    def __init__(self, job: TrainJob) -> None:
+        name = "reference" if isinstance(job.task, UNLABELLED) else job.task.name
+        self.title = f"{name} {job.language}"
+        self.began = self.said = time.monotonic()
+        self.first = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began, self.first = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        now, moving = time.monotonic(), sys.stderr.isatty()
+        if not moving and now - self.said < _PAUSE and state.global_step < state.max_steps:
+            return
+        self.said = now
+        done = max(state.global_step - self.first, 1)
+        left = (now - self.began) / done * (state.max_steps - state.global_step)
+        place = f"{state.global_step}/{state.max_steps}, loss {logs['loss']:.3f}, {clock(left)} left"
+        # Two blanks cover the rest of a longer line before it.
+        line = f"\r{self.title}: {place}  " if moving else f"{self.title}: {place}"
+        print(line, end="" if moving and state.global_step < state.max_steps else "\n", file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

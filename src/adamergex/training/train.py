@@ -1,0 +1,243 @@
+"""The one training path: every task, structure and family, from a job to an adapter directory.
+
+The steps themselves are ``loop.fit``'s, on transformers' Trainer. Nothing global is left changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from transformers import TrainerCallback
+
+from adamergex.adapters import resident
+from adamergex.adapters.weights_backed import InWeights
+from adamergex.backbones.loading import HEADS, Loaded, frame, head_input, longest_input, quiet
+from adamergex.data import reader
+from adamergex.errors import AdapterFileError, ConfigError, ModelError
+from adamergex.files.hashing import file_sha256
+from adamergex.files.lineage import Lineage, package_versions, require_base
+from adamergex.files.outputs import staged_directory
+from adamergex.graph.versions import version
+from adamergex.jobs.settings import TrainJob, first_phase
+from adamergex.tasks import Examples, kinds
+from adamergex.tasks.catalogue import identity
+from adamergex.tasks.rows import read, source
+from adamergex.training.loop import fit, require_rows
+from adamergex.training.probe import start_head
+from adamergex.training.processes import Team, joined
+
+CHOICE = "chosen.safetensors"  # between the phases of a sparse fine-tuning
+
+
+def train(
+    job: TrainJob,
+    output: Path,
+    *,
+    workdir: Path | None = None,
+    progress: bool = False,
+    backbone: Loaded | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> None:
+    """Train one adapter and write its directory: PEFT's two files (of a bottleneck: AdapterHub's layout, a head in
+    files of its own; of a full or sparse fine-tuning: its difference to the base), lineage.json, README.md, logs/
+    (TensorBoard). The adapters of ``job.below`` stay as they are.
+
+    Two runs of one job give the same bytes on one machine's CPU; the logs alone differ. ``workdir`` keeps checkpoints,
+    from which a stopped run goes on to bitwise the same weights. ``backbone`` saves loading it (see ``load_for``); it
+    is given back as it was.
+
+    Started by torchrun or accelerate, each of the processes takes its share of every batch and the first one writes:
+    the same adapter as of one process up to rounding (with dropout: under other masks). All return when it is there.
+    Raises: AdapterFileError, DataError, ModelError, ConfigError.
+    """
+    output = Path(output)
+    with contextlib.ExitStack() as stack:
+        team = stack.enter_context(joined())
+        require_rows(job, team)
+        stage = stack.enter_context(staged_directory(output)) if team.first else None
+        stack.enter_context(own_randomness(job.seed))
+        stack.enter_context(quiet())
+        loaded = _fitting(job, backbone)
+        parents = _parents(job, loaded)
+        rows = read(job.task, job.rows, job.language)
+        examples = examples_of(job, loaded, rows)
+        adapter = resident.attach(
+            loaded.model,
+            job.structure,
+            below=job.below,
+            task_head=loaded.kind in HEADS,
+            base_sha256=loaded.sha256,
+            seed=job.seed,
+            fresh=loaded.fresh,
+        )
+        stack.callback(adapter.detach)
+        start = adapter.start_sha256()
+        content = reader.content_hash(rows)
+        if workdir is None:
+            own = stack.enter_context(tempfile.TemporaryDirectory()) if team.first else ""
+            workdir = Path(team.agree(own))
+        folder = Path(workdir) / _identity(job, loaded, content, parents)
+        shared: dict[str, Any] = {"examples": examples, "team": team, "progress": progress, "callbacks": callbacks}
+        probed = start_head(job, adapter, examples, folder, team)
+        outcome = probed | _phases(job, adapter, folder, team, partial(fit, adapter=adapter, **shared))
+        if stage is not None:
+            lineage = _lineage(job, loaded, examples, start, {"sha256": content, "rows": len(rows)}, outcome)
+            adapter.save(stage, replace(lineage, parents=parents))
+            shutil.copytree(folder / "logs", stage / "logs")
+    if team.first:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def load_for(job: TrainJob) -> Loaded:
+    """The backbone that a job needs; jobs of one base, task and number of labels can share it."""
+    return kinds.load_for(job.task, job.base)
+
+
+def _fitting(job: TrainJob, backbone: Loaded | None) -> Loaded:
+    if backbone is None:
+        return load_for(job)
+    kind = kinds.model_kind(job.task, job.base)
+    if (backbone.base, backbone.kind) != (job.base, kind):
+        raise ModelError(
+            "the given backbone is not the one that the job needs",
+            found=f"{backbone.base}, {backbone.kind}",
+            expected=f"{job.base}, {kind}",
+            fix="load it with adamergex.training.train.load_for(job)",
+        )
+    return backbone
+
+
+def examples_of(job: TrainJob, loaded: Loaded, rows: Sequence[Mapping[str, Any]]) -> Examples:
+    """The training examples that a job makes of its rows. Raises: DataError, ConfigError."""
+    taken = require_room(job, loaded)
+    where = source(job.rows, job.language)
+    return kinds.examples(job.task, rows, loaded, where=where, seed=job.seed, taken=taken)
+
+
+def require_room(job: TrainJob, loaded: Loaded) -> int:
+    """The tokens that a prefix takes of what the model reads. Raises: ConfigError: none are left for text."""
+    taken = job.structure.virtual_tokens if job.structure.kind == "prefix" else 0
+    longest, special = longest_input(loaded.model, loaded.tokenizer), sum(map(len, frame(loaded.tokenizer)))
+    if longest - taken <= special:
+        raise ConfigError(
+            "the prefix leaves no room for text" if taken else "the model's inputs have no room for text",
+            where="structure.virtual_tokens" if taken else job.base,
+            found=f"{taken} virtual tokens and {special} special ones" if taken else f"inputs of {longest} tokens",
+            expected=f"fewer than the {longest} tokens that the model reads" if taken else f"more than {special}",
+            fix="lower virtual_tokens" if taken else "correct model_max_length in the tokenizer's configuration",
+        )
+    return taken
+
+
+def _phases(
+    job: TrainJob, adapter: resident.Resident, folder: Path, team: Team, fitted: Callable[..., dict[str, Any]]
+) -> dict[str, Any]:
+    """Train once; or, to choose what a sparse difference changes, twice. What came out of it, for the lineage."""
+    if not isinstance(adapter, InWeights) or not adapter.chooses:
+        return fitted(job, folder=folder)
+    choice = folder / CHOICE
+    if not choice.is_file():
+        before = job.model_copy(update={"optimisation": first_phase(job.structure, job.optimisation)})
+        first = fitted(before, folder=folder / "first")
+        adapter.choose()
+        if team.first:
+            adapter.write_choice(choice, first)
+        team.wait()
+    first = _kept_choice(adapter, choice)  # the same in all processes
+    if team.first:
+        shutil.rmtree(folder / "first", ignore_errors=True)
+    outcome = fitted(job, folder=folder)
+    tokens = outcome["tokens"] + first["tokens"]
+    parted = {"output_matrix": "frozen, parted from the embeddings"} if adapter.parted else {}
+    return outcome | {"tokens": tokens, "parameters": adapter.moving, "first_phase": first, **parted}
+
+
+def _kept_choice(adapter: InWeights, path: Path) -> dict[str, Any]:
+    """What the first phase chose and came to. Raises: AdapterFileError, where the file is damaged."""
+    try:
+        return adapter.read_choice(path)
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+        raise AdapterFileError(
+            "what a stopped run had chosen to train is damaged",
+            where=path,
+            found=error,
+            fix="remove this file and run the same command again: the first phase is done again",
+        ) from None
+
+
+def _parents(job: TrainJob, loaded: Loaded) -> dict[str, dict[str, Any]]:
+    """The frozen adapters below. Raises: ModelError for one of another base."""
+    parents = {}
+    for number, path in enumerate(job.below, 1):
+        found = require_base(path, loaded.base, loaded.sha256)
+        parents["below" if number == 1 else f"below_{number}"] = {
+            "path": path,
+            "sha256": file_sha256(resident.tensors_path(Path(path))),
+            "language": found.language if found else None,
+        }
+    return parents
+
+
+def _identity(job: TrainJob, loaded: Loaded, content: str, parents: Mapping[str, Mapping[str, Any]]) -> str:
+    """A name for the run's folder: another job, base, text, stack, library or trainer version never resumes it."""
+    below = [parent["sha256"] for parent in parents.values()]
+    own = job.model_dump(mode="json", exclude={"rows", "below"})
+    facts = [own, loaded.sha256, content, *([below] if below else []), package_versions(), version("train")]
+    return "run-" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _lineage(
+    job: TrainJob, loaded: Loaded, examples: Examples, start: str, found: dict[str, Any], outcome: dict[str, Any]
+) -> Lineage:
+    task = job.task.model_dump(mode="json")
+    if task.get("measured_as"):
+        task["measured_as"] = identity(task["measured_as"])  # of a user's own file its hash: no adapter names code
+    if "head" in task:
+        task["head"] = head_input(job.base, job.task.head)  # type: ignore[union-attr]  # what "auto" was
+    if job.task.kind == "language-modeling":
+        task["segments"] = len(examples.lengths)
+    shape = job.structure.model_dump(mode="json")
+    if job.structure.kind == "ia3":
+        shape = {name: shape[name] for name in ("kind", "modules")}
+    settings = job.optimisation.model_dump(mode="json") | {"seed": job.seed, "training": outcome}
+    counts = {name: getattr(examples, name, 0) for name in ("truncated", "left_out")}
+    return Lineage(
+        base={"name": job.base, "sha256": loaded.sha256},
+        structure=shape,
+        start=start,
+        task=task,
+        language=job.language,
+        data=found
+        | {"source": source(job.rows, job.language)}
+        | {name: count for name, count in counts.items() if count},
+        settings=settings,
+        versions=package_versions(),
+    )
+
+
+@contextlib.contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Every generator seeded inside, and put back afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
