@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from adamergex.tasks.answering.asking import read_entities, written_entities
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -34,7 +35,6 @@ from adamergex.jobs.settings import (
 )
 from adamergex.search import tuning
 from adamergex.tasks import measuring, resampling
-from adamergex.tasks.answering.asking import read_entities, written_entities
 from adamergex.tasks.answering.choice_heads import choice_examples, pair_examples
 from adamergex.tasks.rows import read
 from adamergex.tasks.sequences import pair_frame
