@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from adamergex.tasks.answering.asking import read_entities, written_entities
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -36,6 +35,7 @@ from adamergex.jobs.settings import (
 from adamergex.search import tuning
 from adamergex.tasks import measuring, resampling
 from adamergex.tasks.answering.choice_heads import choice_examples, pair_examples
+from adamergex.tasks.answering.written import read_entities, written_entities
 from adamergex.tasks.rows import read
 from adamergex.tasks.sequences import pair_frame
 from adamergex.tasks.spans import span_answers, span_examples
