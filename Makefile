@@ -5,15 +5,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 READY := $(VENV)/.ready
 
-.PHONY: demo test browser check bench setup clean
+.PHONY: demo test browser check docs bench setup clean
 
 demo: $(READY)
 	$(BIN)/adamergex demo --output runs/demo
 
-test: $(READY) browser
+test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# One test opens the report in Chromium: Debian's is installed where there is none and this user may; else it skips.
+# One test opens the report in Chromium, and skips where there is none. This installs Debian's, if this user may.
 browser:
 	@sh scripts/browser.sh
 
@@ -21,6 +21,10 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages that are made from docstrings and settings.
+docs: $(READY)
+	$(BIN)/python scripts/reference.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/merge.py

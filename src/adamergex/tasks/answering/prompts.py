@@ -63,7 +63,7 @@ def framed(
 
 
 def _in_chat(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:
-    from adamergex.tasks.answering.chat import in_chat
+    from adamergex.backbones.chat import in_chat
 
     return prompt._replace(fill=lambda text: in_chat(tokenizer, prompt.fill(text)))
 
