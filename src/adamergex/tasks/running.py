@@ -28,7 +28,7 @@ def model_kind(task: Task, base: str, *, bare: bool = False) -> Kind:
     head = record.head
     kind = kind_for(base, labelled=False) if head is None or bare else kind_for(base, labelled=True, head=head)
     if kind == "masked-lm":
-        kind = record.encoder
+        kind = record.encoder(task, base)
     if getattr(task, "chat", False) and kind not in ("causal-lm", "sequence-to-sequence"):
         raise ConfigError("an encoder does not chat", where="chat", found=f"{base}, a {kind} model", fix="chat: false")
     answering = record.answering.get(kind)

@@ -123,8 +123,8 @@ class TaskKind:
         labels: the setting that may be left to the training rows.
     Models:
         answering: kind of model -> how it learns and answers.
-        head: what an encoder needs; ``outputs``: names of what the head gives; ``encoder``: what an encoder without a
-            head is loaded as.
+        head: what an encoder needs; ``outputs``: names of what the head gives; ``encoder``: what an encoder
+            without a head is loaded as (task, base).
         writing: how models that write are asked; ``xlt`` the same in cross-lingual thought.
         options: answers whose distribution is known, so that λ can be chosen by entropy.
     Scores:
@@ -146,7 +146,7 @@ class TaskKind:
     labels: Labels | None = None
     head: Head | None = None
     outputs: Callable[[Any], Sequence[str] | None] = lambda task: None
-    encoder: Kind = "masked-lm"
+    encoder: Callable[[Any, str], Kind] = lambda task, base: "masked-lm"
     writing: Writing | None = None
     xlt: Callable[[Any], XltForm] | None = None
     options: Options | None = None

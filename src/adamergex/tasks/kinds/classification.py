@@ -1,4 +1,4 @@
-"""One label per text: a head on encoders; else the label's word, after the prompt or in a cloze."""
+"""One label per text: a head on encoders; else the label's word after the prompt, in a cloze or as a vector."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from adamergex.tasks.task_kind import Answering, Answers, Request, TaskKind, Xlt
 if TYPE_CHECKING:
     from torch import nn
 
+    from adamergex.backbones.loading import Kind
     from adamergex.tasks import Examples
     from adamergex.tasks.classification import HeadExamples
 
@@ -50,6 +51,20 @@ def _word_answers(request: Request, model: nn.Module, batch_tokens: int) -> Answ
     return labels.classified(request, list(scores), truncated)
 
 
+def _nearest_answers(request: Request, model: nn.Module, batch_tokens: int) -> Answers:
+    from adamergex.tasks.answering.nearest import nearest_scores
+
+    tokenizer = request.loaded.tokenizer
+    scores, truncated = nearest_scores(model, request.rows, tokenizer, request.task, longest=request.longest)
+    return labels.classified(request, scores, truncated)
+
+
+def _bare_encoder(task: Classification, base: str) -> Kind:
+    from adamergex.tasks.answering.nearest import answers_by_name
+
+    return "sentence-encoder" if answers_by_name(task, base) else "masked-lm"
+
+
 def _xlt(task: Classification) -> XltForm:
     *first, last = task.labels
     listed = ", ".join(first) + (f" and {last}" if first else last)
@@ -66,9 +81,11 @@ KIND = TaskKind(
     labels=labels.OPEN_LABELS,
     head="sequence-classification",
     outputs=lambda task: task.labels,
+    encoder=_bare_encoder,
     answering={
         "sequence-classification": Answering(_head_examples, _head_answers),
         "masked-lm": Answering(None, _word_answers),
+        "sentence-encoder": Answering(None, _nearest_answers),
         "causal-lm": Answering(_word_examples, _word_answers),
         "sequence-to-sequence": Answering(_word_examples, _word_answers),
     },

@@ -76,5 +76,5 @@ KIND = TaskKind(
     columns=lambda task: ("text",) if task.pivot else ("text", "pivot"),
     make_rows=_translated,
     answering={"sentence-encoder": Answering(_train_examples, None)},
-    encoder="sentence-encoder",
+    encoder=lambda task, base: "sentence-encoder",
 )

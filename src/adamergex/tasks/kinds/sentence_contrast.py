@@ -24,5 +24,5 @@ KIND = TaskKind(
     settings=SentenceContrast,
     columns=lambda task: ("text",),
     answering={"sentence-encoder": Answering(_train_examples, None)},
-    encoder="sentence-encoder",
+    encoder=lambda task, base: "sentence-encoder",
 )
