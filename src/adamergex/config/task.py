@@ -7,11 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BeforeValidator, Discriminator, Field, GetCoreSchemaHandler, ValidationError, create_model
-from pydantic_core import CoreSchema, core_schema
+from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, ValidationError, create_model
 
 from adamergex.errors import AdamergexError, ConfigError
-from adamergex.jobs.kinds import one_of_tagged, settings_of
+from adamergex.jobs.kinds import OneOf, adapter_of, settings_of
 from adamergex.jobs.settings import Limit, Optimisation, Rows, Sample, SampleSeed, Target, TaskRows
 from adamergex.jobs.strict import Names, PathText, Settings, hint, shown
 from adamergex.tasks import catalogue, kinds
@@ -189,20 +188,14 @@ def tag_of(value: Any) -> str:
     return BUILT_IN if isinstance(value, BuiltIn) else str(getattr(value, "kind", "classification"))
 
 
-class _ByForm:
-    """Validates ``task:`` as the form that ``tag_of`` names, of all kinds that are known then."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        written = core_schema.simple_ser_schema("any")
-        return core_schema.no_info_plain_validator_function(self.validate, serialization=written)
-
-    def validate(self, value: Any) -> Any:
-        settings_of(tag_of(value))  # imports the package that brings the kind
-        return one_of_tagged(_FORM, (*own_forms().items(), (BUILT_IN, BuiltIn))).validate_python(value)
+def _forms(value: Any) -> TypeAdapter[Any]:
+    settings_of(tag_of(value))  # imports the package that brings the kind
+    forms: dict[str, type[Settings]] = {**own_forms(), BUILT_IN: BuiltIn}
+    return adapter_of(tuple(Annotated[form, Tag(tag)] for tag, form in forms.items()), _FORM)
 
 
 _FORM = Discriminator(tag_of)
-TaskConfig: TypeAlias = Annotated[Own | BuiltIn, _ByForm()]
+TaskConfig: TypeAlias = Annotated[Own | BuiltIn, OneOf(_forms)]
 """The target task, labelled in the source language only."""
 
 

@@ -6,11 +6,12 @@ that calls ``tasks.kinds.register``. It is imported when settings, a step or a l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Union
 
-from pydantic import Discriminator, Field, GetCoreSchemaHandler, Tag, TypeAdapter
+from pydantic import Discriminator, GetCoreSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, core_schema
 
 from adamergex.errors import AdamergexError, ConfigError
@@ -62,31 +63,30 @@ def known_settings(base: type[Settings]) -> tuple[type[Settings], ...]:
     return tuple(settings for settings in _SETTINGS.values() if issubclass(settings, base))
 
 
-class ByKind:
-    """Validates a field by its ``kind``, which is looked up when a value comes, not when the class is made."""
+class OneOf:
+    """Validates a field by the union that ``union`` makes for a value: its members may come after the field's class."""
 
-    def __init__(self, base: type[Settings]) -> None:
-        self.base = base
+    def __init__(self, union: Callable[[Any], TypeAdapter[Any]]) -> None:
+        self.union = union
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        written = core_schema.simple_ser_schema("any")
-        return core_schema.no_info_plain_validator_function(self.validate, serialization=written)
+        return core_schema.no_info_plain_validator_function(
+            lambda value: self.union(value).validate_python(value), serialization=core_schema.simple_ser_schema("any")
+        )
 
-    def validate(self, value: Any) -> Any:
-        """The settings. Raises: ValidationError, as of a union that is told apart by ``kind``."""
+
+def by_kind(base: type[Settings]) -> OneOf:
+    """A field of any kind whose settings derive from ``base``."""
+
+    def union(value: Any) -> TypeAdapter[Any]:
         settings_of(value.get("kind") if isinstance(value, dict) else None)
-        return _one_of(known_settings(self.base)).validate_python(value)
+        return adapter_of(known_settings(base), Discriminator("kind"))
+
+    return OneOf(union)
 
 
 @cache
-def _one_of(members: tuple[type[Settings], ...]) -> TypeAdapter[Any]:
-    union: Any = Annotated[Union[members], Field(discriminator="kind")]  # noqa: UP007
-    return TypeAdapter(union)
-
-
-@cache
-def one_of_tagged(tag: Discriminator, members: tuple[tuple[str, type[Settings]], ...]) -> TypeAdapter[Any]:
-    """A union whose members are told apart by the name that ``tag`` gives a value."""
-    tagged = tuple(Annotated[member, Tag(name)] for name, member in members)
-    union: Any = Annotated[Union[tagged], tag]  # noqa: UP007
+def adapter_of(members: tuple[Any, ...], discriminator: Discriminator) -> TypeAdapter[Any]:
+    """The union of the members, which the discriminator tells apart."""
+    union: Any = Annotated[Union[members], discriminator]  # noqa: UP007
     return TypeAdapter(union)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, model_serializer, model_validator
 
-from adamergex.jobs.kinds import ByKind, add_settings, known_settings, settings_of
+from adamergex.jobs.kinds import add_settings, by_kind, known_settings, settings_of
 from adamergex.jobs.optimisation import OPTIMISED as OPTIMISED
 from adamergex.jobs.optimisation import Optimisation as Optimisation
 from adamergex.jobs.optimisation import decaying as decaying
@@ -232,9 +232,9 @@ for _settings in (
 ):  # fmt: skip
     add_settings(_settings)
 
-Target: TypeAlias = Annotated[LabelledTask, ByKind(LabelledTask)]
+Target: TypeAlias = Annotated[LabelledTask, by_kind(LabelledTask)]
 """A task of any labelled kind."""
-Task: TypeAlias = Annotated[LabelledTask | UnlabelledTask, ByKind(Settings)]
+Task: TypeAlias = Annotated[LabelledTask | UnlabelledTask, by_kind(Settings)]
 """A task of any kind."""
 AnyRows = Rows | TaskRows
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from adamergex.jobs.kinds import add_settings, settings_of
 from adamergex.jobs.settings import Task
-from adamergex.tasks.answering.writing import WRITERS
+from adamergex.tasks.answering.writing import WRITERS as WRITERS
 from adamergex.tasks.kinds import (
     classification,
     generation,
@@ -19,22 +19,14 @@ from adamergex.tasks.kinds import (
     span,
     tagging,
 )
-from adamergex.tasks.task_kind import Answering, Answers, Labels, Options, Request, TaskKind, Writing, XltForm
-
-__all__ = [
-    "WRITERS",
-    "Answering",
-    "Answers",
-    "Labels",
-    "Options",
-    "Request",
-    "TaskKind",
-    "Writing",
-    "XltForm",
-    "kind_of",
-    "labelled_kinds",
-    "register",
-]
+from adamergex.tasks.task_kind import Answering as Answering
+from adamergex.tasks.task_kind import Answers as Answers
+from adamergex.tasks.task_kind import Labels as Labels
+from adamergex.tasks.task_kind import Options as Options
+from adamergex.tasks.task_kind import Request as Request
+from adamergex.tasks.task_kind import TaskKind as TaskKind
+from adamergex.tasks.task_kind import Writing as Writing
+from adamergex.tasks.task_kind import XltForm as XltForm
 
 _KINDS: dict[str, TaskKind] = {}
 

@@ -38,25 +38,16 @@ def _read(task: Generation, row: Row, text: str) -> tuple[str, bool]:
 
 
 _XLT = XltForm(
-    "multilingual summarization",
-    "",
-    "retell the input text",
-    "think step-by-step to summarize the entire text in a maximum of two sentences",
-    "the summary",
-    "Summary:",
-)
+    "multilingual summarization", "", "retell the input text",
+    "think step-by-step to summarize the entire text in a maximum of two sentences", "the summary", "Summary:",
+)  # fmt: skip
 _DATASETS = {
     "xlsum": _XLT._replace(request="{text}"),
     "mgsm": XltForm(
-        "arithmetic reasoning",
-        "Request: {question}",
-        "retell the request",
-        "do step-by-step answer to obtain a number answer",
-        "the answer",
-        "Answer:",
+        "arithmetic reasoning", "Request: {question}", "retell the request",
+        "do step-by-step answer to obtain a number answer", "the answer", "Answer:",
     ),
-}
-
+}  # fmt: skip
 
 KIND = TaskKind(
     settings=Generation,

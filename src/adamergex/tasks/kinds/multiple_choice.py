@@ -78,13 +78,9 @@ def _xlt(task: MultipleChoice) -> XltForm:
     if question == "What is the {question}?":
         request = f"Here is a premise: {premise}. {question} {_PICK}{options}"
     return XltForm(
-        "commonsense reasoning",
-        request,
-        "retell the premise and the options",
-        "do step-by-step answer to pick a choice",
-        "the choice number",
-        "Choice number:",
-    )
+        "commonsense reasoning", request, "retell the premise and the options",
+        "do step-by-step answer to pick a choice", "the choice number", "Choice number:",
+    )  # fmt: skip
 
 
 KIND = TaskKind(

@@ -60,14 +60,10 @@ def _read(task: PairClassification, row: Row, text: str) -> tuple[str | None, bo
 
 _NLI_ORDER = ("entailment", "contradiction", "neutral")
 _XLT = XltForm(
-    "natural language inference",
-    "Premise: {premise}\nHypothesis: {hypothesis}",
-    "retell the premise and hypothesis",
+    "natural language inference", "Premise: {premise}\nHypothesis: {hypothesis}", "retell the premise and hypothesis",
     "judge whether the hypothesis is true (entailment), false (contradiction), or undetermined (neutral) given the "
-    "premise. The relationship can be chosen from {labels}",
-    "the relationship",
-    "Relationship:",
-)
+    "premise. The relationship can be chosen from {labels}", "the relationship", "Relationship:",
+)  # fmt: skip
 
 
 def _xlt(task: PairClassification) -> XltForm:

@@ -96,13 +96,9 @@ def _predict(request: Request, model: nn.Module, batch_tokens: int) -> Answers:
 
 
 _XLT = XltForm(
-    "question answering",
-    "{context}\nQuestion: {question}",
-    "retell the question",
-    "answer the question with words of the text",
-    "the answer in {language}",
-    "Answer:",
-)
+    "question answering", "{context}\nQuestion: {question}", "retell the question",
+    "answer the question with words of the text", "the answer in {language}", "Answer:",
+)  # fmt: skip
 
 KIND = TaskKind(
     settings=SpanAnswering,
