@@ -108,6 +108,7 @@ HEAVY = ("torch", "transformers", "peft", "pydantic", "datasets", "jinja2")
         ("import adamergex.merging, adamergex.merging.inspection", ()),
         ("import adamergex.statistics, adamergex.statistics.table", ()),
         ("import adamergex.config.transfer, adamergex.methods", ("pydantic",)),
+        ("import adamergex.tasks.kinds, adamergex.tasks.rows", ("pydantic",)),
     ],
 )
 def test_light_rooms_import_nothing_heavy(code: str, allowed: tuple[str, ...]) -> None:

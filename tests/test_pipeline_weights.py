@@ -251,7 +251,7 @@ def test_models_that_write_are_as_certain_as_their_label_scores(
     families: dict[str, str], small_data: Path, tmp_path: Path, family: str
 ) -> None:
     """p(label) ∝ p(words, end | prompt): each probability from transformers' own loss, one label at a time."""
-    from adamergex.tasks import kinds
+    from adamergex.tasks import running
     from adamergex.tasks.certainty import Unlabelled
     from adamergex.tasks.rows import read
 
@@ -270,7 +270,7 @@ def test_models_that_write_are_as_certain_as_their_label_scores(
         for index, row in enumerate(rows):
             log_p = []
             for label in task.labels:
-                made = kinds.examples(task, [{**row, "label": label}], loaded)
+                made = running.train_examples(task, [{**row, "label": label}], loaded)
                 batch = made.batch([0], 0)
                 labels = batch["labels"]
                 learned = labels if family == "t5" else labels[:, 1:]

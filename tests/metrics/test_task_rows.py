@@ -16,9 +16,9 @@ import pytest
 from adamergex.errors import DataError
 from adamergex.jobs.settings import TaskRows
 from adamergex.tasks import rows as task_rows
-from adamergex.tasks.answering.asking import ASKED
 from adamergex.tasks.datasets import mgsm, ner, sib200, tata, xcopa, xlsum, xnli, xquad
 from adamergex.tasks.grouping import groups
+from adamergex.tasks.kinds import kind_of
 
 COPA = {"premise": "P", "choice1": "one", "choice2": "two"}
 TAGGED = {"id": "n0", "tokens": ["Amina", "analala"], "tags": ["B-PER", "O"]}
@@ -87,7 +87,7 @@ def test_exemplars_lose_their_own_prefixes(language: str, question: str, rationa
         with gzip.open(tmp_path / "mgsm" / f"{language}.{split}.jsonl.gz", "wt", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
         (found,) = task_rows.read(mgsm.TASK, TaskRows(task="mgsm", data=str(tmp_path), split=split), language)
-        asked = ASKED["generation"]
+        asked = kind_of("generation").writing
         assert asked.prompt(mgsm.TASK, found).whole == "Let's think step by step.\nQuestion: 3 and 4?"
         if split == "exemplars":
             assert asked.answers(mgsm.TASK, found) == ["3 + 4 = 7. The answer is 7."]

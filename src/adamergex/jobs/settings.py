@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, model_serializer, model_validator
 
+from adamergex.jobs.kinds import add_settings, by_kind, known_settings, settings_of
 from adamergex.jobs.optimisation import OPTIMISED as OPTIMISED
 from adamergex.jobs.optimisation import Optimisation as Optimisation
 from adamergex.jobs.optimisation import decaying as decaying
 from adamergex.jobs.optimisation import first_phase as first_phase
-from adamergex.jobs.optimisation import unprobed as unprobed
 from adamergex.jobs.sources import Limit as Limit
 from adamergex.jobs.sources import Rows as Rows
 from adamergex.jobs.sources import Sample as Sample
@@ -24,8 +24,13 @@ from adamergex.jobs.structure import Structure as Structure
 
 class LabelledTask(Settings):
     """What the target tasks share. ``measured_as`` names the task (or .py file) whose ``score`` measures the answers,
-    ``metric`` the one of its scores that is the task's own; ``prompt`` is for models that write, any column in it."""
+    ``metric`` the one of its scores that is the task's own; ``prompt`` is for models that write, any column in it.
 
+    ``probed``: one label per text by a linear last layer, so that a head can start from a probe."""
+
+    if TYPE_CHECKING:
+        kind: str
+    probed: ClassVar[bool] = False
     name: PathText
     prompt: str
     max_length: Count = 256
@@ -73,6 +78,7 @@ class Classification(LabelledTask):
     """One label a text. Encoders: a head. Decoders and encoder-decoders: the prompt, and the label words scored by
     log-likelihood."""
 
+    probed: ClassVar[bool] = True
     head: HeadInput = Field(default="auto", description=HEAD)
     kind: Literal["classification"] = "classification"
     name: str = "classification"
@@ -88,6 +94,7 @@ class Classification(LabelledTask):
 class PairClassification(LabelledTask):
     """One label for a premise and a hypothesis; what is too long is cut from the premise."""
 
+    probed: ClassVar[bool] = True
     head: HeadInput = Field(default="auto", description=HEAD)
     kind: Literal["pair-classification"] = "pair-classification"
     name: str = "pair-classification"
@@ -167,7 +174,15 @@ class Generation(LabelledTask):
     measured_as: str | None = "xlsum"
 
 
-class LanguageModeling(Settings):
+class UnlabelledTask(Settings):
+    """What the reference tasks share: nothing is predicted for them, and no labels are read."""
+
+    if TYPE_CHECKING:
+        kind: str
+    probed: ClassVar[bool] = False
+
+
+class LanguageModeling(UnlabelledTask):
     """The reference task on unlabelled text: masked LM on encoders, causal LM on decoders; on encoder-decoders
     ``objective``, which by default is span corruption where the tokenizer has sentinels (T5), else continuation.
 
@@ -183,7 +198,7 @@ class LanguageModeling(Settings):
 Noise = Annotated[float, Field(ge=0, lt=1)]
 
 
-class SentenceContrast(Settings):
+class SentenceContrast(UnlabelledTask):
     """A reference task of sentence encoders on unlabelled text: a text's vector is recognised among others from a copy
     of which ``noise`` of the tokens are deleted (SimCSE with TSDAE's noise)."""
 
@@ -193,7 +208,7 @@ class SentenceContrast(Settings):
     temperature: Positive = 0.05
 
 
-class SentenceAlignment(Settings):
+class SentenceAlignment(UnlabelledTask):
     """A reference task of sentence encoders on parallel text: a text's vector becomes the base's own vector of its
     translation in the pivot language. ``pivot``: rows of the translations, matched by id, else line by line; without
     it every row has a column ``pivot``."""
@@ -211,12 +226,16 @@ class SentenceAlignment(Settings):
         return self
 
 
-Target = Classification | PairClassification | MultipleChoice | SpanAnswering | Tagging | Generation
-Unlabelled = LanguageModeling | SentenceContrast | SentenceAlignment
-UNLABELLED = (LanguageModeling, SentenceContrast, SentenceAlignment)
-"""Reference tasks: nothing is predicted for them, and no labels are read."""
-UNLABELLED_KINDS = frozenset(kind.model_fields["kind"].default for kind in UNLABELLED)
-Task = Annotated[Target | Unlabelled, Field(discriminator="kind")]
+for _settings in (
+    Classification, PairClassification, MultipleChoice, SpanAnswering, Tagging, Generation,
+    LanguageModeling, SentenceContrast, SentenceAlignment,
+):  # fmt: skip
+    add_settings(_settings)
+
+Target: TypeAlias = Annotated[LabelledTask, by_kind(LabelledTask)]
+"""A task of any labelled kind."""
+Task: TypeAlias = Annotated[LabelledTask | UnlabelledTask, by_kind(Settings)]
+"""A task of any kind."""
 AnyRows = Rows | TaskRows
 
 
@@ -243,6 +262,15 @@ class TrainJob(Settings):
         return self
 
 
+def unprobed(kind: str, optimisation: Optimisation) -> str | None:
+    """What is wrong with how the head of a kind of task starts, if anything is."""
+    if optimisation.head_start != "probe" or getattr(settings_of(kind), "probed", False):
+        return None
+    heads = [settings for settings in known_settings(LabelledTask) if getattr(settings, "probed", False)]
+    probed = [settings.model_fields["kind"].default for settings in heads]
+    return f"optimisation.head_start: 'probe' is for {' and '.join(probed)}, this is {kind}"
+
+
 def unstackable(structure: Structure, below: Sequence[str]) -> str | None:
     """What is wrong with training a structure on frozen adapters, if anything is."""
     if below and structure.kind not in ("bottleneck", "full", "sparse"):
@@ -256,7 +284,7 @@ class EvaluateJob(Settings):
     """Predict and score one labelled set in one language. ``vanilla`` prompts the bare base."""
 
     base: PathText
-    task: Annotated[Target, Field(discriminator="kind")]
+    task: Target
     language: Name
     rows: AnyRows
     batch_tokens: Count = 8192
