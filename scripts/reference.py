@@ -35,6 +35,7 @@ PUBLIC = {
     "adamergex.evaluation": ["evaluate", "paired_difference"],
     "adamergex.search.tuning": ["tune"],
     "adamergex.search.entropy": ["minimise"],
+    "adamergex.methods.given": ["read_given", "copy_given"],
     "adamergex.search.weight_choice": ["choose"],
     "adamergex.training.probe": ["logistic_regression"],
     "adamergex.backbones.loading": ["load", "family"],
@@ -72,6 +73,9 @@ SETTINGS = [
         [
             "TextReference",
             "TaskReference",
+            "ContrastReference",
+            "AlignmentReference",
+            "AdapterReference",
             "MergeConfig",
             "SwapConfig",
             "CombineConfig",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from adamergex.config.methods import (
-    TaskReference,
+    REFERENCES,
     TextReference,
 )
 from adamergex.config.task import known_fields
@@ -101,7 +101,7 @@ def _without_forms(place: tuple[Any, ...]) -> tuple[Any, ...]:
 def _names_at(model: type[BaseModel], place: tuple[Any, ...]) -> list[str]:
     """The settings that exist at a place, by walking the models."""
     if place[:1] == ("reference",) and len(place) > 1:
-        model, place = TaskReference if place[1] == "task" else TextReference, place[2:]
+        model, place = REFERENCES.get(str(place[1]), TextReference), place[2:]
     if place[:1] == ("task",) and len(place) > 1:
         model, place = known_fields(str(place[1])), place[2:]
     for part in place:

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from adamergex.base_names import with_languages
 from adamergex.config.methods import (
+    AdapterReference,
     FullConfig,
     LfSftConfig,
     MadXConfig,
@@ -209,9 +211,19 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     found = [] if task is None else [("task.test", task.rows("test"))]
     if isinstance(config.reference, TaskReference) and not isinstance(config.reference.task, BuiltIn):
         found.append(("reference.task.train", config.reference.task.train))
+    if isinstance(config.reference, AdapterReference):
+        yield from _given(config.reference)
     for name, where in (*found, ("reference.text", config.reference.text)):
         if isinstance(where, Rows) and where.path is not None and "{language}" not in where.path:
             yield f"{name}: '{where.path}' has no {{language}} in it, so every language would read the same file"
+
+
+def _given(reference: AdapterReference) -> Iterator[str]:
+    if "{language}" not in reference.adapters and reference.adapters not in with_languages():
+        yield (
+            f"reference.adapters: {shown(reference.adapters)} has no {{language}} in it, and no language vectors ship "
+            f"under this name{hint(reference.adapters, with_languages())}"
+        )
 
 
 def _expressions(config: TransferConfig) -> Iterator[str]:
@@ -238,6 +250,8 @@ def _strange_languages(config: TransferConfig) -> Iterator[str]:
 
 COMBINED = ("ties", "dare", "ties_factors", "dare_factors")
 """Methods that mix two adapters by TIES or DARE."""
+ON_TEXT = ("mad_x", "mad_x_no_invertible", "language_arithmetic", "mlm_source", "mlm_target", "lf_sft")
+"""Methods that train on the text of languages, whatever the reference task is."""
 
 
 def _rivals(config: TransferConfig) -> Iterator[str]:
@@ -249,7 +263,7 @@ def _rivals(config: TransferConfig) -> Iterator[str]:
             yield f"methods: {method} is for {' and '.join(kinds)}, the structure is {kind}"
     if "layer_swapping" in config.methods and kind == "prefix":
         yield "methods: layer_swapping is for adapters in layers, the structure is prefix"
-    if isinstance(config.reference, TaskReference) and config.reference.text is None:
+    if isinstance(config.reference, TaskReference | AdapterReference) and config.reference.text is None:
         for method in config.methods:
-            if method.startswith("mad_x") and method != "mad_x_task_only" or method == "language_arithmetic":
-                yield f"reference.text: missing; {method} trains language adapters on it"
+            if method in ON_TEXT:
+                yield f"reference.text: missing; {method} trains on it"

@@ -13,13 +13,13 @@ from adamergex.adapters.bottleneck import bottleneck_backed
 from adamergex.adapters.bottleneck.places import find_places
 from adamergex.adapters.peft_backed import head_modules
 from adamergex.adapters.sites import targets
+from adamergex.backbones.chat import in_chat
 from adamergex.backbones.loading import HEADS, head_input, outline
 from adamergex.graph.steps import Step
 from adamergex.jobs.settings import LanguageModeling, Structure, TrainJob
 from adamergex.merging.layers import Swap, numbered
 from adamergex.merging.select import select
 from adamergex.tasks import kinds
-from adamergex.tasks.answering.chat import in_chat
 from adamergex.tasks.rows import read, source
 from adamergex.training.numerics import require_attention
 from adamergex.training.probe import last_layer, require_every_label
