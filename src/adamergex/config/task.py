@@ -189,9 +189,10 @@ def tag_of(value: Any) -> str:
 
 
 def _forms(value: Any) -> TypeAdapter[Any]:
-    settings_of(tag_of(value))  # imports the package that brings the kind
+    if (tag := tag_of(value)) != BUILT_IN:
+        settings_of(tag)  # imports the package that brings the kind
     forms: dict[str, type[Settings]] = {**own_forms(), BUILT_IN: BuiltIn}
-    return adapter_of(tuple(Annotated[form, Tag(tag)] for tag, form in forms.items()), _FORM)
+    return adapter_of(tuple(Annotated[form, Tag(name)] for name, form in forms.items()), _FORM)
 
 
 _FORM = Discriminator(tag_of)

@@ -24,14 +24,14 @@ def read(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> lis
     """
     kind, where = kind_of(task), source(rows, language)
     if isinstance(rows, TaskRows):
-        found = read_rows(rows, language)
+        numbered = read_rows(rows, language)
     elif labelled or kind.options is None:
-        found = _file_rows(task, rows, language)
+        numbered = _file_rows(task, rows, language)
     else:
-        found = _unlabelled(task, rows, language, kind.options)
+        numbered = _unlabelled(task, rows, language, kind.options)
     if not kind.labelled:
-        return kind.make_rows(task, found, where)
-    return [_checked(task, row, f"{where}, row {number}") for number, row in found]
+        return kind.make_rows(task, numbered, where)
+    return [_checked(task, row, f"{where}, row {number}") for number, row in numbered]
 
 
 def _checked(task: Any, row: Row, where: str) -> dict[str, Any]:
@@ -56,7 +56,8 @@ def _file_rows(task: Task, rows: Rows, language: str) -> NumberedRows:
     kind = kind_of(task)
     if not kind.labelled:
         # A label beside the text is not learned: it must be neither there nor the same for the text to be the same.
-        own = {name: column for name, column in rows.columns.items() if name in ("text", "pivot", "id")}
+        names = {*columns(task), "text", "pivot", "id"}
+        own = {name: column for name, column in rows.columns.items() if name in names}
         return reader.read_numbered(rows.model_copy(update={"columns": own}), language, columns(task), also=("id",))
     return reader.read_numbered(rows, language, columns(task), also=(*reader.OURS, *COLUMNS, *kind.optional_columns))
 
@@ -65,8 +66,8 @@ def _unlabelled(task: Task, rows: Rows, language: str, options: Options) -> Numb
     kind = kind_of(task)
     gold = kind.gold(task)
     rows = rows.model_copy(update={"columns": {name: column for name, column in rows.columns.items() if name != gold}})
-    found = reader.read_numbered(rows, language, [name for name in columns(task) if name != gold], also=("id",))
-    return [(number, options.chosen(task, row, 0)) for number, row in found]
+    numbered = reader.read_numbered(rows, language, [name for name in columns(task) if name != gold], also=("id",))
+    return [(number, options.chosen(task, row, 0)) for number, row in numbered]
 
 
 def source(rows: AnyRows, language: str) -> str:

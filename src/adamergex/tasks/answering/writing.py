@@ -80,13 +80,13 @@ def _written(request: Request, model: nn.Module, batch_tokens: int) -> Answers:
         batch_tokens=batch_tokens,
         chat=task.chat,
     )
-    found = [_after(task.answer_after, text) for text in texts]
-    read = [writing.read(task, row, answer) for row, (answer, _) in zip(request.rows, found, strict=True)]
+    answers = [_after(task.answer_after, text) for text in texts]
+    read = [writing.read(task, row, answer) for row, (answer, _) in zip(request.rows, answers, strict=True)]
     items = [
         {"gold": row[gold], "predicted": predicted, "written": text}
         for row, (predicted, _), text in zip(request.rows, read, texts, strict=True)
     ]
-    unread = sum(not (well and there) for (_, well), (_, there) in zip(read, found, strict=True))
+    unread = sum(not (well and there) for (_, well), (_, there) in zip(read, answers, strict=True))
     return Answers(items, truncated, unread)
 
 

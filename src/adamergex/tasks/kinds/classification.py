@@ -75,7 +75,7 @@ def _xlt(task: Classification) -> XltForm:
 KIND = TaskKind(
     settings=Classification,
     columns=lambda task: ("text", "label"),
-    rows="One label a text. Columns: text, label.",
+    rows="One label per text. Columns: text, label.",
     check_row=labels.check_label,
     check_rows=labels.check_labels,
     labels=labels.OPEN_LABELS,

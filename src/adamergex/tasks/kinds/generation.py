@@ -17,15 +17,15 @@ def _columns(task: Generation) -> tuple[str, ...]:
 
 
 def _check_row(task: Generation, row: Row, where: str) -> dict[str, Any]:
-    found, place = row[task.reference], f"{where}, column {task.reference!r}"
-    if isinstance(found, list) and found:
-        return {**row, task.reference: [text_of(text, "reference", place) for text in found]}
-    return {**row, task.reference: text_of(found, "reference", place)}
+    value, place = row[task.reference], f"{where}, column {task.reference!r}"
+    if isinstance(value, list) and value:
+        return {**row, task.reference: [text_of(text, "reference", place) for text in value]}
+    return {**row, task.reference: text_of(value, "reference", place)}
 
 
 def _answers(task: Generation, row: Row) -> list[str]:
-    found = row[task.reference]
-    references = [str(text) for text in (found if isinstance(found, list) else [found])]
+    value = row[task.reference]
+    references = [str(text) for text in (value if isinstance(value, list) else [value])]
     if task.target is None:
         return references
     return [filled(task.target, {**row, task.reference: references[0]})]

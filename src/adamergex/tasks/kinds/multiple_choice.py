@@ -60,11 +60,11 @@ def _choices(task: MultipleChoice, row: Row) -> list[str]:
 def _read(task: MultipleChoice, row: Row, text: str) -> tuple[int | None, bool]:
     """The choice that the answer is; else the one that stands in it (alone), or its letter or number."""
     choices = _choices(task, row)
-    found = exact(text, choices)
-    if found is None:
-        said = set(mentions(text, choices))
-        found = said.pop() if len(said) == 1 else sign(text, len(choices))
-    return found, found is not None
+    place = exact(text, choices)
+    if place is None:
+        mentioned = set(mentions(text, choices))
+        place = mentioned.pop() if len(mentioned) == 1 else sign(text, len(choices))
+    return place, place is not None
 
 
 _PICK = "Help me pick the more plausible option: "

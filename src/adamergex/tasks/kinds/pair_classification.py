@@ -54,8 +54,8 @@ def _read(task: PairClassification, row: Row, text: str) -> tuple[str | None, bo
     """The label whose word the answer is; else the one whose word stands first in it."""
     words = _words(task)
     same = exact(text, words)
-    found = [same] if same is not None else mentions(text, words)
-    return (task.labels[found[0]], True) if found else (None, False)
+    matches = [same] if same is not None else mentions(text, words)
+    return (task.labels[matches[0]], True) if matches else (None, False)
 
 
 _NLI_ORDER = ("entailment", "contradiction", "neutral")

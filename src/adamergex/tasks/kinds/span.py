@@ -87,12 +87,12 @@ def _train_examples(request: Request) -> SpanExamples:
 def _predict(request: Request, model: nn.Module, batch_tokens: int) -> Answers:
     from adamergex.tasks.spans import span_answers
 
-    found = span_answers(request.task, request.rows, model, _train_examples(request), batch_tokens)
+    spans = span_answers(request.task, request.rows, model, _train_examples(request), batch_tokens)
     items = [
         {"gold": list(row["answers"]), "predicted": answer.text, "start": answer.start, "score": answer.score}
-        for row, answer in zip(request.rows, found, strict=True)
+        for row, answer in zip(request.rows, spans, strict=True)
     ]
-    return Answers(items, 0, sum(not answer.text for answer in found))  # long contexts are read in windows
+    return Answers(items, 0, sum(not answer.text for answer in spans))  # long contexts are read in windows
 
 
 _XLT = XltForm(

@@ -64,8 +64,8 @@ def _predict(request: Request, model: nn.Module, batch_tokens: int) -> Answers:
     from adamergex.tasks.tagging import predicted_tags
 
     examples = _train_examples(request)
-    found = predicted_tags(request.task, request.rows, model, examples, batch_tokens)
-    items = [{"gold": row["tags"], "predicted": tags} for row, tags in zip(request.rows, found, strict=True)]
+    predicted = predicted_tags(request.task, request.rows, model, examples, batch_tokens)
+    items = [{"gold": row["tags"], "predicted": tags} for row, tags in zip(request.rows, predicted, strict=True)]
     return Answers(items, examples.truncated)
 
 
@@ -76,8 +76,8 @@ def _all_outside(task: Tagging, row: Row, index: int) -> dict[str, Any]:
 
 def _tally(item: Row) -> tuple[float, float]:
     """2·TP, and predicted + gold entities: F1 is the ratio of their sums."""
-    found, gold = entities(item["predicted"]), entities(item["gold"])
-    return 2.0 * len(found & gold), float(len(found) + len(gold))
+    predicted, gold = entities(item["predicted"]), entities(item["gold"])
+    return 2.0 * len(predicted & gold), float(len(predicted) + len(gold))
 
 
 KIND = TaskKind(
