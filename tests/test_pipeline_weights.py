@@ -437,7 +437,7 @@ def test_the_settings_of_the_ablations(
         ({"reference": {"kind": "task", "task": {"train": "en.tsv"}}}, "reference.task.train: 'en.tsv' has no"),
         (
             {"methods": ["mad_x"], "reference": {"kind": "task", "task": {"train": "{language}.tsv"}}},
-            "reference.text: missing; mad_x trains language adapters",
+            "reference.text: missing; mad_x trains on it",
         ),
         ({"reference": {"txt": "{language}.txt"}}, "reference.txt: no such setting; did you mean 'text'"),
     ],
