@@ -162,7 +162,7 @@ def evaluate_directory(
     stack = [] if adapter is None else [Path(adapter)] if isinstance(adapter, str | Path) else [*map(Path, adapter)]
     for path in stack:
         if not path.is_dir():
-            raise AdapterFileError("there is no such adapter directory", where=path, fix="check the path")
+            raise AdapterFileError("there is no adapter directory here", where=path, fix="check the path")
     found = lineage.read(stack[-1]) if stack else None
     known = None if found is None else found.base.get("name")
     if base is None and not known:
