@@ -72,6 +72,16 @@ def test_the_house_is_small() -> None:
     assert len(rooms) <= 22 and len(LAYERS) <= 11
 
 
+def test_the_page_shows_the_rooms_and_files_that_are_there() -> None:
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = re.findall(r"^    src/adamergex/\n((?:      .*\n|\n)+)", page, re.MULTILINE)
+    assert len(tree) == 1
+    shown = re.findall(r"^      (\w+)(?:/|\.py) ", tree[0], re.MULTILINE)
+    assert sorted(shown) == sorted(RANK.keys() - {"__init__", "__main__"})
+    there = {path.name for path in modules()}
+    assert not [name for name in re.findall(r"\b(\w+\.py)\b", tree[0]) if name not in there]
+
+
 def test_the_public_names_are_listed_and_typed() -> None:
     assert set(adamergex.__all__) <= set(dir(adamergex))
     tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))

@@ -151,7 +151,8 @@ def evaluate_directory(
     lineage.
 
     Without an adapter the bare ``base`` is prompted, and the labels are those of the file. ``task_file``: the ``.py``
-    file whose score measures the answers of a task of your own; nothing that an adapter brings or names is run.
+    file whose score measures the answers of a task of your own; nothing that an adapter brings is run, and a kind of
+    task that its lineage names is looked up among installed packages alone.
     Raises: AdapterFileError, DataError, ModelError; also when the lineage does not tell the task or the base.
     """
     from adamergex.jobs.kinds import settings_of
