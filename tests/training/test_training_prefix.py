@@ -11,6 +11,7 @@ import torch
 from fixed_batch import loss_of
 from peft import PeftModel
 from safetensors.torch import load_file
+from topic_sentences import sentences
 from transformers import (
     AutoModelForSequenceClassification,
     BartConfig,
@@ -44,7 +45,6 @@ from adamergex.tables.transfer import transfer
 from adamergex.tasks.answering import scoring
 from adamergex.tasks.classification import answer_pieces, prompt_pieces
 from adamergex.training import train
-from conftest import sentences
 
 TOKENS = 4
 PREFIX = Structure(kind="prefix", virtual_tokens=TOKENS)

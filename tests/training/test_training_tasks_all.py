@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from topic_sentences import TOPICS, sentences
 from torch import nn
 
 from adamergex import evaluation
@@ -41,7 +42,6 @@ from adamergex.tasks.sequences import pair_frame
 from adamergex.tasks.spans import span_answers, span_examples
 from adamergex.tasks.tagging import predicted_tags, tag_examples, tag_names
 from adamergex.training import train
-from conftest import TOPICS, sentences
 
 TASKS: dict[str, Target] = {
     "pair-classification": PairClassification(labels=("same", "other"), prompt="{premise} {hypothesis} Topic:"),
