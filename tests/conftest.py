@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,12 @@ LANGUAGES = {
     "tr": ("nehir çok derin", "iyi bir doktor yardım eder", "maç kazanıldı", "trenimiz gecikti"),
 }
 TOPICS = ("nature", "health", "sports", "travel")
+
+
+def pytest_collection_finish() -> None:
+    """The libraries' half a million objects out of the way of garbage collection, of which every training does one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
