@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +19,17 @@ LANGUAGES = {
 TOPICS = ("nature", "health", "sports", "travel")
 
 
-def pytest_collection_finish() -> None:
-    """The libraries' half a million objects out of the way of garbage collection, of which every training does one."""
-    gc.collect()
-    gc.freeze()
+_frozen_modules = 0
+
+
+def pytest_runtest_setup() -> None:
+    """What libraries have made since is kept out of garbage collection: every training collects once, and a look at
+    their half a million objects takes longer than the steps of a tiny model."""
+    global _frozen_modules
+    if len(sys.modules) > _frozen_modules + 50:
+        _frozen_modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
