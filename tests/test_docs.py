@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from adamergex.cli.main import parser
 from adamergex.config.study import parse_study
 from adamergex.config.train import parse_training
 from adamergex.config.transfer import MethodName, parse
+from commands import script
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -33,9 +32,8 @@ def blocks(page: Path, kind: str) -> list[str]:
 
 
 def test_generated_pages_are_current() -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "reference.py"), "--check"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout
+    result = script(ROOT / "scripts" / "reference.py", "--check")
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_every_public_name_and_verb_has_its_page() -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Literal
 
 import pytest
@@ -17,6 +15,7 @@ import yaml
 from adamergex.errors import ConfigError
 from adamergex.jobs.settings import Classification, LabelledTask, TrainJob
 from adamergex.tasks.kinds import TaskKind, kind_of, labelled_kinds, register
+from commands import command
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
@@ -37,10 +36,8 @@ def package(folder: Path, name: str, code: str) -> Path:
     return folder
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(folder), str(ROOT / "src")])
-    command = [sys.executable, "-m", "adamergex", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
+def run(folder: Path, *arguments: object) -> CompletedProcess[str]:
+    return command(*arguments, paths=(folder,))
 
 
 @pytest.fixture(scope="module")
