@@ -114,7 +114,9 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     verb.add_argument("--dry-run", action="store_true", help="print steps, tokens, FLOPs and hours; do nothing")
     verb.add_argument("--device", choices=list(DEVICES), default="h200", help="of the estimate")
     verb.add_argument("--tokens-per-second", type=float, metavar="X", help="of training, measured; for the estimate")
-    verb.add_argument("--engine", choices=["local", "ray"], default="local")
+    verb.add_argument(
+        "--engine", default="local", metavar="NAME", help="local (this machine), ray, or one of an installed package"
+    )
     verb.add_argument(
         "--workers", type=count, metavar="N", help="processes or Ray workers; default: one a GPU, else one"
     )
