@@ -24,8 +24,8 @@ Work = Callable[[list[str]], int]
 
 
 @cache
-def _context() -> Any:
-    """The server starts once, with the environment of the first use."""
+def preloaded() -> Any:
+    """The context whose processes are forked from the one that has the libraries, which starts with the first use."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["preloaded"])
     with pytest.MonkeyPatch.context() as patch:
@@ -39,9 +39,9 @@ class Running:
     """A process that was started; ``done`` waits for it."""
 
     def __init__(self, work: Work, arguments: list[str], paths: list[str], largest: int | None) -> None:
-        (out, child_out), (err, child_err) = _context().Pipe(False), _context().Pipe(False)
+        (out, child_out), (err, child_err) = preloaded().Pipe(False), preloaded().Pipe(False)
         given = (work, arguments, dict(os.environ), paths, largest, child_out, child_err)
-        self.arguments, self.process = arguments, _context().Process(target=_child, args=given)
+        self.arguments, self.process = arguments, preloaded().Process(target=_child, args=given)
         self.process.start()
         child_out.close()
         child_err.close()
