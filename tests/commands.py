@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import resource
 import runpy
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -38,9 +39,11 @@ def preloaded() -> Any:
 class Running:
     """A process that was started; ``done`` waits for it."""
 
-    def __init__(self, work: Work, arguments: list[str], paths: list[str], largest: int | None) -> None:
+    def __init__(
+        self, work: Work, arguments: list[str], paths: list[str], largest: int | None = None, **environment: str
+    ) -> None:
         (out, child_out), (err, child_err) = preloaded().Pipe(False), preloaded().Pipe(False)
-        given = (work, arguments, dict(os.environ), paths, largest, child_out, child_err)
+        given = (work, arguments, {**os.environ, **environment}, paths, largest, child_out, child_err)
         self.arguments, self.process = arguments, preloaded().Process(target=_child, args=given)
         self.process.start()
         child_out.close()
@@ -113,4 +116,17 @@ def command(*arguments: object, paths: tuple[Path, ...] = (), largest: int | Non
 
 def script(path: Path, *arguments: object) -> CompletedProcess[str]:
     """A script of this project, as ``python PATH ...`` runs it."""
-    return Running(_script, [str(path), *map(str, arguments)], [str(path.parent)], None).done()
+    return Running(_script, [str(path), *map(str, arguments)], [str(path.parent)]).done()
+
+
+def team(path: Path, *arguments: object, size: int = 2, timeout: float = 300) -> list[CompletedProcess[str]]:
+    """A script in ``size`` processes that find each other as those of torchrun do."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    given = [str(path), *map(str, arguments)]
+    running = [
+        Running(_script, given, [str(path.parent)], RANK=str(rank), LOCAL_RANK=str(rank), **meeting)
+        for rank in range(size)
+    ]
+    return [process.done(timeout) for process in running]
