@@ -46,7 +46,7 @@ def rows_of(path: Path, positions: int) -> Numbered:
             "the format is not known by its ending",
             where=path,
             found=ending or "no ending",
-            expected=", ".join(f".{name}" for name in FORMATS.names()) + " (all but parquet also with .gz)",
+            expected=", ".join(f".{name}" for name in FORMATS) + " (all but parquet also with .gz)",
             fix="rename or convert the file",
         )
     with inputs.open_regular(path, what="the data file", error=DataError) as file:

@@ -68,7 +68,7 @@ def engine_named(name: str) -> EngineKind:
     found = _BUILT_IN.get(name) or _ENGINES.find(name)
     if found is None:
         raise ConfigError(
-            "there is no such engine", where="--engine", found=name, expected=", ".join(_ENGINES.names()),
+            "there is no such engine", where="--engine", found=name, expected=", ".join(_ENGINES),
             fix="choose one of these, or install the package that has it",
         )  # fmt: skip
     return found
