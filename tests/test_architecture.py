@@ -16,8 +16,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "adamergex"
 LAYERS = [
     ["errors", "base_names", "statistics"],
     ["files", "metrics"],
+    ["data", "structures"],
     ["jobs", "merging"],
-    ["data"],
     ["backbones", "report"],
     ["adapters", "graph"],
     ["tasks"],
@@ -79,8 +79,10 @@ HEAVY = ("torch", "transformers", "peft", "pydantic", "datasets", "jinja2")
         ("import adamergex.cli.main; adamergex.cli.main.parser()", ()),
         ("import adamergex.graph.steps", ()),
         ("import adamergex.merging, adamergex.merging.inspection", ()),
+        ("from adamergex import structures; list(structures.every())", ()),
         ("import adamergex.statistics, adamergex.statistics.table", ()),
         ("import adamergex.config.transfer, adamergex.methods", ("pydantic",)),
+        ("import adamergex.structures.settings as settings; settings.every_setting()", ("pydantic",)),
     ],
 )
 def test_light_rooms_import_nothing_heavy(code: str, allowed: tuple[str, ...]) -> None:

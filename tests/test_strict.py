@@ -16,9 +16,9 @@ from adamergex.config.study import parse_study
 from adamergex.config.train import parse_training
 from adamergex.config.transfer import parse
 from adamergex.errors import AdamergexError, ConfigError
+from adamergex.files.strict import Settings
 from adamergex.jobs import settings
 from adamergex.jobs.settings import Optimisation, Structure, TrainJob
-from adamergex.jobs.strict import Settings
 from adamergex.tables.transfer import run_training, run_transfer
 from adamergex.training import loop
 

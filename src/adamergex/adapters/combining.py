@@ -21,12 +21,14 @@ from adamergex.files.lineage import Lineage
 from adamergex.files.outputs import staged_directory
 from adamergex.merging import report
 from adamergex.merging.checks import Adapter, require_fitting, require_references, require_same_start
-from adamergex.merging.layout import layout
 from adamergex.merging.merge import ranked
 from adamergex.merging.report import MergeReport, ModuleChange
 from adamergex.merging.stream_delta import ReferenceFactors
 from adamergex.merging.stream_vectors import VectorMerge, write_gates
 from adamergex.merging.task_vectors import MIXED, mixer
+from adamergex.structures import every
+from adamergex.structures.card import model_card
+from adamergex.structures.layout import layout
 
 FACTORS = "_factors"
 METHODS = {**MIXED, **{f"{method}{FACTORS}": weights for method, weights in MIXED.items()}}
@@ -73,8 +75,9 @@ def combine(
     chosen = _settings(method, density, weights, seed, rank)
     adapters = [_open("task", task), _open("target reference", target_reference)]
     own, other = adapters
-    kinds = ("lora",) if method.endswith(FACTORS) else ("lora", "ia3")
-    if own.layout.kind not in kinds:
+    structure, factors = own.layout.structure, method.endswith(FACTORS)
+    if not (structure.low_rank if factors else structure.task_vectors):
+        kinds = [kind.name for kind in every() if (kind.low_rank if factors else kind.task_vectors)]
         raise IncompatibleAdaptersError(
             f"{method} is not for this structure",
             where=own.where,
@@ -82,11 +85,11 @@ def combine(
             expected=" or ".join(kinds),
             fix="choose another rule: what training added to other structures is not known from their files",
         )
-    if rank is not None and (own.layout.kind != "lora" or method.endswith(FACTORS)):
+    if rank is not None and (not structure.low_rank or factors):
         raise ConfigError(
             "a rank is for the ΔW of LoRA", where="rank", found=f"{rank}, {method} of {own.layout.kind}", fix="omit it"
         )
-    space = "delta" if own.layout.kind == "lora" and not method.endswith(FACTORS) else "factors"
+    space = "delta" if structure.low_rank and not factors else "factors"
     require_references(other, None, own)
     require_fitting(adapters, space)
     with staged_directory(output) as stage:
@@ -104,7 +107,7 @@ def combine(
         )
         (stage / report.FILE_NAME).write_text(summary.to_json(), encoding="utf-8")
         lineage = _lineage(adapters, summary, chosen, config)
-        card = lineages.model_card(lineage, summary.lines(), task_type=config.get("task_type"))
+        card = model_card(lineage, summary.lines(), task_type=config.get("task_type"))
         (stage / "README.md").write_text(card, encoding="utf-8")
         lineage.write(stage)
     return summary
@@ -135,7 +138,7 @@ def _write_vectors(stage: Path, adapters: Sequence[Adapter], chosen: Settings) -
     path = stage / peft_backed.WEIGHTS_FILE
     with ExitStack() as stack:
         task, reference = (stack.enter_context(TensorReader(adapter.layout.directory)) for adapter in adapters)
-        if own.layout.kind == "ia3":
+        if not own.layout.structure.low_rank:
             return write_gates(path, own.layout, task, (reference, other.layout), mix), config
         merger = VectorMerge(
             averaging=True,
@@ -200,7 +203,7 @@ def _lineage(adapters: Sequence[Adapter], summary: MergeReport, chosen: Settings
     own, other = adapters
     inherited = own.lineage or Lineage()
     drawn = {"seed": chosen.seed} if chosen.method.startswith("dare") else {}
-    shape = {"rank": config.get("r"), "alpha": config.get("lora_alpha")} if own.layout.kind == "lora" else {}
+    shape = {name: config.get(setting) for name, setting in own.layout.structure.shape.items()}
     return Lineage(
         base=inherited.base or {"name": own.layout.base_name, "sha256": None},
         structure={**(inherited.structure or {"kind": own.layout.kind}), **shape},

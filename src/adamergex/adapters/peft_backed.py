@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -34,7 +35,9 @@ from adamergex.adapters.sites import targets
 from adamergex.errors import AdapterFileError, ModelError
 from adamergex.files import tensor_files
 from adamergex.files.directory import read_config
-from adamergex.files.lineage import model_card
+from adamergex.structures import structure_kind
+from adamergex.structures.card import model_card
+from adamergex.structures.settings import Ia3, Lora, Prefix, Structure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -43,12 +46,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from adamergex.files.lineage import Lineage
-    from adamergex.jobs.settings import Structure
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 Adapted: TypeAlias = PeftModel
 _PREFIX = "base_model.model."
-_KINDS = {"lora": (".lora_A.", ".lora_B."), "ia3": (".ia3_l",), "prefix": ("prompt_encoder.",)}
+Draw = Callable[[str, torch.Tensor, torch.Generator], torch.Tensor]
+"""(name, parameter, generator) -> what the parameter starts as."""
 
 
 def attach(
@@ -69,17 +72,34 @@ def attach(
     Raises: ModelError when the structure's modules are not in the model, or it takes no prefix.
     """
     config = _config(model, structure, head_modules(model, fresh) if task_head else None)
+    size = structure.context or getattr(structure, "rank", 0)
+    return put(model, config, _drawn, identity=f"{base_sha256}\n{structure.kind} {size}", seed=seed, fresh=fresh)
+
+
+def put(
+    model: PreTrainedModel,
+    config: PeftConfig,
+    draw: Draw,
+    *,
+    identity: str,
+    seed: int = 0,
+    fresh: tuple[str, ...] = (),
+) -> PeftModel:
+    """Put a new, trainable adapter of any PEFT config on a model; ``draw`` fills its tensors, from a generator seeded
+    by SHA-256(``identity``, name inside the backbone).
+
+    Raises: ModelError when the model takes no such adapter, or nothing changes with it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         wrapped = _wrap(model, config)
         for name, wrapper in _head_wrappers(wrapped):
             if name in fresh:
                 redraw(wrapper.modules_to_save["default"], model)
-    _same_start(wrapped, structure, base_sha256)
+    _same_start(wrapped, identity, draw)
     try:
         if isinstance(wrapped, _Prefixed):
             wrapped.require_right()
-        require_effect(_alone(wrapped), parameters(wrapped).values(), f"{structure.kind} adapter")
+        require_effect(_alone(wrapped), parameters(wrapped).values(), f"{kind_of(wrapped)} adapter")
     except BaseException:
         detach(wrapped)
         raise
@@ -87,11 +107,12 @@ def attach(
 
 
 def _config(model: PreTrainedModel, structure: Structure, heads: list[str] | None) -> PeftConfig:
-    if structure.kind == "prefix":
+    if isinstance(structure, Prefix):
         tokens = structure.virtual_tokens
         return PrefixTuningConfig(num_virtual_tokens=tokens, **prefix.shape(model)._asdict(), modules_to_save=heads)
+    assert isinstance(structure, Lora | Ia3)  # the other structures of this module
     aims = targets(model, structure)
-    if structure.kind == "ia3":
+    if isinstance(structure, Ia3):
         return IA3Config(target_modules=aims.modules, feedforward_modules=aims.feedforward, modules_to_save=heads)
     return LoraConfig(
         r=structure.rank,
@@ -125,6 +146,11 @@ def _wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         for copy in wrapper.modules_to_save.values():
             in_float32(copy)
     return wrapped
+
+
+def kind_of(wrapped: PeftModel) -> str:
+    """The name of the structure."""
+    return structure_kind(wrapped.peft_config["default"].to_dict())
 
 
 def virtual_tokens(model: nn.Module) -> int:
@@ -165,11 +191,8 @@ def tensors(wrapped: PeftModel) -> dict[str, torch.Tensor]:
 
 def parameters(wrapped: PeftModel) -> dict[str, nn.Parameter]:
     """The adapter's parameters, heads left out, under the names that its file gives them (of a prefix: the model's)."""
-    return {
-        name.replace(".default", ""): parameter
-        for name, parameter in wrapped.named_parameters()
-        if any(mark in name for marks in _KINDS.values() for mark in marks)
-    }
+    mark = "prompt_encoder." if isinstance(wrapped, _Prefixed) else f".{wrapped.base_model.prefix}"
+    return {name.replace(".default", ""): parameter for name, parameter in wrapped.named_parameters() if mark in name}
 
 
 def save(wrapped: PeftModel, directory: Path, lineage: Lineage) -> None:
@@ -339,21 +362,21 @@ def _adapter_tensors(wrapped: PeftModel) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def _same_start(wrapped: PeftModel, structure: Structure, base_sha256: str) -> None:
-    size = structure.virtual_tokens if structure.kind == "prefix" else structure.rank
+def _same_start(wrapped: PeftModel, identity: str, draw: Draw) -> None:
     for name, parameter in _adapter_tensors(wrapped).items():
-        key = hashlib.sha256(f"{base_sha256}\n{structure.kind} {size}\n{name}".encode()).digest()
+        key = hashlib.sha256(f"{identity}\n{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-        if ".lora_A." in name:
-            bound = 1 / math.sqrt(parameter.shape[1])
-            values = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-            parameter.copy_(values.to(parameter.dtype))
-        elif structure.kind == "prefix":
-            parameter.copy_(torch.empty(parameter.shape).normal_(generator=generator).to(parameter.dtype))
-        elif ".lora_B." in name:
-            parameter.zero_()
-        else:
-            parameter.fill_(1)
+        parameter.copy_(draw(name, parameter, generator).to(parameter.dtype))
+
+
+def _drawn(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    values = torch.empty(parameter.shape)
+    if ".lora_A." in name:
+        bound = 1 / math.sqrt(parameter.shape[1])
+        return values.uniform_(-bound, bound, generator=generator)
+    if "prompt_encoder." in name:
+        return values.normal_(generator=generator)
+    return values.fill_(0 if ".lora_B." in name else 1)
 
 
 def _head_type(model: PreTrainedModel) -> str | None:

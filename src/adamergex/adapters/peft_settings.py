@@ -1,7 +1,7 @@
 """An adapter's config as PEFT is given it: every module by its full name, ranks as the tensors have them.
 
 PEFT runs the expressions of a config through ``re``, without a limit of time, and allocates what a config says before
-it sees the tensors. So both are settled here: expressions by ``merging.targets``, sizes by the tensors.
+it sees the tensors. So both are settled here: expressions by ``structures.targets``, sizes by the tensors.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from adamergex.errors import AdapterFileError
 from adamergex.files import adapter_config
 from adamergex.files.patterns import literal
-from adamergex.merging.layout import split_key
-from adamergex.merging.rules import prefix
-from adamergex.merging.targets import Names, Ranks, Targets
+from adamergex.structures import prefix
+from adamergex.structures.lora import KIND as LORA
+from adamergex.structures.targets import Names, Ranks, Targets
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ def resolved(
     kind = settings.get("peft_type")
     if kind == "PREFIX_TUNING":
         _require_size(settings, contents, where)
-    if kind in ("LORA", "IA3"):
+    if "target_modules" in settings:
         targets = Targets(settings, where)
         if targets.known:
             settings["target_modules"] = literal([name for name in modules if name in targets])
@@ -55,7 +55,7 @@ def _ranked(settings: Mapping[str, Any], contents: Mapping[str, torch.Tensor], w
     """r, lora_alpha and patterns that give each module its own; the commonest need no pattern."""
     ranks, found = Ranks(settings, where), {}
     for name, tensor in contents.items():
-        module, role = split_key(name)
+        module, role = LORA.split(name)
         if module is None or role != "lora_A":
             continue
         found[module] = ranks(module)

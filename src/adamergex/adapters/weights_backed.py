@@ -40,13 +40,14 @@ from adamergex.adapters.sparse import (
     write_file,
 )
 from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError
-from adamergex.files.lineage import model_card
+from adamergex.structures.card import model_card
+from adamergex.structures.settings import Sparse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from adamergex.files.lineage import Lineage
-    from adamergex.jobs.settings import Structure
+    from adamergex.structures.settings import Structure
 
 Tensors = Mapping[str, torch.Tensor]
 _TASK_TYPES = {
@@ -226,7 +227,7 @@ class InWeights:
 
     @property
     def _sparse(self) -> bool:
-        return self.structure is not None and self.structure.kind == "sparse"
+        return isinstance(self.structure, Sparse)
 
     def _trained(self) -> set[str]:
         ours = in_language_part(self.model)
@@ -235,7 +236,7 @@ class InWeights:
     def _entries(self) -> list[str]:
         """The parameters of which entries can be chosen: the backbone's, not those of the output layer, and of layer
         norms only where the structure says so."""
-        assert self.structure is not None
+        assert isinstance(self.structure, Sparse)
         outputs = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         left = {id(parameter) for parameter in outputs.parameters()} if outputs is not None else set()
         if self.structure.freeze_norms:
@@ -250,7 +251,7 @@ class InWeights:
         return [name for name, own in self._own.items() if name not in taken and id(own) not in left and ours(name)]
 
     def _wanted(self) -> int:
-        assert self.structure is not None
+        assert isinstance(self.structure, Sparse)
         wanted, there = self.structure.entries, sum(tensor.numel() for tensor in self._start.values())
         count = int(wanted * there) if wanted < 1 else int(wanted)
         if not 1 <= count <= there:
@@ -265,7 +266,7 @@ class InWeights:
 
     def _guard(self, name: str) -> Callable[[torch.Tensor], None]:
         """After every backward pass: the penalty's gradient is added, and entries that are not chosen get 0."""
-        assert self.structure is not None
+        assert isinstance(self.structure, Sparse)
         pull = self.structure.l1 / sum(tensor.numel() for tensor in self._start.values())
 
         def guard(parameter: torch.Tensor) -> None:
@@ -323,6 +324,11 @@ def attach(
         tuned.detach()
         raise
     return tuned
+
+
+def modules(model: PreTrainedModel, structure: Structure) -> list[str]:
+    """None: the weights themselves train."""
+    return []
 
 
 def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[str, ...] = ()) -> InWeights:

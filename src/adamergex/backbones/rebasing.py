@@ -20,6 +20,7 @@ from adamergex.files.inputs import read_json_object
 from adamergex.files.outputs import staged_directory
 from adamergex.files.tensor_files import read_safetensors
 from adamergex.files.tensor_header import read_header
+from adamergex.structures.card import model_card
 
 _ROLE = "rebased_from"
 
@@ -54,7 +55,7 @@ def rebase(adapter: str | Path, source: str, target: str, output: str | Path) ->
             parents={**lineage.parents, _ROLE: parent},
         )
         moved.write(stage)
-        card = lineages.model_card(moved, task_type=settings.get("task_type"))
+        card = model_card(moved, task_type=settings.get("task_type"))
         (stage / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -7,17 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from adamergex.config.task import TaskConfig, Where
-from adamergex.jobs.settings import (
-    Activation,
-    LanguageModeling,
-    Noise,
-    Objective,
-    Optimisation,
-    SentenceAlignment,
-    SentenceContrast,
-    Unlabelled,
-)
-from adamergex.jobs.strict import (
+from adamergex.files.strict import (
     Count,
     Entries,
     Layer,
@@ -33,6 +23,16 @@ from adamergex.jobs.strict import (
     Weight,
     distinct,
     shown,
+)
+from adamergex.jobs.settings import (
+    Activation,
+    LanguageModeling,
+    Noise,
+    Objective,
+    Optimisation,
+    SentenceAlignment,
+    SentenceContrast,
+    Unlabelled,
 )
 
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

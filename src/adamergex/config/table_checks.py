@@ -9,6 +9,7 @@ from typing import Any
 from adamergex.config.methods import TaskReference
 from adamergex.config.task import BuiltIn, Own, kind_of
 from adamergex.jobs.settings import Optimisation, unprobed
+from adamergex.structures import kind_named
 
 CHOOSING = ("classification", "pair-classification", "multiple-choice")
 """Kinds of task whose predictions are a distribution for every model; tagging has one on encoders."""
@@ -60,7 +61,7 @@ def _of_ways(config: Any, task: Own | BuiltIn | None, own: set[str], compared: s
 
 
 def _of_entropy(config: Any, task: Own | BuiltIn | None) -> Iterator[str]:
-    merge, kind = config.merge, config.structure.kind
+    merge, structure = config.merge, kind_named(config.structure.kind)
     place = "merge.weight" if merge.weight == "entropy" else "merge.compare"
     if task is not None:
         found = task.task(()) if not task.open_labels else None
@@ -72,7 +73,7 @@ def _of_entropy(config: Any, task: Own | BuiltIn | None) -> Iterator[str]:
     if not 0 <= merge.grid[0] <= merge.grid[-1] <= 1:
         yield "merge.grid: entropy is minimised over λ in [0, 1]"
     delta = merge.space == "delta" or "adamergex_delta" in config.methods
-    if merge.granularity == "layer" and (delta or kind == "prefix"):
+    if merge.granularity == "layer" and (delta or structure.whole):
         yield f"merge.granularity: a λ a layer is for factors, here is {'space delta' if delta else 'a prefix'}"
 
 

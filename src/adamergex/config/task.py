@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
 from adamergex.errors import AdamergexError, ConfigError
+from adamergex.files.strict import Names, PathText, Settings, hint, shown
 from adamergex.jobs.settings import (
     Classification,
     Generation,
@@ -24,7 +25,6 @@ from adamergex.jobs.settings import (
     Target,
     TaskRows,
 )
-from adamergex.jobs.strict import Names, PathText, Settings, hint, shown
 from adamergex.tasks import catalogue
 from adamergex.tasks.measuring import require_metric
 

@@ -20,7 +20,7 @@ from typing import IO, Any
 from adamergex.data import values
 from adamergex.errors import DataError
 from adamergex.files import inputs
-from adamergex.jobs.strict import shown
+from adamergex.files.strict import shown
 
 Numbered = Iterator[tuple[int, Mapping[str, Any]]]
 Reader = Callable[[Path, "Lines", int], Numbered]

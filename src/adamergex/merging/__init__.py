@@ -5,13 +5,12 @@ from __future__ import annotations
 from adamergex.merging.in_memory import merged_deltas, merged_tensors
 from adamergex.merging.merge import divergence, merge
 from adamergex.merging.report import MergeReport, ModuleChange
-from adamergex.merging.rules.registry import ADAPTIVE, RULES, rule_for
+from adamergex.merging.rules.registry import RULES, register, rule, rule_for
 from adamergex.merging.rules.rule import Rule
 from adamergex.merging.select import select
 from adamergex.merging.similarity import Similarity, similarity
 
 __all__ = [
-    "ADAPTIVE",
     "RULES",
     "MergeReport",
     "ModuleChange",
@@ -21,6 +20,8 @@ __all__ = [
     "merge",
     "merged_deltas",
     "merged_tensors",
+    "register",
+    "rule",
     "rule_for",
     "select",
     "similarity",

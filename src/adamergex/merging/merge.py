@@ -31,7 +31,6 @@ from adamergex.merging.checks import (
 )
 from adamergex.merging.heads import copy_head, require_head
 from adamergex.merging.layers import Weight, by_layer, by_module
-from adamergex.merging.layout import layout
 from adamergex.merging.outcome import require_loadable, require_read
 from adamergex.merging.records import merged_lineage, parents, require_change, write_beside
 from adamergex.merging.report import MergeReport, ModuleChange
@@ -47,7 +46,9 @@ from adamergex.merging.stream_delta import (
     SavedFactors,
     write_factors,
 )
-from adamergex.merging.targets import Ranks
+from adamergex.merging.stream_whole import WholeMerge
+from adamergex.structures.layout import layout
+from adamergex.structures.targets import Ranks
 
 StrPath = str | Path
 
@@ -96,7 +97,7 @@ def merge(
             expression (PEFT's reading: it must match a whole name or its ending after a dot; of a prefix, its spans').
         space: ``factors`` (the paper: A and B each; one start needed) or ``delta`` (exact ΔW; LoRA only).
         rank: truncate a delta merge to this rank.
-        rule: ``adaptive``, or ``additive``, ``multiplicative``, ``average`` on any structure.
+        rule: ``adaptive``, or ``additive``, ``multiplicative``, ``average``, or a registered one, on any structure.
         allow_different_start: merge factors or bottlenecks although they began from different random starts.
         span: of a prefix, what shares one D: ``per_layer`` (default), ``per_kv`` or ``whole``.
         form: of a prefix, ``left`` (default), or ``literal``: λ·D·P[T,s] as printed, without the identities.
@@ -130,7 +131,7 @@ def merge(
     require_covered(others[0], chosen, _modules(others[0], span))
     if space == "factors":
         require_same_start([own, *others], allow_different_start)
-    if own.layout.kind == "bottleneck":
+    if own.layout.structure.head_apart:
         require_head(own.layout.directory.path)
     require_read(own.layout)
     with _hashes([own, *others]) as hashes, staged_directory(path) as stage:
@@ -154,7 +155,7 @@ def merge(
         require_change(summary, origins)
         write_beside(stage, summary, config, merged_lineage(own, others, origins, summary, config))
         require_loadable(stage, summary, own.layout.sites)
-        if own.layout.kind == "bottleneck":
+        if own.layout.structure.head_apart:
             copy_head(own.layout.directory.path, stage)
     return _warned(summary)
 
@@ -183,13 +184,13 @@ def divergence(
     path = require_free(output)
     target, source = _open("target reference", target_reference), _open("source reference", source_reference)
     chosen_rule = rule_for(rule, target.layout.kind)
-    if not chosen_rule.needs_source:
+    if not chosen_rule.needs_source or chosen_rule.function is not None:
         raise ConfigError(
-            "Averaging has no divergence.",
+            "This rule has no divergence." if chosen_rule.function else "Averaging has no divergence.",
             where="rule",
             found=chosen_rule.name,
             expected="adaptive, additive or multiplicative",
-            fix="merge with --rule average --target-reference instead",
+            fix=f"merge with --rule {chosen_rule.name} --target-reference instead",
         )
     require_space(target, chosen_rule, space)
     span, _ = prefix_choices(target.layout.kind, chosen_rule, span, None)
@@ -262,6 +263,8 @@ def _write(path: Path, own: Adapter, others: list[Adapter], choices: Choices, ch
             return prefixes.write(path), {**config, "prefix_projection": False}
         if space == "factors":
             weights = by_module(layers or weight, own.layout.sites)
+            if rule.function is not None:
+                return WholeMerge(rule.function, weights, own.layout, chosen, task, tuple(readers)).write(path), config
             merge_of = ElementwiseMerge(rule, weights, own.layout, chosen, task, tuple(readers), saved)
             return merge_of.write(path), config
         pairs = [(reader, adapter.layout) for reader, adapter in zip(readers, others, strict=True)]

@@ -14,10 +14,10 @@ from adamergex.errors import ConfigError
 from adamergex.files import lineage
 from adamergex.files.directory import AdapterDirectory, Array, TensorReader
 from adamergex.merging.checks import Adapter, require_fitting, require_references, require_same_start
-from adamergex.merging.layout import layout
 from adamergex.merging.lockstep import lockstep, spans
 from adamergex.merging.rules.registry import rule_for
 from adamergex.merging.stream import Tally, reference_divergence
+from adamergex.structures.layout import layout
 
 _BLOCK = 8192
 
@@ -58,11 +58,11 @@ def similarity(
     source = _open("source reference", source_reference)
     targets = [_open("target reference", path) for path in target_references.values()]
     rule = rule_for("adaptive", source.layout.kind)
-    if source.layout.kind == "prefix":
+    if source.layout.structure.whole:
         raise ConfigError(
             "The divergences of prefixes are matrices on the left of each, with no common scale to compare on.",
             where=source.layout.directory.path,
-            found="prefix",
+            found=source.layout.kind,
             expected="LoRA, (IA)³ or bottleneck adapters",
         )
     for target in targets:

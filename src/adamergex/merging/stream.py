@@ -22,10 +22,10 @@ from adamergex.files.directory import (
     compute_dtype,
 )
 from adamergex.merging.cores import cores, shared
-from adamergex.merging.layout import Layout
 from adamergex.merging.lockstep import Chunk, Chunks, Span, located, lockstep, ranges, spans
 from adamergex.merging.report import ModuleChange
 from adamergex.merging.rules.rule import Rule
+from adamergex.structures.layout import Layout
 
 _BLOCK = 8192
 _SAFE = 1e37  # a merged value below this fits float32 and bfloat16

@@ -20,10 +20,10 @@ from adamergex.files.directory import (
 )
 from adamergex.merging import delta
 from adamergex.merging.delta import Factors
-from adamergex.merging.layout import Layout, Site
 from adamergex.merging.lockstep import Chunk, ranges
 from adamergex.merging.report import ModuleChange
 from adamergex.merging.stream import finite_squares, overflowed, require_finite, require_fits
+from adamergex.structures.layout import Layout, Site
 
 
 class FactorSource(Protocol):

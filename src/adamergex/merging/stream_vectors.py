@@ -17,12 +17,12 @@ from adamergex.files.directory import (
 )
 from adamergex.merging import stream_delta
 from adamergex.merging.delta import Factors
-from adamergex.merging.layout import Layout, Site
 from adamergex.merging.lockstep import Chunk, ranges
 from adamergex.merging.report import ModuleChange
 from adamergex.merging.stream import finite_squares, require_fits
 from adamergex.merging.stream_delta import DeltaMerge
 from adamergex.merging.task_vectors import Mix, dense, low_rank, whole
+from adamergex.structures.layout import Layout, Site
 
 
 @dataclass(kw_only=True)

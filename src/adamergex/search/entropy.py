@@ -71,11 +71,13 @@ def minimise(
     kind = adapters[0].layout.kind
     choices = Choices(rule_for(rule, kind), rule, space or "factors", modules, rank, span, form)
     require_mergeable(adapters, choices, allow_different_start)
-    if granularity == "layer" and (choices.space != "factors" or kind == "prefix"):
+    if granularity == "layer" and (
+        choices.space != "factors" or adapters[0].layout.structure.whole or choices.rule.function
+    ):
         raise ConfigError(
             "a λ a layer is for the factors of LoRA, (IA)³ and bottlenecks",
             where="granularity",
-            found=f"{kind}, space {choices.space}",
+            found=f"{kind}, rule {choices.rule.name}, space {choices.space}",
             fix="use granularity all",
         )
     rows = read(job.task, job.rows, job.language, labelled=False)

@@ -25,11 +25,12 @@ from adamergex.files.directory import AdapterDirectory, TensorReader
 from adamergex.files.outputs import staged_directory
 from adamergex.files.records import ANSWERS, TUNING, Point
 from adamergex.merging import Rule, delta, merged_tensors, rule_for, select
+from adamergex.merging.arguments import require_space
 from adamergex.merging.checks import Adapter, require_fitting, require_references, require_same_start
-from adamergex.merging.layout import layout
 from adamergex.merging.select import default_selection
 from adamergex.merging.stream_delta import load as load_factors
 from adamergex.search.weight_choice import answers_of, best
+from adamergex.structures.layout import layout
 from adamergex.tasks.rows import read
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def widened(adapters: list[Adapter]) -> Widened:
     stored = [resident.read_tensors(adapter.layout.directory.path) for adapter in adapters]
     dtypes = {name: tensor.dtype for name, tensor in stored[0].items()}
     # A prefix is computed in float64, so a wider copy would only be rounded twice.
-    kept = (torch.float64,) if adapters[0].layout.kind != "prefix" else tuple(set(dtypes.values()))
+    kept = (torch.float64,) if not adapters[0].layout.structure.whole else tuple(set(dtypes.values()))
     task, target, *rest = (
         {name: tensor if tensor.dtype in kept else tensor.float() for name, tensor in tensors.items()}
         for tensors in stored
@@ -196,7 +197,7 @@ def _delta_candidates(adapters: list[Adapter], choices: Choices, weights: list[f
     """A(λ) as concatenated (with ``rank``: truncated) factors of every chosen module."""
     own, *others = adapters
     averaging = not choices.rule.needs_source
-    chosen = select(own.layout.sites, choices.modules or default_selection("lora", choices.rule))
+    chosen = select(own.layout.sites, choices.modules or default_selection(own.layout.kind, choices.rule))
     tensors = resident.read_tensors(own.layout.directory.path)
     factors = {module: [_factors(adapter, module) for adapter in adapters] for module in sorted(chosen)}
     differences = {
@@ -255,13 +256,14 @@ def require_mergeable(adapters: list[Adapter], choices: Choices, allow_different
         raise ConfigError("the rule needs a source reference", where="source_reference", found="none")
     if choices.space not in ("factors", "delta"):
         raise ConfigError("there is no such space", where="space", found=choices.space, expected="factors or delta")
-    if choices.space == "delta" and (kind != "lora" or choices.rule.name == "multiplicative"):
+    if choices.space == "delta" and (not own.layout.structure.low_rank or choices.rule.name == "multiplicative"):
         raise ConfigError(
             "delta space is for LoRA with an additive rule",
             where="space",
             found=f"{kind}, rule {choices.rule.name}",
             fix="use space factors",
         )
+    require_space(own, choices.rule, choices.space)
     require_references(target, rest[0] if rest else None, own)
     require_fitting(adapters, choices.space)
     if choices.space == "factors":

@@ -24,6 +24,7 @@ from adamergex.graph.local import run
 from adamergex.graph.steps import MANIFEST, Step, Store, in_order
 from adamergex.methods import recipe
 from adamergex.methods.cell import Stack
+from adamergex.structures import kind_named
 from adamergex.tables.actions import ACTIONS, backbone_group
 from adamergex.tables.plan import Plan, absolute, facts, head_settings, train_job
 from adamergex.tables.weight_ways import ORACLE_LABEL, compared_ways
@@ -136,7 +137,7 @@ def _methods(config: TransferConfig, name: str, oracles: set[str]) -> list[dict[
 def _method(config: TransferConfig, name: str) -> dict[str, Any]:
     way = recipe(name)
     spaces = {"adamergex": config.merge.space, "adamergex_delta": "delta"}
-    space = spaces.get(name) if config.structure.kind == "lora" else None
+    space = spaces.get(name) if kind_named(config.structure.kind).low_rank else None
     about = next(iter((way.build.__doc__ or "").strip().splitlines()), "")
     return {"name": method_name(name), "label": way.label, "space": space, "about": about}
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from adamergex.adapters.bottleneck.modules import BottleneckAdapter, BottleneckConfig
+from adamergex.adapters.bottleneck.places import find_places
 from adamergex.adapters.bottleneck.stack import AdapterStack
 from adamergex.adapters.bottleneck.stack import attach as attach_stack
 from adamergex.adapters.formats import adapterhub, dialects
@@ -21,14 +22,15 @@ from adamergex.adapters.heads import head_of, head_parameters, load_head
 from adamergex.adapters.peft_backed import head_modules, redraw
 from adamergex.adapters.saving import save_tensors
 from adamergex.errors import AdapterFileError, ConfigError
-from adamergex.files.lineage import model_card
+from adamergex.structures.card import model_card
+from adamergex.structures.settings import Bottleneck
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from adamergex.adapters.formats.adapterhub import AdapterFiles, HeadFiles
     from adamergex.files.lineage import Lineage
-    from adamergex.jobs.settings import Structure
+    from adamergex.structures.settings import Structure
 
 Tensors = Mapping[str, torch.Tensor]
 _TOP = "top"
@@ -148,7 +150,7 @@ def require_layers(config: BottleneckConfig, layers: int) -> None:
         )
 
 
-def config_of(structure: Structure) -> BottleneckConfig:
+def config_of(structure: Bottleneck) -> BottleneckConfig:
     """The shape that the settings ask for."""
     make = BottleneckConfig.houlsby if structure.layout == "houlsby" else BottleneckConfig.pfeiffer
     chosen: dict[str, Any] = {} if structure.activation is None else {"activation": structure.activation}
@@ -178,6 +180,7 @@ def attach(
     outside the backbone, and the ``fresh`` ones inside it, train too; the fresh ones are drawn from ``seed``.
     Raises: ModelError, AdapterFileError, ConfigError, IncompatibleAdaptersError.
     """
+    assert isinstance(structure, Bottleneck)
     stacked = Stacked(model, head_modules(model, fresh) if task_head else (), fresh)
     adapter = stacked.put(below, config_of(structure))
     # Learned in float32 whatever the base's dtype, as PEFT does.
@@ -194,6 +197,19 @@ def attach(
         stacked.detach()
         raise
     return stacked
+
+
+def modules(model: PreTrainedModel, structure: Structure) -> list[str]:
+    """The names of the adapter's modules. Raises: ModelError, ConfigError: the model has no such places."""
+    assert isinstance(structure, Bottleneck)
+    places, config = find_places(model), config_of(structure)
+    require_layers(config, len(places.layers))
+    for layer in places.layers:
+        for where in config.wheres():
+            layer.place(where, config.reuse_norm)
+    layers = [layer for layer in places.layers if layer.number not in structure.leave_out]
+    named = [f"{layer.group}.{layer.index}.{where}" for layer in layers for where in config.wheres()]
+    return [*named, *(["invertible.F", "invertible.G"] if structure.invertible else [])]
 
 
 def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[str, ...] = ()) -> Stacked:

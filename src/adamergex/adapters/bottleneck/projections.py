@@ -25,8 +25,9 @@ from adamergex.files.directory import CONFIG, TENSORS, AdapterDirectory
 from adamergex.files.outputs import staged_directory
 from adamergex.files.tensor_files import read_directory
 from adamergex.files.tensor_names import PREFIX
-from adamergex.merging.layout import Layout, layout, structure_kind
-from adamergex.merging.targets import require_targeted
+from adamergex.structures import structure_kind
+from adamergex.structures.layout import Layout, layout
+from adamergex.structures.targets import require_targeted
 
 Side = Literal["input", "output"]
 
@@ -122,7 +123,7 @@ def read_peft(directory: str | Path, model: PreTrainedModel) -> PeftAdapter:
         IncompatibleAdaptersError for another structure or variant, or another shape than the module's.
     """
     opened = AdapterDirectory.open(directory)
-    if structure_kind(opened) not in ("lora", "ia3"):
+    if structure_kind(opened.config) not in ("lora", "ia3"):
         raise IncompatibleAdaptersError(
             "this PEFT adapter cannot be a member of a stack",
             where=opened.path,
