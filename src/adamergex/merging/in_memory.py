@@ -65,9 +65,8 @@ def merged_tensors(
         own = weight[module] if isinstance(weight, Mapping) else weight
         for key in sites[module].values():
             if chosen_rule.function is not None:
-                others = (_same(key, task, target), _source(chosen_rule, key, task, source))
-                values = applied(chosen_rule.function, _array(task[key]), *map(_array, others), weight=own)
-                merged[key] = _like(values, task[key])
+                given = (task[key], _same(key, task, target), _source(chosen_rule, key, task, source))
+                merged[key] = _like(applied(chosen_rule.function, tuple(map(_array, given)), own), task[key])
                 continue
             divergence = chosen_rule.divergence(_same(key, task, target), _source(chosen_rule, key, task, source))
             merged[key] = chosen_rule.shift(task[key], divergence, own)

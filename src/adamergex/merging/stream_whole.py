@@ -50,11 +50,12 @@ class WholeMerge:
         infos = [reader.directory.tensors[info.name] for reader in readers]
         for reader, own in zip(readers, infos, strict=True):
             require_finite(reader, [own])
-        task, target, source = (reader.load(own) for reader, own in zip(readers, infos, strict=True))
+        given = tuple(reader.load(own) for reader, own in zip(readers, infos, strict=True))
+        task, target, source = given
         tally.divergence += squares((target - source).reshape(-1))
         if weight == 0.0:
             return None
-        merged = applied(self.function, task, target, source, weight)
+        merged = applied(self.function, given, weight)
         tally.change += squares((merged - task).reshape(-1))
         return merged.reshape(-1)
 
@@ -73,10 +74,11 @@ class WholeMerge:
             writer.write(stored)
 
 
-def applied(function: Function, task: Array, target: Array, source: Array, weight: float) -> Array:
-    """What a rule's function makes of arrays, in the task's dtype.
+def applied(function: Function, given: tuple[Array, ...], weight: float) -> Array:
+    """What a rule's function makes of task, target and source reference, in the task's dtype.
 
     Raises: ConfigError: another shape, or a value that is not finite."""
+    task, target, source = given
     merged = np.ascontiguousarray(function(task, target, source, weight), task.dtype)
     if merged.shape != task.shape or not np.isfinite(merged).all():
         raise ConfigError(
