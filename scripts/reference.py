@@ -18,11 +18,12 @@ from pydantic_core import PydanticUndefined
 from adamergex.config import methods, task, train, transfer
 from adamergex.config import study as studies
 from adamergex.jobs import settings
+from adamergex.structures import settings as structure_settings
 
 DOCS = Path(__file__).parents[1] / "docs"
 PUBLIC = {
     "adamergex.merging": ["merge", "divergence", "MergeReport"],
-    "adamergex.merging.rules.registry": ["rule_for"],
+    "adamergex.merging.rules.registry": ["rule_for", "rule", "register"],
     "adamergex.merging.rules.additive": ["divergence", "shift"],
     "adamergex.merging.rules.multiplicative": ["guarded", "divergence", "shift"],
     "adamergex.merging.rules.average": ["divergence", "shift"],
@@ -92,7 +93,8 @@ SETTINGS = [
     (task, ["BuiltIn", "Part", *(model.__name__ for model in task.OWN.values())]),
     (train, ["LanguageTraining", "TaskTraining", "MaskedLmHeadTraining", "Recovery"]),
     (studies, ["StudyConfig", "Assumed"]),
-    (settings, ["Structure", "Rows", "Optimisation"]),
+    (structure_settings, ["Structure", "Lora", "Ia3", "Bottleneck", "Prefix", "Full", "Sparse"]),
+    (settings, ["Rows", "Optimisation"]),
 ]
 
 

@@ -105,6 +105,20 @@ def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
             structures.register(StructureKind(taken, "x:X", "x"))
 
 
+def test_a_package_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    """One line on it, where its structure is asked for; the others go on."""
+    environment = installed(tmp_path)
+    (tmp_path / "vera_structure.py").write_text("import nothing_of_this_name\n")
+    code = (
+        "from adamergex import structures\nfrom adamergex.errors import ConfigError\n"
+        "assert structures.find('lora').name == 'lora' and structures.find('vers') is None\n"
+        "try:\n    structures.find('vera')\nexcept ConfigError as error:\n    print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    for part in ("installed package cannot be used", "adamergex-vera", "structures.vera", "nothing_of_this_name"):
+        assert part in run.stdout
+
+
 @pytest.mark.parametrize("kind", ["vera", "os:system", "../lora", "", 5, None])
 def test_a_name_in_data_names_no_code(kind: object) -> None:
     """What no installed package offers is no structure, whatever could be imported by it."""

@@ -46,13 +46,22 @@ class Registry(Generic[Item]):
         return (*self.built_in, *sorted({*self._registered, *self._offered} - {*self.built_in}))
 
     def find(self, name: str) -> Item | None:
-        """A registered or offered item; ``None`` where there is none."""
+        """A registered or offered item; ``None`` where there is none. Raises: ConfigError: its package is broken."""
         if name not in self._registered and name in self._offered:
-            item: Item = self._offered[name].load()
-            if item.name != name:
-                raise ConfigError("an entry point has another name", where=self.group, found=item.name, expected=name)
-            self._registered[name] = item
+            self._registered[name] = self._loaded(self._offered[name])
         return self._registered.get(name)
+
+    def _loaded(self, point: EntryPoint) -> Item:
+        where = f"{point.dist.name if point.dist else 'an installed package'}: {self.group}.{point.name}"
+        try:
+            item: Item = point.load()
+        except Exception as error:  # whatever the other package raises
+            problem = f"{type(error).__name__}: {error}"
+            fix = "correct that package, or remove it"
+            raise ConfigError("an installed package cannot be used", where=where, found=problem, fix=fix) from error
+        if item.name != point.name:
+            raise ConfigError("an entry point has another name", where=where, found=item.name, expected=point.name)
+        return item
 
     @cached_property
     def _offered(self) -> Mapping[str, EntryPoint]:

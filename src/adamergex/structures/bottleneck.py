@@ -11,7 +11,8 @@ from typing import Any
 
 from adamergex.errors import AdapterFileError
 from adamergex.files.directory import FLOATS, AdapterDirectory, TensorInfo
-from adamergex.structures.card import attach_snippet
+from adamergex.files.lineage import Lineage
+from adamergex.structures.card import base_in_code
 from adamergex.structures.kind import StructureKind
 from adamergex.structures.layout import Layout, Site
 
@@ -74,6 +75,30 @@ def _site(directory: AdapterDirectory, module: str, tensors: dict[str, TensorInf
     return Site(tensors)
 
 
+def snippet(lineage: Lineage, base: str, task_type: str | None) -> str:
+    """How to load an adapter that PEFT does not know."""
+    labels = len((lineage.task or {}).get("labels", ()))
+    kind = (
+        "SequenceClassification" if task_type == "SEQ_CLS" else "CausalLM" if task_type == "CAUSAL_LM" else "MaskedLM"
+    )
+    name, shipped = base_in_code(base)
+    imports = ["from adamergex import attach", *([shipped] if shipped else [])]
+    extra = f", num_labels={labels}" if task_type == "SEQ_CLS" else ""
+    lower = '"path/to/the/language/adapter", ' if "below" in lineage.parents else ""
+    lines = [
+        f"model = AutoModelFor{kind}.from_pretrained({name}{extra})",
+        f'model = attach(model, {lower}"path/to/this/folder")',
+    ]
+    if task_type == "SEQ_CLS":
+        imports += [
+            "from adamergex.adapters.formats.adapterhub import read_head",
+            "from adamergex.adapters.heads import load_head",
+        ]
+        lines.append('load_head(model, read_head("path/to/this/folder"))')
+    imports.append(f"from transformers import AutoModelFor{kind}")
+    return "```python\n" + "\n".join([*imports, "", *lines]) + "\n```"
+
+
 KIND = StructureKind(
     "bottleneck",
     "adamergex.structures.settings:Bottleneck",
@@ -89,5 +114,5 @@ KIND = StructureKind(
     random=("down.weight", "0.weight"),
     random_name="the down-projections",
     head_apart=True,
-    card=attach_snippet,
+    card=snippet,
 )

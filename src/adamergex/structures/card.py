@@ -13,8 +13,7 @@ from adamergex.errors import printable
 from adamergex.files.lineage import Lineage
 from adamergex.structures.kind import StructureKind
 
-_PREDICT_TOKENS = ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM")
-_AUTO_CLASS = {
+AUTO_CLASS = {
     "CAUSAL_LM": "AutoPeftModelForCausalLM",
     "SEQ_CLS": "AutoPeftModelForSequenceClassification",
     "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM",
@@ -22,6 +21,7 @@ _AUTO_CLASS = {
     "QUESTION_ANS": "AutoPeftModelForQuestionAnswering",
     "FEATURE_EXTRACTION": "AutoPeftModelForFeatureExtraction",
 }
+"""PEFT's name of a task -> its class."""
 
 
 def model_card(lineage: Lineage, report: Iterable[str] = (), *, task_type: str | None = None) -> str:
@@ -88,7 +88,7 @@ def base_in_code(base: str) -> tuple[str, str]:
 def peft_snippet(lineage: Lineage, base: str, task_type: str | None) -> str:
     """How to load an adapter with PEFT."""
     labels = classes(lineage.task or {})
-    name = _AUTO_CLASS.get(task_type or "")
+    name = AUTO_CLASS.get(task_type or "")
     quoted, shipped = base_in_code(base)
     shipped = shipped and f"{shipped}\n"
     if labels and task_type in ("SEQ_CLS", "TOKEN_CLS"):  # PEFT's own class would build a head of two labels
@@ -108,52 +108,6 @@ def peft_snippet(lineage: Lineage, base: str, task_type: str | None) -> str:
             f'model = PeftModel.from_pretrained({model}.from_pretrained({quoted}), "path/to/this/folder")'
         )
     return f"```python\n{code}\n```"
-
-
-def attach_snippet(lineage: Lineage, base: str, task_type: str | None) -> str:
-    """How to load an adapter that PEFT does not know."""
-    labels = len((lineage.task or {}).get("labels", ()))
-    kind = (
-        "SequenceClassification" if task_type == "SEQ_CLS" else "CausalLM" if task_type == "CAUSAL_LM" else "MaskedLM"
-    )
-    name, shipped = base_in_code(base)
-    imports = ["from adamergex import attach", *([shipped] if shipped else [])]
-    extra = f", num_labels={labels}" if task_type == "SEQ_CLS" else ""
-    lower = '"path/to/the/language/adapter", ' if "below" in lineage.parents else ""
-    lines = [
-        f"model = AutoModelFor{kind}.from_pretrained({name}{extra})",
-        f'model = attach(model, {lower}"path/to/this/folder")',
-    ]
-    if task_type == "SEQ_CLS":
-        imports += [
-            "from adamergex.adapters.formats.adapterhub import read_head",
-            "from adamergex.adapters.heads import load_head",
-        ]
-        lines.append('load_head(model, read_head("path/to/this/folder"))')
-    imports.append(f"from transformers import AutoModelFor{kind}")
-    return "```python\n" + "\n".join([*imports, "", *lines]) + "\n```"
-
-
-def difference_snippet(lineage: Lineage, base: str, task_type: str | None) -> str:
-    """How to add a difference to its base."""
-    own = _AUTO_CLASS.get(task_type or "", "AutoPeftModelForMaskedLM").replace("Peft", "")
-    names, untied = ["apply_difference", "read_difference"], []
-    if lineage.structure.get("kind") == "sparse" and own in _PREDICT_TOKENS:
-        names.append("untie_output")
-        untied = ["untie_output(model)  # the matrix that predicts tokens stays the base's, as in training"]
-    name, shipped = base_in_code(base)
-    imports = [f"from adamergex.adapters.sparse import {', '.join(names)}", *([shipped] if shipped else [])]
-    labels = classes(lineage.task or {}) if task_type in ("SEQ_CLS", "TOKEN_CLS") else 0
-    extra = f", num_labels={labels}" if labels else ""
-    lines = [
-        *imports,
-        f"from transformers import {own}",
-        "",
-        f"model = {own}.from_pretrained({name}{extra})",
-        *untied,
-        'apply_difference(model, read_difference("path/to/this/folder"))',
-    ]
-    return "```python\n" + "\n".join(lines) + "\n```"
 
 
 def _origin(lineage: Lineage) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adamergex.structures.card import difference_snippet
+from adamergex.structures.full import snippet
 from adamergex.structures.kind import StructureKind
 
 KIND = StructureKind(
@@ -12,5 +12,5 @@ KIND = StructureKind(
     adapter=False,
     stands_on_others=True,
     weight_decay=False,
-    card=difference_snippet,
+    card=snippet,
 )
