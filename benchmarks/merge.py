@@ -212,7 +212,7 @@ def process(code: str, *arguments: str) -> tuple[float, float, float]:
 
 OURS = """
 import sys
-from adamergex.cli import main
+from adamergex.cli.main import main
 folder = sys.argv[1]
 main(['merge', '--task', folder + '/task', '--target-reference', folder + '/target_reference',
       '--source-reference', folder + '/source_reference', '--weight', '0.5', '--modules', 'all',
@@ -228,7 +228,7 @@ merge.peft_merge(Path(sys.argv[1]), merge.skeleton())
 
 
 HELP = """
-from adamergex.cli import main
+from adamergex.cli.main import main
 try:
     main(['--help'])
 except SystemExit:

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The browser test needs Chromium. Where it is missing and this is a Debian with apt-get and root (or sudo that asks for
 # no password), Debian's own package is installed; everywhere else one line says why not, and the test skips itself.
-# Never fails: `make test` must run on machines without apt.
+# Never fails: CI must run on machines without apt.
 for name in chromium chromium-browser google-chrome; do
     command -v "$name" >/dev/null 2>&1 && exit 0
 done

@@ -39,6 +39,7 @@ PUBLIC = {
     "adamergex.evaluation": ["evaluate", "paired_difference"],
     "adamergex.search.tuning": ["tune"],
     "adamergex.search.entropy": ["minimise"],
+    "adamergex.methods.given": ["read_given", "copy_given"],
     "adamergex.search.weight_choice": ["choose"],
     "adamergex.training.probe": ["logistic_regression"],
     "adamergex.backbones.loading": ["load", "family"],
@@ -76,6 +77,9 @@ SETTINGS = [
         [
             "TextReference",
             "TaskReference",
+            "ContrastReference",
+            "AlignmentReference",
+            "AdapterReference",
             "MergeConfig",
             "SwapConfig",
             "CombineConfig",

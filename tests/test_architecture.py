@@ -6,9 +6,12 @@ import ast
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+import adamergex
 
 SOURCE = Path(__file__).parents[1] / "src" / "adamergex"
 
@@ -50,18 +53,42 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(SOURCE).as_posix())
-def test_imports_run_one_way(path: Path) -> None:
-    own = room(path)
-    for other in imports(path):
-        assert other in RANK, f"{path} imports the unknown room {other}"
-        if other != own and (own, other) != ("__main__", "cli"):
-            assert RANK[other] < RANK[own], f"{own} imports {other}, which is not below it"
+def test_imports_run_one_way() -> None:
+    upward = []
+    for path in modules():
+        own = room(path)
+        for other in imports(path):
+            assert other in RANK, f"{path} imports the unknown room {other}"
+            if other != own and (own, other) != ("__main__", "cli") and RANK[other] >= RANK[own]:
+                upward.append(f"{path.relative_to(SOURCE)} imports {other}, which is not below {own}")
+    assert not upward, "\n".join(upward)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(SOURCE).as_posix())
-def test_modules_stay_small(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+def test_the_house_is_small() -> None:
+    lines = {path.relative_to(SOURCE): len(path.read_text(encoding="utf-8").splitlines()) for path in modules()}
+    assert {path: count for path, count in lines.items() if count > 400} == {}
+    rooms = {room(path) for path in modules()} - {"__init__", "__main__"}
+    assert rooms == RANK.keys() - {"__init__", "__main__"}
+    assert len(rooms) <= 22 and len(LAYERS) <= 11
+
+
+def test_the_public_names_are_listed_and_typed() -> None:
+    assert set(adamergex.__all__) <= set(dir(adamergex))
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    typed = {
+        alias.asname or alias.name: (node.module, alias.name)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed == adamergex._HOMES and set(typed) == set(adamergex.__all__)
+    for name in adamergex.__all__:  # what editors see is what is there
+        module, attribute = typed[name]
+        assert getattr(adamergex, name) is getattr(import_module(str(module)), attribute)
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        getattr(adamergex, "absent")  # noqa: B009
 
 
 def test_only_one_module_imports_peft() -> None:

@@ -8,9 +8,9 @@ import time
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from adamergex.backbones import chat
 from adamergex.base_names import folder
 from adamergex.errors import ConfigError
-from adamergex.tasks.answering import chat
 from adamergex.tasks.answering.prompts import framed
 
 EVERY = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"

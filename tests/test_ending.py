@@ -23,8 +23,8 @@ TESTS = Path(__file__).parent
 ENGINE = """
 import sys
 from pathlib import Path
-from adamergex.ending import ended
-from adamergex.engines.local import run
+from adamergex.cli.ending import ended
+from adamergex.graph.local import run
 from adamergex.graph import Store
 from counted_actions import ACTIONS, step
 def command():

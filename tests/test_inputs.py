@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adamergex.errors import ConfigError, printable
-from adamergex.files import inputs
+from adamergex.files import inputs, names
 
 WHAT = {"what": "the settings file", "error": ConfigError}
 
@@ -124,7 +124,7 @@ def test_files_are_bounded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["sw", "pt-BR", "zh_Hans", "a", "A1"])
 def test_plain_names_become_path_parts(name: str) -> None:
-    assert inputs.path_part(name, what="the language", error=ConfigError) == name
+    assert names.path_part(name, what="the language", error=ConfigError) == name
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_plain_names_become_path_parts(name: str) -> None:
 )
 def test_other_names_do_not(name: str) -> None:
     with pytest.raises(ConfigError, match="the language cannot be part of a file name"):
-        inputs.path_part(name, what="the language", error=ConfigError)
+        names.path_part(name, what="the language", error=ConfigError)
 
 
 def test_messages_can_be_read_and_move_no_cursor() -> None:

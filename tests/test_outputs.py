@@ -17,7 +17,7 @@ from adamergex.files.outputs import filled_directory, replaced_directory, staged
 RUN = """
 import os, sys
 from pathlib import Path
-from adamergex.outputs import *
+from adamergex.files.outputs import *
 def run(root, text):
     big = text * 100_000
     with filled_directory(root / "run") as folder:

@@ -72,7 +72,8 @@ EXPECTED = {
     "mad-x-table-2": Counts(XLM_R, 16, 16 * 15 * 6, 3 * 16 + 16 * (3 + 1 + 16), 0, 0, 16 * 15 * 6),
     "mad-x-table-5": Counts(XLM_R, 2, 15 * 6 + 15, 3 * 16 + 3 + 1 + 16 + 1, 0, 0, 15 * 6 + 15),
 }
-OWN = {"sib200": (19, 407), "tasks": (12, 70), "e5-small": (1, 24)}  # tables and trainings of our own studies
+# Tables and trainings of our own studies.
+OWN = {"sib200": (19, 407), "tasks": (12, 70), "e5-small": (1, 24), "smollm2": (2, 6)}
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from adamergex.backbones import loading
 from adamergex.cli.main import main
 from adamergex.config.changes import parse_change
 from adamergex.config.study import Assumed, Study, inherited, parse_study
@@ -448,6 +449,18 @@ def test_absent_rows_are_assumed_up_to_their_limit(tmp_path: Path) -> None:
         2 * 7 * 5,
         2 * 3 * 5,
     ]
+
+
+def test_an_estimate_loads_a_tokenizer_once(
+    finished: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+    load = loading.tokenizer
+    monkeypatch.setattr(loading, "tokenizer", lambda base: (loads.append(base), load(base))[1])
+    steps = StudyPlan(parse_study(finished[0])).steps
+    loads.clear()
+    assert estimate(steps, Store(tmp_path), Assumed()).tokens > 0
+    assert len(loads) == len(set(loads)) == 1
 
 
 def test_a_dry_run_needs_neither_model_nor_data_nor_network(tmp_path: Path) -> None:

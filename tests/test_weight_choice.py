@@ -18,7 +18,7 @@ from adamergex.errors import AdamergexError, ConfigError, DataError
 from adamergex.files import records
 from adamergex.graph.steps import Store
 from adamergex.report import ways
-from adamergex.report.results import parse as parse_results
+from adamergex.report.results_file import parse as parse_results
 from adamergex.report.summary import headline, score_table, subject
 from adamergex.report.tables import scores_csv, summary_csv
 from adamergex.search import weight_choice

@@ -53,3 +53,9 @@ NAMES = ", ".join((*SHIPPED, *PACKAGED))
 def folder(name: str) -> Path:
     """Where a shipped backbone lies."""
     return Path(__file__).parent / "backbones" / name
+
+
+def with_languages() -> tuple[str, ...]:
+    """The names of the bases for which language vectors ship: in ``<name>/languages/<language>``."""
+    found = (Path(__file__).parent / "backbones").glob("*/languages")
+    return tuple(sorted(path.parent.name for path in found if path.is_dir()))

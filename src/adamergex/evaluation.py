@@ -11,7 +11,7 @@ from adamergex import statistics
 from adamergex.data import reader
 from adamergex.errors import AdapterFileError, ConfigError, DataError, ModelError
 from adamergex.files import lineage, lineage_fields
-from adamergex.files.inputs import path_part
+from adamergex.files.names import path_part
 from adamergex.files.outputs import require_free, staged_directory
 from adamergex.files.records import PREDICTIONS, read_predictions
 from adamergex.statistics import mcnemar as mcnemar

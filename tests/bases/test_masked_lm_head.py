@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from transformers import (
 )
 
 from adamergex.backbones.heads import calibrate, with_new_head
-from adamergex.backbones.loading import load
+from adamergex.backbones.loading import head_input, load
+from adamergex.backbones.pooling import POOLING_FILE
 from adamergex.backbones.trimming import trim
 from adamergex.cli.main import main
 from adamergex.errors import ModelError
@@ -129,6 +131,18 @@ def test_the_head_is_trained_and_the_body_is_not(headless: Path, texts: Path, tm
         "tie_word_embeddings": True,
     }
     assert AutoTokenizer.from_pretrained(output)("the river").tokens() == loaded.tokenizer("the river").tokens()
+
+
+def test_the_base_is_still_read_by_its_mean(headless: Path, texts: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(headless, tmp_path / "base")
+    (base / "1_Pooling").mkdir()
+    (base / POOLING_FILE).write_text('{"pooling_mode_mean_tokens": true}', encoding="utf-8")
+    quick = {"steps": 2, "batch_size": 4}
+    assert main(["train", str(settings(base, texts, tmp_path, optimisation=quick))]) == 0
+    head = ["--head", str(tmp_path / "out"), "--output", str(tmp_path / "again")]
+    assert main(["backbones", "head", "--base", str(base), *head]) == 0
+    for folder in (base, tmp_path / "out", tmp_path / "again"):
+        assert head_input(str(folder), "auto") == "mean"
 
 
 class _Crash(TrainerCallback):

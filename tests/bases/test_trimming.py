@@ -29,7 +29,10 @@ from transformers import (
 )
 
 from adamergex.backbones.base_files import base_sha256
+from adamergex.backbones.chat import in_chat
 from adamergex.backbones.embedding_rows import body_sha256
+from adamergex.backbones.loading import head_input
+from adamergex.backbones.pooling import POOLING_FILE
 from adamergex.backbones.trimming import trim
 from adamergex.cli.main import main
 from adamergex.errors import AdapterFileError, DataError, ModelError
@@ -226,6 +229,46 @@ def test_any_text_that_is_covered_is_tokenised_as_before(kind: str, tmp_path: Pa
             assert trimmed(text).tokens() == full(text).tokens()
         text = words(generator)  # not covered: other tokens, but the same text
         assert trimmed.decode(trimmed(text).input_ids, skip_special_tokens=True)
+
+
+def test_covered_text_is_tokenised_as_before_where_it_follows_a_word(tmp_path: Path) -> None:
+    """Of byte-level BPE "boats" and " boats" are other tokens; answers, labels and columns of prompts follow words."""
+    base, texts = decoder(tmp_path / "base", "BPE", tied=True), ["water", "doctor helps", "Which is it?"]
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    trim(str(base), [path], tmp_path / "out")
+    full, trimmed = (AutoTokenizer.from_pretrained(place) for place in (base, tmp_path / "out"))
+    for text in ("Which is it? water", "Which is it? doctor helps", "water water"):
+        assert trimmed(text).tokens() == full(text).tokens()
+
+
+def test_what_a_chat_template_writes_is_covered(tmp_path: Path) -> None:
+    base, path = decoder(tmp_path / "base", "BPE", tied=True), tmp_path / "text.txt"
+    path.write_text("water\n", encoding="utf-8")
+    (base / "chat_template.jinja").write_text(
+        "<s>the people of the river</s>{% for m in messages %}{{ m['content'] }}{% endfor %}the match was won",
+        encoding="utf-8",
+    )
+    done = trim(str(base), [path], tmp_path / "out")
+    full, trimmed = (AutoTokenizer.from_pretrained(place) for place in (base, tmp_path / "out"))
+    prompt = in_chat(full, "water")
+    assert in_chat(trimmed, "water") == prompt and done.tokens < done.tokens_before
+    assert trimmed(prompt).tokens() == full(prompt).tokens()
+    (base / "chat_template.jinja").write_text("{{ raise_exception('no') }}", encoding="utf-8")
+    trim(str(base), [path], tmp_path / "other")  # a template that fails takes part in no prompt
+
+
+@pytest.mark.parametrize("made", ["sentence-transformers", "config"])
+def test_a_sentence_encoder_is_still_read_by_its_mean(made: str, covered: Path, tmp_path: Path) -> None:
+    base = encoder(tmp_path / "base")
+    if made == "config":
+        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+        (base / "config.json").write_text(json.dumps(config | {"pooling": "mean"}), encoding="utf-8")
+    else:
+        (base / "1_Pooling").mkdir()
+        (base / POOLING_FILE).write_text('{"pooling_mode_mean_tokens": true}', encoding="utf-8")
+    trim(str(base), [covered], tmp_path / "out")
+    assert head_input(str(base), "auto") == head_input(str(tmp_path / "out"), "auto") == "mean"
 
 
 def test_a_word_that_is_unknown_stays_unknown(tmp_path: Path) -> None:

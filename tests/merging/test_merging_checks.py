@@ -311,6 +311,24 @@ def test_lineages_that_contradict_the_method(changes: dict[str, Any], pattern: s
         merge(**paths, weight=0.5, output=tmp_path / "again")
 
 
+def test_where_the_translations_lay_is_no_part_of_the_task(tmp_path: Path) -> None:
+    """References of one alignment, trained on two machines; translations in another language are another task."""
+    paths = trio(tmp_path)
+    places = {"target_reference": "/a/{language}.txt", "source_reference": "b/{language}.txt"}
+
+    def task(role: str, language: str) -> dict[str, Any]:
+        pivot = {"path": places[role], "columns": {}}
+        return {"task": {"kind": "sentence-alignment", "pivot": pivot, "pivot_language": language}}
+
+    write_lineages(paths, **{role: task(role, "en") for role in places})
+    merge(**paths, weight=0.5, output=tmp_path / "out")
+    write_lineages(
+        paths, target_reference=task("target_reference", "en"), source_reference=task("source_reference", "fr")
+    )
+    with pytest.raises(IncompatibleAdaptersError, match="different tasks"):
+        merge(**paths, weight=0.5, output=tmp_path / "again")
+
+
 @pytest.mark.parametrize(
     ("choices", "pattern"),
     [

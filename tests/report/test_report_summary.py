@@ -8,15 +8,8 @@ from typing import Any
 import pytest
 
 from adamergex.report import parse
-from adamergex.report.summary import (
-    by_chance,
-    differences,
-    headline,
-    number,
-    probability,
-    score_table,
-    signed,
-)
+from adamergex.report.numbers import by_chance, number, probability, signed
+from adamergex.report.summary import differences, headline, score_table
 
 Sample = Callable[..., dict[str, Any]]
 

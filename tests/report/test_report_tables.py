@@ -12,7 +12,8 @@ import pytest
 
 from adamergex import statistics
 from adamergex.report import parse, write_report
-from adamergex.report.summary import difference_span, differences, score_table
+from adamergex.report.numbers import difference_span
+from adamergex.report.summary import differences, score_table
 from adamergex.report.tables import cell_text
 from adamergex.report.terminal import table
 from adamergex.statistics import Sample

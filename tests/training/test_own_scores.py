@@ -12,7 +12,7 @@ from adamergex.files import lineage_fields
 from adamergex.tasks import catalogue
 
 FILE = """
-from adamergex.settings import Classification
+from adamergex.jobs.settings import Classification
 TASK = Classification(labels=("a", "b"))
 def rows(source, language, split): return []
 def score(predictions, references, language): return {"accuracy": 0.0}

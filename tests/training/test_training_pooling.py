@@ -16,6 +16,7 @@ from adamergex.backbones import loading, pooling
 from adamergex.errors import ModelError
 from adamergex.files.lineage import read as read_lineage
 from adamergex.jobs.settings import Classification, EvaluateJob, Optimisation, Rows, Structure, TrainJob
+from adamergex.tasks import kinds
 from adamergex.training import train
 
 LABELS = ("nature", "health", "sports", "travel")
@@ -152,3 +153,57 @@ def test_a_model_without_such_a_head_is_refused(families: dict[str, str]) -> Non
 
     with pytest.raises(ModelError, match=r"cannot read the mean[\s\S]*head: cls"):
         pooling.read_by_mean(AutoModelForCausalLM.from_pretrained(families["llama"]))
+
+
+def named(bert: Path, tmp_path: Path, **config: object) -> Path:
+    """The encoder as a sentence encoder is published: its config says how a text is read."""
+    said = Path(shutil.copytree(bert, tmp_path / "said"))
+    known = json.loads((said / "config.json").read_text())
+    (said / "config.json").write_text(json.dumps({**known, "pooling": "mean", **config}))
+    return said
+
+
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.tsv"
+    path.write_text("label\ttext\nnature\tthe river is deep\nhealth\ta kind doctor helps\n", encoding="utf-8")
+    return path
+
+
+def test_without_a_head_a_sentence_encoder_answers_by_the_nearest_name(bert: Path, tmp_path: Path) -> None:
+    """log softmax of cosines over 0.01, against the formula on transformers' own states; nothing is trained."""
+    base, words = named(bert, tmp_path), {"nature": "river"}
+    task = Classification(labels=LABELS, words=words)
+    job = EvaluateJob(base=str(base), task=task, language="en", rows=Rows(path=str(rows(tmp_path))))
+    evaluation.evaluate(job, None, tmp_path / "out")
+    found = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+
+    def vector(text: str) -> np.ndarray:
+        ids = torch.tensor([tokenizer(text).input_ids])
+        mean = states(base, ids, torch.ones_like(ids))[0].mean(0)
+        return mean / np.linalg.norm(mean)
+
+    names = [vector(f"Topic: {words.get(label, label)}") for label in LABELS]
+    for item, text in zip(found, ("the river is deep", "a kind doctor helps"), strict=True):
+        cosines = np.array([vector(text) @ name for name in names]) / 0.01
+        expected = cosines - np.log(np.exp(cosines - cosines.max()).sum()) - cosines.max()
+        np.testing.assert_allclose([item["scores"][label] for label in LABELS], expected, atol=1e-3)
+        assert item["predicted"] == LABELS[int(expected.argmax())]
+
+
+@pytest.mark.parametrize(
+    ("config", "head", "kind"),
+    [
+        ({}, "auto", "sentence-encoder"),
+        ({}, "mean", "sentence-encoder"),
+        ({}, "cls", "masked-lm"),
+        ({"pooling": None}, "auto", "masked-lm"),
+        ({"architectures": ["BertForMaskedLM"]}, "auto", "masked-lm"),  # it has a head that can fill a cloze
+        ({"architectures": None}, "auto", "masked-lm"),
+    ],
+)
+def test_only_a_sentence_encoder_without_a_cloze_answers_so(
+    config: dict[str, object], head: pooling.HeadInput, kind: str, bert: Path, tmp_path: Path
+) -> None:
+    task = Classification(labels=LABELS, head=head)
+    assert kinds.model_kind(task, str(named(bert, tmp_path, **config)), bare=True) == kind

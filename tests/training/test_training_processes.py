@@ -21,7 +21,7 @@ from torch import Tensor
 from adamergex.adapters import sparse
 from adamergex.adapters.resident import tensors_path
 from adamergex.adapters.sparse import read_difference
-from adamergex.cli import main
+from adamergex.cli.main import main
 from adamergex.errors import ConfigError
 from adamergex.jobs.settings import (
     Classification,

@@ -44,6 +44,9 @@ def test_info_nce_is_the_formula(count: int, temperature: float, seed: int) -> N
     a, b = generator.normal(size=(2, count, 5))
     found = sentences.info_nce(torch.from_numpy(a), torch.from_numpy(b), temperature)
     np.testing.assert_allclose(float(found), nce(a, b, temperature), rtol=1e-9, atol=1e-12)
+    with torch.autocast("cpu", torch.bfloat16):  # of a training in bfloat16: cosines are not rounded
+        found = sentences.info_nce(torch.from_numpy(a).float(), torch.from_numpy(b).float(), temperature)
+    np.testing.assert_allclose(float(found), nce(a, b, temperature), rtol=1e-4, atol=1e-5)
 
 
 def test_alignment_teaches_the_bases_vectors_of_the_translations(tiny_encoder: Path) -> None:

@@ -19,6 +19,7 @@ from adamergex.backbones.base_files import base_sha256, checkpoint_file, resolve
 from adamergex.backbones.embedding_rows import write_tensors
 from adamergex.backbones.heads import fold, with_new_head
 from adamergex.backbones.loading import quiet
+from adamergex.backbones.pooling import POOLING_FILE
 from adamergex.backbones.trimming import KEPT, RECORD
 from adamergex.errors import AdapterFileError, ModelError
 from adamergex.files.inputs import open_regular, read_json_object
@@ -30,7 +31,7 @@ FILE = "masked_lm_head.safetensors"
 HEAD_RECORD = "masked_lm_head.json"
 FORMAT = "adamergex-masked-lm-head/1"
 _LOW_RANK = "low_rank."
-_TOKENIZER = (*TOKENIZER_FILES, "LICENSE", "LICENSE.txt")
+_COPIED = (*TOKENIZER_FILES, "LICENSE", "LICENSE.txt", POOLING_FILE)
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _widened(contents: dict[str, Tensor], file: HeadFile, rows: int, path: Path)
 
 
 def write_base(model: Any, base: str, stage: Path) -> None:
-    """The model as a checkpoint, with the base's tokenizer; config.json is the base's, the class aside."""
+    """The model as a checkpoint, with the base's tokenizer and pooling; config.json is the base's, the class aside."""
     with quiet():
         model.save_pretrained(stage)
     for path in stage.glob("*.safetensors"):
@@ -170,8 +171,9 @@ def write_base(model: Any, base: str, stage: Path) -> None:
     config = read_json_object(original, what="config.json", error=ModelError)
     config |= {"architectures": [type(model).__name__], "dtype": "float32", "tie_word_embeddings": True}
     (stage / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for name in _TOKENIZER:
+    for name in _COPIED:
         if (file := checkpoint_file(place, name)) is not None:
+            (stage / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, stage / name)
 
 

@@ -141,6 +141,12 @@ def head_input(base: str, chosen: HeadInput) -> HeadInput:
     return "mean" if says_mean(load_config(base), checkpoint_file(resolve(base), POOLING_FILE)) else "cls"
 
 
+def is_sentence_encoder(base: str) -> bool:
+    """Whether a base reads a text by its mean and was saved without a language-model head, as its config says."""
+    classes = getattr(load_config(base), "architectures", None) or ()
+    return bool(classes) and all(str(name).endswith("Model") for name in classes) and head_input(base, "auto") == "mean"
+
+
 def load(base: str, kind: Kind, labels: Sequence[str] | None = None, head: HeadInput = "cls") -> Loaded:
     """Load a backbone and its tokenizer: float32 on CPU, bfloat16 on CUDA whatever the checkpoint's dtype.
 

@@ -6,6 +6,7 @@ every text is tokenised with both tokenizers and compared before anything is wri
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +20,14 @@ from transformers import AutoModel
 
 from adamergex.backbones.base_documents import require_config
 from adamergex.backbones.base_files import base_sha256, checkpoint_file, resolve
+from adamergex.backbones.chat import in_chat
 from adamergex.backbones.embedding_rows import Rows as WeightRows
 from adamergex.backbones.embedding_rows import body_sha256, write_tensors
 from adamergex.backbones.loading import skeleton, tokenizer, vocabulary_size
+from adamergex.backbones.pooling import POOLING_FILE
 from adamergex.backbones.token_subsets import Vocabulary, require_kind
 from adamergex.data import reader
-from adamergex.errors import DataError, ModelError
+from adamergex.errors import ConfigError, DataError, ModelError
 from adamergex.files.hashing import file_sha256
 from adamergex.files.inputs import DOCUMENT_BYTES, read_json_object
 from adamergex.files.outputs import staged_directory
@@ -36,7 +39,7 @@ KEPT = "kept_rows.safetensors"
 _CHUNK = 2048  # texts at a time
 _ATTEMPTS = 8
 # Copied as they are where a checkpoint has them; tokenizers of other formats would bring the full vocabulary back.
-_COPIED = ("chat_template.jinja", "special_tokens_map.json", "LICENSE", "LICENSE.txt")
+_COPIED = ("chat_template.jinja", "special_tokens_map.json", "LICENSE", "LICENSE.txt", POOLING_FILE)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ class Trimmed:
 def trim(base: str, texts: Sequence[str | Path], output: str | Path, *, columns: Sequence[str] = ("text",)) -> Trimmed:
     """Write a base with the tokens that the texts in these files use; ``columns``: those of a file that hold text.
 
-    Kept beside them: special and added tokens, single characters, bytes. Other text still has its tokens, shorter ones.
+    Kept beside them: special and added tokens, single characters, bytes, and what a chat template writes. Other text
+    still has its tokens, shorter ones.
     Raises: ModelError: no tokenizer.json of Unigram, BPE or WordPiece, weights that are only a pickle, a tensor with a
     row for each token that is not known. DataError: unreadable texts. AdapterFileError: the output is in use.
     """
@@ -131,7 +135,7 @@ def _covering(
     base: str, pieces: Any, place: str, vocabulary: Vocabulary, texts: Sequence[str], named: set[int], stage: Path
 ) -> tuple[dict[str, Any], dict[int, int]]:
     """The tokenizer's files written to ``stage``, once every text is tokenised as before; old id -> new id."""
-    full = _plain(pieces.backend_tokenizer)
+    full, texts = _plain(pieces.backend_tokenizer), _as_read(pieces, vocabulary.kind, texts)
     used = {index for batch in _encoded(full, texts) for ids in batch for index in ids}
     kept = vocabulary.parts(vocabulary.always() | used | {index for index in named if index < len(vocabulary.ids)})
     for _ in range(_ATTEMPTS):
@@ -152,6 +156,15 @@ def _covering(
             fix="use the base as it is",
         )
     return document, new
+
+
+def _as_read(pieces: Any, kind: str, texts: Sequence[str]) -> list[str]:
+    """The texts as a model meets them: after a word as well (other tokens in BPE), and what a chat template writes."""
+    found = [*texts, *(f" {text}" for text in texts)] if kind == "BPE" else list(texts)
+    if pieces.chat_template:
+        with contextlib.suppress(ConfigError):  # a template that fails writes no prompt
+            found.append(in_chat(pieces, "a"))
+    return found
 
 
 def _different(full: Tokenizer, other: Tokenizer, texts: Sequence[str], new: Mapping[int, int]) -> Iterator[str]:
@@ -194,6 +207,7 @@ def _write_tokenizer(place: str, document: dict[str, Any], new: Mapping[int, int
         (stage / "tokenizer_config.json").write_text(_json(values), encoding="utf-8")
     for name in _COPIED:
         if (path := checkpoint_file(place, name)) is not None:
+            (stage / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, stage / name)
 
 

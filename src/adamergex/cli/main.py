@@ -270,9 +270,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--task-file", metavar="FILE.py", help="your own task, whose score measures the answers")
 
     add_backbones(verbs)
-    verb = _verb(verbs, "demo", demo, "the whole method on the shipped backbone and corpus, offline")
+    verb = _verb(verbs, "demo", demo, "the whole method on the shipped corpus, offline")
     verb.add_argument("--output", default="runs/demo", metavar="DIR")
-    verb.add_argument("--base", default="nano", choices=["nano", "nano-causal"])
+    verb.add_argument("--base", choices=["e5-small", "nano", "nano-causal"], help="default: e5-small if installed")
     return top
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from adamergex.config.task import TaskConfig, Where
 from adamergex.files.strict import (
@@ -13,6 +13,7 @@ from adamergex.files.strict import (
     Layer,
     Layers,
     Name,
+    PathText,
     Penalty,
     Positive,
     Rate,
@@ -82,6 +83,13 @@ class _OfSentences(Settings):
     objective: Objective = Field(default="auto", description="of MAD-X's language adapters")
     optimisation: Optimisation = Optimisation()
 
+    @field_validator("optimisation")
+    @classmethod
+    def _of_several(cls, value: Optimisation) -> Optimisation:
+        if value.batch_size < 2:
+            raise ValueError("a text is told from the others of its batch: batch_size must be 2 or more")
+        return value
+
 
 class ContrastReference(_OfSentences):
     """Contrast of noisy views (2104.08821, with the noise of 2104.06979), for bases that read a text by its mean."""
@@ -137,17 +145,41 @@ class TaskReference(Settings):
         return self.task.optimisation
 
 
+class AdapterReference(Settings):
+    """References that are given, not trained: an adapter directory of the source and of every target, such as language
+    vectors that others trained. Their base and structure are checked, and their lineage is kept."""
+
+    kind: Literal["adapters"] = "adapters"
+    adapters: PathText = Field(
+        description="a path with {language} in it, or a base's name: the language vectors that ship for it"
+    )
+    text: Where | None = Field(default=None, description="unlabelled text, for methods that train on it (mad_x, …)")
+    mask_rate: Share = 0.15
+    objective: Objective = Field(default="auto", description=OBJECTIVE)
+
+
 def _kind_of_reference(value: Any) -> str:
-    return str(value.get("kind", "language-modeling") if isinstance(value, dict) else getattr(value, "kind", ""))
+    if isinstance(value, dict):
+        return str(value.get("kind", "adapters" if "adapters" in value else "language-modeling"))
+    return str(getattr(value, "kind", ""))
 
 
 ReferenceConfig = Annotated[
     Annotated[TextReference, Tag("language-modeling")]
     | Annotated[TaskReference, Tag("task")]
     | Annotated[ContrastReference, Tag("sentence-contrast")]
-    | Annotated[AlignmentReference, Tag("sentence-alignment")],
+    | Annotated[AlignmentReference, Tag("sentence-alignment")]
+    | Annotated[AdapterReference, Tag("adapters")],
     Discriminator(_kind_of_reference),
 ]
+REFERENCES: dict[str, type[Settings]] = {
+    "language-modeling": TextReference,
+    "task": TaskReference,
+    "sentence-contrast": ContrastReference,
+    "sentence-alignment": AlignmentReference,
+    "adapters": AdapterReference,
+}
+"""Kind of reference -> its settings."""
 
 
 def _several(value: Any) -> Any:

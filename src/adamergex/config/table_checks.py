@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adamergex.config.methods import TaskReference
+from adamergex.config.methods import AdapterReference, TaskReference
 from adamergex.config.task import BuiltIn, Own, kind_of
 from adamergex.jobs.settings import Optimisation, unprobed
 from adamergex.structures import kind_named
@@ -87,7 +87,7 @@ def head_start_problems(config: Any, task: Own | BuiltIn | None) -> Iterator[str
     ]
     if isinstance(reference, TaskReference):
         places.append(("reference.task.", reference.optimisation, kind_of(reference.task.placed(Path(config.folder)))))
-    else:
+    elif not isinstance(reference, AdapterReference):
         places.append(("reference.", reference.optimisation, reference.kind))
     if task is not None:
         kind = kind_of(task)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from adamergex.config.methods import LANGUAGE, OBJECTIVE, LanguageOptimisation
+from adamergex.config.problems import refused, typed
 from adamergex.config.task import (
     BUILT_IN,
     OWN,
@@ -19,7 +20,7 @@ from adamergex.config.task import (
     known_fields,
     measurable,
 )
-from adamergex.config.transfer import read_yaml, refused, typed
+from adamergex.config.transfer import read_yaml
 from adamergex.files.strict import Count, Name, PathText, Seed, Settings, Share, distinct, hint, shown
 from adamergex.jobs.settings import (
     Bottleneck,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from adamergex.base_names import with_languages
 from adamergex.config.methods import (
+    AdapterReference,
     FullConfig,
     LfSftConfig,
     MadXConfig,
@@ -18,10 +18,10 @@ from adamergex.config.methods import (
     PapersConfig,
     ReferenceConfig,
     TaskReference,
-    TextReference,
 )
+from adamergex.config.problems import refused, typed
 from adamergex.config.table_checks import head_start_problems, weight_problems
-from adamergex.config.task import BuiltIn, Own, TaskConfig, known_fields, measurable
+from adamergex.config.task import BuiltIn, Own, TaskConfig, measurable
 from adamergex.errors import ConfigError, NothingMergedError
 from adamergex.files import inputs
 from adamergex.files.strict import (
@@ -35,10 +35,10 @@ from adamergex.files.strict import (
     plain,
     shown,
 )
-from adamergex.jobs.settings import Rows, Sparse, Structure, decaying
+from adamergex.jobs.settings import Rows, Sparse, decaying
 from adamergex.merging.select import select
 from adamergex.structures import every, kind_named
-from adamergex.structures.settings import Lora, every_setting
+from adamergex.structures.settings import Lora, Structure
 
 Method = Literal[
     "vanilla",
@@ -135,9 +135,6 @@ class TransferConfig(Settings):
         return tuple(language for language in self.targets if language != target)
 
 
-Model = TypeVar("Model", bound=BaseModel)
-
-
 def parse(settings: Any, where: str = "settings") -> TransferConfig:
     """Validated settings.
 
@@ -154,13 +151,6 @@ def validated(settings: Any) -> TransferConfig | list[str]:
     """Validated settings, or a sentence for each of their problems."""
     found = typed(TransferConfig, settings)
     return found if isinstance(found, list) else list(_contradictions(found)) or found
-
-
-def typed(model: type[Model], settings: Any) -> Model | list[str]:
-    try:
-        return model.model_validate(settings)
-    except ValidationError as error:
-        return _sentences(error.errors(), model)
 
 
 def load(path: Path) -> TransferConfig:
@@ -184,19 +174,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
             "the settings file holds no mapping", where=path, found=type(settings).__name__, expected="name: value"
         )
     return {"folder": str(path.parent), **settings}
-
-
-SHOWN_PROBLEMS = 40
-"""Most problems that one message lists."""
-
-
-def refused(where: str, problems: list[str]) -> ConfigError:
-    """One error for all problems of a settings file."""
-    several = list(dict.fromkeys(problems))
-    count = "1 problem" if len(several) == 1 else f"{len(several):,} problems"
-    lines = [f"  - {line}" for line in several[:SHOWN_PROBLEMS]]
-    lines += [f"  and {len(several) - SHOWN_PROBLEMS:,} more"] if len(several) > SHOWN_PROBLEMS else []
-    return ConfigError(f"{count} in the settings:\n" + "\n".join(lines), where=where)
 
 
 def _contradictions(config: TransferConfig) -> Iterator[str]:
@@ -237,9 +214,19 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     found = [] if task is None else [("task.test", task.rows("test"))]
     if isinstance(config.reference, TaskReference) and not isinstance(config.reference.task, BuiltIn):
         found.append(("reference.task.train", config.reference.task.train))
+    if isinstance(config.reference, AdapterReference):
+        yield from _given(config.reference)
     for name, where in (*found, ("reference.text", config.reference.text)):
         if isinstance(where, Rows) and where.path is not None and "{language}" not in where.path:
             yield f"{name}: '{where.path}' has no {{language}} in it, so every language would read the same file"
+
+
+def _given(reference: AdapterReference) -> Iterator[str]:
+    if "{language}" not in reference.adapters and reference.adapters not in with_languages():
+        yield (
+            f"reference.adapters: {shown(reference.adapters)} has no {{language}} in it, and no language vectors ship "
+            f"under this name{hint(reference.adapters, with_languages())}"
+        )
 
 
 def _expressions(config: TransferConfig) -> Iterator[str]:
@@ -266,6 +253,8 @@ def _strange_languages(config: TransferConfig) -> Iterator[str]:
 
 COMBINED = ("ties", "dare", "ties_factors", "dare_factors")
 """Methods that mix two adapters by TIES or DARE."""
+ON_TEXT = ("mad_x", "mad_x_no_invertible", "language_arithmetic", "mlm_source", "mlm_target", "lf_sft")
+"""Methods that train on the text of languages, whatever the reference task is."""
 
 
 def combinable(method: str) -> tuple[str, ...]:
@@ -283,80 +272,7 @@ def _rivals(config: TransferConfig) -> Iterator[str]:
             yield f"methods: {method} is for {' and '.join(kinds)}, the structure is {kind.name}"
     if "layer_swapping" in config.methods and kind.whole:
         yield f"methods: layer_swapping is for adapters in layers, the structure is {kind.name}"
-    if isinstance(config.reference, TaskReference) and config.reference.text is None:
+    if isinstance(config.reference, TaskReference | AdapterReference) and config.reference.text is None:
         for method in config.methods:
-            if method.startswith("mad_x") and method != "mad_x_task_only" or method == "language_arithmetic":
-                yield f"reference.text: missing; {method} trains language adapters on it"
-
-
-def _sentences(problems: Sequence[Any], model: type[BaseModel]) -> list[str]:
-    """One sentence for each place: what could be one of several types has a problem with each of them."""
-    places = [problem["loc"] for problem in problems]
-    said: dict[str, str] = {}
-    for problem in problems:
-        here = problem["loc"]
-        if problem["type"] == "too_short" and any(len(other) > len(here) == _shared(other, here) for other in places):
-            continue  # of a list whose items are wrong, pydantic says that it is empty
-        place, sentence = place_of(here), _sentence(problem, model)
-        if place and place in said:
-            said[place] += f"; or: {sentence.removeprefix(f'{place}: ')}"
-        else:
-            said[place or sentence] = sentence
-    return list(said.values())
-
-
-def _shared(one: tuple[Any, ...], other: tuple[Any, ...]) -> int:
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-
-
-def _sentence(problem: Any, model: type[BaseModel]) -> str:
-    place, kind, context = place_of(problem["loc"]), problem["type"], problem.get("ctx", {})
-    if kind == "union_tag_invalid":
-        kinds = context["expected_tags"]
-        options = kinds.replace("'", "").split(", ")
-        return f"{place}.kind: {shown(context['tag'])} is none of {kinds}{hint(context['tag'], options)}"
-    if kind in ("extra_forbidden", "invalid_key"):
-        return f"{place}: no such setting{hint(problem['loc'][-1], _names_at(model, problem['loc'][:-1]))}"
-    if kind == "missing":
-        return f"{place}: missing"
-    if kind == "literal_error":
-        expected = context["expected"]
-        options = [option.strip("' ") for option in expected.replace(" or ", ", ").split(", ")]
-        return f"{place}: {shown(problem['input'])} is none of {expected}{hint(problem['input'], options)}"
-    if kind == "value_error":  # a sentence of ours, which names what it found
-        return f"{place}: {context['error']}" if place else str(context["error"])
-    return f"{place}: {problem['msg']} (found {shown(problem['input'])})"
-
-
-def place_of(place: tuple[Any, ...]) -> str:
-    """A place in the settings as the user wrote it: without the names that pydantic gives to members of unions."""
-    parts = [str(part) for part in _without_forms(place) if not _MEMBER.match(str(part))]
-    return ".".join(part if len(part) <= 60 else f"{part[:60]}…" for part in parts)
-
-
-_MEMBER = re.compile(r"(?:literal|constrained-|function-|tuple\[|\[key\]|str$|int$|float$)")
-
-
-def _without_forms(place: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Inside a task or a reference, pydantic puts the form of it (see task_config.tag_of) into the place."""
-    if place[:1] == ("reference",):
-        return place[:1] + _without_forms(place[2:])
-    return place[:1] + place[2:] if place[:1] == ("task",) else place
-
-
-def _names_at(model: type[BaseModel], place: tuple[Any, ...]) -> list[str]:
-    """The settings that exist at a place, by walking the models."""
-    if place[:1] == ("reference",) and len(place) > 1:
-        model, place = TaskReference if place[1] == "task" else TextReference, place[2:]
-    if place[:1] == ("task",) and len(place) > 1:
-        model, place = known_fields(str(place[1])), place[2:]
-    for part in place:
-        if not isinstance(part, str) or part not in model.model_fields:
-            return list(model.model_fields)
-        annotation = model.model_fields[part].annotation
-        candidates = [annotation, *get_args(annotation)]
-        nested = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
-        if not nested:
-            return list(model.model_fields)
-        model = nested[0]
-    return sorted(every_setting()) if model is Structure else list(model.model_fields)
+            if method in ON_TEXT:
+                yield f"reference.text: missing; {method} trains on it"

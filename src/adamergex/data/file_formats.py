@@ -8,7 +8,6 @@ hostile one can take.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import itertools
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from adamergex.data import values
+from adamergex.data.compression import SWALLOWED, Unpacked, require_ratio
 from adamergex.errors import DataError
 from adamergex.files import inputs
 from adamergex.files.strict import shown
@@ -29,9 +29,6 @@ _MAGIC = (
     (b"PK\x03\x04", "a zip archive, or a spreadsheet"), (b"PAR1", "parquet data"),
 )  # fmt: skip
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
-SWALLOWED = 8
-"""So many lines that each look like a row, between two quotation marks: the first was not closed (csv); within fewer
-than so many lines, marks that open and close are meant as csv has them (tsv)."""
 
 
 def rows_of(path: Path, positions: int) -> Numbered:
@@ -63,36 +60,6 @@ def rows_of(path: Path, positions: int) -> Numbered:
                 "the file cannot be read", where=f"{path}, after line {lines.number}", found=error,
                 expected=f"UTF-8 {ending[1:]}" + (", packed by gzip" if packed else ""), fix="repair the file",
             ) from error  # fmt: skip
-
-
-class Unpacked(io.RawIOBase):
-    """What a gzip file holds, no more of it than ``inputs`` allows."""
-
-    def __init__(self, path: Path, file: IO[bytes]) -> None:
-        self._path, self._file, self._count = path, file, 0
-        self._unpacked = gzip.GzipFile(fileobj=file)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        block = self._unpacked.read1(len(buffer))
-        buffer[: len(block)] = block
-        self._count += len(block)
-        require_ratio(self._path, self._file.tell(), self._count)
-        return len(block)
-
-
-def require_ratio(path: Path, packed: int, unpacked: int) -> None:
-    """Raises: DataError for data that grow beyond all text when they are unpacked."""
-    if unpacked > inputs.UNPACKED_BYTES and unpacked > inputs.UNPACKED_RATIO * packed:
-        raise DataError(
-            "the file grows too much when it is unpacked",
-            where=path,
-            found=f"more than {unpacked:,} bytes from {packed:,}",
-            expected=f"at most {inputs.UNPACKED_RATIO} times its size (text: 3 to 10 times)",
-            fix="check where the file comes from, or unpack it yourself",
-        )
 
 
 class Lines:

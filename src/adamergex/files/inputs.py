@@ -35,18 +35,12 @@ UNPACKED_BYTES, UNPACKED_RATIO = 64 << 20, 200
 """Packed data may grow to 64 MiB, and beyond that to 200 times their packed size (text grows 3 to 10 times)."""
 DIGITS = 1000
 """Most digits of a whole number in YAML."""
-PATH_PART = 100
-"""Longest name that becomes a part of a path, in characters."""
-PLAIN = f"letters of a to z, digits, '-' and '_' (first and last a letter or digit), at most {PATH_PART}"
-"""What ``path_part`` takes, in words."""
 
 ErrorType = type[AdamergexError]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?")
 _NESTED = (dict, list)
 _MERGE = "tag:yaml.org,2002:merge"
-_DEVICES = re.compile(r"(?i)con|prn|aux|nul|com[0-9]|lpt[0-9]")
 
 
 class Malformed(ValueError):
@@ -194,28 +188,6 @@ def parse_yaml(text: str) -> Any:
         raise Malformed(f"a value cannot be read: {problem}") from None
     _require_plain(document)
     return document
-
-
-def path_part(name: str, *, what: str, error: ErrorType, where: object = None) -> str:
-    """``name``, when it can safely be one part of a path: letters, digits, ``-`` and ``_``, at most 100 characters.
-
-    Raises: ``error`` for anything else: separators, dots, blanks, empty names, names that Windows keeps for devices.
-    """
-    if is_path_part(name):
-        return name
-    raise error(
-        f"{what} cannot be part of a file name",
-        where=where,
-        found=repr(name),
-        expected=PLAIN,
-        fix="give it a plain name",
-    )
-
-
-def is_path_part(name: object) -> bool:
-    """Whether ``path_part`` takes a name."""
-    plain = isinstance(name, str) and len(name) <= PATH_PART and _NAME.fullmatch(name)
-    return bool(plain) and not _DEVICES.fullmatch(str(name))
 
 
 def _file_type(mode: int) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from adamergex.files.inputs import PLAIN, is_path_part
+from adamergex.files.names import PLAIN, is_path_part
 
 
 class Settings(BaseModel):

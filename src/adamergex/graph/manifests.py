@@ -17,7 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adamergex.errors import AdamergexError
-from adamergex.files.inputs import path_part, read_json_object
+from adamergex.files.inputs import read_json_object
+from adamergex.files.names import path_part
 
 FILE_NAME = "manifest.json"
 _DIGEST = re.compile("[0-9a-f]{64}")

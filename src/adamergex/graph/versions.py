@@ -11,6 +11,7 @@ VERSIONS: dict[str, int] = {
     #    multimodal models in their language part, (IA)³ of one's own modules at what down-projections read.
     # 3: alignment and contrast of sentences compute in the precision that was asked for.
     "train": 3,
+    "import": 1,
     # 2: TIES and DARE act on task vectors (ΔW of LoRA, l − 1 of (IA)³), no longer on A and B.
     "merge": 2,
     # 2: scores of written answers, and sampled test items.

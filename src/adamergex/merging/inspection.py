@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from adamergex import structures
 from adamergex.errors import printable
 from adamergex.files import lineage as lineages
 from adamergex.files.directory import FLOATS, AdapterDirectory, TensorInfo, TensorReader
 from adamergex.files.lineage import Lineage
 from adamergex.merging.lockstep import Chunk, ranges
 from adamergex.merging.stream import finite_squares, require_finite
+from adamergex.structures import held, structure_kind
 from adamergex.structures.layout import Layout, layout
 
 _GROUPS, _LINE = 200, 400  # how much of a section, and of a line, is printed
@@ -77,7 +77,7 @@ def inspect(directory: str | Path) -> Inspection:
         IncompatibleAdaptersError: a LoRA or (IA)³ variant that is not supported.
     """
     opened = AdapterDirectory.open(directory)
-    structure = structures.held(opened.config)
+    structure = held(opened.config)
     found = layout(opened) if structure and structure.rule and structure.in_modules else None
     heads = set(found.heads) if found else set()
     with TensorReader(opened) as reader:
@@ -85,7 +85,7 @@ def inspect(directory: str | Path) -> Inspection:
     groups = _grouped({name: info for name, info in opened.tensors.items() if name not in heads}, norms)
     return Inspection(
         path=opened.path,
-        kind=structures.structure_kind(opened.config),
+        kind=structure_kind(opened.config),
         base=opened.config.get("base_model_name_or_path") or opened.config.get("model_name"),
         task_type=opened.config.get("task_type"),
         ranks=_ranks(found) if found and found.structure.low_rank else {},

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
-from adamergex.config.methods import TaskReference
+from adamergex.config.methods import AdapterReference, TaskReference
 from adamergex.config.transfer import TransferConfig
 from adamergex.errors import ConfigError
 from adamergex.graph.steps import Step
@@ -23,6 +23,7 @@ from adamergex.jobs.settings import (
     Task,
     TrainJob,
 )
+from adamergex.methods.given import GivenAdapter, require_factors
 from adamergex.structures import kind_named
 from adamergex.tasks.catalogue import identity
 
@@ -46,6 +47,7 @@ class Facts(NamedTuple):
     segments: int | None
     content: Content
     reference: Target | None = None  # where the reference task is a labelled one
+    given: Callable[[str], GivenAdapter] | None = None  # where the references are given
 
 
 @dataclass(frozen=True)
@@ -66,18 +68,28 @@ class Experiment:
         return self.facts.task
 
     @property
-    def reference(self) -> Task:
+    def reference(self) -> Task | AdapterReference:
         reference = self.config.reference
+        if isinstance(reference, AdapterReference):
+            return reference
         if isinstance(reference, TaskReference):
             assert self.facts.reference is not None  # facts() read it
             return self.facts.reference
         return reference.unlabelled(self.facts.segments, self.source)
 
-    def train(self, task: Task, language: str) -> Step:
-        """An adapter of the experiment's structure, trained on a task in a language."""
+    def train(self, task: Task | AdapterReference, language: str) -> Step:
+        """An adapter of the experiment's structure, trained on a task in a language; a given reference as it is."""
+        if isinstance(task, AdapterReference):
+            return self._given(language)
         rows, optimisation = self.learned_from(task)
         name = "task" if task is self.task else "reference"
         return self.train_as(name, self.config.structure, task, language, rows, optimisation)
+
+    def _given(self, language: str) -> Step:
+        assert self.facts.given is not None  # facts() made it
+        found = self.facts.given(language)
+        job = {"path": str(found.path), "shapes": [list(shape) for shape in found.shapes]}
+        return Step("import", {"files": found.files}, job, label=f"reference · {language} · given")
 
     def language(self, language: str, *, invertible: bool = True) -> Step:
         """MAD-X's language adapter, on all the text of a language: the same step for every task and method."""
@@ -140,7 +152,9 @@ class Experiment:
         """The rows that teach a task, and how they are learned from."""
         reference = self.config.reference
         if isinstance(task, UNLABELLED):
-            assert reference.text is not None  # the settings were checked for it
+            assert (
+                not isinstance(reference, AdapterReference) and reference.text is not None
+            )  # the settings were checked
             return reference.text, reference.optimisation
         other = isinstance(reference, TaskReference) and task is not self.task
         labelled = reference.task if isinstance(reference, TaskReference) and other else self.config.task
@@ -164,6 +178,10 @@ class Experiment:
         ``bottom``, ``top`` and ``transition`` swaps layers. ``more`` is for what ``combine`` makes."""
         settings = self.config.merge
         chosen = space or settings.space
+        if chosen == "factors":
+            for step in (target_reference, source_reference):
+                if step is not None and step.kind == "import":
+                    require_factors(step.job["shapes"], self.config.structure, step.label)
         if weight is None and isinstance(settings.weight, int | float):
             weight = float(settings.weight)
         job = {

@@ -6,19 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from adamergex.report.numbers import difference_span, number, signed, span, spread_print
 from adamergex.report.results import BASELINE, CurvePoint, Interval, Method, Tuning
-from adamergex.report.summary import (
-    MEAN,
-    Difference,
-    Row,
-    Score,
-    ScoreTable,
-    difference_span,
-    number,
-    signed,
-    span,
-    spread_print,
-)
+from adamergex.report.summary import MEAN, Difference, Row, Score, ScoreTable
 from adamergex.report.svg import element, label, line, picture, shorten, ticks, tooltip
 
 WIDTH = 340

@@ -21,8 +21,9 @@ from adamergex.files import lineage
 from adamergex.files.lineage import Lineage
 from adamergex.files.records import predictions
 from adamergex.merging import Similarity, similarity
-from adamergex.report.results import Cell, Results, is_entry
-from adamergex.report.summary import number
+from adamergex.report.numbers import number
+from adamergex.report.results import Cell, Results
+from adamergex.report.results_file import is_entry
 
 WRONG, RIGHT, LENGTH = 3, 2, 90
 _DEPTH, _PARTS = 8, 16

@@ -10,27 +10,21 @@ from adamergex.merging import Similarity
 from adamergex.report import ways
 from adamergex.report.evidence import Evidence
 from adamergex.report.matrices import seed_means, similarity_caption
-from adamergex.report.overview import overview, under_one_title
-from adamergex.report.papers import Beside
-from adamergex.report.results import Adapter, Results
-from adamergex.report.summary import (
+from adamergex.report.numbers import (
     ADJUSTED,
-    MEAN,
-    Row,
-    ScoreTable,
     by_chance,
     difference_span,
-    differences,
-    headline,
     number,
     probability,
-    score_table,
     signed,
     small_print,
     span,
     spread_print,
-    weight_heading,
 )
+from adamergex.report.overview import overview, under_one_title
+from adamergex.report.papers import Beside
+from adamergex.report.results import Adapter, Results
+from adamergex.report.summary import MEAN, Row, ScoreTable, differences, headline, score_table, weight_heading
 
 
 def report_markdown(

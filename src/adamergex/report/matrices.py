@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from adamergex.merging import Similarity
 from adamergex.report.charts import Scale, role
+from adamergex.report.numbers import number, signed
 from adamergex.report.results import Results
-from adamergex.report.summary import number, score, signed, subject
+from adamergex.report.summary import score, subject
 from adamergex.report.svg import element, label, line, picture, shorten, ticks, tooltip
 
 LEVELS = 5

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from adamergex.report.matrices import task_matrices
+from adamergex.report.numbers import number
 from adamergex.report.results import Adapter, Method, Results
-from adamergex.report.summary import Mean, mean, number
+from adamergex.report.summary import Mean, mean
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ from adamergex.files.outputs import filled_directory, write_files
 from adamergex.report import views
 from adamergex.report.evidence import Evidence, gather
 from adamergex.report.markdown import report_markdown
+from adamergex.report.numbers import difference_span, number, probability, signed, span
 from adamergex.report.overview import overview, under_one_title
 from adamergex.report.papers import Quoted, beside
 from adamergex.report.papers import read as read_papers
 from adamergex.report.pooling import completed
-from adamergex.report.results import Results, parse
+from adamergex.report.results import Results
+from adamergex.report.results_file import parse
 from adamergex.report.runs import placed, read_runs
-from adamergex.report.summary import difference_span, number, probability, signed, span
 from adamergex.report.tables import scores_csv, scores_latex, summary_csv
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from adamergex.report.numbers import number, span
 from adamergex.report.results import Adapter, Cell, Merge, ModuleChange, Results
-from adamergex.report.summary import number, span, subject
+from adamergex.report.summary import subject
 from adamergex.report.svg import element, label, line, picture, shorten, tooltip
 
 LEVELS = 5

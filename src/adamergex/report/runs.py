@@ -10,7 +10,8 @@ from pathlib import Path
 from adamergex.errors import DataError
 from adamergex.files.inputs import DOCUMENT_BYTES, read_json_object
 from adamergex.files.records import Record, valid
-from adamergex.report.results import Results, inside, load
+from adamergex.report.results import Results
+from adamergex.report.results_file import inside, load
 
 RESULTS, STUDY = "results.json", "study.json"
 

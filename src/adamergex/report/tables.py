@@ -11,21 +11,11 @@ import io
 from collections.abc import Sequence
 
 from adamergex.errors import printable
+from adamergex.report.numbers import number, small_print, spread_print
 from adamergex.report.overview import overview
 from adamergex.report.pooling import cell_interval, paired
 from adamergex.report.results import Method, Results
-from adamergex.report.summary import (
-    MEAN,
-    Difference,
-    Mean,
-    Score,
-    ScoreTable,
-    differences,
-    number,
-    score_table,
-    small_print,
-    spread_print,
-)
+from adamergex.report.summary import MEAN, Difference, Mean, Score, ScoreTable, differences, score_table
 
 COLUMNS = (
     "table", "base", "task", "structure", "source", "method", "label", "space", "language", "seed",

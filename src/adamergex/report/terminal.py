@@ -7,8 +7,10 @@ from typing import Any
 
 from adamergex.errors import printable
 from adamergex.report import ways
-from adamergex.report.results import BASELINE, Results, parse
-from adamergex.report.summary import MEAN, differences, number, score_table, span
+from adamergex.report.numbers import number, span
+from adamergex.report.results import BASELINE, Results
+from adamergex.report.results_file import parse
+from adamergex.report.summary import MEAN, differences, score_table
 
 
 def table(results: Results | Mapping[str, Any]) -> list[str]:

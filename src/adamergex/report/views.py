@@ -8,20 +8,9 @@ from urllib.parse import quote
 
 from adamergex.report import charts, matrices, pictures, ways
 from adamergex.report.evidence import Evidence
+from adamergex.report.numbers import ADJUSTED, by_chance, small_print, spread_print
 from adamergex.report.results import Method, Results, Tuning
-from adamergex.report.summary import (
-    ADJUSTED,
-    MEAN,
-    ScoreTable,
-    by_chance,
-    differences,
-    headline,
-    languages,
-    score_table,
-    small_print,
-    spread_print,
-    weight_heading,
-)
+from adamergex.report.summary import MEAN, ScoreTable, differences, headline, languages, score_table, weight_heading
 
 
 def run_view(results: Results, evidence: Evidence, prefix: str = "") -> dict[str, Any]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from adamergex.report.charts import CHARACTER, Scale
+from adamergex.report.numbers import number
 from adamergex.report.results import Method, Results, Weights
-from adamergex.report.summary import MEAN, number
+from adamergex.report.summary import MEAN
 from adamergex.report.svg import element, label, line, picture, shorten, ticks, tooltip
 
 ABOUT = (

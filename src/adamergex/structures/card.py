@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from adamergex import structures
 from adamergex.base_names import PACKAGED, SHIPPED
 from adamergex.errors import printable
 from adamergex.files.lineage import Lineage
+from adamergex.structures import find
 from adamergex.structures.kind import StructureKind
 
 AUTO_CLASS = {
@@ -30,7 +30,7 @@ def model_card(lineage: Lineage, report: Iterable[str] = (), *, task_type: str |
     ``task_type`` is PEFT's, from ``adapter_config.json``; it chooses the class of the snippet.
     """
     kind = str(lineage.structure.get("kind", "adapter"))
-    found = structures.find(kind)
+    found = find(kind)
     base = str(lineage.base.get("name") or "")
     report_lines = list(report)
     sections = [

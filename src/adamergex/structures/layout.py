@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from adamergex import structures
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
 from adamergex.files.directory import FLOATS, AdapterDirectory, TensorInfo
+from adamergex.structures import held, kind_named, structure_kind
 from adamergex.structures.kind import StructureKind
 
 
@@ -41,7 +41,7 @@ class Layout:
     @property
     def structure(self) -> StructureKind:
         """What is known of the structure."""
-        return structures.kind_named(self.kind)
+        return kind_named(self.kind)
 
     @property
     def base_name(self) -> str | None:
@@ -65,10 +65,10 @@ def layout(directory: AdapterDirectory) -> Layout:
         IncompatibleAdaptersError: a variant that is not supported (DoRA, biases, embeddings, convolutions, …).
         AdapterFileError: tensors that do not fit the config or each other.
     """
-    kind = structures.held(directory.config)
+    kind = held(directory.config)
     if kind is None or kind.rule is None:
         raise IncompatibleAdaptersError(
-            f"Merging {structures.structure_kind(directory.config)} adapters is not supported yet.",
+            f"Merging {structure_kind(directory.config)} adapters is not supported yet.",
             where=directory.path,
             found=directory.config.get("peft_type"),
             expected="LORA, IA3, PREFIX_TUNING or a bottleneck adapter",

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_serializer, model_validator
 
-from adamergex import structures
 from adamergex.files.registry import STRUCTURES
 from adamergex.files.strict import Count, Entries, Layers, Names, Penalty, Positive, Reduction, Settings, Size
+from adamergex.structures import every, find
 
 Activation = Literal["relu", "gelu", "gelu_new", "silu", "swish", "tanh", "leaky_relu"]
 
@@ -131,7 +131,7 @@ class Sparse(Structure):
 
 def settings_class(name: object) -> type[Structure]:
     """The settings of a kind. Raises: ValidationError, at ``kind``, for a kind that is none."""
-    kind = structures.find(name) if isinstance(name, str) else None
+    kind = find(name) if isinstance(name, str) else None
     if kind is not None:
         return kind.settings_class
     *most, last = map(repr, STRUCTURES.names())
@@ -143,4 +143,4 @@ def settings_class(name: object) -> type[Structure]:
 
 def every_setting() -> set[str]:
     """The settings of all kinds."""
-    return {name for kind in structures.every() for name in kind.settings_class.model_fields}
+    return {name for kind in every() for name in kind.settings_class.model_fields}

@@ -21,6 +21,12 @@ def train(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
     train_adapter(TrainJob.model_validate({**job, "below": below}), output, workdir=workdir, progress=True)
 
 
+def import_given(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
+    from adamergex.methods.given import copy_given
+
+    copy_given(job["path"], output)
+
+
 def merge(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
     from adamergex.merging import merge as merge_adapters
     from adamergex.merging.layers import Swap
@@ -100,7 +106,7 @@ def evaluate(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
     evaluate_adapter(EvaluateJob.model_validate(job), stack or None, output)
 
 
-ACTIONS = {"train": train, "merge": merge, "tune": tune, "choose": choose, "evaluate": evaluate}
+ACTIONS = {"train": train, "import": import_given, "merge": merge, "tune": tune, "choose": choose, "evaluate": evaluate}
 
 
 def backbone_group(step: Step) -> Hashable:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
@@ -18,6 +18,9 @@ from adamergex.graph.steps import Step, Store
 from adamergex.jobs.settings import AnyRows, Optimisation, Sparse, Structure, Task, first_phase
 from adamergex.structures import kind_named
 from adamergex.tables.devices import DEVICES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SAMPLE = 200  # rows that are tokenized to know the mean
 _TASK: TypeAdapter[Task] = TypeAdapter(Task)
@@ -143,6 +146,7 @@ class _Facts:
         self.noted: Counter[str] = Counter()
         self.parameters = lru_cache(maxsize=None)(self._parameters)
         self._measured = lru_cache(maxsize=None)(self._measure)
+        self._tokenizer = lru_cache(maxsize=2)(_tokenizer)  # seconds for a large vocabulary
 
     @property
     def notes(self) -> list[str]:
@@ -201,13 +205,10 @@ class _Facts:
                 found = read(kind, place, language, labelled=False)
         except AdamergexError:
             return None
-        try:
-            from adamergex.backbones.loading import tokenizer
-
-            pieces = tokenizer(base)
-        except AdamergexError:
+        tokenizer: Any = self._tokenizer(base)
+        if tokenizer is None:
             return float(len(found)), None
-        counts = [len(ids) for ids in pieces([_text(row) for row in found[:SAMPLE]])["input_ids"]]
+        counts = [len(ids) for ids in tokenizer([_text(row) for row in found[:SAMPLE]])["input_ids"]]
         return float(len(found)), sum(counts) / len(counts)
 
     def _parameters(self, base: str) -> float:
@@ -219,6 +220,16 @@ class _Facts:
         except AdamergexError:
             self.noted[f"parameters of {base}: unknown, no FLOPs counted; set assumed.parameters"] += 1
             return 0.0
+
+
+def _tokenizer(base: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a base, where it is on this machine."""
+    from adamergex.backbones.loading import tokenizer
+
+    try:
+        return tokenizer(base)
+    except AdamergexError:
+        return None
 
 
 def _text(row: Mapping[str, Any]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adamergex.config.methods import AlignmentReference, TaskReference, TextReference
+from adamergex.config.methods import AdapterReference, AlignmentReference, TaskReference, TextReference
 from adamergex.config.table_checks import ORACLE
 from adamergex.config.task import BuiltIn, Own
 from adamergex.config.train import LanguageTraining, MaskedLmHeadTraining, TaskTraining
@@ -25,6 +26,7 @@ from adamergex.jobs.settings import (
 )
 from adamergex.methods import Recipe, recipe
 from adamergex.methods.cell import Experiment, Facts, Stack
+from adamergex.methods.given import GivenAdapter, pattern_of, read_given
 
 if TYPE_CHECKING:
     from adamergex.training.masked_lm_head import HeadSettings
@@ -39,6 +41,8 @@ def absolute(config: TransferConfig) -> TransferConfig:
         placed["task"] = config.reference.task.placed(folder)
     if isinstance(config.reference, AlignmentReference) and config.reference.pivot is not None:
         placed["pivot"] = _placed(folder, config.reference.pivot)
+    if isinstance(config.reference, AdapterReference):
+        placed["adapters"] = pattern_of(config.reference.adapters, folder)
     reference = config.reference.model_copy(update=placed)
     base = _placed_base(folder, config.base)
     methods = tuple(str((folder / name).absolute()) if ":" in name else name for name in config.methods)
@@ -160,10 +164,25 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
             known[place] = content_hash(found)
         return known[place]
 
-    segments = _segments(config, languages)
+    segments, sha256 = _segments(config, languages), base_sha256(config.base)
     return Facts(
-        base_sha256=base_sha256(config.base), task=task, segments=segments, content=content, reference=reference
-    )
+        base_sha256=sha256, task=task, segments=segments, content=content, reference=reference,
+        given=_given(config, sha256),
+    )  # fmt: skip
+
+
+def _given(config: TransferConfig, base_sha256: str) -> Callable[[str], GivenAdapter] | None:
+    """What checks the given reference of a language, each once."""
+    reference = config.reference
+    if not isinstance(reference, AdapterReference):
+        return None
+    pattern, structure = reference.adapters, config.structure
+
+    @cache
+    def given(language: str) -> GivenAdapter:
+        return read_given(pattern, language, base=config.base, base_sha256=base_sha256, structure=structure)
+
+    return given
 
 
 def languages_of(config: TransferConfig) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from adamergex.config.study import Study
+from adamergex.config.study import Study, load_study, parse_study
 from adamergex.errors import AdamergexError, ConfigError
 from adamergex.files.outputs import filled_directory, write_files
 from adamergex.files.records import as_json
@@ -157,6 +157,15 @@ def _record_of(
         "environment": environment(),
         "commands": [command] if command else [],
     }
+
+
+def study_of(settings: str | Path | Mapping[str, Any], *, engine: Engine = Engine()) -> dict[str, Any]:
+    """Run a study from a settings file or a mapping of the same shape; what stands in study.json. See ``run_study``.
+
+    Raises: ConfigError: the settings have problems; all are named at once.
+    """
+    wanted = parse_study(settings) if isinstance(settings, Mapping) else load_study(Path(settings))
+    return run_study(wanted, engine=engine)
 
 
 def dry_run(study: Study, *, device: str = "h200", workers: int = 1, tokens_per_second: float | None = None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from adamergex.errors import AdamergexError, ConfigError
 from adamergex.graph.steps import Step, canonical, in_order
 from adamergex.jobs.settings import AnyRows, Target, Task
 from adamergex.methods.cell import Content, Facts
+from adamergex.methods.given import GivenAdapter
 from adamergex.tables.plan import Plan, absolute, facts, languages_of, needs_references
 from adamergex.tasks.rows import source
 
@@ -85,10 +86,22 @@ class StudyPlan:
 
     def _facts(self, name: str, config: TransferConfig, languages: Iterable[str]) -> Facts:
         try:
-            return facts(config, languages)
+            known = facts(config, languages)
         except AdamergexError as error:
             self.absent.setdefault(_what(error), []).append(name)
             return assumed_facts(config, self.study.assumed)
+        return known if known.given is None else known._replace(given=self._lenient_given(known.given, name))
+
+    def _lenient_given(self, given: Callable[[str], GivenAdapter], name: str) -> Callable[[str], GivenAdapter]:
+        def read(language: str) -> GivenAdapter:
+            try:
+                return given(language)
+            except AdamergexError as error:
+                tables = self.absent.setdefault(_what(error), [])
+                tables.extend([name] if name not in tables else [])
+                return _assumed_adapter(language)
+
+        return read
 
     def _lenient(self, content: Content) -> Content:
         absent: dict[tuple[str, str], str] = {}
@@ -120,7 +133,12 @@ def assumed_facts(config: TransferConfig, assumed: Assumed) -> Facts:
         segments=segments,
         content=lambda task, rows, language, labelled=True: _named((rows.model_dump_json(), language)),
         reference=labelled,
+        given=_assumed_adapter,
     )
+
+
+def _assumed_adapter(language: str) -> GivenAdapter:
+    return GivenAdapter(Path(language), {"assumed": _named(language)}, ())
 
 
 def _assumed_task(config: Own | BuiltIn) -> Target:

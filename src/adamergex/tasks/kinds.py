@@ -23,6 +23,7 @@ from adamergex.tasks.answering.asking import ASKED
 from adamergex.tasks.answering.choice_heads import choice_examples, choice_head_scores, pair_examples
 from adamergex.tasks.answering.choosing import choice_scores
 from adamergex.tasks.answering.generating import answer_examples, generate
+from adamergex.tasks.answering.nearest import answers_by_name, nearest_scores
 from adamergex.tasks.classification import answer_pieces, head_examples, label_indices, prompt_examples
 from adamergex.tasks.denoising import pairs as denoising_pairs
 from adamergex.tasks.grouping import groups
@@ -93,7 +94,7 @@ def model_kind(task: Task, base: str, *, bare: bool = False) -> Kind:
     head = kind_of(task).head
     kind = kind_for(base, labelled=False) if head is None or bare else kind_for(base, labelled=True, head=head)
     if kind == "masked-lm":
-        kind = kind_of(task).encoder
+        kind = "sentence-encoder" if bare and answers_by_name(task, base) else kind_of(task).encoder
     if getattr(task, "chat", False) and kind not in ("causal-lm", "sequence-to-sequence"):
         raise ConfigError("an encoder does not chat", where="chat", found=f"{base}, a {kind} model", fix="chat: false")
     way = kind_of(task).ways.get(kind)
@@ -200,6 +201,10 @@ def _word_say(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
         model, texts, ask.loaded.tokenizer, ask.task, longest=ask.longest, batch_tokens=batch_tokens
     )
     return _classified(ask, list(scores), truncated)
+
+
+def _nearest_say(ask: Ask, model: nn.Module, batch_tokens: int) -> Answers:
+    return _classified(ask, *nearest_scores(model, ask.rows, ask.loaded.tokenizer, ask.task, longest=ask.longest))
 
 
 def _pair_learn(ask: Ask) -> Any:
@@ -361,6 +366,7 @@ KINDS: dict[str, TaskKind] = {
         {
             "sequence-classification": Way(_head_learn, _head_say),
             "masked-lm": Way(None, _word_say),
+            "sentence-encoder": Way(None, _nearest_say),
             "causal-lm": _WORDS,
             "sequence-to-sequence": _WORDS,
         },

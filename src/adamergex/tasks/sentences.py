@@ -131,8 +131,8 @@ class Alignment:
 
 
 def info_nce(vectors: Tensor, others: Tensor, temperature: float) -> Tensor:
-    """−1/n Σ_i log softmax_i(cos(vectors_i, others_·)/τ), nats; both [n, width]."""
-    with torch.autocast(vectors.device.type, enabled=False):  # a loss is computed in float32
+    """−1/n Σ_i log softmax_i(cos(vectors_i, others_·)/τ), nats; both [n, width]. In the vectors' own precision."""
+    with torch.autocast(vectors.device.type, enabled=False):  # bfloat16 would round a cosine by more than τ bears
         scores = functional.normalize(vectors, dim=1) @ functional.normalize(others, dim=1).T / temperature
     return functional.cross_entropy(scores, torch.arange(len(vectors), device=scores.device))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adamergex.adapters import resident
 from adamergex.adapters.peft_backed import head_modules
+from adamergex.backbones.chat import in_chat
 from adamergex.backbones.loading import HEADS, head_input, outline
 from adamergex.graph.steps import Step
 from adamergex.jobs.settings import LanguageModeling, Structure, TrainJob
@@ -16,7 +17,6 @@ from adamergex.merging.layers import Swap, numbered
 from adamergex.merging.select import select
 from adamergex.structures import kind_named
 from adamergex.tasks import kinds
-from adamergex.tasks.answering.chat import in_chat
 from adamergex.tasks.rows import read, source
 from adamergex.training.numerics import require_attention
 from adamergex.training.probe import last_layer, require_every_label

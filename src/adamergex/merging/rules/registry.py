@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from adamergex import structures
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
 from adamergex.files.registry import Registry
 from adamergex.merging.rules import additive, average, multiplicative, prefix
 from adamergex.merging.rules.rule import Array, Rule
+from adamergex.structures import every, find
 
 RULES = {rule.name: rule for rule in (additive.RULE, multiplicative.RULE, average.RULE)}
 """The rules that ``--rule`` names."""
@@ -31,7 +31,7 @@ def _no_divergence(*_: Array, **__: Array) -> Array:
     raise AssertionError("a rule of whole tensors has no divergence")
 
 
-def find(name: str) -> Rule | None:
+def rule_named(name: str) -> Rule | None:
     """The rule of a name that users choose."""
     return RULES.get(name) or _MORE.find(name)
 
@@ -43,16 +43,16 @@ def rule_for(name: str, kind: str) -> Rule:
         ConfigError: no such rule.
         IncompatibleAdaptersError: the structure cannot be merged yet.
     """
-    structure = structures.find(kind)
+    structure = find(kind)
     if structure is None or structure.rule is None:
         raise IncompatibleAdaptersError(
             f"Merging {kind} adapters is not supported yet.",
             found=kind,
-            expected=" or ".join(sorted(item.name for item in structures.every() if item.rule)),
+            expected=" or ".join(sorted(item.name for item in every() if item.rule)),
             fix="merge LoRA, (IA)³, prefix or bottleneck adapters",
         )
     own = structure.rule if name == "adaptive" else name
-    found = find(own) or (_OF_PREFIXES.get(own) if name == "adaptive" else None)
+    found = rule_named(own) or (_OF_PREFIXES.get(own) if name == "adaptive" else None)
     if found is None:
         raise ConfigError(
             "There is no such rule.",

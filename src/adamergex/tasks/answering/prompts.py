@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from adamergex.backbones.chat import in_chat
 from adamergex.backbones.loading import frame
 from adamergex.errors import ConfigError
 from adamergex.tasks import pieces_of
-from adamergex.tasks.answering.chat import in_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,0 +1,117 @@
+"""What is wrong with settings, in sentences."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from adamergex.config.methods import (
+    REFERENCES,
+    TextReference,
+)
+from adamergex.config.task import known_fields
+from adamergex.errors import ConfigError
+from adamergex.files.strict import (
+    hint,
+    shown,
+)
+from adamergex.structures.settings import Structure, every_setting
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def typed(model: type[Model], settings: Any) -> Model | list[str]:
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        return _sentences(error.errors(), model)
+
+
+SHOWN_PROBLEMS = 40
+"""Most problems that one message lists."""
+
+
+def refused(where: str, problems: list[str]) -> ConfigError:
+    """One error for all problems of a settings file."""
+    several = list(dict.fromkeys(problems))
+    count = "1 problem" if len(several) == 1 else f"{len(several):,} problems"
+    lines = [f"  - {line}" for line in several[:SHOWN_PROBLEMS]]
+    lines += [f"  and {len(several) - SHOWN_PROBLEMS:,} more"] if len(several) > SHOWN_PROBLEMS else []
+    return ConfigError(f"{count} in the settings:\n" + "\n".join(lines), where=where)
+
+
+def _sentences(problems: Sequence[Any], model: type[BaseModel]) -> list[str]:
+    """One sentence for each place: what could be one of several types has a problem with each of them."""
+    places = [problem["loc"] for problem in problems]
+    said: dict[str, str] = {}
+    for problem in problems:
+        here = problem["loc"]
+        if problem["type"] == "too_short" and any(len(other) > len(here) == _shared(other, here) for other in places):
+            continue  # of a list whose items are wrong, pydantic says that it is empty
+        place, sentence = place_of(here), _sentence(problem, model)
+        if place and place in said:
+            said[place] += f"; or: {sentence.removeprefix(f'{place}: ')}"
+        else:
+            said[place or sentence] = sentence
+    return list(said.values())
+
+
+def _shared(one: tuple[Any, ...], other: tuple[Any, ...]) -> int:
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _sentence(problem: Any, model: type[BaseModel]) -> str:
+    place, kind, context = place_of(problem["loc"]), problem["type"], problem.get("ctx", {})
+    if kind == "union_tag_invalid":
+        kinds = context["expected_tags"]
+        options = kinds.replace("'", "").split(", ")
+        return f"{place}.kind: {shown(context['tag'])} is none of {kinds}{hint(context['tag'], options)}"
+    if kind in ("extra_forbidden", "invalid_key"):
+        return f"{place}: no such setting{hint(problem['loc'][-1], _names_at(model, problem['loc'][:-1]))}"
+    if kind == "missing":
+        return f"{place}: missing"
+    if kind == "literal_error":
+        expected = context["expected"]
+        options = [option.strip("' ") for option in expected.replace(" or ", ", ").split(", ")]
+        return f"{place}: {shown(problem['input'])} is none of {expected}{hint(problem['input'], options)}"
+    if kind == "value_error":  # a sentence of ours, which names what it found
+        return f"{place}: {context['error']}" if place else str(context["error"])
+    return f"{place}: {problem['msg']} (found {shown(problem['input'])})"
+
+
+def place_of(place: tuple[Any, ...]) -> str:
+    """A place in the settings as the user wrote it: without the names that pydantic gives to members of unions."""
+    parts = [str(part) for part in _without_forms(place) if not _MEMBER.match(str(part))]
+    return ".".join(part if len(part) <= 60 else f"{part[:60]}…" for part in parts)
+
+
+_MEMBER = re.compile(r"(?:literal|constrained-|function-|tuple\[|\[key\]|str$|int$|float$)")
+
+
+def _without_forms(place: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inside a task or a reference, pydantic puts the form of it (see task_config.tag_of) into the place."""
+    if place[:1] == ("reference",):
+        return place[:1] + _without_forms(place[2:])
+    return place[:1] + place[2:] if place[:1] == ("task",) else place
+
+
+def _names_at(model: type[BaseModel], place: tuple[Any, ...]) -> list[str]:
+    """The settings that exist at a place, by walking the models."""
+    if place[:1] == ("reference",) and len(place) > 1:
+        model, place = REFERENCES.get(str(place[1]), TextReference), place[2:]
+    if place[:1] == ("task",) and len(place) > 1:
+        model, place = known_fields(str(place[1])), place[2:]
+    for part in place:
+        if not isinstance(part, str) or part not in model.model_fields:
+            return list(model.model_fields)
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        nested = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
+        if not nested:
+            return list(model.model_fields)
+        model = nested[0]
+    return sorted(every_setting()) if model is Structure else list(model.model_fields)

@@ -1,0 +1,45 @@
+"""Compressed files, read in bounded space."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from pathlib import Path
+from typing import IO, Any
+
+from adamergex.errors import DataError
+from adamergex.files import inputs
+
+SWALLOWED = 8
+"""So many lines that each look like a row, between two quotation marks: the first was not closed (csv); within fewer
+than so many lines, marks that open and close are meant as csv has them (tsv)."""
+
+
+class Unpacked(io.RawIOBase):
+    """What a gzip file holds, no more of it than ``inputs`` allows."""
+
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
+        self._path, self._file, self._count = path, file, 0
+        self._unpacked = gzip.GzipFile(fileobj=file)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._unpacked.read1(len(buffer))
+        buffer[: len(block)] = block
+        self._count += len(block)
+        require_ratio(self._path, self._file.tell(), self._count)
+        return len(block)
+
+
+def require_ratio(path: Path, packed: int, unpacked: int) -> None:
+    """Raises: DataError for data that grow beyond all text when they are unpacked."""
+    if unpacked > inputs.UNPACKED_BYTES and unpacked > inputs.UNPACKED_RATIO * packed:
+        raise DataError(
+            "the file grows too much when it is unpacked",
+            where=path,
+            found=f"more than {unpacked:,} bytes from {packed:,}",
+            expected=f"at most {inputs.UNPACKED_RATIO} times its size (text: 3 to 10 times)",
+            fix="check where the file comes from, or unpack it yourself",
+        )
