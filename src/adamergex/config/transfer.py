@@ -257,19 +257,14 @@ ON_TEXT = ("mad_x", "mad_x_no_invertible", "language_arithmetic", "mlm_source", 
 """Methods that train on the text of languages, whatever the reference task is."""
 
 
-def combinable(method: str) -> tuple[str, ...]:
-    """The structures that one of ``COMBINED`` is for: those with factors, or whose task vectors are known."""
-    factors = method.endswith("_factors")
-    return tuple(kind.name for kind in every() if (kind.low_rank if factors else kind.task_vectors))
-
-
 def _rivals(config: TransferConfig) -> Iterator[str]:
     """What the merges beside the paper's cannot do."""
     kind = kind_named(config.structure.kind)
-    for method in COMBINED:
-        kinds = combinable(method)
-        if method in config.methods and kind.name not in kinds:
-            yield f"methods: {method} is for {' and '.join(kinds)}, the structure is {kind.name}"
+    for method in (method for method in COMBINED if method in config.methods):
+        needed = "low_rank" if method.endswith("_factors") else "task_vectors"
+        if not getattr(kind, needed):
+            kinds = " and ".join(item.name for item in every() if getattr(item, needed))
+            yield f"methods: {method} is for {kinds}, the structure is {kind.name}"
     if "layer_swapping" in config.methods and kind.whole:
         yield f"methods: layer_swapping is for adapters in layers, the structure is {kind.name}"
     if isinstance(config.reference, TaskReference | AdapterReference) and config.reference.text is None:

@@ -52,7 +52,7 @@ _score = _one(
 _FIELDS: dict[str, dict[str, Check]] = {
     "base": {"name": _text, "sha256": _text},
     "structure": {
-        "kind": _one(f"one of {', '.join(STRUCTURES.built_in)}", lambda value: value in STRUCTURES.names()),
+        "kind": _one(f"one of {', '.join(STRUCTURES.built_in)}", STRUCTURES.__contains__),
         **dict.fromkeys(("rank", "virtual_tokens"), _count),
         **dict.fromkeys(("alpha", "dropout"), _number),
     },

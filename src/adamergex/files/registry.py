@@ -41,6 +41,9 @@ class Registry(Generic[Item]):
         self._registered[item.name] = item
         return item
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.built_in or name in self.names()
+
     def names(self) -> tuple[str, ...]:
         """All names, those that are built in first."""
         return (*self.built_in, *sorted({*self._registered, *self._offered} - {*self.built_in}))

@@ -30,7 +30,8 @@ class Structure(Settings):
             return given if isinstance(given, Structure) else check(given)
         if cls is Structure:
             return settings_class(given.get("kind", "lora")).model_validate(given)
-        strange = sorted((given.keys() & every_setting()) - cls.model_fields.keys())
+        unknown = given.keys() - cls.model_fields.keys()
+        strange = sorted(unknown & every_setting()) if unknown else []
         found = check({name: value for name, value in given.items() if name not in strange})
         if strange:
             raise ValueError(f"{', '.join(strange)}: not a setting of kind '{found.kind}'")
