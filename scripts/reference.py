@@ -70,6 +70,7 @@ PUBLIC = {
         "ModelError",
     ],
 }
+FORMS = {form.__name__: form for form in task.own_forms().values()}
 SETTINGS = [
     (transfer, ["TransferConfig"]),
     (
@@ -94,7 +95,7 @@ SETTINGS = [
             "PapersConfig",
         ],
     ),
-    (task, ["BuiltIn", "Part", *(model.__name__ for model in task.OWN.values())]),
+    (task, ["BuiltIn", "Part", *FORMS]),
     (train, ["LanguageTraining", "TaskTraining", "MaskedLmHeadTraining", "Recovery"]),
     (studies, ["StudyConfig", "Assumed"]),
     (structure_settings, ["Structure", "Lora", "Ia3", "Bottleneck", "Prefix", "Full", "Sparse"]),
@@ -133,7 +134,7 @@ def settings_page() -> str:
     ]
     for module, names in SETTINGS:
         for name in names:
-            model = getattr(module, name)
+            model = FORMS.get(name) or getattr(module, name)
             rows = [
                 f"| `{field}` | {kind(info.annotation)} | {default(info)} | {info.description or ''} |"
                 for field, info in model.model_fields.items()
@@ -159,6 +160,8 @@ def kind(annotation: Any) -> str:
         return f"list of {kind(parts[0])}"
     if origin is dict:
         return "mapping"
+    if annotation is task.Own:
+        return " or ".join(f"[{name}](#{name.lower()})" for name in FORMS)
     if isinstance(annotation, type) and issubclass(annotation, settings.Settings):
         return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
     return {"str": "text", "int": "number", "float": "number"}.get(annotation.__name__, annotation.__name__)

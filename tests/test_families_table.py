@@ -32,7 +32,7 @@ from adamergex.jobs.settings import (
     TrainJob,
 )
 from adamergex.merging import merge
-from adamergex.tasks import kinds
+from adamergex.tasks import running
 from adamergex.training import train
 from family_models import LABELS, SENTENCES
 
@@ -205,7 +205,7 @@ def test_what_is_empty_is_so_for_the_reason_given(world: World, tmp_path: Path, 
                 world.train(structure, base, task, tmp_path / "out")
         elif letter == "b":  # answered in words: no task of theirs has a head
             for base in ("llama", "t5", "bart", "mbart"):
-                found = {kinds.model_kind(task, world.bases[base]) for task in TASKS.values()}
+                found = {running.model_kind(task, world.bases[base]) for task in TASKS.values()}
                 assert len(found) == 1 and not found & set(HEADS)
         else:
             assert letter == "c"

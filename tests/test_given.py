@@ -233,8 +233,10 @@ def test_mad_x_trains_on_the_text_beside_given_references(tmp_path: Path) -> Non
     [(None, "", ""), (None, "absent/", r"no adapter is given for (en|sw): .*\(topics\)"), ("someone/base", "", "base")],
 )
 def test_a_dry_run_assumes_what_is_not_there(
-    base: str | None, adapters: str, note: str, tiny_encoder: Path, small_data: Path, vectors: Path, tmp_path: Path
-) -> None:
+    base: str | None, adapters: str, note: str, tiny_encoder: Path, small_data: Path, vectors: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # as `study --dry-run` asks for
     folder = vectors / adapters if adapters else vectors
     made = table(tiny_encoder, small_data, tmp_path / "run", folder, merge={"weight": 0.5}, proxy=None)
     made |= {"base": base or made["base"], "tasks": {"topics": {"task": made.pop("task")}}}

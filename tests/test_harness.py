@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaFo
 
 from adamergex.evaluation import evaluate
 from adamergex.jobs.settings import EvaluateJob
-from adamergex.tasks.answering.asking import ASKED
+from adamergex.tasks.kinds import kind_of
 from harness_cases import CASES, GOLDEN, items, rows, save_adapter, task_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "compare.md"
@@ -61,7 +61,7 @@ def test_choices_score_as_in_the_harness(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CHOICES)
 def test_normalised_choices_are_the_harness_acc_norm(case: str, tmp_path: Path) -> None:
     golden, task = EXPECTED[case], task_of(CASES[case].task)
-    choices = ASKED[task.kind].choices
+    choices = kind_of(task.kind).writing.choices
     assert choices is not None
     scores, found = ours(case, tmp_path / "out", normalised=True)
     characters = np.array([[len(choice) for choice in choices(task, item)] for item in items(CASES[case].task)])
@@ -87,9 +87,9 @@ def test_the_harness_was_asked_what_we_ask(name: str) -> None:
     # As the harness renders it: a template of choices gives a list's source.
     template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(asked["doc_to_text"])
     for item in items(name):
-        assert template.render(item) == ASKED[task.kind].prompt(task, item).whole
+        assert template.render(item) == kind_of(task.kind).writing.prompt(task, item).whole
     if name == "xnli":
-        assert asked["doc_to_choice"] == ASKED[task.kind].choices(task, items(name)[0])
+        assert asked["doc_to_choice"] == kind_of(task.kind).writing.choices(task, items(name)[0])
     elif name == "xcopa":
         assert asked["doc_to_choice"] == f"{{{{[{', '.join(task.choices)}]}}}}"
 

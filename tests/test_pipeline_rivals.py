@@ -189,7 +189,7 @@ def test_xlt_writes_and_reads_what_follows_its_mark(
     }  # fmt: skip
     (cell,) = transfer(parse(given), say=silent)["cells"]  # for real: nothing that it writes has the mark
     assert cell["unparsable"] == 4 and cell["score"] == 0
-    monkeypatch.setattr("adamergex.tasks.kinds.generate", write)
+    monkeypatch.setattr("adamergex.tasks.answering.generating.generate", write)
     (cell,) = transfer(parse(given | {"output": str(tmp_path / "said")}), say=silent)["cells"]
     (prompts, options), *_ = seen
     assert prompts[0] == (

@@ -251,7 +251,7 @@ def test_models_that_write_are_as_certain_as_their_label_scores(
     families: dict[str, str], small_data: Path, tmp_path: Path, family: str
 ) -> None:
     """p(label) ∝ p(words, end | prompt): each probability from transformers' own loss, one label at a time."""
-    from adamergex.tasks import kinds
+    from adamergex.tasks import running
     from adamergex.tasks.certainty import Unlabelled
     from adamergex.tasks.rows import read
 
@@ -270,7 +270,7 @@ def test_models_that_write_are_as_certain_as_their_label_scores(
         for index, row in enumerate(rows):
             log_p = []
             for label in task.labels:
-                made = kinds.examples(task, [{**row, "label": label}], loaded)
+                made = running.train_examples(task, [{**row, "label": label}], loaded)
                 batch = made.batch([0], 0)
                 labels = batch["labels"]
                 learned = labels if family == "t5" else labels[:, 1:]
@@ -437,7 +437,7 @@ def test_the_settings_of_the_ablations(
         ({"reference": {"kind": "task", "task": {"train": "en.tsv"}}}, "reference.task.train: 'en.tsv' has no"),
         (
             {"methods": ["mad_x"], "reference": {"kind": "task", "task": {"train": "{language}.tsv"}}},
-            "reference.text: missing; mad_x trains language adapters",
+            "reference.text: missing; mad_x trains on it",
         ),
         ({"reference": {"txt": "{language}.txt"}}, "reference.txt: no such setting; did you mean 'text'"),
     ],

@@ -132,7 +132,7 @@ def test_ctrl_c_leaves_no_worker_in_the_cluster(cluster: Any, tmp_path: Path) ->
     local = "run(steps, Store(Path(sys.argv[1])), ACTIONS, processes=int(sys.argv[3]))"
     assert local in ENGINE
     script.write_text(
-        ENGINE.replace("engines.local", "engines.ray").replace(
+        ENGINE.replace("graph.local", "graph.ray").replace(
             local, "run(steps, Store(Path(sys.argv[1])), ACTIONS, address=sys.argv[3], workers=2)"
         )
     )

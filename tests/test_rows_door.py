@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from adamergex.config.task import BuiltIn, OwnClassification
+from adamergex.config.task import BuiltIn, own_forms
 from adamergex.data import reader
 from adamergex.errors import DataError
 from adamergex.jobs.settings import (
@@ -25,6 +25,7 @@ from adamergex.jobs.settings import (
     TaskRows,
 )
 from adamergex.tasks import rows
+from adamergex.tasks.kinds import kind_of
 
 TASKS: dict[str, Any] = {
     "text": Classification(labels=("0", "1", "none")),
@@ -263,7 +264,7 @@ def test_labels_that_look_the_same_are_the_same(tmp_path: Path) -> None:
         found = from_file(tmp_path, "text", given, Classification(labels=labels))
         assert {row["label"] for row in found} == {labels[0]}
     unknown = Classification(labels=())  # as the labels of training rows are gathered
-    assert rows.labels_of(unknown, from_file(tmp_path, "text", given, unknown)) == ("caf\u00e9",)
+    assert kind_of(unknown).labels.of(from_file(tmp_path, "text", given, unknown)) == ("caf\u00e9",)
 
 
 def test_settings_name_samples() -> None:
@@ -271,7 +272,7 @@ def test_settings_name_samples() -> None:
     place = built_in.rows("test")
     assert (place.sample, place.seed, place.limit) == (1000, 2, None) and built_in.rows("train").sample is None
     given = {"train": "a.csv", "test": {"path": "b.csv", "sample": 7}, "labels": ["x", "y"]}
-    own = OwnClassification.model_validate(given)
+    own = own_forms()["classification"].model_validate(given)
     assert own.test.sample == 7 and own.test.seed == 0
     for wrong in ({"sample": 0}, {"sample": True}, {"sample": 4.0}, {"sample": "many"}, {"seed": True}, {"seed": -1}):
         with pytest.raises(ValidationError):

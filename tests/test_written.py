@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamergex.jobs.settings import MultipleChoice, PairClassification
-from adamergex.tasks.answering.asking import ASKED
 from adamergex.tasks.answering.written import exact, mentions, read_entities, sign, written_entities
+from adamergex.tasks.kinds import kind_of
 
 
 def nfd(text: str) -> str:
@@ -42,7 +42,7 @@ PAIRS = [
 @pytest.mark.parametrize("pair", PAIRS)
 def test_a_choice_that_is_written_out_is_read(pair: tuple[str, str]) -> None:
     row = {"premise": "?", "choice1": pair[0], "choice2": pair[1]}
-    read = ASKED["multiple-choice"].read
+    read = kind_of("multiple-choice").writing.read
     for number, text in enumerate(pair):
         for written in (text, nfd(text), f" {text}\n", f"\ufeff{text}", text.upper()):
             assert read(MultipleChoice(), row, written) == (number, True)
@@ -78,7 +78,7 @@ def test_mentions_are_whole_words_and_the_longest(options: tuple[str, ...], text
 
 def test_labels_are_read_by_their_words() -> None:
     task = PairClassification(labels=("e", "c"), words={"e": "yes", "c": "no"}, answer_by="generate")
-    read = ASKED["pair-classification"].read
+    read = kind_of("pair-classification").writing.read
     found = {text: read(task, {}, text)[0] for text in ("Yes.", "I know: no", "nothing known", "no, not yes", "e")}
     assert found == {"Yes.": "e", "I know: no": "c", "nothing known": None, "no, not yes": "c", "e": None}
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from adamergex.backbones.loading import Loaded
     from adamergex.jobs.settings import EvaluateJob, Target
-    from adamergex.tasks.kinds import Answers
+    from adamergex.tasks.task_kind import Answers
 
 
 def evaluate(
@@ -76,9 +76,9 @@ def evaluate(
 
 def load_for(job: EvaluateJob, *, bare: bool) -> Loaded:
     """The backbone that an evaluation needs: ``bare`` without an adapter."""
-    from adamergex.tasks import kinds
+    from adamergex.tasks import running
 
-    return kinds.load_for(job.task, job.base, bare=bare)
+    return running.load_for(job.task, job.base, bare=bare)
 
 
 def predict(job: EvaluateJob, loaded: Loaded, model: nn.Module, rows: Sequence[Mapping[str, Any]]) -> Answers:
@@ -87,12 +87,12 @@ def predict(job: EvaluateJob, loaded: Loaded, model: nn.Module, rows: Sequence[M
     Each holds id, SHA-256 of the item (16 digits), gold and predicted answer; a score (natural logarithm) a label or
     choice where there are some; and its ``tally`` in metrics that are not right or wrong (see ``tasks.measuring``).
     """
-    from adamergex.tasks import kinds
+    from adamergex.tasks import running
     from adamergex.tasks.rows import source
 
     model.eval()
     where = source(job.rows, job.language)
-    return kinds.answers(job.task, rows, loaded, model, job.language, job.batch_tokens, where)
+    return running.predict(job.task, rows, loaded, model, job.language, job.batch_tokens, where)
 
 
 Predictions = Sequence[Mapping[str, Any]] | Path | str
@@ -151,23 +151,26 @@ def evaluate_directory(
     lineage.
 
     Without an adapter the bare ``base`` is prompted, and the labels are those of the file. ``task_file``: the ``.py``
-    file whose score measures the answers of a task of your own; nothing that an adapter brings or names is run.
+    file whose score measures the answers of a task of your own; nothing that an adapter brings is run, and a kind of
+    task that its lineage names is looked up among installed packages alone.
     Raises: AdapterFileError, DataError, ModelError; also when the lineage does not tell the task or the base.
     """
-    from adamergex.jobs.settings import UNLABELLED_KINDS, Classification, EvaluateJob, Rows
+    from adamergex.jobs.kinds import settings_of
+    from adamergex.jobs.settings import Classification, EvaluateJob, Rows, UnlabelledTask
 
     path_part(language, what="the language", error=ConfigError, where="--language")
     rows = Rows(path=test, columns=dict(columns or {}))
     stack = [] if adapter is None else [Path(adapter)] if isinstance(adapter, str | Path) else [*map(Path, adapter)]
     for path in stack:
         if not path.is_dir():
-            raise AdapterFileError("there is no such adapter directory", where=path, fix="check the path")
+            raise AdapterFileError("there is no adapter directory here", where=path, fix="check the path")
     found = lineage.read(stack[-1]) if stack else None
     known = None if found is None else found.base.get("name")
     if base is None and not known:
         raise ModelError("which base is meant is not known", where=stack[-1] if stack else None, fix="name it: --base")
     task: Target
-    if found is not None and found.task and found.task.get("kind") not in UNLABELLED_KINDS:
+    kind = settings_of(found.task.get("kind")) if found is not None and found.task else None
+    if found is not None and found.task and not (kind and issubclass(kind, UnlabelledTask)):
         task = _task(found.task, stack[-1], task_file)
     elif not stack:
         labels = sorted({str(row["label"]) for row in reader.read(rows, language) if "label" in row})
@@ -238,9 +241,9 @@ def _item(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _require_kind(job: EvaluateJob, loaded: Loaded, *, bare: bool) -> None:
-    from adamergex.tasks import kinds
+    from adamergex.tasks import running
 
-    kind = kinds.model_kind(job.task, job.base, bare=bare)
+    kind = running.model_kind(job.task, job.base, bare=bare)
     if (loaded.base, loaded.kind) != (job.base, kind):
         raise ModelError(
             "the given backbone is not the one that the job needs",

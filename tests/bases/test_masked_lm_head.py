@@ -24,6 +24,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
+from adamergex.backbones.head_file import HeadFile, compose
 from adamergex.backbones.heads import calibrate, with_new_head
 from adamergex.backbones.loading import head_input, load
 from adamergex.backbones.pooling import POOLING_FILE
@@ -235,6 +236,46 @@ def test_a_head_of_a_trimmed_base_is_for_the_full_one_too(headless: Path, texts:
     assert bool((bias[rest] == bias[rows].min()).all())
 
 
+def test_a_head_of_a_trimmed_base_is_for_others_trimmed_from_the_same(
+    headless: Path, texts: Path, tmp_path: Path
+) -> None:
+    """The logits are those of the head's own base; a token that this one lacks gets its lowest bias."""
+    (tmp_path / "more.txt").write_text("words7 words31\n", encoding="utf-8")
+    trim(str(headless), [texts / "en.txt", texts / "sw.txt"], tmp_path / "one")
+    trim(str(headless), [texts / "en.txt", tmp_path / "more.txt"], tmp_path / "two")
+    path = settings(tmp_path / "one", texts, tmp_path, languages=["en", "sw"], optimisation={"steps": 20})
+    assert main(["train", str(path)]) == 0
+    arguments = ["--base", str(tmp_path / "two"), "--head", str(tmp_path / "out"), "--output", str(tmp_path / "other")]
+    assert main(["backbones", "head", *arguments]) == 0
+    one, two = (AutoModelForMaskedLM.from_pretrained(tmp_path / name).eval() for name in ("out", "other"))
+    words = [AutoTokenizer.from_pretrained(tmp_path / name) for name in ("out", "other")]
+    shared = sorted(words[0].get_vocab().keys() & words[1].get_vocab().keys())
+    assert len(shared) < min(len(item) for item in words)
+    rows = [item.convert_tokens_to_ids(shared) for item in words]
+    text = "the river is <mask> and deep"
+    with torch.no_grad():
+        logits = [
+            model(**item(text, return_tensors="pt")).logits for model, item in zip((one, two), words, strict=True)
+        ]
+    assert torch.allclose(logits[0][..., rows[0]], logits[1][..., rows[1]], atol=1e-5)
+    rest = sorted(set(range(two.config.vocab_size)) - set(rows[1]))
+    bias = [model.cls.predictions.bias.detach() for model in (one, two)]
+    assert bool((bias[1][rest] == bias[0].min()).all())
+
+
+def test_half_a_file_is_nearly_the_same_head(headless: Path, texts: Path, tmp_path: Path) -> None:
+    path = settings(headless, texts, tmp_path, recovery={"rank": 2}, optimisation={"steps": 5, "batch_size": 4})
+    assert main(["train", str(path)]) == 0
+    whole, half = tmp_path / "out" / "masked_lm_head.safetensors", tmp_path / "half.safetensors"
+    HeadFile.read(whole).write(half, half=True)
+    assert half.stat().st_size < 0.8 * whole.stat().st_size
+    compose(str(headless), half, tmp_path / "again")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "again"))
+    assert one.keys() == two.keys() and all(item.dtype == torch.float32 for item in two.values())
+    assert all(torch.allclose(one[name], two[name], atol=1e-3, rtol=1e-3) for name in one)
+    assert any(not torch.equal(one[name], two[name]) for name in one)
+
+
 def test_a_head_for_another_base_is_refused(headless: Path, texts: Path, tmp_path: Path) -> None:
     path = settings(headless, texts, tmp_path, optimisation={"steps": 2, "batch_size": 4})
     assert main(["train", str(path)]) == 0
@@ -247,8 +288,6 @@ def test_a_head_for_another_base_is_refused(headless: Path, texts: Path, tmp_pat
         (headless, headless / "config.json", "not the file of a masked-LM head"),
         (headless, tmp_path / "none", "does not exist"),
     ):
-        from adamergex.backbones.head_file import compose
-
         with pytest.raises(ModelError, match=text):
             compose(str(base), file, tmp_path / "wrong")
         assert not (tmp_path / "wrong").exists()
@@ -278,8 +317,6 @@ def test_a_head_for_another_base_is_refused(headless: Path, texts: Path, tmp_pat
 def test_a_head_that_would_spoil_the_base_is_refused(
     headless: Path, texts: Path, tmp_path: Path, more: dict[str, Any], metadata: dict[str, str], text: str
 ) -> None:
-    from adamergex.backbones.head_file import compose
-
     path = settings(headless, texts, tmp_path, optimisation={"steps": 1, "batch_size": 4})
     assert main(["train", str(path)]) == 0
     head = tmp_path / "out" / "masked_lm_head.safetensors"
@@ -294,8 +331,6 @@ def test_a_head_that_would_spoil_the_base_is_refused(
 
 
 def test_the_record_beside_a_head_is_copied_only_where_it_is_one(headless: Path, texts: Path, tmp_path: Path) -> None:
-    from adamergex.backbones.head_file import compose
-
     path = settings(headless, texts, tmp_path, optimisation={"steps": 1, "batch_size": 4})
     assert main(["train", str(path)]) == 0
     (tmp_path / "private").write_text("a secret", encoding="utf-8")

@@ -16,9 +16,9 @@ import pytest
 from adamergex.errors import DataError
 from adamergex.jobs.settings import TaskRows
 from adamergex.tasks import rows as task_rows
-from adamergex.tasks.answering.asking import ASKED
 from adamergex.tasks.datasets import mgsm, ner, sib200, tata, xcopa, xlsum, xnli, xquad
 from adamergex.tasks.grouping import groups
+from adamergex.tasks.kinds import kind_of
 
 COPA = {"premise": "P", "choice1": "one", "choice2": "two"}
 TAGGED = {"id": "n0", "tokens": ["Amina", "analala"], "tags": ["B-PER", "O"]}
@@ -61,6 +61,43 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.parametrize(
+    ("module", "language", "split", "files"),
+    [
+        (mgsm, "sw", "test", ["mgsm/sw.test"]),
+        (xcopa, "th", "test", ["xcopa/th.test"]),
+        (xnli, "sw", "validation", ["xnli/sw.dev"]),
+        (sib200, "yo", "test", ["sib200/yo.test"]),
+        (xquad, "en", "test", ["xquad/en.contexts", "xquad/en.test"]),
+        (xlsum, "sw", "test", ["xlsum/sw.test"]),
+        (tata, "sw", "train", ["tata/sw.dev"]),
+        (ner, "sw", "test", ["masakhaner/sw.test"]),
+    ],
+)
+@pytest.mark.parametrize("null", [False, True], ids=["missing", "null"])
+def test_a_row_without_a_column_is_named_or_needs_none(
+    module: Any, language: str, split: str, files: list[str], null: bool, tmp_path: Path
+) -> None:
+    refused = 0
+    for changed in files:
+        for column in FILES[changed][0]:
+            for name in files:
+                path = tmp_path / f"{name}.jsonl.gz"
+                path.parent.mkdir(exist_ok=True)
+                rows = [dict(row) for row in FILES[name]]
+                for row in rows if name == changed else ():
+                    row.pop(column)
+                    row |= {column: None} if null else {}
+                with gzip.open(path, "wt", encoding="utf-8") as stream:
+                    stream.writelines(json.dumps(row) + "\n" for row in rows)
+            try:
+                assert module.rows(tmp_path, language, split)
+            except DataError as error:
+                refused += 1
+                assert all(part in str(error) for part in re.split("[/.]", changed)), column
+    assert refused  # of every file some columns are needed
+
+
 def test_maths(folder: Path) -> None:
     assert mgsm.rows(folder, "sw") == [{"id": "m0", "language": "sw", "question": "3 na 4?", "answer": "7"}]
     (row,) = mgsm.rows(folder, "en", "train")
@@ -87,7 +124,7 @@ def test_exemplars_lose_their_own_prefixes(language: str, question: str, rationa
         with gzip.open(tmp_path / "mgsm" / f"{language}.{split}.jsonl.gz", "wt", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
         (found,) = task_rows.read(mgsm.TASK, TaskRows(task="mgsm", data=str(tmp_path), split=split), language)
-        asked = ASKED["generation"]
+        asked = kind_of("generation").writing
         assert asked.prompt(mgsm.TASK, found).whole == "Let's think step by step.\nQuestion: 3 and 4?"
         if split == "exemplars":
             assert asked.answers(mgsm.TASK, found) == ["3 + 4 = 7. The answer is 7."]

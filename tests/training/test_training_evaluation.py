@@ -122,7 +122,7 @@ def test_a_missing_directory_and_an_output_in_use_are_told_first(
     labelled: Path, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {"base": None, "test": str(labelled), "language": "en", "output": tmp_path}
-    with pytest.raises(AdapterFileError, match="no such adapter directory"):
+    with pytest.raises(AdapterFileError, match="no adapter directory here"):
         evaluation.evaluate_directory(**given, adapter=tmp_path / "none")
     (tmp_path / "there").touch()
     monkeypatch.setattr(evaluation, "predict", None)  # nothing is predicted before

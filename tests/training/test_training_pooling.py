@@ -16,7 +16,7 @@ from adamergex.backbones import loading, pooling
 from adamergex.errors import ModelError
 from adamergex.files.lineage import read as read_lineage
 from adamergex.jobs.settings import Classification, EvaluateJob, Optimisation, Rows, Structure, TrainJob
-from adamergex.tasks import kinds
+from adamergex.tasks import running
 from adamergex.training import train
 
 LABELS = ("nature", "health", "sports", "travel")
@@ -206,4 +206,4 @@ def test_only_a_sentence_encoder_without_a_cloze_answers_so(
     config: dict[str, object], head: pooling.HeadInput, kind: str, bert: Path, tmp_path: Path
 ) -> None:
     task = Classification(labels=LABELS, head=head)
-    assert kinds.model_kind(task, str(named(bert, tmp_path, **config)), bare=True) == kind
+    assert running.model_kind(task, str(named(bert, tmp_path, **config)), bare=True) == kind

@@ -205,7 +205,7 @@ def test_the_command_goes_on_after_a_kill(checkpoints: dict[str, str], labelled:
     assert again.stderr.count(": 150/150, loss") == 1
     left = {path.name for path in tmp_path.iterdir() if not path.name.endswith(".partial")}  # of the killed run
     assert left == {"job.yaml", "llama", "out"}
-    assert main.main(["train", str(tmp_path / "job.yaml"), "--output", str(tmp_path / "one")]) == 0
+    assert main(["train", str(tmp_path / "job.yaml"), "--output", str(tmp_path / "one")]) == 0
     ours, theirs = tensors(tmp_path / "one"), tensors(tmp_path / "out")
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=5e-5)
@@ -257,7 +257,7 @@ def test_what_cannot_be_is_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert processes.launched() == Team(1, 2)
     for verb in (["study", "x.yaml"], ["transfer", "x.yaml"], ["demo"], ["runs", "store"]):
-        assert main.main(verb) == 2
+        assert main(verb) == 2
         assert f"process 2 of 2: only train works in several processes that share one adapter, {verb[0]} does not" in (
             capsys.readouterr().err
         )

@@ -34,8 +34,8 @@ from adamergex.jobs.settings import (
 )
 from adamergex.search import tuning
 from adamergex.tasks import measuring, resampling
-from adamergex.tasks.answering.asking import read_entities, written_entities
 from adamergex.tasks.answering.choice_heads import choice_examples, pair_examples
+from adamergex.tasks.answering.written import read_entities, written_entities
 from adamergex.tasks.rows import read
 from adamergex.tasks.sequences import pair_frame
 from adamergex.tasks.spans import span_answers, span_examples

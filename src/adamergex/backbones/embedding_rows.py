@@ -150,11 +150,11 @@ class Rows:
         return digest.hexdigest()
 
 
-_DTYPES = {torch.float32: "F32", torch.int32: "I32"}
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.int32: "I32"}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """A small safetensors file of float32 and int32; unlike the library's, with the same bytes at every run."""
+    """A small safetensors file of floats and int32; unlike the library's, with the same bytes at every run."""
     infos = [TensorInfo(name, _DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
     writer = SafetensorsWriter(path, infos, metadata)
     for info in writer.order:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from adamergex.backbones.heads import fold, with_new_head
 from adamergex.backbones.loading import quiet
 from adamergex.backbones.pooling import POOLING_FILE
 from adamergex.backbones.trimming import KEPT, RECORD
+from adamergex.base_names import PACKAGED, folder
 from adamergex.errors import AdapterFileError, ModelError
 from adamergex.files.inputs import open_regular, read_json_object
 from adamergex.files.outputs import staged_directory
@@ -31,6 +32,7 @@ FILE = "masked_lm_head.safetensors"
 HEAD_RECORD = "masked_lm_head.json"
 FORMAT = "adamergex-masked-lm-head/1"
 _LOW_RANK = "low_rank."
+_STORED = (torch.float32, torch.float16)
 _COPIED = (*TOKENIZER_FILES, "LICENSE", "LICENSE.txt", POOLING_FILE)
 
 
@@ -48,8 +50,8 @@ class HeadFile:
     original_sha256: str | None = None
     rows: Tensor | None = None
 
-    def write(self, path: Path) -> None:
-        """One safetensors file; the same content gives the same bytes."""
+    def write(self, path: Path, *, half: bool = False) -> None:
+        """One safetensors file; the same content gives the same bytes. ``half``: rounded to float16, for shipping."""
         tensors = {name: tensor.detach() for name, tensor in self.head.items()}
         for name, (a, b) in self.factors.items():
             tensors |= {
@@ -58,6 +60,8 @@ class HeadFile:
             }
         if self.rows is not None:
             tensors["rows"] = self.rows.to(torch.int32)
+        if half:
+            tensors = {name: item.half() if item.is_floating_point() else item for name, item in tensors.items()}
         metadata = {
             "format": "pt",
             "kind": FORMAT,
@@ -80,8 +84,9 @@ class HeadFile:
             rows = tensors.pop("rows", None)
             if rows is not None and not is_rows(rows):
                 raise ValueError("its rows are not numbers in ascending order")
-            if other := next((name for name, item in tensors.items() if item.dtype != torch.float32), None):
-                raise ValueError(f"{other} is {tensors[other].dtype}, not float32")
+            if other := next((name for name, item in tensors.items() if item.dtype not in _STORED), None):
+                raise ValueError(f"{other} is {tensors[other].dtype}, not float32 or float16")
+            tensors = {name: item.float() for name, item in tensors.items()}
             if not math.isfinite(scale):
                 raise ValueError(f"its scale is {scale}")
             names = [name for name in tensors if name.startswith(_LOW_RANK) and name.endswith(".a")]
@@ -100,27 +105,37 @@ class HeadFile:
         return cls(base, sha256, tensors, factors, scale, original, rows)
 
 
-def compose(base: str, head: str | Path, output: str | Path) -> None:
-    """Write the base directory of a base and a head's file: what ``adamergex train`` wrote when it made the file.
+def shipped(base: str) -> Path:
+    """The head that ships for a base, or for the base that it was trimmed from. Raises: ModelError: there is none."""
+    files = {name: folder(name) / FILE for name in PACKAGED if (folder(name) / FILE).is_file()}
+    for name, path in files.items():
+        metadata = read_header(path).metadata
+        hashes = {metadata["base_sha256"], metadata.get("original_sha256")}
+        if base == name or {base_sha256(base), origin(base)[0]} & hashes:
+            return path
+    raise ModelError(
+        "no masked-LM head ships for this base",
+        where=base,
+        expected=" or ".join([*files, "a base trimmed from it"]),
+        fix="name the head's file with --head, or train one (kind: masked-lm-head)",
+    )
 
-    A head that was trained on a trimmed base is for the full one too: tokens that the trimmed one lacks get the lowest
-    bias. Raises: ModelError: another file, or one for another base; AdapterFileError: the output is in use.
+
+def compose(base: str, head: str | Path | None, output: str | Path) -> None:
+    """Write the base directory of a base and a head's file (None: the one that ships for the base).
+
+    A head that was trained on a trimmed base is for the full one too, and for others trimmed from that: tokens that
+    its own base lacks get the lowest bias. Raises: ModelError: another file, or one for another base; AdapterFileError:
+    the output is in use.
     """
-    path = Path(head) / FILE if Path(head).is_dir() else Path(head)
-    file, sha256 = HeadFile.read(path), base_sha256(base)
-    if sha256 not in (file.base_sha256, file.original_sha256):
-        raise ModelError(
-            "the head was trained on another base",
-            where=path,
-            found=f"{base} with SHA-256 {sha256[:12]}…",
-            expected=f"{file.base} with SHA-256 {file.base_sha256[:12]}…, or the base that it was trimmed from",
-            fix="name that base",
-        )
+    path = shipped(base) if head is None else Path(head) / FILE if Path(head).is_dir() else Path(head)
+    file = HeadFile.read(path)
+    rows = _rows_of(base, file, path)
     with staged_directory(output) as stage:
         model, new = with_new_head(base)
         contents = dict(file.head)
-        if sha256 != file.base_sha256:
-            contents = _widened(contents, file, model.get_input_embeddings().weight.shape[0], path)
+        if rows is not None:
+            contents = _for_rows(file, rows(model.get_input_embeddings().weight.shape[0]), path)
         if contents.keys() != new.keys() or any(contents[name].shape != new[name].shape for name in new):
             raise ModelError(
                 "the head does not fit the base",
@@ -146,15 +161,39 @@ def compose(base: str, head: str | Path, output: str | Path) -> None:
             (stage / HEAD_RECORD).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _widened(contents: dict[str, Tensor], file: HeadFile, rows: int, path: Path) -> dict[str, Tensor]:
+def _rows_of(base: str, file: HeadFile, path: Path) -> Callable[[int], Tensor] | None:
+    """Which rows of the full base a base has, by how many it has; None where they are the head's own.
+
+    Raises: ModelError: the head is for another base.
+    """
+    sha256, (full, kept) = base_sha256(base), origin(base)
+    if sha256 == file.base_sha256:
+        return None
+    if sha256 == file.original_sha256:
+        return torch.arange
+    if kept is not None and full == file.original_sha256:
+        return lambda count: kept
+    raise ModelError(
+        "the head was trained on another base",
+        where=path,
+        found=f"{base} with SHA-256 {sha256[:12]}…",
+        expected=f"{file.base} with SHA-256 {file.base_sha256[:12]}…, the base that it was trimmed from, or "
+        "another one trimmed from that",
+        fix="name that base",
+    )
+
+
+def _for_rows(file: HeadFile, rows: Tensor, path: Path) -> dict[str, Tensor]:
+    """A head's tensors for these rows of the full base; a row that its own base lacks has the lowest value."""
     kept = file.rows
-    if kept is None or len(kept) == 0 or int(kept.min()) < 0 or int(kept.max()) >= rows:
+    if kept is None or len(kept) == 0 or (len(rows) == int(rows[-1]) + 1 and int(kept[-1]) >= len(rows)):
         raise ModelError("the head's file does not say which rows it has", where=path, fix="train the head again")
-    result = dict(contents)
-    for name, tensor in contents.items():
+    result = dict(file.head)
+    for name, tensor in result.items():
         if tensor.shape == kept.shape:
-            result[name] = torch.full((rows,), float(tensor.min()))
-            result[name][kept.long()] = tensor
+            whole = torch.full((int(max(kept[-1], rows[-1])) + 1,), float(tensor.min()))
+            whole[kept.long()] = tensor
+            result[name] = whole[rows.long()]
     return result
 
 

@@ -30,7 +30,11 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     about = "a base with a masked-LM head from its small file"
     head = inner.add_parser("head", help=about, description=about)
     head.add_argument("--base", required=True, help="the base that the head was trained on, or was trimmed from")
-    head.add_argument("--head", required=True, metavar="FILE", help="masked_lm_head.safetensors, or its folder")
+    head.add_argument(
+        "--head",
+        metavar="FILE",
+        help="masked_lm_head.safetensors, or its folder; default: the one that ships for the base",
+    )
     head.add_argument("--output", required=True, metavar="DIR")
     head.set_defaults(run=_head)
 

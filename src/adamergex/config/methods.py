@@ -33,7 +33,7 @@ from adamergex.jobs.settings import (
     Optimisation,
     SentenceAlignment,
     SentenceContrast,
-    Unlabelled,
+    UnlabelledTask,
 )
 
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -67,7 +67,7 @@ class TextReference(Settings):
     objective: Objective = Field(default="auto", description=OBJECTIVE)
     optimisation: Optimisation = Optimisation()
 
-    def unlabelled(self, segments: int | None, source: str) -> Unlabelled:
+    def unlabelled(self, segments: int | None, source: str) -> UnlabelledTask:
         """The task that references are trained on; ``segments``: how many of every language."""
         return LanguageModeling(
             segment=self.segment, segments=segments, mask_rate=self.mask_rate, objective=self.objective
@@ -98,7 +98,7 @@ class ContrastReference(_OfSentences):
     noise: Noise = Field(default=0.6, description="share of the tokens that are deleted")
     temperature: Positive = 0.05
 
-    def unlabelled(self, segments: int | None, source: str) -> Unlabelled:
+    def unlabelled(self, segments: int | None, source: str) -> UnlabelledTask:
         """The task that references are trained on."""
         return SentenceContrast(max_length=self.max_length, noise=self.noise, temperature=self.temperature)
 
@@ -113,7 +113,7 @@ class AlignmentReference(_OfSentences):
     )
     pivot_language: Name | None = Field(default=None, description="the language of the translations; default: source")
 
-    def unlabelled(self, segments: int | None, source: str) -> Unlabelled:
+    def unlabelled(self, segments: int | None, source: str) -> UnlabelledTask:
         """The task that references are trained on."""
         return SentenceAlignment(
             max_length=self.max_length,

@@ -10,9 +10,8 @@ from adamergex.config.methods import AdapterReference, TaskReference
 from adamergex.config.task import BuiltIn, Own, kind_of
 from adamergex.jobs.settings import Optimisation, unprobed
 from adamergex.structures import kind_named
+from adamergex.tasks import kinds
 
-CHOOSING = ("classification", "pair-classification", "multiple-choice")
-"""Kinds of task whose predictions are a distribution for every model; tagging has one on encoders."""
 ORACLE = "_oracle"
 """What follows a method's name where its λ is chosen on the target's own test set."""
 
@@ -66,7 +65,7 @@ def _of_entropy(config: Any, task: Own | BuiltIn | None) -> Iterator[str]:
     if task is not None:
         found = task.task(()) if not task.open_labels else None
         name = found.kind if found is not None else getattr(task, "kind", "classification")
-        if name not in (*CHOOSING, "tagging") or getattr(found, "answer_by", "likelihood") == "generate":
+        if kinds.kind_of(name).options is None or getattr(found, "answer_by", "likelihood") == "generate":
             yield f"{place}: 'entropy' needs a task whose answers are choices, this one is {name}"
         if task.rows(merge.unlabelled) is None:
             yield f"merge.unlabelled: there is no task.{merge.unlabelled}"

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
+from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, ValidationError, create_model
 
 from adamergex.errors import AdamergexError, ConfigError
 from adamergex.files.strict import Names, PathText, Settings, hint, shown
-from adamergex.jobs.settings import (
-    Classification,
-    Generation,
-    Limit,
-    MultipleChoice,
-    Optimisation,
-    PairClassification,
-    Rows,
-    Sample,
-    SampleSeed,
-    SpanAnswering,
-    Tagging,
-    Target,
-    TaskRows,
-)
-from adamergex.tasks import catalogue
+from adamergex.jobs.kinds import OneOf, adapter_of, settings_of
+from adamergex.jobs.settings import Limit, Optimisation, Rows, Sample, SampleSeed, Target, TaskRows
+from adamergex.tasks import catalogue, kinds
+from adamergex.tasks.kinds import TaskKind, labelled_kinds
 from adamergex.tasks.measuring import require_metric
 
 Role = Literal["train", "validation", "test"]
@@ -44,6 +33,9 @@ Where = Annotated[Rows, BeforeValidator(_rows_from_text)]
 class Own(Settings):
     """The user's own rows: labelled in the source language (train), the proxy's (validation), the targets' (test)."""
 
+    if TYPE_CHECKING:  # the kind's own settings have them
+        kind: str
+        name: str
     train: Where
     validation: Where | None = Field(default=None, description="labelled sets that tune λ")
     test: Where
@@ -70,52 +62,20 @@ class Own(Settings):
         """What is trained and evaluated; ``labels`` are used where the settings leave them to the training rows."""
         names = {"train", "validation", "test", "optimisation"}
         values = {name: value for name, value in self if name not in names and value is not None}
+        kind = kinds.kind_of(values["kind"])
+        given = {kind.labels.setting: labels} if kind.labels else {}
         try:
-            return _TARGETS[values["kind"]].model_validate({**_labels(values["kind"], labels), **values})
+            task: Any = kind.settings.model_validate({**given, **values})
         except ValidationError as error:  # of the labels that the rows brought: the settings alone were checked
             said = "; ".join(str(problem.get("ctx", {}).get("error", problem["msg"])) for problem in error.errors())
             raise ConfigError("the task does not fit its labels", where=self.train.path, found=said) from None
+        return task  # type: ignore[no-any-return]
 
     @property
     def open_labels(self) -> bool:
         """Whether labels (or entity types) are those of the training rows."""
-        return any(getattr(self, name, ()) is None for name in ("labels", "types"))
-
-
-class OwnClassification(Own, Classification):
-    """One label a text. Columns: text, label."""
-
-    labels: Annotated[Names, Field(min_length=2)] | None = Field(
-        default=None, description="default: those of the training rows, sorted"
-    )  # type: ignore[assignment]
-
-
-class OwnPairs(Own, PairClassification):
-    """One label for two texts. Columns: premise, hypothesis, label."""
-
-    labels: Annotated[Names, Field(min_length=2)] | None = Field(
-        default=None, description="default: those of the training rows, sorted"
-    )  # type: ignore[assignment]
-
-
-class OwnChoices(Own, MultipleChoice):
-    """One of several continuations. Columns: premise, choice1, choice2, label (0 is choice1)."""
-
-
-class OwnSpans(Own, SpanAnswering):
-    """A span of a context. Columns: context, question, answers (texts), start or starts (characters; optional)."""
-
-
-class OwnTags(Own, Tagging):
-    """Entities. Columns: tokens, tags (IOB2), as lists or divided by blanks."""
-
-    types: Annotated[Names, Field(min_length=1)] | None = Field(
-        default=None, description="default: those of the training rows, sorted"
-    )  # type: ignore[assignment]
-
-
-class OwnTexts(Own, Generation):
-    """A free answer. Columns: those of the prompt (text), and the reference (target)."""
+        setting = kinds.kind_of(self.kind).labels
+        return setting is not None and getattr(self, setting.setting) is None
 
 
 class Part(Settings):
@@ -186,29 +146,30 @@ class BuiltIn(Settings):
             yield "task.name: " + ", ".join(line.strip() for line in str(error).splitlines())
 
 
-_TARGETS: dict[str, type[Target]] = {
-    "classification": Classification,
-    "pair-classification": PairClassification,
-    "multiple-choice": MultipleChoice,
-    "span": SpanAnswering,
-    "tagging": Tagging,
-    "generation": Generation,
-}
-OWN: dict[str, type[Own]] = {
-    "classification": OwnClassification,
-    "pair-classification": OwnPairs,
-    "multiple-choice": OwnChoices,
-    "span": OwnSpans,
-    "tagging": OwnTags,
-    "generation": OwnTexts,
-}
+def own_forms() -> dict[str, type[Own]]:
+    """Kind -> the settings of a task of that kind with rows of the user's own."""
+    return {name: _own_form(kind) for name, kind in labelled_kinds().items()}
+
+
+@cache
+def _own_form(kind: TaskKind) -> type[Own]:
+    fields: dict[str, Any] = {}
+    if kind.labels is not None:
+        names = Annotated[Names, Field(min_length=kind.labels.needs)] | None
+        fields[kind.labels.setting] = (names, Field(default=None, description=_OPEN))
+    bases: Any = (Own, kind.settings)
+    own: type[Own] = create_model(f"Own{kind.settings.__name__}", __base__=bases, __doc__=kind.rows, **fields)
+    return own
+
+
+_OPEN = "default: those of the training rows, sorted"
 
 
 def kind_of(task: Own | BuiltIn) -> str | None:
     """The kind of task; None where its settings cannot tell it, which ``problems`` tells."""
     if isinstance(task, BuiltIn):
         return None if any(task.problems()) else task.task(()).kind
-    return str(task.kind)  # type: ignore[attr-defined]
+    return task.kind
 
 
 def measurable(task: Own | BuiltIn, place: str = "task") -> Iterator[str]:
@@ -227,24 +188,18 @@ def tag_of(value: Any) -> str:
     return BUILT_IN if isinstance(value, BuiltIn) else str(getattr(value, "kind", "classification"))
 
 
-TaskConfig: TypeAlias = Annotated[
-    Annotated[OwnClassification, Tag("classification")]
-    | Annotated[OwnPairs, Tag("pair-classification")]
-    | Annotated[OwnChoices, Tag("multiple-choice")]
-    | Annotated[OwnSpans, Tag("span")]
-    | Annotated[OwnTags, Tag("tagging")]
-    | Annotated[OwnTexts, Tag("generation")]
-    | Annotated[BuiltIn, Tag(BUILT_IN)],
-    Discriminator(tag_of),
-]
+def _forms(value: Any) -> TypeAdapter[Any]:
+    if (tag := tag_of(value)) != BUILT_IN:
+        settings_of(tag)  # imports the package that brings the kind
+    forms: dict[str, type[Settings]] = {**own_forms(), BUILT_IN: BuiltIn}
+    return adapter_of(tuple(Annotated[form, Tag(name)] for name, form in forms.items()), _FORM)
+
+
+_FORM = Discriminator(tag_of)
+TaskConfig: TypeAlias = Annotated[Own | BuiltIn, OneOf(_forms)]
 """The target task, labelled in the source language only."""
 
 
 def known_fields(tag: str) -> type[Settings]:
     """The settings class behind a tag."""
-    return BuiltIn if tag == BUILT_IN else OWN[tag]
-
-
-def _labels(kind: str, labels: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    name = {"classification": "labels", "pair-classification": "labels", "tagging": "types"}.get(kind)
-    return {name: labels} if name else {}
+    return BuiltIn if tag == BUILT_IN else own_forms()[tag]

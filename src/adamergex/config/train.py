@@ -12,13 +12,13 @@ from adamergex.config.methods import LANGUAGE, OBJECTIVE, LanguageOptimisation
 from adamergex.config.problems import refused, typed
 from adamergex.config.task import (
     BUILT_IN,
-    OWN,
     BuiltIn,
     TaskConfig,
     Where,
     kind_of,
     known_fields,
     measurable,
+    own_forms,
 )
 from adamergex.config.transfer import read_yaml
 from adamergex.files.strict import Count, Name, PathText, Seed, Settings, Share, distinct, hint, shown
@@ -192,7 +192,8 @@ def _said(kind: str, settings: dict[str, Any], problems: list[str]) -> Iterator[
     beside ``task`` but belongs into it is told so."""
     task = settings.get("task")
     filled_in = kind == "task" and not (isinstance(task, dict) and "test" in task)
-    inside = {name for tag in (*OWN, BUILT_IN) for name in known_fields(tag).model_fields} if kind == "task" else set()
+    forms = (*own_forms(), BUILT_IN) if kind == "task" else ()
+    inside = {name for tag in forms for name in known_fields(tag).model_fields}
     for problem in problems:
         place = problem.partition(":")[0]
         if filled_in and (place == "task.test" or place.startswith("task.test.")):

@@ -113,6 +113,9 @@ def _row(
             values.text_of(result[name], name, f"{where}, row {number}, column {columns[name]!r}", numbers=False)
     if "label" in result and not values.is_text(result["label"]):
         result["label"] = values.label_of(result["label"], f"{where}, row {number}, column {columns['label']!r}")
+    for name in needed & result.keys() - {*texts, "label"}:
+        if result[name] is None or result[name] == "":
+            values.text_of(result[name], name, f"{where}, row {number}, column {columns[name]!r}")
     if result.get("id", "") is None:
         del result["id"]
     return result

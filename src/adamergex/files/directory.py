@@ -65,7 +65,7 @@ class AdapterDirectory:
         directory = Path(path)
         if not directory.is_dir():
             raise AdapterFileError(
-                "There is no adapter directory here.",
+                "there is no adapter directory here",
                 where=directory,
                 found="a file" if directory.exists() else "nothing",
                 expected=f"a directory with {CONFIG} and {TENSORS}",

@@ -105,10 +105,6 @@ def _is_part(value: Any) -> bool:
     return True
 
 
-def _is_digests(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(is_key, value.values()))
-
-
 def _is_inside(name: Any) -> bool:
     """Whether this is the plain relative path of a file below the entry."""
     if not isinstance(name, str) or not name or len(name) > 1000 or "\\" in name or "\0" in name:

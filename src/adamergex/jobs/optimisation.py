@@ -14,8 +14,6 @@ from adamergex.structures.settings import Sparse, Structure
 HeadStart = Literal["random", "probe"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Attention = Literal["auto", "eager", "sdpa"]
-PROBED = ("classification", "pair-classification")
-"""Kinds of task whose head can start from a probe: one label a text, by a linear last layer."""
 
 
 class Optimisation(Settings):
@@ -73,13 +71,6 @@ def first_phase(structure: Structure, optimisation: Optimisation) -> Optimisatio
         return optimisation
     epochs = structure.first_epochs or optimisation.epochs
     return optimisation.model_copy(update={"steps": structure.first_steps, "epochs": epochs})
-
-
-def unprobed(kind: str, optimisation: Optimisation) -> str | None:
-    """What is wrong with how the head of a kind of task starts, if anything is."""
-    if optimisation.head_start == "probe" and kind not in PROBED:
-        return f"optimisation.head_start: 'probe' is for {' and '.join(PROBED)}, this is {kind}"
-    return None
 
 
 def decaying(structure: Structure, optimisation: Optimisation) -> str | None:

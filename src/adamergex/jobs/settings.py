@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, model_serializer, model_validator
 
@@ -13,10 +13,10 @@ from adamergex.data.sources import Sample as Sample
 from adamergex.data.sources import SampleSeed as SampleSeed
 from adamergex.data.sources import TaskRows as TaskRows
 from adamergex.files.strict import Count, Name, Names, PathText, Positive, Seed, Settings, Share, shown
+from adamergex.jobs.kinds import add_settings, by_kind, known_settings, settings_of
 from adamergex.jobs.optimisation import Optimisation as Optimisation
 from adamergex.jobs.optimisation import decaying as decaying
 from adamergex.jobs.optimisation import first_phase as first_phase
-from adamergex.jobs.optimisation import unprobed as unprobed
 from adamergex.structures import kind_named
 from adamergex.structures.settings import Activation as Activation
 from adamergex.structures.settings import Bottleneck as Bottleneck
@@ -27,8 +27,13 @@ from adamergex.structures.settings import Structure as Structure
 
 class LabelledTask(Settings):
     """What the target tasks share. ``measured_as`` names the task (or .py file) whose ``score`` measures the answers,
-    ``metric`` the one of its scores that is the task's own; ``prompt`` is for models that write, any column in it."""
+    ``metric`` the one of its scores that is the task's own; ``prompt`` is for models that write, any column in it.
 
+    ``probed``: one label per text by a linear last layer, so that a head can start from a probe."""
+
+    if TYPE_CHECKING:
+        kind: str
+    probed: ClassVar[bool] = False
     name: PathText
     prompt: str
     max_length: Count = 256
@@ -76,6 +81,7 @@ class Classification(LabelledTask):
     """One label a text. Encoders: a head. Decoders and encoder-decoders: the prompt, and the label words scored by
     log-likelihood."""
 
+    probed: ClassVar[bool] = True
     head: HeadInput = Field(default="auto", description=HEAD)
     kind: Literal["classification"] = "classification"
     name: str = "classification"
@@ -91,6 +97,7 @@ class Classification(LabelledTask):
 class PairClassification(LabelledTask):
     """One label for a premise and a hypothesis; what is too long is cut from the premise."""
 
+    probed: ClassVar[bool] = True
     head: HeadInput = Field(default="auto", description=HEAD)
     kind: Literal["pair-classification"] = "pair-classification"
     name: str = "pair-classification"
@@ -170,7 +177,15 @@ class Generation(LabelledTask):
     measured_as: str | None = "xlsum"
 
 
-class LanguageModeling(Settings):
+class UnlabelledTask(Settings):
+    """What the reference tasks share: nothing is predicted for them, and no labels are read."""
+
+    if TYPE_CHECKING:
+        kind: str
+    probed: ClassVar[bool] = False
+
+
+class LanguageModeling(UnlabelledTask):
     """The reference task on unlabelled text: masked LM on encoders, causal LM on decoders; on encoder-decoders
     ``objective``, which by default is span corruption where the tokenizer has sentinels (T5), else continuation.
 
@@ -186,7 +201,7 @@ class LanguageModeling(Settings):
 Noise = Annotated[float, Field(ge=0, lt=1)]
 
 
-class SentenceContrast(Settings):
+class SentenceContrast(UnlabelledTask):
     """A reference task of sentence encoders on unlabelled text: a text's vector is recognised among others from a copy
     of which ``noise`` of the tokens are deleted (SimCSE with TSDAE's noise)."""
 
@@ -196,7 +211,7 @@ class SentenceContrast(Settings):
     temperature: Positive = 0.05
 
 
-class SentenceAlignment(Settings):
+class SentenceAlignment(UnlabelledTask):
     """A reference task of sentence encoders on parallel text: a text's vector becomes the base's own vector of its
     translation in the pivot language. ``pivot``: rows of the translations, matched by id, else line by line; without
     it every row has a column ``pivot``."""
@@ -214,12 +229,16 @@ class SentenceAlignment(Settings):
         return self
 
 
-Target = Classification | PairClassification | MultipleChoice | SpanAnswering | Tagging | Generation
-Unlabelled = LanguageModeling | SentenceContrast | SentenceAlignment
-UNLABELLED = (LanguageModeling, SentenceContrast, SentenceAlignment)
-"""Reference tasks: nothing is predicted for them, and no labels are read."""
-UNLABELLED_KINDS = frozenset(kind.model_fields["kind"].default for kind in UNLABELLED)
-Task = Annotated[Target | Unlabelled, Field(discriminator="kind")]
+for _settings in (
+    Classification, PairClassification, MultipleChoice, SpanAnswering, Tagging, Generation,
+    LanguageModeling, SentenceContrast, SentenceAlignment,
+):  # fmt: skip
+    add_settings(_settings)
+
+Target: TypeAlias = Annotated[LabelledTask, by_kind(LabelledTask)]
+"""A task of any labelled kind."""
+Task: TypeAlias = Annotated[LabelledTask | UnlabelledTask, by_kind(Settings)]
+"""A task of any kind."""
 AnyRows = Rows | TaskRows
 
 
@@ -246,6 +265,15 @@ class TrainJob(Settings):
         return self
 
 
+def unprobed(kind: str, optimisation: Optimisation) -> str | None:
+    """What is wrong with how the head of a kind of task starts, if anything is."""
+    if optimisation.head_start != "probe" or getattr(settings_of(kind), "probed", False):
+        return None
+    heads = [settings for settings in known_settings(LabelledTask) if getattr(settings, "probed", False)]
+    probed = [settings.model_fields["kind"].default for settings in heads]
+    return f"optimisation.head_start: 'probe' is for {' and '.join(probed)}, this is {kind}"
+
+
 def unstackable(structure: Structure, below: Sequence[str]) -> str | None:
     """What is wrong with training a structure on frozen adapters, if anything is."""
     if below and not kind_named(structure.kind).stands_on_others:
@@ -259,7 +287,7 @@ class EvaluateJob(Settings):
     """Predict and score one labelled set in one language. ``vanilla`` prompts the bare base."""
 
     base: PathText
-    task: Annotated[Target, Field(discriminator="kind")]
+    task: Target
     language: Name
     rows: AnyRows
     batch_tokens: Count = 8192

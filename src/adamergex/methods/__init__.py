@@ -22,7 +22,7 @@ from adamergex.tasks.catalogue import own_module
 
 
 def vanilla(x: Experiment) -> None:
-    """The bare base, prompted."""
+    """The bare base: prompted, or (a sentence encoder without a masked-LM head) by the label whose name is nearest."""
     return
 
 

@@ -11,10 +11,10 @@ from adamergex.config.transfer import TransferConfig
 from adamergex.errors import ConfigError
 from adamergex.graph.steps import Step
 from adamergex.jobs.settings import (
-    UNLABELLED,
     AnyRows,
     Bottleneck,
     EvaluateJob,
+    LabelledTask,
     LanguageModeling,
     Optimisation,
     SentenceAlignment,
@@ -151,7 +151,7 @@ class Experiment:
     def learned_from(self, task: Task) -> tuple[AnyRows, Optimisation]:
         """The rows that teach a task, and how they are learned from."""
         reference = self.config.reference
-        if isinstance(task, UNLABELLED):
+        if not isinstance(task, LabelledTask):
             assert (
                 not isinstance(reference, AdapterReference) and reference.text is not None
             )  # the settings were checked
@@ -324,7 +324,7 @@ class Experiment:
         named = {key: value for key, value in job.items() if key not in ("base", "rows", "below")}
         if isinstance(task, SentenceAlignment):  # its rows hold the translations
             named["task"] = {name: value for name, value in job["task"].items() if not name.startswith("pivot")}
-        elif not isinstance(task, UNLABELLED):
+        elif isinstance(task, LabelledTask):
             named["task"] = {**job["task"], "measured_as": identity(task.measured_as)}
         content = self.facts.content(task, rows, language, labelled)
         return {**named, "base": self.facts.base_sha256, "rows": content}

@@ -16,9 +16,7 @@ from adamergex.errors import ConfigError, DataError
 from adamergex.graph.steps import Step
 from adamergex.jobs.settings import (
     AnyRows,
-    Classification,
     LanguageModeling,
-    PairClassification,
     Rows,
     Target,
     Task,
@@ -109,17 +107,18 @@ def _placed_base(folder: Path, base: str) -> str:
 
 def _task(config: Own | BuiltIn, language: str) -> Target:
     """The task with its labels, or entity types, which may be those of the training rows in a language."""
-    from adamergex.tasks.rows import labels_of, read, source
+    from adamergex.tasks.kinds import kind_of
+    from adamergex.tasks.rows import read, source
 
     if not config.open_labels:
         return config.task(())
     rows, open_task = config.rows("train"), config.task(())
-    assert rows is not None  # every task is trained on something
-    labels = labels_of(open_task, read(open_task, rows, language))
-    tags = open_task.kind == "tagging"
-    if len(labels) < (1 if tags else 2):
+    open_labels = kind_of(open_task).labels
+    assert rows is not None and open_labels is not None  # every task is trained on something; the kind has labels
+    labels = open_labels.of(read(open_task, rows, language))
+    if len(labels) < open_labels.needs:
         raise DataError(
-            "the training rows have no entity" if tags else "the training rows have fewer than two labels",
+            open_labels.too_few,
             where=source(rows, language),
             found=list(labels),
             fix="check the training rows and their column mapping",
@@ -134,14 +133,14 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
     """
     from adamergex.backbones.base_files import base_sha256
     from adamergex.data.reader import content_hash
-    from adamergex.tasks import kinds
-    from adamergex.tasks.classification import label_indices
+    from adamergex.tasks import running
+    from adamergex.tasks.kinds import kind_of
     from adamergex.tasks.rows import read, source
 
     task = _task(config.task, config.source)
     for method in config.methods:  # before anything is trained
         asks, bare = recipe(method).asks, method in ("vanilla", "xlt")
-        found = kinds.model_kind(task if asks is None else asks(task, config.source), config.base, bare=bare)
+        found = running.model_kind(task if asks is None else asks(task, config.source), config.base, bare=bare)
         if asks is not None and found not in ("causal-lm", "sequence-to-sequence"):
             raise ConfigError(
                 f"{method} is a prompt, which needs a model that writes",
@@ -158,9 +157,8 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
         place = f"{task.model_dump_json()} {language} {labelled} {rows.model_dump_json()}"
         if place not in known:
             found = read(task, rows, language, labelled)
-            # Other kinds check their labels as they read.
-            if labelled and isinstance(task, Classification | PairClassification) and task.labels:
-                label_indices(found, task, source(rows, language))
+            if labelled:
+                kind_of(task).check_rows(task, found, source(rows, language))
             known[place] = content_hash(found)
         return known[place]
 

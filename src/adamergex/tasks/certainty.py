@@ -14,9 +14,11 @@ from adamergex.adapters.peft_backed import virtual_tokens
 from adamergex.backbones.loading import Loaded
 from adamergex.backbones.logits import IGNORE, logits_at
 from adamergex.jobs.settings import Target
-from adamergex.tasks import Examples, kinds
+from adamergex.tasks import Examples
 from adamergex.tasks.answering.reading import by_length
 from adamergex.tasks.classification import AnswerExamples
+from adamergex.tasks.kinds import kind_of
+from adamergex.tasks.running import train_examples
 from adamergex.tasks.sequences import on_device
 
 Row = Mapping[str, Any]
@@ -30,14 +32,20 @@ class Unlabelled:
     """
 
     def __init__(self, task: Target, rows: Sequence[Row], loaded: Loaded, model: nn.Module, where: object) -> None:
-        head = loaded.kind == kinds.kind_of(task).head
-        self.classes = _classes(task)
-        self.tokens = task.kind == "tagging"
+        kind = kind_of(task)
+        options = kind.options
+        assert options is not None  # the settings were checked for it
+        self.classes = options.count(task)
+        self.tokens = options.per_token
         self.made: list[Examples] = [
-            kinds.examples(
-                task, [_said(task, row, label) for row in rows], loaded, where=where, taken=virtual_tokens(model)
+            train_examples(
+                task,
+                [options.chosen(task, row, index) for row in rows],
+                loaded,
+                where=where,
+                taken=virtual_tokens(model),
             )
-            for label in range(1 if head else self.classes)
+            for index in range(1 if loaded.kind == kind.head else self.classes)
         ]
 
     def __len__(self) -> int:
@@ -65,19 +73,6 @@ class Unlabelled:
     def most(self) -> float:
         """The entropy of an even prediction (nats)."""
         return math.log(self.classes)
-
-
-def _classes(task: Any) -> int:
-    if task.kind == "tagging":
-        return 1 + 2 * len(task.types)
-    return len(task.choices if task.kind == "multiple-choice" else task.labels)
-
-
-def _said(task: Any, row: Row, label: int) -> Row:
-    """The row as if a label were its gold one."""
-    if task.kind == "tagging":
-        return {**row, "tags": ["O"] * len(row["tokens"])}
-    return {**row, "label": label if task.kind == "multiple-choice" else task.labels[label]}
 
 
 def _said_with(model: nn.Module, made: Examples, batch: Mapping[str, Tensor]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,15 +12,16 @@ from torch.nn import functional
 
 from adamergex.backbones.loading import frame
 from adamergex.backbones.logits import IGNORE, labelled, labelled_loss
-from adamergex.errors import ConfigError, DataError
+from adamergex.errors import ConfigError
 from adamergex.tasks import pieces_of
 from adamergex.tasks.answering.prompts import Pieces, Prompt, fitted, following, framed, prompt_of
+from adamergex.tasks.labels import label_indices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from adamergex.backbones.loading import Family
-    from adamergex.jobs.settings import Classification, PairClassification
+    from adamergex.jobs.settings import Classification
 
 
 @dataclass(frozen=True)
@@ -219,27 +219,6 @@ def answer_pieces(tokenizer: PreTrainedTokenizerBase, task: Classification, fami
                 expected="a different word for every label",
                 fix="set words: {label: word}",
             )
-    return result
-
-
-def label_indices(
-    rows: Sequence[Mapping[str, Any]], task: Classification | PairClassification, where: object
-) -> list[int]:
-    """The place of each row's label among the task's. Raises: DataError for one that is not there."""
-    places = {label: index for index, label in enumerate(task.labels)}
-    result = []
-    for number, row in enumerate(rows, 1):
-        label = row.get("label")
-        if label not in places:
-            near = difflib.get_close_matches(str(label), task.labels, n=1)
-            raise DataError(
-                "a row has no label" if label is None else "a label is not one of the task's",
-                where=f"{where}, row {number}",
-                found=f"columns {', '.join(row)}" if label is None else repr(label),
-                expected=f"perhaps {near[0]!r}" if near else f"one of {', '.join(task.labels)}",
-                fix="map the column: columns: {label: ...}" if label is None else "correct the data or task.labels",
-            )
-        result.append(places[label])
     return result
 
 

@@ -8,15 +8,15 @@ Resampling items resamples both sums (see ``statistics``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adamergex.errors import ConfigError
 from adamergex.jobs.settings import Target
-from adamergex.metrics.accuracy import accuracy
 from adamergex.metrics.checks import known
-from adamergex.metrics.entities import entities
 from adamergex.tasks.catalogue import task_file
+from adamergex.tasks.kinds import kind_of
+from adamergex.tasks.task_kind import right_or_wrong
 
 Item = Mapping[str, Any]
 Tally = tuple[float, float]
@@ -24,10 +24,12 @@ Tally = tuple[float, float]
 
 def scores(task: Target, items: Sequence[Item], language: str) -> dict[str, float]:
     """All the scores of the task, in percent. Raises: DataError as the metric does."""
-    predicted, gold = [item["predicted"] for item in items], [item["gold"] for item in items]
-    if task.measured_as is None:
-        return {"accuracy": accuracy(predicted, gold)}
-    return task_file(task.measured_as).score(predicted, gold, language)
+    return _score(task)([item["predicted"] for item in items], [item["gold"] for item in items], language)
+
+
+def _score(task: Target) -> Callable[[Sequence[Any], Sequence[Any], str], dict[str, float]]:
+    """What measures the answers: the kind's own score, or that of the file that ``measured_as`` names."""
+    return kind_of(task).score if task.measured_as is None else task_file(task.measured_as).score
 
 
 def require_metric(task: Target) -> None:
@@ -35,20 +37,12 @@ def require_metric(task: Target) -> None:
 
     Raises: ConfigError, DataError: there is no such task to measure by, or no such metric.
     """
-    if task.measured_as is None:
-        known(task.metric, {"accuracy": None}, "metric", f"the scores of {task.name}")
-        return
-    score, answer = task_file(task.measured_as).score, _made_up(task)
+    score, (answer, reference) = _score(task), kind_of(task).example(task)
     try:
-        found = score([answer], [[answer] if task.kind == "span" else answer], "en")
+        found = score([answer], [reference], "en")
     except Exception:  # the user's own function may not take it; it is asked again with real answers
         return
     known(task.metric, found, "metric", f"the scores of {task.name}")
-
-
-def _made_up(task: Target) -> Any:
-    labels = getattr(task, "labels", None) or ("1",)
-    return {"multiple-choice": 0, "tagging": ["B-X"], "span": "1", "generation": "1"}.get(task.kind, labels[0])
 
 
 def tallied(task: Target, items: Sequence[dict[str, Any]], language: str) -> list[dict[str, Any]]:
@@ -58,7 +52,7 @@ def tallied(task: Target, items: Sequence[dict[str, Any]], language: str) -> lis
     """
     found = scores(task, items, language)
     whole = known(task.metric, found, "metric", f"the scores of {task.name}")
-    if task.measured_as is None:
+    if _score(task) is right_or_wrong:
         return list(items)
     tallies = [_tally(task, item, language) for item in items]
     hits, of = (math.fsum(column) for column in zip(*tallies, strict=True))
@@ -74,7 +68,6 @@ def tallied(task: Target, items: Sequence[dict[str, Any]], language: str) -> lis
 
 
 def _tally(task: Target, item: Item, language: str) -> Tally:
-    if task.kind == "tagging":
-        found, gold = entities(item["predicted"]), entities(item["gold"])
-        return 2.0 * len(found & gold), float(len(found) + len(gold))
+    if tally := kind_of(task).tally:
+        return tally(item)
     return scores(task, [item], language)[task.metric] / 100, 1.0

@@ -21,6 +21,7 @@ from adamergex.metrics.entities import repaired
 from adamergex.tasks.answering.prompts import Pieces
 from adamergex.tasks.answering.reading import by_length
 from adamergex.tasks.classification import padded
+from adamergex.tasks.kinds.tagging import tag_names
 from adamergex.tasks.sequences import Sequences, on_device, require_fast
 
 if TYPE_CHECKING:
@@ -67,11 +68,6 @@ class TagExamples:
     def labelled(self, batch: Mapping[str, Tensor]) -> int:
         """How many tokens the loss is a mean over."""
         return int((batch["labels"] != IGNORE).sum())
-
-
-def tag_names(task: Tagging) -> tuple[str, ...]:
-    """The head's labels: O, then B and I of every type."""
-    return ("O", *(f"{prefix}-{kind}" for kind in task.types for prefix in "BI"))
 
 
 def tag_examples(task: Tagging, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, longest: int) -> TagExamples:

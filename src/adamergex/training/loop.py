@@ -42,7 +42,6 @@ from adamergex.training.progress import Progress
 
 LOG_EVERY = 20  # steps
 MANIFEST = "complete.json"
-Batch = dict[str, Tensor]
 
 
 def batches(lengths: Sequence[int], size: int, steps: int, seed: int) -> list[list[int]]:

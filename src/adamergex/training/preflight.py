@@ -16,7 +16,8 @@ from adamergex.jobs.settings import LanguageModeling, Structure, TrainJob
 from adamergex.merging.layers import Swap, numbered
 from adamergex.merging.select import select
 from adamergex.structures import kind_named
-from adamergex.tasks import kinds
+from adamergex.tasks import running
+from adamergex.tasks.kinds import kind_of
 from adamergex.tasks.rows import read, source
 from adamergex.training.numerics import require_attention
 from adamergex.training.probe import last_layer, require_every_label
@@ -61,9 +62,9 @@ def require_job(job: TrainJob) -> None:
 
 
 def _outlined(job: TrainJob, outlines: Outlines) -> Loaded | None:
-    kind, found = kinds.model_kind(job.task, job.base), kinds.kind_of(job.task)
-    labels = tuple(found.classes(job.task) or ()) if kind == found.head else ()
-    head = head_input(job.base, getattr(job.task, "head", "cls")) if kind == found.head else "cls"
+    kind, record = running.model_kind(job.task, job.base), kind_of(job.task)
+    labels = tuple(record.outputs(job.task) or ()) if kind == record.head else ()
+    head = head_input(job.base, getattr(job.task, "head", "cls")) if kind == record.head else "cls"
     key = (job.base, kind, labels, head)
     if key not in outlines:
         outlines[key] = outline(job.base, kind, labels or None, head)
@@ -78,7 +79,7 @@ def _require_trainable(job: TrainJob, loaded: Loaded) -> None:
         in_chat(loaded.tokenizer, "?")
     if isinstance(task, LanguageModeling):
         wanted = task if task.segments is not None else task.model_copy(update={"segments": 1})
-        kinds.examples(wanted, read(task, job.rows, job.language), loaded, where=f"the text of {job.language}",
+        running.train_examples(wanted, read(task, job.rows, job.language), loaded, where=f"the text of {job.language}",
                        seed=job.seed, taken=taken)  # fmt: skip
         return
     few = job.rows.model_copy(update={"limit": min(job.rows.limit or ROWS, ROWS), "sample": None})
@@ -87,7 +88,8 @@ def _require_trainable(job: TrainJob, loaded: Loaded) -> None:
         names = head_modules(loaded.model, ()) if loaded.kind in HEADS else []
         modules = [loaded.model.get_submodule(name) for name in names]
         last_layer(modules, int(loaded.model.config.num_labels or 0), type(loaded.model).__name__)
-    made = kinds.examples(task, read(task, few, job.language), loaded, where=source(few, job.language), taken=taken)
+    rows, where = read(task, few, job.language), source(few, job.language)
+    made = running.train_examples(task, rows, loaded, where=where, taken=taken)
     if job.optimisation.head_start == "probe":
         require_every_label(job, made)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from adamergex.jobs.settings import UNLABELLED, TrainJob
+from adamergex.jobs.settings import LabelledTask, TrainJob
 
 _PAUSE = 15.0  # seconds between lines where standard error is not a terminal
 
@@ -17,7 +17,7 @@ class Progress(TrainerCallback):
     """``classification en: 120/600, loss 0.412, 0:48 left``: one moving line, or a line every 15 s in a log file."""
 
     def __init__(self, job: TrainJob) -> None:
-        name = "reference" if isinstance(job.task, UNLABELLED) else job.task.name
+        name = job.task.name if isinstance(job.task, LabelledTask) else "reference"
         self.title = f"{name} {job.language}"
         self.began = self.said = time.monotonic()
         self.first = 0

@@ -32,7 +32,7 @@ from adamergex.files.lineage import Lineage, package_versions, require_base
 from adamergex.files.outputs import staged_directory
 from adamergex.graph.versions import version
 from adamergex.jobs.settings import TrainJob, first_phase
-from adamergex.tasks import Examples, kinds
+from adamergex.tasks import Examples, running
 from adamergex.tasks.catalogue import identity
 from adamergex.tasks.rows import read, source
 from adamergex.training.loop import fit, require_rows
@@ -103,13 +103,13 @@ def train(
 
 def load_for(job: TrainJob) -> Loaded:
     """The backbone that a job needs; jobs of one base, task and number of labels can share it."""
-    return kinds.load_for(job.task, job.base)
+    return running.load_for(job.task, job.base)
 
 
 def _fitting(job: TrainJob, backbone: Loaded | None) -> Loaded:
     if backbone is None:
         return load_for(job)
-    kind = kinds.model_kind(job.task, job.base)
+    kind = running.model_kind(job.task, job.base)
     if (backbone.base, backbone.kind) != (job.base, kind):
         raise ModelError(
             "the given backbone is not the one that the job needs",
@@ -124,7 +124,7 @@ def examples_of(job: TrainJob, loaded: Loaded, rows: Sequence[Mapping[str, Any]]
     """The training examples that a job makes of its rows. Raises: DataError, ConfigError."""
     taken = require_room(job, loaded)
     where = source(job.rows, job.language)
-    return kinds.examples(job.task, rows, loaded, where=where, seed=job.seed, taken=taken)
+    return running.train_examples(job.task, rows, loaded, where=where, seed=job.seed, taken=taken)
 
 
 def require_room(job: TrainJob, loaded: Loaded) -> int:

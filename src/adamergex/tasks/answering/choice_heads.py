@@ -15,7 +15,7 @@ from adamergex.jobs.settings import MultipleChoice, PairClassification
 from adamergex.tasks.answering.reading import by_length
 from adamergex.tasks.answering.scoring import Scores
 from adamergex.tasks.answering.templates import filled
-from adamergex.tasks.classification import label_indices
+from adamergex.tasks.labels import label_indices
 from adamergex.tasks.sequences import Sequences, on_device, pairs
 
 if TYPE_CHECKING:

@@ -23,14 +23,14 @@ from adamergex.tasks import pieces_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from adamergex.jobs.settings import Classification, Task
+    from adamergex.jobs.settings import Classification
 
 TEMPERATURE = 0.01
 
 
-def answers_by_name(task: Task, base: str) -> bool:
+def answers_by_name(task: Classification, base: str) -> bool:
     """Whether a base without a trained head answers so: a sentence encoder, which has no head for a cloze either."""
-    return task.kind == "classification" and task.head != "cls" and is_sentence_encoder(base)
+    return task.head != "cls" and is_sentence_encoder(base)
 
 
 def nearest_scores(

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from adamergex.backbones.chat import in_chat
-from adamergex.backbones.loading import frame
 from adamergex.errors import ConfigError
 from adamergex.tasks import pieces_of
 
@@ -56,6 +54,8 @@ def framed(
 
     Raises: ConfigError: a chat is asked for, and the tokenizer has no template, or one that fails.
     """
+    from adamergex.backbones.loading import frame
+
     asked = [prompt_of(prompt) for prompt in prompts]
     if chat:
         return [_in_chat(prompt, tokenizer) for prompt in asked], [], []
@@ -63,6 +63,8 @@ def framed(
 
 
 def _in_chat(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    from adamergex.backbones.chat import in_chat
+
     return prompt._replace(fill=lambda text: in_chat(tokenizer, prompt.fill(text)))
 
 

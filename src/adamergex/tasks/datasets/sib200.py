@@ -38,8 +38,9 @@ HUB = {
     split: Rows(hub="Davlan/sib200", config="{language}", split=split, columns=_HUB_COLUMNS)
     for split in ("train", "validation", "test")
 }
+_LOCAL_COLUMNS = {"text": "text", "label": "label", "id": "id"}
 LOCAL = {
-    split: Rows(path=f"sib200/{{language}}.{name}.jsonl.gz", columns={"text": "text", "label": "label"})
+    split: Rows(path=f"sib200/{{language}}.{name}.jsonl.gz", columns=_LOCAL_COLUMNS)
     for split, name in (("train", "train"), ("validation", "dev"), ("test", "test"))
 }
 

@@ -45,7 +45,7 @@ HUB_LANGUAGES = ("et", "ht", "id", "it", "qu", "sw", "ta", "th", "tr", "vi", "zh
 HUB_TRUE_QUESTIONS = "et"
 """A language whose ``question`` equals English COPA's in every row; the items are parallel."""
 
-_LOCAL_COLUMNS = {**_COLUMNS, "question": "question_en"}
+_LOCAL_COLUMNS = {**_COLUMNS, "question": "question_en", "id": "id"}
 LOCAL = {
     split: Rows(path=f"xcopa/{{language}}.{name}.jsonl.gz", columns=_LOCAL_COLUMNS)
     for split, name in (("train", "train"), ("validation", "val"), ("test", "test"))

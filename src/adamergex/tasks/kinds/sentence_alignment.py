@@ -1,0 +1,80 @@
+"""A reference task of sentence encoders on parallel text: a text gets the base's vector of its translation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from adamergex.data import reader
+from adamergex.data.values import text_of
+from adamergex.errors import DataError
+from adamergex.jobs.settings import SentenceAlignment
+from adamergex.tasks.task_kind import Answering, NumberedRows, Request, TaskKind
+
+if TYPE_CHECKING:
+    from adamergex.tasks import Examples
+
+
+def _translated(task: SentenceAlignment, found: NumberedRows, where: str) -> list[dict[str, Any]]:
+    """The rows with their translation as ``pivot``: by id where both sides have ids, else line by line."""
+    if task.pivot is None:
+        return [{**row, "pivot": text_of(row["pivot"], "pivot", f"{where}, row {number}")} for number, row in found]
+    assert task.pivot_language is not None  # the settings were checked for it
+    pivots = reader.read_numbered(task.pivot, task.pivot_language, ("text",), also=("id",))
+    there = reader.source(task.pivot, task.pivot_language)
+    own, others = _ids(found, where), _ids(pivots, there)
+    if own and others:
+        texts: dict[str, str] = {}
+        for name, (number, row) in zip(others, pivots, strict=True):
+            if texts.setdefault(name, row["text"]) != row["text"]:
+                raise DataError(
+                    "an id has two translations", where=f"{there}, row {number}", found=f"id {name!r}",
+                    expected="each id once", fix="give each row an id of its own",
+                )  # fmt: skip
+        for name, (number, _) in zip(own, found, strict=True):
+            if name not in texts:
+                raise DataError(
+                    "a row has no translation",
+                    where=f"{where}, row {number}",
+                    found=f"id {name!r}",
+                    expected=f"a row with that id in {there}",
+                    fix="remove the row, or add its translation",
+                )
+        return [{**row, "pivot": texts[name]} for name, (_, row) in zip(own, found, strict=True)]
+    if len(found) != len(pivots):
+        raise DataError(
+            "a text and its translation have different numbers of rows",
+            where=where,
+            found=f"{len(found)} rows",
+            expected=f"{len(pivots)}, as {there} has",
+            fix="give both a column id, or one row for each row",
+        )
+    return [{**row, "pivot": other["text"]} for (_, row), (_, other) in zip(found, pivots, strict=True)]
+
+
+def _ids(found: NumberedRows, where: str) -> list[str]:
+    """The ids of all rows, numbers as text; of rows without ids nothing. Raises: DataError where only some have one."""
+    without = next((number for number, row in found if "id" not in row), None)
+    if without is None:
+        return [text_of(row["id"], "id", f"{where}, row {number}") for number, row in found]
+    if any("id" in row for _, row in found):
+        raise DataError(
+            "only some rows have an id", where=f"{where}, row {without}", found="no id",
+            expected="an id in every row, or in none", fix="fill it in: translations are matched by it",
+        )  # fmt: skip
+    return []
+
+
+def _train_examples(request: Request) -> Examples:
+    from adamergex.tasks.sentences import alignment
+
+    texts, pivots = ([str(row[name]) for row in request.rows] for name in ("text", "pivot"))
+    return alignment(texts, pivots, request.loaded, request.task, longest=request.longest, where=request.where)
+
+
+KIND = TaskKind(
+    settings=SentenceAlignment,
+    columns=lambda task: ("text",) if task.pivot else ("text", "pivot"),
+    make_rows=_translated,
+    answering={"sentence-encoder": Answering(_train_examples, None)},
+    encoder=lambda task, base: "sentence-encoder",
+)

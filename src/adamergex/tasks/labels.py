@@ -1,0 +1,80 @@
+"""Labels: which of the task's a row has, and which a model finds likeliest."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adamergex.data.values import label_of, require_written
+from adamergex.errors import DataError
+from adamergex.metrics.text import comparable
+from adamergex.tasks.task_kind import Answers, Labels, Options, Request, Row
+
+
+def label_indices(rows: Sequence[Mapping[str, Any]], task: Any, where: object) -> list[int]:
+    """The place of each row's label among the task's. Raises: DataError for one that is not there."""
+    places = {label: index for index, label in enumerate(task.labels)}
+    result = []
+    for number, row in enumerate(rows, 1):
+        label = row.get("label")
+        if label not in places:
+            near = difflib.get_close_matches(str(label), task.labels, n=1)
+            raise DataError(
+                "a row has no label" if label is None else "a label is not one of the task's",
+                where=f"{where}, row {number}",
+                found=f"columns {', '.join(row)}" if label is None else repr(label),
+                expected=f"perhaps {near[0]!r}" if near else f"one of {', '.join(task.labels)}",
+                fix="map the column: columns: {label: ...}" if label is None else "correct the data or task.labels",
+            )
+        result.append(places[label])
+    return result
+
+
+def check_label(task: Any, row: Row, where: str) -> dict[str, Any]:
+    """The row with its label as the task writes it. Raises: DataError: it is missing, or no text or whole number."""
+    label = label_of(row["label"], f"{where}, column 'label'")
+    require_written(label, task.labels, f"{where}, column 'label'")
+    if label not in task.labels:  # the same to a reader, written otherwise
+        label = comparable(label).strip()
+        label = next((name for name in task.labels if comparable(name) == label), label)
+    return {**row, "label": label}
+
+
+def check_labels(task: Any, rows: Sequence[Row], where: object) -> None:
+    """Raises: DataError: a row has a label that the task lacks."""
+    if task.labels:
+        label_indices(rows, task, where)
+
+
+def ranked(labels: Sequence[Any], gold: Sequence[Any], scores: Sequence[Any]) -> list[dict[str, Any]]:
+    """Of each row its gold label, the label with the highest score (of equal ones the first), and all scores."""
+    return [
+        {
+            "gold": truth,
+            "predicted": labels[int(row.argmax())],
+            "scores": {str(label): float(value) for label, value in zip(labels, row, strict=True)},
+        }
+        for truth, row in zip(gold, scores, strict=True)
+    ]
+
+
+def classified(request: Request, scores: Sequence[Any], truncated: int) -> Answers:
+    """The answers of scores of the task's labels."""
+    gold = [request.task.labels[index] for index in label_indices(request.rows, request.task, request.where)]
+    return Answers(ranked(request.task.labels, gold, scores), truncated)
+
+
+OPEN_LABELS = Labels(
+    "labels",
+    lambda rows: tuple(sorted({str(row["label"]) for row in rows})),
+    2,
+    "the training rows have fewer than two labels",
+)
+LABEL_OPTIONS = Options(lambda task: len(task.labels), lambda task, row, index: {**row, "label": task.labels[index]})
+
+
+def example(task: Any) -> tuple[str, str]:
+    """A right answer, as far as the labels are known."""
+    label = (task.labels or ("1",))[0]
+    return label, label
