@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adamergex.merging.in_memory import merged_deltas, merged_tensors
+from adamergex.merging.in_memory import merged_tensors
 from adamergex.merging.merge import divergence, merge
 from adamergex.merging.report import MergeReport, ModuleChange
 from adamergex.merging.rules.registry import RULES, register, rule, rule_for
@@ -18,7 +18,6 @@ __all__ = [
     "Similarity",
     "divergence",
     "merge",
-    "merged_deltas",
     "merged_tensors",
     "register",
     "rule",

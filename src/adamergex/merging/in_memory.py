@@ -112,42 +112,6 @@ def _like(values: Array, tensor: Array) -> Array:
     return tensor.new_tensor(to_odd(values) if tensor.element_size() == 2 else values)
 
 
-def merged_deltas(
-    task: Tensors,
-    target: Tensors,
-    source: Tensors | None,
-    weight: float,
-    *,
-    scaling: float | Mapping[str, float],
-    rule: str = "adaptive",
-    modules: str | None = None,
-) -> dict[str, Array]:
-    """The delta-space merge: module -> ΔW (out, in) = c·s·B·A + λ(s·B_g·A_g − s·B_s·A_s), of every module of the task.
-
-    ``scaling``: α/r (or α/√r), one for all or by module; the three adapters share it. ``average``: c = 1 − λ and no
-    source; else c = 1. Modules outside the selection keep the task's ΔW.
-
-    Raises:
-        ConfigError, IncompatibleAdaptersError, NothingMergedError: as ``merging.merge``.
-    """
-    chosen_rule, sites = rule_for(rule, "lora"), _sites(task, "lora")
-    if chosen_rule.name == "multiplicative":
-        raise ConfigError(
-            "A ratio of weight differences has no low rank.", where="rule", found=rule, expected="additive or average"
-        )
-    chosen = select(sites, modules or default_selection("lora", chosen_rule))
-    deltas = {}
-    for module, keys in sorted(sites.items()):
-        scale = scaling if isinstance(scaling, int | float) else scaling[module]
-        own = _product(keys, task, task) * scale
-        if module in chosen and weight != 0.0:
-            reference = None if source is None else _product(keys, task, source) * scale
-            divergence = chosen_rule.divergence(_product(keys, task, target) * scale, reference)
-            own = chosen_rule.shift(own, divergence, weight)
-        deltas[module] = own
-    return deltas
-
-
 def _sites(tensors: Tensors, kind: str) -> dict[str, dict[str, str]]:
     structure, sites = kind_named(kind), dict[str, dict[str, str]]()
     for key in tensors:
@@ -155,10 +119,6 @@ def _sites(tensors: Tensors, kind: str) -> dict[str, dict[str, str]]:
         if module is not None:
             sites.setdefault(module, {})[role] = key
     return sites
-
-
-def _product(keys: Mapping[str, str], task: Tensors, tensors: Tensors) -> Array:
-    return _same(keys["lora_B"], task, tensors) @ _same(keys["lora_A"], task, tensors)
 
 
 def _source(rule: Rule, key: str, task: Tensors, source: Tensors | None) -> Array:

@@ -67,6 +67,14 @@ def finite_squares(chunk: Chunk) -> float:
     )
 
 
+def load_finite(reader: TensorReader, info: TensorInfo) -> Array:
+    """A whole tensor in its compute dtype. Raises: AdapterFileError, as ``finite_squares``."""
+    values = reader.load(info)
+    flat = values.reshape(-1)
+    finite_squares(Chunk(reader, info, 0, flat, flat))
+    return values
+
+
 def require_finite(reader: TensorReader, infos: Iterable[TensorInfo]) -> None:
     """Read these tensors and raise AdapterFileError where one holds a number that is not finite."""
     with np.errstate(all="ignore"):

@@ -9,11 +9,11 @@ import numpy as np
 
 from adamergex.errors import IncompatibleAdaptersError
 from adamergex.files.directory import Array, Encoder, SafetensorsWriter, TensorInfo, TensorReader
-from adamergex.merging.lockstep import Chunk, ranges
+from adamergex.merging.lockstep import ranges
 from adamergex.merging.report import ModuleChange
 from adamergex.merging.rules import prefix
 from adamergex.merging.rules.rule import Rule
-from adamergex.merging.stream import finite_squares, overflowed, require_fits
+from adamergex.merging.stream import load_finite, overflowed, require_fits
 from adamergex.merging.stream_delta import copy
 from adamergex.structures.layout import Layout
 from adamergex.structures.prefix import PROMPT, SAVED, role, shape
@@ -55,10 +55,7 @@ _TRANSFORM = ("0.weight", "0.bias", "2.weight", "2.bias")
 
 
 def _finite(reader: TensorReader, info: TensorInfo) -> Array:
-    values = reader.load(info)
-    flat = values.reshape(-1)
-    finite_squares(Chunk(reader, info, 0, flat, flat))
-    return values.astype(np.float64)
+    return load_finite(reader, info).astype(np.float64)
 
 
 def _spans(layout: Layout, span: str) -> dict[str, slice]:

@@ -12,7 +12,7 @@ from adamergex.errors import ConfigError
 from adamergex.files.directory import Array, Encoder, SafetensorsWriter, TensorInfo, TensorReader
 from adamergex.merging.lockstep import ranges
 from adamergex.merging.report import ModuleChange
-from adamergex.merging.stream import Tally, require_finite, require_fits, squares
+from adamergex.merging.stream import Tally, load_finite, require_finite, require_fits, squares
 from adamergex.structures.layout import Layout
 
 Function = Callable[[Array, Array, Array, float], Array]
@@ -47,10 +47,7 @@ class WholeMerge:
         """The result in the compute dtype; ``None`` where it is the task's."""
         weight = self.weight[module] if isinstance(self.weight, Mapping) else self.weight
         readers = (self.task, *self.others)
-        infos = [reader.directory.tensors[info.name] for reader in readers]
-        for reader, own in zip(readers, infos, strict=True):
-            require_finite(reader, [own])
-        given = tuple(reader.load(own) for reader, own in zip(readers, infos, strict=True))
+        given = tuple(load_finite(reader, reader.directory.tensors[info.name]) for reader in readers)
         task, target, source = given
         tally.divergence += squares((target - source).reshape(-1))
         if weight == 0.0:

@@ -11,6 +11,7 @@ from adamergex.graph.steps import Step
 
 Job = Mapping[str, Any]
 Inputs = Mapping[str, Path]
+_SPEC = ("rule", "space", "modules", "rank", "span", "form")
 
 
 def train(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
@@ -54,12 +55,7 @@ def merge(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
         source_reference=inputs.get("source_reference"),
         weight=weight,
         output=output,
-        modules=job["modules"],
-        space=job["space"],
-        rank=job["rank"],
-        rule=job["rule"],
-        span=job.get("span"),
-        form=job.get("form"),
+        **_spec(job),
     )
 
 
@@ -73,22 +69,21 @@ def tune(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
         search = partial(minimise, granularity=job["granularity"])
     else:
         from adamergex.search.tuning import tune as search
-    choices = job["merge"]
     search(
         task=inputs["task"],
         target_reference=inputs["target_reference"],
         source_reference=inputs.get("source_reference"),
         job=EvaluateJob.model_validate(job["evaluate"]),
         grid=job["grid"],
-        rule=choices["rule"],
-        space=choices["space"],
-        modules=choices["modules"],
-        rank=choices["rank"],
-        span=choices.get("span"),
-        form=choices.get("form"),
         output=output,
+        **_spec(job["merge"]),
         **({"answers": True} if job.get("answers") else {}),
     )
+
+
+def _spec(job: Job) -> dict[str, Any]:
+    """How a job merges; what it does not say has its default."""
+    return {name: job[name] for name in _SPEC if name in job}
 
 
 def choose(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
