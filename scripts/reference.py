@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from adamergex.config import methods, task, train, transfer
+from adamergex.config import methods, references, task, train, transfer
 from adamergex.config import study as studies
 from adamergex.jobs import settings
 from adamergex.structures import settings as structure_settings
@@ -74,13 +74,12 @@ FORMS = {form.__name__: form for form in task.own_forms().values()}
 SETTINGS = [
     (transfer, ["TransferConfig"]),
     (
+        references,
+        ["TextReference", "TaskReference", "ContrastReference", "AlignmentReference", "AdapterReference"],
+    ),
+    (
         methods,
         [
-            "TextReference",
-            "TaskReference",
-            "ContrastReference",
-            "AlignmentReference",
-            "AdapterReference",
             "MergeConfig",
             "SwapConfig",
             "CombineConfig",

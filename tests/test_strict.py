@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from adamergex.cli.main import main
-from adamergex.config import methods, task, train
+from adamergex.config import methods, references, task, train
 from adamergex.config.changes import parse_change
 from adamergex.config.study import parse_study
 from adamergex.config.train import parse_training
@@ -126,7 +126,7 @@ def test_whole_numbers_serve_as_numbers_and_lists_as_tuples() -> None:
 
 
 def models() -> list[type[BaseModel]]:
-    rooms = (settings, methods, task, train)
+    rooms = (settings, methods, references, task, train)
     return [
         item for room in rooms for item in vars(room).values() if isinstance(item, type) and issubclass(item, BaseModel)
     ]

@@ -8,6 +8,7 @@ import torch
 from peft import VeraConfig
 
 from adamergex.adapters import peft_backed
+from adamergex.adapters.heads import head_modules
 from adamergex.adapters.in_peft import InPeft as InPeft
 from adamergex.adapters.in_peft import load as load
 from adamergex.adapters.in_peft import modules as modules
@@ -29,7 +30,7 @@ def attach(
     config = VeraConfig(
         r=structure.rank,
         target_modules=targets(model, structure).modules,
-        modules_to_save=peft_backed.head_modules(model, fresh) if task_head else None,
+        modules_to_save=head_modules(model, fresh) if task_head else None,
         projection_prng_key=int(base_sha256[:8], 16),
         save_projection=False,
     )

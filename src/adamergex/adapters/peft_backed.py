@@ -7,7 +7,6 @@ missing or unexpected tensor is an error, where PEFT warns and goes on with a pa
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -27,16 +26,15 @@ from peft import (
 from peft.utils import ModulesToSaveWrapper, merge_utils
 from torch import nn
 
-from adamergex.adapters import peft_settings, prefix
+from adamergex.adapters import peft_settings, prefix, saving
 from adamergex.adapters.guards import require_effect
+from adamergex.adapters.heads import head_modules, redraw
 from adamergex.adapters.precision import in_float32
-from adamergex.adapters.saving import save_tensors
 from adamergex.adapters.sites import targets
 from adamergex.errors import AdapterFileError, ModelError
 from adamergex.files import tensor_files
-from adamergex.files.directory import read_config
-from adamergex.structures import structure_kind
-from adamergex.structures.card import model_card
+from adamergex.files.directory import CONFIG, read_config
+from adamergex.structures import card, structure_kind
 from adamergex.structures.settings import Ia3, Lora, Prefix, Structure
 
 if TYPE_CHECKING:
@@ -47,7 +45,6 @@ if TYPE_CHECKING:
 
     from adamergex.files.lineage import Lineage
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 Adapted: TypeAlias = PeftModel
 _PREFIX = "base_model.model."
 Draw = Callable[[str, torch.Tensor, torch.Generator], torch.Tensor]
@@ -164,11 +161,7 @@ def start_sha256(wrapped: PeftModel) -> str:
 
     Taken before training it is the same for every adapter of one base, structure and choice of modules.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(_adapter_tensors(wrapped).items()):
-        digest.update(name.encode() + b"\0" + str(tuple(tensor.shape)).encode() + b"\0")
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return saving.tensors_sha256(_adapter_tensors(wrapped))
 
 
 def detach(wrapped: PeftModel) -> PreTrainedModel:
@@ -198,18 +191,14 @@ def parameters(wrapped: PeftModel) -> dict[str, nn.Parameter]:
 def save(wrapped: PeftModel, directory: Path, lineage: Lineage) -> None:
     """Write adapter_config.json, adapter_model.safetensors, lineage.json and the card: equal adapters, equal bytes."""
     write_tensors(wrapped, directory)
-    config = _config_json(wrapped, str(lineage.base["name"]))
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    lineage.write(directory)
-    card = model_card(lineage, task_type=config["task_type"])
-    (directory / "README.md").write_text(card, encoding="utf-8")
+    config = peft_settings.written(wrapped.peft_config["default"], _alone(wrapped), str(lineage.base["name"]))
+    (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    card.write_beside(directory, lineage, task_type=config["task_type"])
 
 
 def write_tensors(wrapped: PeftModel, directory: Path) -> None:
     """Write adapter_model.safetensors alone."""
-    directory.mkdir(parents=True, exist_ok=True)
-    contents = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors(wrapped).items())}
-    save_tensors(contents, directory / WEIGHTS_FILE)
+    saving.write_adapter(directory, tensors(wrapped))
 
 
 def load(model: PreTrainedModel, directory: Path, trainable: bool = False, *, fresh: tuple[str, ...] = ()) -> PeftModel:
@@ -316,24 +305,6 @@ def _some(names: list[str]) -> str:
     return "none" if not names else names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def head_modules(model: PreTrainedModel, fresh: tuple[str, ...]) -> list[str]:
-    """What stands outside the backbone and has weights (classifier, score, …), and new modules inside it."""
-    outside = {
-        name
-        for name, module in model.named_children()
-        if name != model.base_model_prefix and any(True for _ in module.parameters())
-    }
-    if not outside:
-        raise ModelError(
-            "the model has no head to train",
-            where=type(model).__name__,
-            found=[name for name, _ in model.named_children()],
-            expected="a model with a head, such as a sequence-classification model",
-            fix="load it with the kind of head that the task needs",
-        )
-    return sorted(outside | set(fresh))
-
-
 def _alone(wrapped: PeftModel) -> PreTrainedModel:
     return cast("PreTrainedModel", wrapped.get_base_model())
 
@@ -342,16 +313,6 @@ def _head_wrappers(wrapped: PeftModel) -> Iterator[tuple[str, ModulesToSaveWrapp
     for name, module in _alone(wrapped).named_modules():
         if isinstance(module, ModulesToSaveWrapper):
             yield name, module
-
-
-def redraw(head: nn.Module, model: PreTrainedModel) -> None:
-    """Draw a new head from the global generator, as wide as the model draws its own weights."""
-    deviation = getattr(model.config, "initializer_range", 0.02)
-    for module in head.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=deviation)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 def _adapter_tensors(wrapped: PeftModel) -> dict[str, torch.Tensor]:
@@ -364,9 +325,7 @@ def _adapter_tensors(wrapped: PeftModel) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def _same_start(wrapped: PeftModel, identity: str, draw: Draw) -> None:
     for name, parameter in _adapter_tensors(wrapped).items():
-        key = hashlib.sha256(f"{identity}\n{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-        parameter.copy_(draw(name, parameter, generator).to(parameter.dtype))
+        parameter.copy_(draw(name, parameter, saving.seeded(f"{identity}\n{name}")).to(parameter.dtype))
 
 
 def _drawn(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -377,22 +336,3 @@ def _drawn(name: str, parameter: torch.Tensor, generator: torch.Generator) -> to
     if "prompt_encoder." in name:
         return values.normal_(generator=generator)
     return values.fill_(0 if ".lora_B." in name else 1)
-
-
-def _head_type(model: PreTrainedModel) -> str | None:
-    """PEFT's name of a head's kind; it has none for multiple choice."""
-    ends = {"TokenClassification": "TOKEN_CLS", "QuestionAnswering": "QUESTION_ANS", "MultipleChoice": None}
-    name = type(model).__name__
-    return next((kind for end, kind in ends.items() if name.endswith(end)), "SEQ_CLS")
-
-
-def _config_json(wrapped: PeftModel, base: str) -> dict[str, Any]:
-    config: Any = wrapped.peft_config["default"]
-    values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    alone = _alone(wrapped)
-    task = _head_type(alone) if config.modules_to_save else "CAUSAL_LM" if alone.can_generate() else None
-    if getattr(alone.config, "is_encoder_decoder", False) and task:
-        task = "SEQ_2_SEQ_LM"
-    if task is None and virtual_tokens(wrapped):
-        task = "FEATURE_EXTRACTION"  # without a task PEFT would load a prefix and never use it
-    return values | {"base_model_name_or_path": base, "task_type": task, "inference_mode": True}

@@ -19,6 +19,7 @@ from adamergex.structures.targets import Names, Ranks, Targets
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 # How a start is drawn or computed, which a saved adapter does not need; some name libraries or data.
 _STARTS = ("loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config", "megatron_core")
@@ -92,3 +93,21 @@ def _require_size(settings: Mapping[str, Any], contents: Mapping[str, torch.Tens
             expected=(shape.num_virtual_tokens, shape.columns),
             fix="config and tensors belong to different adapters: save the adapter again",
         )
+
+
+def written(config: Any, model: PreTrainedModel, base: str) -> dict[str, Any]:
+    """``adapter_config.json`` for a config of PEFT, of an adapter on a model."""
+    values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    task = _head_type(model) if config.modules_to_save else "CAUSAL_LM" if model.can_generate() else None
+    if getattr(model.config, "is_encoder_decoder", False) and task:
+        task = "SEQ_2_SEQ_LM"
+    if task is None and config.is_prompt_learning:
+        task = "FEATURE_EXTRACTION"  # without a task PEFT would load a prefix and never use it
+    return values | {"base_model_name_or_path": base, "task_type": task, "inference_mode": True}
+
+
+def _head_type(model: PreTrainedModel) -> str | None:
+    """PEFT's name of a head's kind; it has none for multiple choice."""
+    ends = {"TokenClassification": "TOKEN_CLS", "QuestionAnswering": "QUESTION_ANS", "MultipleChoice": None}
+    name = type(model).__name__
+    return next((kind for end, kind in ends.items() if name.endswith(end)), "SEQ_CLS")

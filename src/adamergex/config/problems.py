@@ -9,16 +9,10 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from adamergex.config.methods import (
-    REFERENCES,
-    TextReference,
-)
+from adamergex.config.references import REFERENCES, TextReference
 from adamergex.config.task import known_fields
 from adamergex.errors import ConfigError
-from adamergex.files.strict import (
-    hint,
-    shown,
-)
+from adamergex.files.strict import hint, shown
 from adamergex.structures.settings import Structure, every_setting
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from adamergex.config.changes import Change, check_removal, parse_change
-from adamergex.config.methods import TextReference
 from adamergex.config.problems import place_of, refused, typed
+from adamergex.config.references import TextReference
 from adamergex.config.transfer import TransferConfig, read_yaml, validated
 from adamergex.files.strict import Count, Name, PathText, Settings, hint, shown
 from adamergex.structures.settings import Lora

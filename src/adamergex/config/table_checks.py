@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adamergex.config.methods import AdapterReference, TaskReference
+from adamergex.config.references import AdapterReference, TaskReference
 from adamergex.config.task import BuiltIn, Own, kind_of
 from adamergex.jobs.settings import Optimisation, unprobed
 from adamergex.structures import kind_named

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
-from adamergex.config.methods import LANGUAGE, OBJECTIVE, LanguageOptimisation
+from adamergex.config.methods import LANGUAGE, LanguageOptimisation
 from adamergex.config.problems import refused, typed
+from adamergex.config.references import OBJECTIVE
 from adamergex.config.task import (
     BUILT_IN,
     BuiltIn,

@@ -10,16 +10,14 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from adamergex.base_names import with_languages
 from adamergex.config.methods import (
-    AdapterReference,
     FullConfig,
     LfSftConfig,
     MadXConfig,
     MergeConfig,
     PapersConfig,
-    ReferenceConfig,
-    TaskReference,
 )
 from adamergex.config.problems import refused, typed
+from adamergex.config.references import AdapterReference, ReferenceConfig, TaskReference
 from adamergex.config.table_checks import head_start_problems, weight_problems
 from adamergex.config.task import BuiltIn, Own, TaskConfig, measurable
 from adamergex.errors import ConfigError, NothingMergedError

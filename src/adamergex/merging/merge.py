@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -181,13 +181,20 @@ def _write(path: Path, prepared: Prepared, weight: float, layers: tuple[float, .
                 return WholeMerge(rule.function, weights, own.layout, chosen, task, tuple(readers)).write(path), config
             merge_of = ElementwiseMerge(rule, weights, own.layout, chosen, task, tuple(readers), saved)
             return merge_of.write(path), config
-        if saved:
-            factors: FactorSource = SavedFactors(*pairs[0])
-        else:
-            factors = ReferenceFactors(pairs[0], pairs[1] if rule.needs_source else None)
-        merger = DeltaMerge(not rule.needs_source, weight, spec.rank, own.layout, chosen, task, factors)
+        merger = delta_merge(prepared, weight, task, pairs)
         items = merger.write(path)
         return items, reranked(own.layout, merger.shapes)
+
+
+def delta_merge(
+    prepared: Prepared, weight: float, task: TensorReader, others: Sequence[tuple[TensorReader, Layout]]
+) -> DeltaMerge:
+    """The merge in space delta, of the readers of the task and of the others."""
+    (own, first, *_), spec, rule, _, chosen = prepared
+    source = others[1] if rule.needs_source and len(others) > 1 else None
+    saved = first.role == "divergence"
+    factors: FactorSource = SavedFactors(*others[0]) if saved else ReferenceFactors(others[0], source)
+    return DeltaMerge(not rule.needs_source, weight, spec.rank, own.layout, chosen, task, factors)
 
 
 def reranked(layout: Layout, shapes: Mapping[str, tuple[int, float]]) -> Mapping[str, Any]:

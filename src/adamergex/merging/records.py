@@ -14,7 +14,7 @@ from adamergex.files.lineage import Lineage
 from adamergex.merging import report
 from adamergex.merging.checks import Adapter
 from adamergex.merging.report import MergeReport
-from adamergex.structures.card import model_card
+from adamergex.structures import card
 
 
 def parents(adapters: list[Adapter], hashes: list[str]) -> dict[str, dict[str, Any]]:
@@ -85,6 +85,4 @@ def write_beside(stage: Path, summary: MergeReport, config: Mapping[str, Any], l
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     (stage / CONFIG).write_text(text, encoding="utf-8")
     (stage / report.FILE_NAME).write_text(summary.to_json(), encoding="utf-8")
-    card = model_card(lineage, summary.lines(), task_type=config.get("task_type"))
-    (stage / "README.md").write_text(card, encoding="utf-8")
-    lineage.write(stage)
+    card.write_beside(stage, lineage, summary.lines(), task_type=config.get("task_type"))

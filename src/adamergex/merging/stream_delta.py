@@ -156,6 +156,10 @@ class DeltaMerge:
         shape = (rank, columns) if info is self.layout.sites[module].tensors["lora_A"] else (rows, rank)
         return TensorInfo(info.name, info.dtype, shape)
 
+    def factors(self, module: str) -> Factors:
+        """The result of a chosen module."""
+        return self._merged(module)[0]
+
     def _merged(self, module: str) -> tuple[Factors, ModuleChange]:
         if self._last is None or self._last[0] != module:  # B follows A: both come from one computation
             self._last = (module, *self._compute(module))

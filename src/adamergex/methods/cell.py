@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
-from adamergex.config.methods import AdapterReference, TaskReference
+from adamergex.config.references import AdapterReference, TaskReference
 from adamergex.config.transfer import TransferConfig
 from adamergex.errors import ConfigError
 from adamergex.graph.steps import Step

@@ -17,13 +17,13 @@ from typing import NamedTuple
 from adamergex.base_names import folder, with_languages
 from adamergex.errors import ConfigError, IncompatibleAdaptersError, ModelError
 from adamergex.files import lineage
-from adamergex.files.directory import CHUNK, CONFIG, TENSORS, AdapterDirectory, SafetensorsWriter, TensorReader
+from adamergex.files.directory import CARD, CHUNK, CONFIG, TENSORS, AdapterDirectory, SafetensorsWriter, TensorReader
 from adamergex.files.hashing import file_sha256
 from adamergex.files.outputs import staged_directory
 from adamergex.structures.layout import Layout, layout
 from adamergex.structures.settings import Lora, Structure
 
-KEPT = (CONFIG, lineage.FILE_NAME, "README.md")
+KEPT = (CONFIG, lineage.FILE_NAME, CARD)
 _FILES = (TENSORS, CONFIG, lineage.FILE_NAME)
 _HALF = ("F16", "BF16")
 

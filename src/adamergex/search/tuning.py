@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,11 +23,10 @@ from adamergex.evaluation import load_for, predict, score
 from adamergex.files.directory import TensorReader
 from adamergex.files.outputs import staged_directory
 from adamergex.files.records import ANSWERS, TUNING, Point
-from adamergex.merging import delta, merged_tensors
+from adamergex.merging import merged_tensors
 from adamergex.merging.checks import Adapter
-from adamergex.merging.merge import reranked
+from adamergex.merging.merge import delta_merge, reranked
 from adamergex.merging.prepare import MergeSpec, Prepared, prepare
-from adamergex.merging.stream_delta import load as load_factors
 from adamergex.search.weight_choice import answers_of, best
 from adamergex.tasks.rows import read
 
@@ -179,38 +178,20 @@ def _factor_candidates(prepared: Prepared, weights: list[float]) -> Iterator[Can
 
 def _delta_candidates(prepared: Prepared, weights: list[float]) -> Iterator[Candidate]:
     """A(λ) as concatenated (with ``rank``: truncated) factors of every chosen module."""
-    own, averaging, most = prepared.own, not prepared.rule.needs_source, prepared.spec.rank
-    tensors = resident.read_tensors(own.layout.directory.path)
-    factors = {
-        module: [_factors(adapter, module) for adapter in prepared.adapters] for module in sorted(prepared.chosen)
-    }
-    differences = {
-        module: delta.difference(target, None if averaging else rest[0])
-        for module, (_, target, *rest) in factors.items()
-    }
-    for weight in weights:
-        merged: Tensors = dict(tensors)
-        shapes = {module: (site.rank, site.scaling) for module, site in own.layout.sites.items()}
-        for module, (task, *_) in factors.items():
-            site = own.layout.sites[module]
-            result = _combined(task, differences[module], weight, averaging)
-            limit = min(site.tensors["lora_A"].shape[1], site.tensors["lora_B"].shape[0])
-            if most is not None and min(most, limit) < result.rank:
-                result, _ = delta.truncate(result, min(most, limit))
-            shapes[module] = (result.rank, result.scaling)
-            for role, values in (("lora_A", result.A), ("lora_B", result.B)):
-                name = site.tensors[role].name
-                contents = torch.from_numpy(np.ascontiguousarray(values))
-                merged[name] = contents.float().to(tensors[name].dtype)
-        yield Candidate(weight, reranked(own.layout, shapes), merged)
-
-
-def _combined(task: delta.Factors, difference: delta.Factors, weight: float, averaging: bool) -> delta.Factors:
-    if weight == 0.0 or (not averaging and delta.vanishes(difference)):
-        return task
-    return delta.combine(task, difference, 1.0 - weight if averaging else 1.0, weight)
-
-
-def _factors(adapter: Adapter, module: str) -> delta.Factors:
-    with TensorReader(adapter.layout.directory) as reader:
-        return load_factors(reader, adapter.layout.sites[module])
+    layout = prepared.own.layout
+    tensors = resident.read_tensors(layout.directory.path)
+    with ExitStack() as stack:
+        (task, _), *others = (
+            (stack.enter_context(TensorReader(adapter.layout.directory)), adapter.layout)
+            for adapter in prepared.adapters
+        )
+        for weight in weights:
+            merged: Tensors = dict(tensors)
+            merger = delta_merge(prepared, weight, task, others)
+            for module in sorted(prepared.chosen):
+                factors, site = merger.factors(module), layout.sites[module]
+                for role, values in (("lora_A", factors.A), ("lora_B", factors.B)):
+                    name = site.tensors[role].name
+                    contents = torch.from_numpy(np.ascontiguousarray(values))
+                    merged[name] = contents.float().to(tensors[name].dtype)
+            yield Candidate(weight, reranked(layout, merger.shapes), merged)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from adamergex.base_names import PACKAGED, SHIPPED
 from adamergex.errors import printable
+from adamergex.files.directory import CARD
 from adamergex.files.lineage import Lineage
 from adamergex.structures import find
 from adamergex.structures.kind import StructureKind
@@ -44,6 +46,15 @@ def model_card(lineage: Lineage, report: Iterable[str] = (), *, task_type: str |
         shown = (_inline(line) for line in report_lines)
         sections.append("## Report\n\n```text\n" + "\n".join(shown) + "\n```")
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def write_beside(
+    directory: Path, lineage: Lineage, report: Iterable[str] = (), *, task_type: str | None = None
+) -> None:
+    """The lineage and the card into a directory that is there."""
+    lineage.write(directory)
+    card = model_card(lineage, report, task_type=task_type)
+    (directory / CARD).write_text(card, encoding="utf-8")
 
 
 def _title(lineage: Lineage, kind: str, found: StructureKind | None) -> str:

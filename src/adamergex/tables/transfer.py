@@ -15,6 +15,7 @@ from adamergex.config.train import MaskedLmHeadTraining, Training, load_training
 from adamergex.config.transfer import TransferConfig, load, method_name, parse
 from adamergex.errors import AdamergexError, AdapterFileError, ModelError
 from adamergex.files import lineage
+from adamergex.files.directory import DIFFERENCE, TENSORS
 from adamergex.files.inputs import read_json_object
 from adamergex.files.lineage import Lineage, package_versions
 from adamergex.files.outputs import filled_directory, replaced_directory, write_files
@@ -31,7 +32,7 @@ from adamergex.tables.weight_ways import ORACLE_LABEL, compared_ways
 from adamergex.training.processes import launched
 
 # What an adapter is stored in, and what a fine-tuning of the weights is.
-WEIGHTS = ("adapter_model.safetensors", "sparse_difference.safetensors")
+WEIGHTS = (TENSORS, DIFFERENCE)
 
 
 def transfer(config: TransferConfig, say: Callable[[str], None] = print, command: str | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from adamergex.adapters import resident
-from adamergex.adapters.peft_backed import head_modules
+from adamergex.adapters.heads import head_modules
 from adamergex.backbones.chat import in_chat
 from adamergex.backbones.loading import HEADS, head_input, outline
 from adamergex.graph.steps import Step

@@ -5,7 +5,6 @@ The two laws of ``peft_backed`` hold here too: the same start for every adapter 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,11 +17,10 @@ from adamergex.adapters.bottleneck.stack import AdapterStack
 from adamergex.adapters.bottleneck.stack import attach as attach_stack
 from adamergex.adapters.formats import adapterhub, dialects
 from adamergex.adapters.guards import require_effect
-from adamergex.adapters.heads import head_of, head_parameters, load_head
-from adamergex.adapters.peft_backed import head_modules, redraw
-from adamergex.adapters.saving import save_tensors
+from adamergex.adapters.heads import draw, head_modules, head_of, head_parameters, load_head
+from adamergex.adapters.saving import tensors_sha256, write_adapter
 from adamergex.errors import AdapterFileError, ConfigError
-from adamergex.structures.card import model_card
+from adamergex.structures.card import write_beside
 from adamergex.structures.settings import Bottleneck
 
 if TYPE_CHECKING:
@@ -71,11 +69,7 @@ class Stacked:
 
     def start_sha256(self) -> str:
         """SHA-256 over names and bytes of the adapter's tensors as they stand, the head left out."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.adapter.named_parameters()):
-            digest.update(name.encode() + b"\0" + str(tuple(tensor.shape)).encode() + b"\0")
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return tensors_sha256(self.parameters())
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The adapter's parameters by their names in its file."""
@@ -103,9 +97,7 @@ class Stacked:
 
     def write_tensors(self, directory: Path) -> None:
         """Write the tensors alone, the head's too, as one file."""
-        directory.mkdir(parents=True, exist_ok=True)
-        contents = {name: tensor.cpu().contiguous().clone() for name, tensor in sorted(self.tensors().items())}
-        save_tensors(contents, directory / adapterhub.TENSORS)
+        write_adapter(directory, self.tensors())
 
     def save(self, directory: Path, lineage: Lineage) -> None:
         """Write AdapterHub's layout with safetensors, the head beside it, lineage.json and the card: equal adapters,
@@ -117,11 +109,10 @@ class Stacked:
         tensors = {key: tensor.detach().cpu() for key, tensor in self.adapter.named_parameters()}
         adapterhub.write_files(
             directory,
-            adapterhub.AdapterFiles(name, self.adapter.config, tensors, self._head(name, base), about, lineage),
+            adapterhub.AdapterFiles(name, self.adapter.config, tensors, self._head(name, base), about),
         )
         generates = "CAUSAL_LM" if self.model.can_generate() else None
-        card = model_card(lineage, task_type="SEQ_CLS" if self.heads else generates)
-        (directory / "README.md").write_text(card, encoding="utf-8")
+        write_beside(directory, lineage, task_type="SEQ_CLS" if self.heads else generates)
 
     def detach(self) -> PreTrainedModel:
         """The model as it was, its own head included, in evaluation mode."""
@@ -186,11 +177,7 @@ def attach(
     # Learned in float32 whatever the base's dtype, as PEFT does.
     adapter.float().initialise(f"{base_sha256}\n{structure.kind} {structure.layout} {structure.reduction:g}")
     stacked.stack.train_only(_TOP, also=stacked.heads)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for name in stacked.heads:
-            if name in fresh:
-                redraw(model.get_submodule(name), model)
+    draw(model, [name for name in stacked.heads if name in fresh], seed)
     try:
         require_effect(model, adapter.parameters(), "bottleneck adapter")
     except BaseException:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from adamergex.adapters.bottleneck.invertible import Nice
+from adamergex.adapters.saving import seeded
 from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError
 
 if TYPE_CHECKING:
@@ -169,8 +169,7 @@ class BottleneckAdapter(nn.Module):
             if name.endswith("bias"):
                 parameter.zero_()
                 continue
-            seed = int.from_bytes(hashlib.sha256(f"{key}\n{name}".encode()).digest()[:8], "little") >> 1
-            values = torch.empty(parameter.shape).normal_(0, 0.02, generator=torch.Generator().manual_seed(seed))
+            values = torch.empty(parameter.shape).normal_(0, 0.02, generator=seeded(f"{key}\n{name}"))
             parameter.copy_(values.to(parameter.dtype))
 
     def _place(self, places: Places) -> None:

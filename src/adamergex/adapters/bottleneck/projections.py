@@ -19,9 +19,8 @@ from transformers import PreTrainedModel
 from adamergex.adapters.labels import require_labels
 from adamergex.adapters.saving import save_tensors
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
-from adamergex.files import inputs
 from adamergex.files import lineage as lineages
-from adamergex.files.directory import CONFIG, TENSORS, AdapterDirectory
+from adamergex.files.directory import CONFIG, TENSORS, AdapterDirectory, read_config
 from adamergex.files.outputs import staged_directory
 from adamergex.files.tensor_files import read_directory
 from adamergex.files.tensor_names import PREFIX
@@ -110,10 +109,8 @@ def is_peft(directory: str | Path) -> bool:
     """Whether ``adapter_config.json`` declares an adapter of PEFT; of a directory without one, false.
 
     Raises: AdapterFileError for a config that cannot be read."""
-    if not os.path.lexists(Path(directory) / CONFIG):
-        return False
-    found = inputs.read_json_object(Path(directory) / CONFIG, what="the adapter's config", error=AdapterFileError)
-    return found.get("peft_type") is not None
+    path = Path(directory)
+    return os.path.lexists(path / CONFIG) and read_config(path).get("peft_type") is not None
 
 
 def read_peft(directory: str | Path, model: PreTrainedModel) -> PeftAdapter:
