@@ -72,7 +72,7 @@ def combine(
     Raises: ConfigError, AdapterFileError, IncompatibleAdaptersError.
     """
     chosen = _settings(method, density, weights, seed, rank)
-    adapters = opened(task=task, target_reference=target_reference)
+    adapters = list(opened(task=task, target_reference=target_reference))
     own, other = adapters
     structure, factors = own.layout.structure, method.endswith(FACTORS)
     if not (structure.low_rank if factors else structure.task_vectors):

@@ -3,6 +3,7 @@ written. ``merge``, ``divergence``, ``similarity`` and the searches of λ begin 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -68,14 +69,12 @@ class Prepared(NamedTuple):
         return self.adapters[0]
 
 
-def opened(**roles: StrPath | None) -> list[Adapter]:
+def opened(**roles: StrPath | None) -> Iterator[Adapter]:
     """The adapters of the roles that are given, in their order. Raises: AdapterFileError, IncompatibleAdaptersError."""
-    found = []
     for role, path in roles.items():
         if path is not None:
             directory = AdapterDirectory.open(path)
-            found.append(Adapter(role.replace("_", " "), layout(directory), lineage.read(directory.path)))
-    return found
+            yield Adapter(role.replace("_", " "), layout(directory), lineage.read(directory.path))
 
 
 def prepare(
@@ -92,10 +91,10 @@ def prepare(
     Raises: ConfigError, AdapterFileError, IncompatibleAdaptersError, NothingMergedError: as ``merging.merge``.
     """
     require_arguments(weight, spec.space, spec.rank, spec.rule, (target_reference, source_reference, divergence))
-    adapters = opened(
+    others = opened(
         task=task, target_reference=target_reference, source_reference=source_reference, divergence=divergence
     )
-    own, references = adapters[0], adapters if task is None else adapters[1:]
+    own = next(others)
     kind, rule = own.layout.kind, rule_for(spec.rule, own.layout.kind)
     if task is None:
         _require_has_divergence(rule)
@@ -103,6 +102,8 @@ def prepare(
     require_one_weight(own, spec.space, weight)
     span, form = prefix_choices(kind, rule, spec.span, spec.form)
     rule = prefix.LITERAL if form == "literal" else rule
+    adapters = [own, *others]
+    references = adapters if task is None else adapters[1:]
     if divergence is not None:
         require_divergence(references[0], rule, spec.space, span)
     else:
