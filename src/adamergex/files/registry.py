@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from adamergex.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from importlib.metadata import EntryPoint
 
 
@@ -42,11 +42,12 @@ class Registry(Generic[Item]):
         return item
 
     def __contains__(self, name: object) -> bool:
-        return name in self.built_in or name in self.names()
+        return any(name == known for known in self)
 
-    def names(self) -> tuple[str, ...]:
-        """All names, those that are built in first."""
-        return (*self.built_in, *sorted({*self._registered, *self._offered} - {*self.built_in}))
+    def __iter__(self) -> Iterator[str]:
+        """All names, those that are built in first; packages are asked last."""
+        yield from self.built_in
+        yield from sorted({*self._registered, *self._offered} - {*self.built_in})
 
     def find(self, name: str) -> Item | None:
         """A registered or offered item; ``None`` where there is none. Raises: ConfigError: its package is broken."""

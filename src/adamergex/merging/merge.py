@@ -26,6 +26,8 @@ from adamergex.merging.stream_whole import WholeMerge
 from adamergex.structures.layout import Layout
 from adamergex.structures.targets import Ranks
 
+Written = tuple[list[ModuleChange], Mapping[str, Any]]
+
 
 def merge(
     *,
@@ -72,7 +74,7 @@ def merge(
     """
     path = require_free(output)
     spec = MergeSpec(rule, space, modules, rank, span, form, allow_different_start)
-    found = prepare(
+    prepared = prepare(
         spec,
         task=task,
         target_reference=target_reference,
@@ -80,28 +82,14 @@ def merge(
         divergence=divergence,
         weight=weight,
     )
-    own, *others = found.adapters
-    layers = by_layer(weight, own.layout.sites)
+    own = prepared.own.layout
+    layers = by_layer(weight, own.sites)
     mean = sum(layers) / len(layers) if layers else float(weight)  # type: ignore[arg-type]
-    with _hashes(found.adapters) as hashes, staged_directory(path) as stage:
-        items, config = _write(stage / TENSORS, found, mean, layers)
-        summary = MergeReport(
-            own.layout.kind,
-            found.rule.name,
-            space,
-            found.selection,
-            mean,
-            rank,
-            tuple(items),
-            tuple(own.layout.heads),
-            tuple(name for adapter in others for name in adapter.layout.heads),
-            found.spec.span,
-            found.spec.form,
-            layers,
-        )
-        _finish(stage, found, summary, config, hashes(), own.layout.sites)
-        if own.layout.structure.head_apart:
-            copy_head(own.layout.directory.path, stage)
+    with _hashes(prepared.adapters) as hashes, staged_directory(path) as stage:
+        written = _write(stage / TENSORS, prepared, mean, layers)
+        summary = _finish(stage, prepared, written, hashes(), own.sites, mean, layers)
+        if own.structure.head_apart:
+            copy_head(own.directory.path, stage)
     return _warned(summary)
 
 
@@ -127,41 +115,44 @@ def divergence(
     """
     path = require_free(output)
     spec = MergeSpec(rule, space, modules, span=span, allow_different_start=allow_different_start)
-    found = prepare(spec, target_reference=target_reference, source_reference=source_reference)
-    with _hashes(found.adapters) as hashes, staged_directory(path) as stage:
-        items, config = _write_divergence(stage / TENSORS, found)
-        summary = MergeReport(
-            found.own.layout.kind,
-            found.rule.name,
-            space,
-            found.selection,
-            None,
-            None,
-            tuple(items),
-            ignored_heads=tuple(name for adapter in found.adapters for name in adapter.layout.heads),
-            span=found.spec.span,
-        )
-        _finish(stage, found, summary, config, hashes(), () if found.spec.span else found.chosen)
+    prepared = prepare(spec, target_reference=target_reference, source_reference=source_reference)
+    with _hashes(prepared.adapters) as hashes, staged_directory(path) as stage:
+        written = _write_divergence(stage / TENSORS, prepared)
+        summary = _finish(stage, prepared, written, hashes(), () if prepared.spec.span else prepared.chosen)
     return _warned(summary)
 
 
 def _finish(
     stage: Path,
-    found: Prepared,
-    summary: MergeReport,
-    config: Mapping[str, Any],
+    prepared: Prepared,
+    written: Written,
     hashes: list[str],
     expected: Collection[str],
-) -> None:
-    """What stands beside the tensors; then the directory is read back."""
-    origins = parents(found.adapters, hashes)
+    weight: float | None = None,
+    layers: tuple[float, ...] | None = None,
+) -> MergeReport:
+    """Write what stands beside the tensors, and read the directory back. Without a weight it is a divergence."""
+    (items, config), adapters, own, spec = written, prepared.adapters, prepared.own, prepared.spec
+    references = adapters if weight is None else adapters[1:]
+    summary = MergeReport(
+        own.layout.kind,
+        prepared.rule.name,
+        spec.space,
+        prepared.selection,
+        weight,
+        spec.rank,
+        tuple(items),
+        () if weight is None else tuple(own.layout.heads),
+        tuple(name for adapter in references for name in adapter.layout.heads),
+        spec.span,
+        spec.form,
+        layers,
+    )
+    origins = parents(adapters, hashes)
     require_change(summary, origins)
-    references = found.adapters[1:] if "task" in origins else found.adapters
-    write_beside(stage, summary, config, merged_lineage(found.own, references, origins, summary, config))
+    write_beside(stage, summary, config, merged_lineage(own, references, origins, summary, config))
     require_loadable(stage, summary, expected)
-
-
-Written = tuple[list[ModuleChange], Mapping[str, Any]]
+    return summary
 
 
 def _write(path: Path, prepared: Prepared, weight: float, layers: tuple[float, ...] | None) -> Written:

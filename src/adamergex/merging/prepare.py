@@ -108,7 +108,7 @@ def prepare(
         require_divergence(references[0], rule, spec.space, span)
     else:
         target, *source = references
-        require_references(target, source[0] if source else None, own if task else None)
+        require_references(target, source[0] if source else None, own if task is not None else None)
     require_fitting(adapters, spec.space)
     if task is None:
         require_no_trained_base(own)
@@ -121,7 +121,9 @@ def prepare(
     if task is not None and own.layout.structure.head_apart:
         require_head(own.layout.directory.path)
     require_read(own.layout)
-    return Prepared(adapters, replace(spec, span=span, form=form), rule, selection, chosen)
+    return Prepared(
+        adapters, replace(spec, span=span, form=form if task is not None else None), rule, selection, chosen
+    )
 
 
 def _require_has_divergence(rule: Rule) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 from adamergex.files.registry import STRUCTURES
 from adamergex.structures.kind import StructureKind
 
-names = STRUCTURES.names
 register = STRUCTURES.register
 """Add a ``StructureKind`` for this process; an installed package offers it as an entry point of its own name in the
 group ``adamergex.structures``, so that the command line knows it too. Raises: ConfigError: its name is taken."""
@@ -32,15 +31,12 @@ def kind_named(name: str) -> StructureKind:
 
 def every() -> Iterator[StructureKind]:
     """All structures, those that are built in first."""
-    return map(kind_named, STRUCTURES.names())
+    return map(kind_named, STRUCTURES)
 
 
 def held(config: Mapping[str, Any]) -> StructureKind | None:
     """The structure that an ``adapter_config.json`` is of."""
-    built_in = (kind_named(name) for name in STRUCTURES.built_in)
-    return next((kind for kind in built_in if kind.holds(config)), None) or next(
-        (kind for kind in every() if kind.holds(config)), None
-    )
+    return next((kind for kind in every() if kind.holds(config)), None)
 
 
 def structure_kind(config: Mapping[str, Any]) -> str:

@@ -135,7 +135,7 @@ def settings_class(name: object) -> type[Structure]:
     kind = find(name) if isinstance(name, str) else None
     if kind is not None:
         return kind.settings_class
-    *most, last = map(repr, STRUCTURES.names())
+    *most, last = map(repr, STRUCTURES)
     wrong: Any = {"type": "literal_error", "loc": ("kind",), "input": name}
     raise ValidationError.from_exception_data(
         "Structure", [wrong | {"ctx": {"expected": f"{', '.join(most)} or {last}"}}]

@@ -58,7 +58,7 @@ def rule_for(name: str, kind: str) -> Rule:
             "There is no such rule.",
             where="rule",
             found=own,
-            expected=", ".join(["adaptive", *(name for name in _MORE.names() if name not in _OF_PREFIXES)]),
+            expected=", ".join(["adaptive", *(name for name in _MORE if name not in _OF_PREFIXES)]),
             fix="use adaptive: the rule of the paper for the structure",
         )
     return found
