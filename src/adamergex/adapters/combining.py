@@ -15,6 +15,7 @@ from adamergex.adapters import peft_backed
 from adamergex.adapters.saving import save_tensors
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
 from adamergex.files import lineage as lineages
+from adamergex.files import tensor_files
 from adamergex.files.directory import TENSORS, TensorReader
 from adamergex.files.hashing import file_sha256
 from adamergex.files.lineage import Lineage
@@ -156,7 +157,7 @@ def _write_vectors(stage: Path, adapters: Sequence[Adapter], chosen: Settings) -
 def _write_factors(stage: Path, adapters: Sequence[Adapter], chosen: Settings) -> Written:
     """The tensors of PEFT's combination of factors. PEFT folds its scaling into them; here it stays in the config."""
     own = adapters[0]
-    stored = [peft_backed.read_tensors(adapter.layout.directory.path) for adapter in adapters]
+    stored = [tensor_files.read_directory(adapter.layout.directory.path) for adapter in adapters]
     roots = [math.sqrt(weight) for weight in chosen.weights]
     merged, changes = _combined(own, stored, chosen.method.removesuffix(FACTORS), roots, chosen.density, chosen.seed)
     contents = {name: tensor.contiguous() for name, tensor in sorted(merged.items())}

@@ -207,7 +207,7 @@ def load(model: PreTrainedModel, directory: Path, trainable: bool = False, *, fr
     ``fresh``: modules that the base lacks (``models.Loaded.fresh``), so that the adapter must bring them.
     Raises: AdapterFileError for unreadable files, a missing, unexpected or differently shaped tensor, or no head.
     """
-    config, contents = read_config(Path(directory)), read_tensors(directory)
+    config, contents = read_config(Path(directory)), tensor_files.read_directory(Path(directory))
     return place(model, config, contents, where=Path(directory), trainable=trainable, fresh=fresh)
 
 
@@ -250,7 +250,7 @@ def place(
     try:
         if fitting is not None:
             prefix.require_fitting(model, fitting, wrapped.peft_config["default"], where)
-        _fill(wrapped, contents, where)
+        replace(wrapped, contents, where=where)
         if isinstance(wrapped, _Prefixed):
             wrapped.require_right()
     except (AdapterFileError, ModelError):
@@ -259,23 +259,14 @@ def place(
     return wrapped.train(trainable)
 
 
-def replace(wrapped: PeftModel, contents: Mapping[str, torch.Tensor], *, where: object = "adapter") -> None:
-    """Overwrite the adapter's tensors in place. Raises: AdapterFileError unless names and shapes are the same."""
-    _fill(wrapped, contents, where)
-
-
-def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
-    """adapter_model.safetensors, on the CPU. Raises: AdapterFileError when it is missing, damaged or not finite."""
-    return tensor_files.read_directory(Path(directory))
-
-
 def combined(method: str, tensors: list[torch.Tensor], weights: list[float], density: float) -> torch.Tensor:
     """PEFT's ``ties`` or ``dare_linear`` of tensors of one shape; DARE draws from torch's global generator."""
     combine = {"ties": merge_utils.ties, "dare": merge_utils.dare_linear}[method]
     return combine(tensors, torch.tensor(weights, dtype=tensors[0].dtype), density)
 
 
-def _fill(wrapped: PeftModel, contents: Mapping[str, torch.Tensor], where: object) -> None:
+def replace(wrapped: PeftModel, contents: Mapping[str, torch.Tensor], *, where: object = "adapter") -> None:
+    """Overwrite the adapter's tensors in place. Raises: AdapterFileError unless names and shapes are the same."""
     expected = tensors(wrapped)
     missing, unexpected = sorted(expected.keys() - contents.keys()), sorted(contents.keys() - expected.keys())
     if missing or unexpected:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from adamergex.adapters import peft_backed, sparse, weights_backed
+from adamergex.adapters import sparse, weights_backed
 from adamergex.adapters.formats import adapterhub
 from adamergex.adapters.formats.adapterhub import read_head
 from adamergex.adapters.labels import require_labels
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
+from adamergex.files import tensor_files
 from adamergex.files.directory import read_config
 from adamergex.files.registry import named_in_code
 from adamergex.structures import held, kind_named
@@ -178,7 +179,7 @@ def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
     Raises: AdapterFileError when a file cannot be read.
     """
     head = read_head(directory)
-    return {**peft_backed.read_tensors(directory), **(head.tensors if head else {})}
+    return {**tensor_files.read_directory(directory), **(head.tensors if head else {})}
 
 
 def tensors_path(directory: Path) -> Path:
