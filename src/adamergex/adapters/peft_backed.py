@@ -267,33 +267,10 @@ def combined(method: str, tensors: list[torch.Tensor], weights: list[float], den
 
 def replace(wrapped: PeftModel, contents: Mapping[str, torch.Tensor], *, where: object = "adapter") -> None:
     """Overwrite the adapter's tensors in place. Raises: AdapterFileError unless names and shapes are the same."""
-    expected = tensors(wrapped)
-    missing, unexpected = sorted(expected.keys() - contents.keys()), sorted(contents.keys() - expected.keys())
-    if missing or unexpected:
-        raise AdapterFileError(
-            "the adapter's tensors are not those that its configuration and this model call for",
-            where=where,
-            found=f"missing: {_some(missing)}; unexpected: {_some(unexpected)}",
-            expected=f"{len(expected)} tensors",
-            fix="use the base, and the kind of head, that the adapter was trained with",
-        )
-    for name, tensor in expected.items():
-        own = contents[name]
-        floating = own.is_floating_point() and own.element_size() > 1  # as in a merge, no eight-bit numbers
-        if tensor.shape != own.shape or tensor.is_floating_point() != floating:
-            raise AdapterFileError(
-                "an adapter tensor has another shape or type than the model calls for",
-                where=f"{where}: {name}",
-                found=f"{tuple(own.shape)} {own.dtype}",
-                expected=f"{tuple(tensor.shape)} {tensor.dtype}",
-                fix="use the base that the adapter was trained with",
-            )
+    fix = "use the base, and the kind of head, that the adapter was trained with"
+    tensor_files.require_same(contents, tensors(wrapped), where, fix=fix)
     tensor_files.require_finite(contents, where)
     set_peft_model_state_dict(wrapped, dict(contents))
-
-
-def _some(names: list[str]) -> str:
-    return "none" if not names else names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _alone(wrapped: PeftModel) -> PreTrainedModel:

@@ -40,6 +40,7 @@ from adamergex.adapters.sparse import (
     write_file,
 )
 from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError
+from adamergex.files.tensor_files import require_same
 from adamergex.structures.card import write_beside
 from adamergex.structures.settings import Sparse
 
@@ -163,16 +164,10 @@ class InWeights:
 
     @torch.no_grad()
     def replace(self, contents: Tensors, *, where: object) -> None:
-        """Overwrite what trains, in place. Raises: IncompatibleAdaptersError unless just that is there."""
+        """Overwrite what trains, in place. Raises: AdapterFileError unless just that is there,
+        IncompatibleAdaptersError for another shape."""
         own = self.tensors()
-        if {name: tensor.shape for name, tensor in contents.items()} != {name: own[name].shape for name in own}:
-            raise IncompatibleAdaptersError(
-                "these are not the weights that train here",
-                where=where,
-                found=f"{len(contents)} tensors",
-                expected=f"{len(own)} tensors with the model's names and shapes",
-                fix="start without this checkpoint",
-            )
+        require_same(contents, own, where, fix="start without this checkpoint", unlike=IncompatibleAdaptersError)
         for name, tensor in own.items():
             tensor.copy_(contents[name])
 

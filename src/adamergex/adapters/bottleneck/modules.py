@@ -13,7 +13,8 @@ from transformers.activations import ACT2FN
 
 from adamergex.adapters.bottleneck.invertible import Nice
 from adamergex.adapters.saving import seeded
-from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError
+from adamergex.errors import ConfigError, IncompatibleAdaptersError
+from adamergex.files.tensor_files import require_same
 
 if TYPE_CHECKING:
     from adamergex.adapters.bottleneck.places import Layer, Places, Where
@@ -184,25 +185,8 @@ class BottleneckAdapter(nn.Module):
     def load(self, tensors: Mapping[str, torch.Tensor], where: object = "adapter") -> None:
         """Copy all tensors in. Raises: AdapterFileError for a missing, unexpected or differently shaped one."""
         own = dict(self.named_parameters())
-        missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-        if missing or unexpected:
-            raise AdapterFileError(
-                "the adapter's tensors are not those that its configuration and this model call for",
-                where=where,
-                found=f"{len(missing)} missing (first: {missing[:1]}), "
-                f"{len(unexpected)} unexpected (first: {unexpected[:1]})",
-                expected=f"{len(own)} tensors",
-                fix="use a base with as many layers as the one that the adapter was trained with",
-            )
-        for name, parameter in own.items():
-            if parameter.shape != tensors[name].shape:
-                raise IncompatibleAdaptersError(
-                    "an adapter tensor has another shape than the model and its configuration call for",
-                    where=f"{where}: {name}",
-                    found=tuple(tensors[name].shape),
-                    expected=tuple(parameter.shape),
-                    fix="use a base as wide as the one that the adapter was trained with",
-                )
+        fix = "use a base with as many layers, as wide, as the one that the adapter was trained with"
+        require_same(tensors, own, where, fix=fix, unlike=IncompatibleAdaptersError)
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(tensors[name])
