@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from adamergex.adapters.resident import NewAdapter
     from adamergex.files.lineage import Lineage
     from adamergex.structures.settings import Structure
 
@@ -55,20 +56,9 @@ class InPeft:
         return peft_backed.detach(self.model)
 
 
-def attach(
-    model: PreTrainedModel,
-    structure: Structure,
-    *,
-    below: Sequence[str | Path] = (),
-    task_head: bool,
-    base_sha256: str,
-    seed: int = 0,
-    fresh: tuple[str, ...] = (),
-) -> InPeft:
+def attach(model: PreTrainedModel, structure: Structure, below: Sequence[str | Path], new: NewAdapter) -> InPeft:
     """Put a new, trainable adapter on a model. Raises: ModelError."""
-    return InPeft(
-        peft_backed.attach(model, structure, task_head=task_head, base_sha256=base_sha256, seed=seed, fresh=fresh)
-    )
+    return InPeft(peft_backed.attach(model, structure, **new._asdict()))
 
 
 def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[str, ...] = ()) -> InPeft:

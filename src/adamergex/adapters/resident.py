@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -65,19 +65,21 @@ class Trained(Resident, Protocol):
         """What the head holds now is what it starts from, in every phase of the training."""
 
 
+class NewAdapter(NamedTuple):
+    """What a new adapter begins with. ``task_head``: what stands outside the backbone trains too, and the ``fresh``
+    modules inside it, which are drawn from ``seed``."""
+
+    task_head: bool
+    base_sha256: str
+    seed: int = 0
+    fresh: tuple[str, ...] = ()
+
+
 class Backend(Protocol):
     """What the ``module`` of a structure holds."""
 
     def attach(
-        self,
-        model: PreTrainedModel,
-        structure: Structure,
-        *,
-        below: Sequence[str | Path],
-        task_head: bool,
-        base_sha256: str,
-        seed: int,
-        fresh: tuple[str, ...],
+        self, model: PreTrainedModel, structure: Structure, below: Sequence[str | Path], new: NewAdapter
     ) -> Trained:
         """A new adapter that trains. ``below``: frozen ones under it; empty unless it ``stands_on_others``."""
 
@@ -121,10 +123,8 @@ def attach(
 
     Raises: ModelError, AdapterFileError, ConfigError, IncompatibleAdaptersError.
     """
-    found = backend(kind_named(structure.kind))
-    return found.attach(
-        model, structure, below=below, task_head=task_head, base_sha256=base_sha256, seed=seed, fresh=fresh
-    )
+    new = NewAdapter(task_head, base_sha256, seed, fresh)
+    return backend(kind_named(structure.kind)).attach(model, structure, below, new)
 
 
 def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[str, ...] = ()) -> Resident:

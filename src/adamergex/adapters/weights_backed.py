@@ -47,6 +47,7 @@ from adamergex.structures.settings import Sparse
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from adamergex.adapters.resident import NewAdapter
     from adamergex.files.lineage import Lineage
     from adamergex.structures.settings import Structure
 
@@ -272,25 +273,15 @@ class InWeights:
         return {name: item for name, item in contents.items() if name not in absent | self._new_head.keys()}
 
 
-def attach(
-    model: PreTrainedModel,
-    structure: Structure,
-    *,
-    below: Sequence[str | Path] = (),
-    task_head: bool,
-    base_sha256: str,
-    seed: int = 0,
-    fresh: tuple[str, ...] = (),
-) -> InWeights:
+def attach(model: PreTrainedModel, structure: Structure, below: Sequence[str | Path], new: NewAdapter) -> InWeights:
     """Let the weights of a model train, from the base plus the differences of ``below``, in float32.
 
-    With ``task_head`` the modules outside the backbone, and the ``fresh`` ones inside it, train too; the fresh ones are
-    drawn from ``seed``. Raises: ModelError, AdapterFileError, IncompatibleAdaptersError, ConfigError.
+    Raises: ModelError, AdapterFileError, IncompatibleAdaptersError, ConfigError.
     """
-    heads = head_modules(model, fresh) if task_head else []
-    tuned = InWeights(model, structure, fresh)
+    heads = head_modules(model, new.fresh) if new.task_head else []
+    tuned = InWeights(model, structure, new.fresh)
     try:
-        tuned.draw_head(heads, seed)
+        tuned.draw_head(heads, new.seed)
         for path in below:
             tuned.add(Path(path), lower=True)
         tuned.begin()

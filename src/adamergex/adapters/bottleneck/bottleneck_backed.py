@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from adamergex.adapters.formats.adapterhub import AdapterFiles, HeadFiles
+    from adamergex.adapters.resident import NewAdapter
     from adamergex.files.lineage import Lineage
     from adamergex.structures.settings import Structure
 
@@ -154,30 +155,20 @@ def config_of(structure: Bottleneck) -> BottleneckConfig:
     )
 
 
-def attach(
-    model: PreTrainedModel,
-    structure: Structure,
-    *,
-    below: Sequence[str | Path] = (),
-    task_head: bool,
-    base_sha256: str,
-    seed: int = 0,
-    fresh: tuple[str, ...] = (),
-) -> Stacked:
+def attach(model: PreTrainedModel, structure: Structure, below: Sequence[str | Path], new: NewAdapter) -> Stacked:
     """Put a new, trainable bottleneck adapter on a model, on the frozen ones of ``below``; all else is frozen.
 
     D, U and the invertible block ~ N(0, 0.02), biases 0, from generators seeded by SHA-256(base, layout, reduction,
-    tensor name): near identity, and the same for every adapter of one base and shape. With ``task_head`` the modules
-    outside the backbone, and the ``fresh`` ones inside it, train too; the fresh ones are drawn from ``seed``.
+    tensor name): near identity, and the same for every adapter of one base and shape.
     Raises: ModelError, AdapterFileError, ConfigError, IncompatibleAdaptersError.
     """
     assert isinstance(structure, Bottleneck)
-    stacked = Stacked(model, head_modules(model, fresh) if task_head else (), fresh)
+    stacked = Stacked(model, head_modules(model, new.fresh) if new.task_head else (), new.fresh)
     adapter = stacked.put(below, config_of(structure))
     # Learned in float32 whatever the base's dtype, as PEFT does.
-    adapter.float().initialise(f"{base_sha256}\n{structure.kind} {structure.layout} {structure.reduction:g}")
+    adapter.float().initialise(f"{new.base_sha256}\n{structure.kind} {structure.layout} {structure.reduction:g}")
     stacked.stack.train_only(_TOP, also=stacked.heads)
-    draw(model, [name for name in stacked.heads if name in fresh], seed)
+    draw(model, [name for name in stacked.heads if name in new.fresh], new.seed)
     try:
         require_effect(model, adapter.parameters(), "bottleneck adapter")
     except BaseException:
