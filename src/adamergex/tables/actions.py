@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from adamergex.graph.steps import Step
 
 Job = Mapping[str, Any]
 Inputs = Mapping[str, Path]
-_SPEC = ("rule", "space", "modules", "rank", "span", "form")
 
 
 def train(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
@@ -83,7 +83,9 @@ def tune(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
 
 def _spec(job: Job) -> dict[str, Any]:
     """How a job merges; what it does not say has its default."""
-    return {name: job[name] for name in _SPEC if name in job}
+    from adamergex.merging.prepare import MergeSpec
+
+    return {item.name: job[item.name] for item in fields(MergeSpec) if item.name in job}
 
 
 def choose(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
