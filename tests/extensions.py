@@ -14,6 +14,13 @@ def example(name: str) -> str:
     return code
 
 
+def merging_rule() -> str:
+    """The page's rule as a module that offers it."""
+    section = PAGE.read_text(encoding="utf-8").partition("### A merging rule")[2]
+    code, *_ = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    return f"{code.partition('register(')[0]}TURNED = rule(turned)\n"
+
+
 def entry_point(group: str) -> str:
     """The one line that the page shows below an entry point group: ``name = "value"``."""
     (line,) = re.findall(rf'\[project\.entry-points\."{group}"\]\n(.*)\n', PAGE.read_text(encoding="utf-8"))

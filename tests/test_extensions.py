@@ -1,5 +1,5 @@
-"""A method, a data format and an engine that others bring, a file each: nothing else is edited, and one command uses
-all three."""
+"""A method, a data format, an engine and a merging rule that others bring, a file each: nothing else is edited, and
+real commands use them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adamergex.data import file_formats
 from adamergex.errors import ConfigError, DataError
 from adamergex.graph import engines
 from commands import command
-from extensions import entry_point, example, installed
+from extensions import entry_point, example, installed, merging_rule
 
 SENTENCES = {
     "en": ("Amina/B-PER lives/O in/O Kisumu/B-LOC", "Ada/B-PER left/O Paris/B-LOC"),
@@ -71,6 +71,30 @@ def test_a_method_a_format_and_an_engine_of_others(study: Path, tmp_path: Path) 
     assert again.returncode == 0, again.stderr
     made = json.loads((study.parent / "run" / "study.json").read_text(encoding="utf-8"))["steps"]
     assert made["all"] == made["reused"] == 6 and not made["missing"]
+
+
+def test_a_merging_rule_of_others(study: Path, tmp_path: Path) -> None:
+    """In a method of a study, and in a merge of adapters that are there."""
+    formats = package(tmp_path, "conll", "adamergex.data_formats")
+    rules = installed(tmp_path / "rules", "my_rules", merging_rule(), "adamergex.rules", "turned = my_rules:TURNED")
+    recipe = example("gentle").replace("weight=0.25", 'weight=0.25, rule="turned"')
+    (tmp_path / "gently_turned.py").write_text(recipe.replace("def gentle", "def turned"), encoding="utf-8")
+    method = f"methods=[english_tuning, {tmp_path}/gently_turned.py:turned]"
+    done = command("study", study, "--set", method, "--set", f"output={tmp_path / 'run'}", paths=(formats, rules))
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "names" / "results.json").read_text(encoding="utf-8"))
+    merged = tmp_path / "run" / "names" / next(c["adapter"] for c in results["cells"] if c["method"] == "turned")
+    lineage = json.loads((merged / "lineage.json").read_text(encoding="utf-8"))
+    assert lineage["merge"]["rule"] == "turned"
+    parents = {f"--{role.replace('_', '-')}": parent["path"] for role, parent in lineage["parents"].items()}
+    given = [*(word for pair in parents.items() for word in pair), "--weight", "0.25", "--rule", "turned"]
+    again = command("merge", *given, "--output", tmp_path / "merged", paths=(rules,))
+    assert again.returncode == 0, again.stderr
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "merged" / name).read_bytes() == (merged / name).read_bytes()
+    lacking = command("merge", *given, "--output", tmp_path / "not")
+    assert lacking.returncode == 2 and "There is no such rule" in lacking.stderr
+    assert not (tmp_path / "not").exists()
 
 
 def test_without_their_packages_one_message_says_what_there_is(study: Path, tmp_path: Path) -> None:

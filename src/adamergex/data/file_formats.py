@@ -21,7 +21,7 @@ from adamergex.data.compression import SWALLOWED, Unpacked, require_ratio
 from adamergex.errors import DataError
 from adamergex.files import inputs
 from adamergex.files.registry import Registry
-from adamergex.jobs.strict import shown
+from adamergex.files.strict import shown
 
 Numbered = Iterator[tuple[int, Mapping[str, Any]]]
 Reader = Callable[[Path, "Lines", int], Numbered]
