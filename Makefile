@@ -22,7 +22,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The pages that are made from docstrings and settings.
+# The pages that are made from docstrings, settings and the parser.
 docs: $(READY)
 	$(BIN)/python scripts/reference.py
 

@@ -1,4 +1,4 @@
-"""Write docs/reference.md and docs/settings.md from docstrings and settings models.
+"""Write docs/reference.md, docs/reference/, docs/cli.md and docs/settings.md from docstrings, parser and settings.
 
 python scripts/reference.py [--check]
 """
@@ -6,28 +6,36 @@ python scripts/reference.py [--check]
 from __future__ import annotations
 
 import inspect
-import re
 import sys
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType, UnionType
+from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import command_page
+import name_pages
 from pydantic_core import PydanticUndefined
 
-from adamergex.config import methods, task, train, transfer
+import adamergex
+from adamergex.cli.main import parser
+from adamergex.config import methods, references, task, train, transfer
 from adamergex.config import study as studies
 from adamergex.jobs import settings
+from adamergex.structures import settings as structure_settings
 
 DOCS = Path(__file__).parents[1] / "docs"
+REFERENCE = DOCS / "reference"
+MADE = "Made by `python scripts/reference.py`."
 PUBLIC = {
     "adamergex.merging": ["merge", "divergence", "MergeReport"],
-    "adamergex.merging.rules.registry": ["rule_for"],
+    "adamergex.merging.rules.registry": ["rule_for", "rule", "register"],
     "adamergex.merging.rules.additive": ["divergence", "shift"],
     "adamergex.merging.rules.multiplicative": ["guarded", "divergence", "shift"],
     "adamergex.merging.rules.average": ["divergence", "shift"],
     "adamergex.merging.inspection": ["inspect"],
-    "adamergex.files.lineage": ["Lineage", "read", "model_card"],
+    "adamergex.files.lineage": ["Lineage", "read"],
+    "adamergex.structures": ["register", "find"],
+    "adamergex.structures.kind": ["StructureKind"],
+    "adamergex.structures.card": ["model_card"],
     "adamergex.files.directory": ["AdapterDirectory"],
     "adamergex.tables.transfer": ["run_transfer", "transfer", "summary"],
     "adamergex.methods": ["vanilla", "english_tuning", "average", "adamergex", "adamergex_delta", "adamergex_cross"],
@@ -47,36 +55,38 @@ PUBLIC = {
     "adamergex.backbones.embedding_rows": ["body_sha256"],
     "adamergex.adapters.peft_backed": ["attach", "save", "load"],
     "adamergex.data.reader": ["read", "data_hash"],
+    "adamergex.data.file_formats": ["FileFormat"],
     "adamergex.graph.steps": ["Step", "Store"],
     "adamergex.graph.local": ["run"],
     "adamergex.graph.ray": ["run"],
+    "adamergex.graph.engines": ["EngineKind", "Work", "engine_named"],
     "adamergex.graph.walk": ["walk"],
     "adamergex.graph.inventory": ["record", "entries", "garbage", "collect", "forget_study"],
     "adamergex.config.study": ["load_study", "parse_study", "inherited"],
     "adamergex.tables.study": ["run_study", "dry_run", "Engine"],
     "adamergex.tables.estimate": ["estimate", "parameters"],
     "adamergex.tables.devices": ["Device"],
-    "adamergex.errors": [
-        "AdamergexError",
-        "AdapterFileError",
-        "IncompatibleAdaptersError",
-        "NothingMergedError",
-        "ConfigError",
-        "DataError",
-        "ModelError",
-    ],
 }
+ERRORS = [
+    "AdamergexError",
+    "AdapterFileError",
+    "IncompatibleAdaptersError",
+    "NothingMergedError",
+    "ConfigError",
+    "DataError",
+    "ModelError",
+    "TrainingError",
+]
 FORMS = {form.__name__: form for form in task.own_forms().values()}
 SETTINGS = [
     (transfer, ["TransferConfig"]),
     (
+        references,
+        ["TextReference", "TaskReference", "ContrastReference", "AlignmentReference", "AdapterReference"],
+    ),
+    (
         methods,
         [
-            "TextReference",
-            "TaskReference",
-            "ContrastReference",
-            "AlignmentReference",
-            "AdapterReference",
             "MergeConfig",
             "SwapConfig",
             "CombineConfig",
@@ -94,32 +104,26 @@ SETTINGS = [
     (task, ["BuiltIn", "Part", *FORMS]),
     (train, ["LanguageTraining", "TaskTraining", "MaskedLmHeadTraining", "Recovery"]),
     (studies, ["StudyConfig", "Assumed"]),
-    (settings, ["Structure", "Rows", "Optimisation"]),
+    (structure_settings, ["Structure", "Lora", "Ia3", "Bottleneck", "Prefix", "Full", "Sparse"]),
+    (settings, ["Rows", "Optimisation"]),
 ]
 
 
-def reference() -> str:
-    parts = ["# Reference\n\nMade from the docstrings by `python scripts/reference.py`."]
-    for name, members in PUBLIC.items():
-        module = import_module(name)
-        parts.append(f"## `{name}`\n\n{(module.__doc__ or '').strip()}")
-        parts += [entry(module, member) for member in members]
-    return "\n\n".join(parts) + "\n"
-
-
-def entry(module: ModuleType, name: str) -> str:
-    thing = getattr(module, name)
-    signature = "" if issubclass_of(thing, Exception) else named(str(inspect.signature(thing)))
-    return f"### `{name}{signature}`\n\n```text\n{inspect.getdoc(thing) or ''}\n```"
-
-
-def named(signature: str) -> str:
-    """Functions that are defaults by their names: their addresses differ from run to run."""
-    return re.sub(r"<(?:built-in )?function (\w+)[^>]*>", r"\1", signature)
-
-
-def issubclass_of(thing: Any, parent: type) -> bool:
-    return isinstance(thing, type) and issubclass(thing, parent)
+def pages() -> dict[Path, str]:
+    """Every generated page and its text."""
+    rooms: dict[str, dict[str, list[str]]] = {}
+    for module, names in PUBLIC.items():
+        rooms.setdefault(module.split(".")[1], {})[module] = names
+    verbs = {name for name, _, _ in command_page.verbs(parser())}
+    found = {
+        DOCS / "settings.md": settings_page(),
+        DOCS / "cli.md": command_page.command_page(MADE),
+        DOCS / "reference.md": name_pages.index(MADE, sorted(rooms)),
+        REFERENCE / "errors.md": name_pages.errors_page(ERRORS),
+    }
+    found |= {REFERENCE / f"{name}.md": name_pages.name_page(name, verbs) for name in adamergex.__all__}
+    inside = REFERENCE / "inside"
+    return found | {inside / f"{room}.md": name_pages.room_page(room, modules) for room, modules in rooms.items()}
 
 
 def settings_page() -> str:
@@ -172,13 +176,21 @@ def default(info: Any) -> str:
 
 
 def main() -> int:
-    pages = {DOCS / "reference.md": reference(), DOCS / "settings.md": settings_page()}
-    stale = [path.name for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    wanted = pages()
+    there = {*REFERENCE.rglob("*.md")} | {path for path in wanted if path.exists()}
+    stale = sorted(
+        str(path.relative_to(DOCS))
+        for path in there | wanted.keys()
+        if path not in there or path.read_text(encoding="utf-8") != wanted.get(path)
+    )
     if "--check" in sys.argv:
         if stale:
             print(f"stale: {', '.join(stale)}; run python scripts/reference.py")
         return 1 if stale else 0
-    for path, text in pages.items():
+    for path in there - wanted.keys():
+        path.unlink()
+    for path, text in wanted.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     return 0
 

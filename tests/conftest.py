@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries read it: they ask the network five times, with pauses
 
 import pytest
 import torch
@@ -17,6 +22,19 @@ LANGUAGES = {
 TOPICS = ("nature", "health", "sports", "travel")
 
 
+_frozen_modules = 0
+
+
+def pytest_runtest_setup() -> None:
+    """What libraries have made since is kept out of garbage collection: every training collects once, and a look at
+    their half a million objects takes longer than the steps of a tiny model."""
+    global _frozen_modules
+    if len(sys.modules) > _frozen_modules + 50:
+        _frozen_modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
     """Tiny models lose time on several threads, and workers share the cores."""
@@ -24,6 +42,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_waits_for_the_disk() -> Iterator[None]:
+    """Files are synced in the processes that tests start; here they need not outlive a power cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -14,13 +12,19 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
+import adamergex
 from adamergex.cli.main import parser
 from adamergex.config.study import parse_study
 from adamergex.config.train import parse_training
 from adamergex.config.transfer import MethodName, parse
+from commands import script
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "reference").rglob("*.md")),
+]
 
 
 def blocks(page: Path, kind: str) -> list[str]:
@@ -28,9 +32,21 @@ def blocks(page: Path, kind: str) -> list[str]:
 
 
 def test_generated_pages_are_current() -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "reference.py"), "--check"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout
+    result = script(ROOT / "scripts" / "reference.py", "--check")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_public_name_and_verb_has_its_page() -> None:
+    for name in (*adamergex.__all__, "errors"):
+        page = (ROOT / "docs" / "reference" / f"{name}.md").read_text(encoding="utf-8")
+        assert page.startswith(f"# {name}\n" if name != "errors" else "# Errors\n") and len(page) < 6_000
+        assert all(len(heading) < 30 for heading in re.findall(r"^#+ .*", page, re.MULTILINE))
+        assert f"](reference/{name}.md)" in (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    for verb in next(action for action in parser()._actions if action.dest == "verb").choices or ():
+        assert re.search(rf"^## {verb}$", page, re.MULTILINE)
+    assert re.search(r"^\| `--weight λ` \| required \|", page, re.MULTILINE)
+    assert re.search(r"^\| `--device b200.*` \| `h200` \| .*estimate", page, re.MULTILINE)
 
 
 def test_commands_parse() -> None:

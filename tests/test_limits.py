@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from commands import command, start
 from test_pipeline import settings
 
 Files = dict[str, bytes]
@@ -19,20 +16,6 @@ Files = dict[str, bytes]
 
 def files(root: Path) -> Files:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
-def command(*arguments: object, largest: int | None = None) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own; ``largest``: bytes that a file of it may have."""
-
-    def limit() -> None:
-        if largest is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "adamergex", *map(str, arguments)],
-        env=environment, capture_output=True, text=True, check=False, preexec_fn=limit,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +102,9 @@ def test_a_flipped_bit_is_named_and_made_again(finished: Path) -> None:
 
 
 def test_transfers_into_one_output_wait_for_each_other(finished: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    given = [sys.executable, "-m", "adamergex", "transfer", str(finished / "topics.yaml")]
-    runs = [subprocess.Popen(given, env=environment, stdout=-1, stderr=-1, text=True) for _ in range(3)]
-    said = [run.communicate(timeout=300)[1] for run in runs]
-    assert [run.returncode for run in runs] == [0] * 3, said
+    runs = [start("transfer", finished / "topics.yaml") for _ in range(3)]
+    done = [run.done() for run in runs]
+    assert [run.returncode for run in done] == [0] * 3, done
+    said = [run.stderr for run in done]
     assert all(set(text.splitlines()) <= {line for line in text.splitlines() if "waiting for" in line} for text in said)
     assert not list((finished / "run").rglob(".*"))

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Literal
 
 import pytest
@@ -17,9 +14,9 @@ import yaml
 from adamergex.errors import ConfigError
 from adamergex.jobs.settings import Classification, LabelledTask, TrainJob
 from adamergex.tasks.kinds import TaskKind, kind_of, labelled_kinds, register
+from commands import command
+from extensions import entry_point, example, installed
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "architecture.md"
 ROWS = [
     ("the river is deep", "la rivière est profonde", 5),
     ("the river is deep", "le match est gagné", 0),
@@ -29,25 +26,18 @@ ROWS = [
 
 
 def package(folder: Path, name: str, code: str) -> Path:
-    """What an installed package leaves in site-packages: a module, and its entry points."""
-    (folder / f"{name}-1.0.dist-info").mkdir(parents=True)
-    points = f"[adamergex.task_kinds]\n{name} = {name}\n"
-    (folder / f"{name}-1.0.dist-info" / "entry_points.txt").write_text(points, encoding="utf-8")
-    (folder / f"{name}.py").write_text(code, encoding="utf-8")
-    return folder
+    return installed(folder, name, code, "adamergex.task_kinds", f"{name} = {name}")
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(folder), str(ROOT / "src")])
-    command = [sys.executable, "-m", "adamergex", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
+def run(folder: Path, *arguments: object) -> CompletedProcess[str]:
+    return command(*arguments, paths=(folder,))
 
 
 @pytest.fixture(scope="module")
 def similarity(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page's own example, installed."""
-    code, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    return package(tmp_path_factory.mktemp("site"), "similarity", code)
+    assert entry_point("adamergex.task_kinds") == 'similarity = "similarity"'
+    return package(tmp_path_factory.mktemp("site"), "similarity", example("similarity"))
 
 
 def test_a_kind_of_another_package_trains_evaluates_and_merges(

@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 import json
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -33,6 +30,7 @@ from adamergex.tables.estimate import estimate, flops_factor, parameters
 from adamergex.tables.study import Engine, dry_run, run_study
 from adamergex.tables.study_plan import StudyPlan
 from adamergex.tables.transfer import transfer
+from commands import command, start
 
 QUICK = {"steps": 3, "batch_size": 8, "learning_rate": 1e-2}
 TOPICS = ("nature", "health", "sports", "travel")
@@ -350,20 +348,20 @@ def test_a_real_study_killed_while_it_trains_goes_on(finished: tuple[dict[str, A
     wanted = {**wanted, "output": str(tmp_path / "run")}
     file, chance = tmp_path / "study.yaml", random.Random(3)
     file.write_text(yaml.safe_dump(wanted), encoding="utf-8")
-    command = [sys.executable, "-m", "adamergex", "study", str(file)]
     store, plan = Store(tmp_path / "run" / "store"), StudyPlan(parse_study(wanted))
     redone = 0
     for _ in range(2):
         before = stamps(store) if store.root.exists() else {}
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start("study", file).process
         target, deadline = len(before) + chance.randint(1, 5), time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.is_alive() and time.monotonic() < deadline:
             if store.root.exists() and len(entries(store)) >= target:
                 break
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -9
+        process.kill()
+        process.join()
+        assert process.exitcode == -9
         after = stamps(store)
         redone += sum(after[key] != stamp for key, stamp in before.items())
     done = stamps(store)
@@ -474,8 +472,8 @@ def test_a_dry_run_needs_neither_model_nor_data_nor_network(tmp_path: Path) -> N
     wanted["assumed"] = {"parameters": 6.5e9, "rows": 2000, "test_rows": 100, "tokens": 64}
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(wanted), encoding="utf-8")
-    command = [sys.executable, "-m", "adamergex", "study", str(file), "--dry-run", "--device", "a100", "--workers", "2"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    result = command("study", file, "--dry-run", "--device", "a100", "--workers", 2)
+    assert result.returncode == 0, result.stderr
     rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line.strip()}
     # References of en, sw, tr and two task adapters; 3 epochs each.
     tokens = 3 * (3 * 1000 * 512 + 2 * 2000 * 64)

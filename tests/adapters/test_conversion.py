@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from adamergex.adapters.sparse import read_difference
 from adamergex.cli.main import main
 from adamergex.errors import AdapterFileError, ConfigError, ModelError
 from adamergex.files.lineage import Lineage, read
+from commands import command
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 HUB = GOLDENS / "g1_madx" / "xlmr_seqbn" / "adapters" / "lang"
@@ -186,8 +185,6 @@ def test_nothing_is_run_and_nothing_is_overwritten(tmp_path: Path, capsys: pytes
 
 def test_a_file_that_cannot_grow_is_one_message(tmp_path: Path) -> None:
     """A limit on the size of files fails in the middle of an import, as a full disk does."""
-    given = [sys.executable, "-m", "adamergex", "convert", str(TAGGER), "--output", str(tmp_path / "out")]
-    limited = ["bash", "-c", 'ulimit -f 4; exec "$@"', "bash", *given]
-    result = subprocess.run(limited, capture_output=True, text=True, check=False)
+    result = command("convert", TAGGER, "--output", tmp_path / "out", largest=4096)
     assert result.returncode == 2 and not any(tmp_path.iterdir())
     assert result.stderr.startswith("adamergex: tensors cannot be written") and "too large" in result.stderr

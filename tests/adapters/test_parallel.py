@@ -16,6 +16,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from adamergex.adapters.bottleneck.modules import BottleneckConfig
 from adamergex.adapters.bottleneck.stack import attach
+from commands import preloaded
 
 LANGUAGE = BottleneckConfig.pfeiffer(2, invertible=True)
 ROWS = [("sw", "lora"), ("sw",), (), ("lora",)]
@@ -56,7 +57,8 @@ def test_two_processes_have_the_gradients_of_one(kind: str, mixed: bool, tmp_pat
     if mixed:
         model.adapter_stack.set_rows(ROWS)
     model(**inputs(kind, rows=4)).logits.square().mean().backward()
-    multiprocessing.spawn(work, (str(tmp_path), kind, mixed), nprocs=2)
+    preloaded()
+    multiprocessing.start_processes(work, (str(tmp_path), kind, mixed), nprocs=2, start_method="forkserver")
     alone = gradients(model)
     assert alone and all(name.startswith("adapter_stack.adapters.") for name in alone)
     for rank in range(2):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from topic_sentences import TOPICS, sentences
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -20,33 +21,11 @@ from transformers import (
     XLMRobertaForMaskedLM,
 )
 
-TOPICS = {
-    "food": ("The cook baked fresh bread with butter", "A soup of beans and onions boiled slowly"),
-    "sports": ("The team won the match in the last minute", "A runner crossed the line before her rivals"),
-    "travel": ("The train to the coast leaves at seven", "A ferry carried tourists to the quiet island"),
-}
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 # Weights large enough that the layers, and so what scales them, matter to the output.
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 SIZE["initializer_range"] = 0.15
 IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def sentences() -> list[str]:
-    """72 sentences of three topics, some longer than others."""
-    tails = ("", " today", " again", " and nobody was surprised", " as it did every year", " on a cold morning")
-    return [
-        f"{text}{first}{second}"
-        for texts in TOPICS.values()
-        for text in texts
-        for first in tails
-        for second in tails[:2]
-    ]
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

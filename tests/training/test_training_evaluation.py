@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from topic_sentences import sentences
 
 from adamergex import evaluation
 from adamergex.adapters import peft_backed
@@ -35,7 +36,6 @@ from adamergex.search import tuning
 from adamergex.statistics import Sample
 from adamergex.statistics.samples import clusters
 from adamergex.training import train
-from conftest import sentences
 
 TASK = Classification(labels=("food", "sports", "travel"))
 REFERENCE = LanguageModeling(segment=24, segments=20)

@@ -34,6 +34,7 @@ from adamergex.jobs.settings import (
 )
 from adamergex.training import loop, processes, train
 from adamergex.training.processes import Team
+from commands import team
 
 SECONDS = 240  # after which a launch counts as hung
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -121,7 +122,7 @@ def require_same(one: Path, two: Path) -> None:
 def together(
     checkpoints: dict[str, str], labelled: Path, plain: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Any]]:
-    """All that two processes are to train, in one launch."""
+    """All that two processes are to train, one after the other."""
     folder = tmp_path_factory.mktemp("together")
     jobs = [
         job(
@@ -145,10 +146,8 @@ def together(
     ]
     (folder / "jobs.json").write_text(json.dumps(orders))
     script = Path(__file__).with_name("train_together.py")
-    found = subprocess.run(
-        [*LAUNCH, str(script), str(folder / "jobs.json")], capture_output=True, text=True, timeout=SECONDS
-    )
-    assert found.returncode == 0, found.stderr
+    for process in team(script, folder / "jobs.json", timeout=SECONDS):
+        assert process.returncode == 0, process.stderr
     yield {"folder": folder, "jobs": jobs, "stopped": stopped}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from topic_sentences import sentences
 
 from adamergex.backbones import loading
 from adamergex.backbones.logits import IGNORE
@@ -12,7 +13,6 @@ from adamergex.errors import ConfigError, DataError
 from adamergex.jobs.settings import Classification, LanguageModeling
 from adamergex.tasks import classification, language_modeling
 from adamergex.tasks.answering import scoring
-from conftest import sentences
 
 TASK = Classification(labels=("food", "sports", "travel"))
 ROWS = [{"text": text, "label": "food"} for text in sentences()[:5]]

@@ -24,7 +24,7 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     trim.add_argument(
         "--column", nargs="+", default=["text"], metavar="NAME", help="of files with columns, those that hold text"
     )
-    trim.add_argument("--output", required=True, metavar="DIR")
+    trim.add_argument("--output", required=True, metavar="DIR", help="a directory that does not exist yet")
     trim.set_defaults(run=_trim)
 
     about = "a base with a masked-LM head from its small file"
@@ -35,15 +35,15 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="FILE",
         help="masked_lm_head.safetensors, or its folder; default: the one that ships for the base",
     )
-    head.add_argument("--output", required=True, metavar="DIR")
+    head.add_argument("--output", required=True, metavar="DIR", help="a directory that does not exist yet")
     head.set_defaults(run=_head)
 
     about = "an adapter of a trimmed base on the full one, or the other way"
     rebase = inner.add_parser("rebase", help=about, description=about)
-    rebase.add_argument("--adapter", required=True, metavar="DIR")
+    rebase.add_argument("--adapter", required=True, metavar="DIR", help="an adapter directory")
     rebase.add_argument("--from", required=True, dest="source", metavar="BASE", help="the base it was trained on")
     rebase.add_argument("--to", required=True, dest="target", metavar="BASE", help="trimmed from it, or its full one")
-    rebase.add_argument("--output", required=True, metavar="DIR")
+    rebase.add_argument("--output", required=True, metavar="DIR", help="a directory that does not exist yet")
     rebase.set_defaults(run=_rebase)
 
 

@@ -81,35 +81,38 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     verb.add_argument("--target-reference", metavar="DIR", help="A[R,g]: the reference task in the target language")
     verb.add_argument("--source-reference", metavar="DIR", help="A[R,s]: the reference task in the source language")
     verb.add_argument("--divergence", metavar="DIR", help="a saved divergence, instead of the two references")
-    verb.add_argument("--weight", type=float, required=True, metavar="λ")
-    verb.add_argument("--output", required=True, metavar="DIR")
-    verb.add_argument("--modules", metavar="attention-qv|all|REGEX")
+    verb.add_argument("--weight", type=float, required=True, metavar="λ", help="0 gives the task adapter back")
+    verb.add_argument("--output", required=True, metavar="DIR", help="a directory that does not exist yet")
+    verb.add_argument("--modules", metavar="attention-qv|all|REGEX", help="default: attention-qv for LoRA, else all")
     verb.add_argument("--rank", type=int, metavar="R", help="truncate a delta merge to this rank")
     verb.add_argument("--form", choices=["left", "literal"], help="prefix: (I + λ(D − I))·P (default), or λ·D·P")
     _add_rule(verb, ["adaptive", "additive", "multiplicative", "average"])
 
     verb = add_verb(verbs, "divergence", divergence, "save a language divergence as an adapter directory of its own")
-    verb.add_argument("--target-reference", required=True, metavar="DIR")
-    verb.add_argument("--source-reference", required=True, metavar="DIR")
-    verb.add_argument("--output", required=True, metavar="DIR")
+    verb.add_argument("--target-reference", required=True, metavar="DIR", help="A[R,g]: in the target language")
+    verb.add_argument("--source-reference", required=True, metavar="DIR", help="A[R,s]: in the source language")
+    verb.add_argument("--output", required=True, metavar="DIR", help="a directory that does not exist yet")
     _add_rule(verb, ["adaptive", "additive", "multiplicative"])
 
     verb = add_verb(verbs, "inspect", inspect, "structure, rank, modules, norms and lineage of an adapter directory")
-    verb.add_argument("directory", metavar="DIR")
+    verb.add_argument("directory", metavar="DIR", help="an adapter directory")
 
     verb = add_verb(
         verbs, "convert", convert, "import AdapterHub and composable-sft directories, or export ours to them"
     )
     verb.add_argument("source", metavar="SOURCE", help="a directory, a zip archive, or the file of a sparse difference")
-    verb.add_argument("--output", required=True, metavar="DIR")
-    verb.add_argument("--to", choices=["adamergex", "adapterhub", "composable-sft"], default="adamergex")
+    verb.add_argument("--output", required=True, metavar="DIR", help="a directory that does not exist yet")
+    verb.add_argument(
+        "--to", choices=["adamergex", "adapterhub", "composable-sft"], default="adamergex", help="the form to write"
+    )
     verb.add_argument("--base", help="for adapterhub: the model whose layers name the tensors (its config is enough)")
     verb.add_argument("--safetensors", action="store_true", help="for adapterhub: safetensors instead of a pickle")
 
 
 def _add_rule(verb: argparse.ArgumentParser, rules: list[str]) -> None:
     verb.add_argument("--space", choices=["factors", "delta"], default="factors", help="LoRA: merge A and B, or ΔW")
-    verb.add_argument("--rule", choices=rules, default="adaptive")
+    told = f"{', '.join(rules)}, or one of an installed package"
+    verb.add_argument("--rule", default="adaptive", metavar="NAME", help=f"{told} (default: adaptive)")
     verb.add_argument(
         "--span", choices=["per_layer", "per_kv", "whole"], help="prefix: what shares one D (default: per_layer)"
     )

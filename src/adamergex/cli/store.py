@@ -57,9 +57,9 @@ def _agreed(question: str) -> bool:
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The verbs and their arguments."""
     verb = add_verb(verbs, "runs", runs, "list a store: kind, label, size, date, and the studies that need it")
-    verb.add_argument("store", metavar="STORE")
+    verb.add_argument("store", metavar="STORE", help="OUTPUT/store of a run, unless its settings name another")
 
     verb = add_verb(verbs, "gc", gc, "remove from a store what no study needs, asking first")
-    verb.add_argument("store", metavar="STORE")
+    verb.add_argument("store", metavar="STORE", help="OUTPUT/store of a run, unless its settings name another")
     verb.add_argument("--forget", metavar="STUDY", help="first forget this study: its title or output folder")
     verb.add_argument("--yes", action="store_true", help="do not ask")

@@ -99,22 +99,24 @@ def demo(arguments: argparse.Namespace) -> None:
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The verbs and their arguments."""
     verb = add_verb(verbs, "transfer", transfer, "train, tune λ, merge, evaluate and report, from one settings file")
-    verb.add_argument("config", metavar="CONFIG.yaml")
+    verb.add_argument("config", metavar="CONFIG.yaml", help="settings of one table")
     verb.add_argument("--output", help="instead of the settings' output folder")
 
     verb = add_verb(verbs, "train", train, "train one adapter, for a language or for a task, from a settings file")
-    verb.add_argument("config", metavar="CONFIG.yaml")
+    verb.add_argument("config", metavar="CONFIG.yaml", help="settings of one training")
     verb.add_argument("--output", metavar="DIR", help="instead of the settings' output folder")
 
     verb = add_verb(verbs, "study", study, "many tables over one store: each adapter is trained once for all of them")
-    verb.add_argument("config", metavar="CONFIG.yaml")
+    verb.add_argument("config", metavar="CONFIG.yaml", help="settings of a study")
     verb.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting: task.optimisation.steps=3"
     )
     verb.add_argument("--dry-run", action="store_true", help="print steps, tokens, FLOPs and hours; do nothing")
     verb.add_argument("--device", choices=list(DEVICES), default="h200", help="of the estimate")
     verb.add_argument("--tokens-per-second", type=float, metavar="X", help="of training, measured; for the estimate")
-    verb.add_argument("--engine", choices=["local", "ray"], default="local")
+    verb.add_argument(
+        "--engine", default="local", metavar="NAME", help="local (this machine), ray, or one of an installed package"
+    )
     verb.add_argument(
         "--workers", type=count, metavar="N", help="processes or Ray workers; default: one a GPU, else one"
     )
@@ -138,12 +140,12 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     verb.add_argument("--test", required=True, metavar="FILE", help="jsonl, csv, tsv or parquet with text and label")
     verb.add_argument("--language", required=True, help="code of the file's language, for the records")
-    verb.add_argument("--output", required=True, metavar="DIR")
+    verb.add_argument("--output", required=True, metavar="DIR", help="where predictions and scores go")
     verb.add_argument(
         "--column", type=pair, action="append", default=[], metavar="OURS=THEIRS", help="such as text=sentence"
     )
     verb.add_argument("--task-file", metavar="FILE.py", help="your own task, whose score measures the answers")
 
     verb = add_verb(verbs, "demo", demo, "the whole method on the shipped corpus, offline")
-    verb.add_argument("--output", default="runs/demo", metavar="DIR")
+    verb.add_argument("--output", default="runs/demo", metavar="DIR", help="where results and report go")
     verb.add_argument("--base", choices=["e5-small", "nano", "nano-causal"], help="default: e5-small if installed")

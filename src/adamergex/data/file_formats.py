@@ -14,13 +14,14 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from adamergex.data import values
 from adamergex.data.compression import SWALLOWED, Unpacked, require_ratio
 from adamergex.errors import DataError
 from adamergex.files import inputs
-from adamergex.jobs.strict import shown
+from adamergex.files.registry import Registry
+from adamergex.files.strict import shown
 
 Numbered = Iterator[tuple[int, Mapping[str, Any]]]
 Reader = Callable[[Path, "Lines", int], Numbered]
@@ -39,12 +40,13 @@ def rows_of(path: Path, positions: int) -> Numbered:
     """
     packed = path.suffix == ".gz" and len(path.suffixes) > 1
     ending = path.suffixes[-2] if packed else path.suffix
-    if ending not in READERS and (ending != ".parquet" or packed):
+    other = None if ending in READERS or ending == ".parquet" else FORMATS.find(ending.removeprefix("."))
+    if other is None and ending not in READERS and (ending != ".parquet" or packed):
         raise DataError(
             "the format is not known by its ending",
             where=path,
             found=ending or "no ending",
-            expected=", ".join((*READERS, ".parquet")) + " (all but parquet also with .gz)",
+            expected=", ".join(f".{name}" for name in FORMATS) + " (all but parquet also with .gz)",
             fix="rename or convert the file",
         )
     with inputs.open_regular(path, what="the data file", error=DataError) as file:
@@ -54,12 +56,21 @@ def rows_of(path: Path, positions: int) -> Numbered:
         lines = Lines(path, io.BufferedReader(Unpacked(path, file), 1 << 20) if packed else file, ending)
         try:
             lines.open()
-            yield from READERS[ending](path, lines, positions)
+            yield from other.rows(path, lines) if other else READERS[ending](path, lines, positions)
         except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
             raise DataError(
                 "the file cannot be read", where=f"{path}, after line {lines.number}", found=error,
                 expected=f"UTF-8 {ending[1:]}" + (", packed by gzip" if packed else ""), fix="repair the file",
             ) from error  # fmt: skip
+
+
+class FileFormat(NamedTuple):
+    """A format of text files, by the ``name`` that ends theirs: ``rows`` gives number (from 1) and columns of each row.
+
+    It reads lines, checked and of UTF-8; what it cannot read it raises as ``lines.refused`` makes it."""
+
+    name: str
+    rows: Callable[[Path, Lines], Numbered]
 
 
 class Lines:
@@ -320,3 +331,7 @@ def _require_columns(path: Path, table: Any, size: int) -> None:
 
 
 READERS: dict[str, Reader] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".txt": _txt}
+FORMATS: Registry[FileFormat] = Registry("adamergex.data_formats", (*(name[1:] for name in READERS), "parquet"))
+register = FORMATS.register
+"""Add a ``FileFormat`` for this process; an installed package offers it as an entry point of its own name in the group
+``adamergex.data_formats``, so that the command line knows it too. Raises: ConfigError: its name is taken."""

@@ -18,10 +18,10 @@ from adamergex.data import values
 from adamergex.data.file_formats import Numbered, rows_of
 from adamergex.data.sampling import sampled
 from adamergex.errors import DataError
-from adamergex.jobs.strict import nearest, shown
+from adamergex.files.strict import nearest, shown
 
 if TYPE_CHECKING:
-    from adamergex.jobs.settings import Rows
+    from adamergex.data.sources import Rows
 
 OURS = ("label", "id")
 TEXTS = ("text", "premise", "hypothesis", "context", "question")

@@ -14,6 +14,7 @@ from adamergex.files.lineage import Lineage
 from adamergex.merging import report
 from adamergex.merging.checks import Adapter
 from adamergex.merging.report import MergeReport
+from adamergex.structures import card
 
 
 def parents(adapters: list[Adapter], hashes: list[str]) -> dict[str, dict[str, Any]]:
@@ -56,9 +57,7 @@ def merged_lineage(
     inherited = own.lineage or Lineage()
     base = inherited.base or {"name": own.layout.base_name, "sha256": None}
     starts = {adapter.lineage.start if adapter.lineage else None for adapter in (own, *others)}
-    shape = {"rank": config.get("r"), "alpha": config.get("lora_alpha")} if own.layout.kind == "lora" else {}
-    if own.layout.kind == "prefix":
-        shape = {"virtual_tokens": config["num_virtual_tokens"]}
+    shape = {name: config.get(setting) for name, setting in own.layout.structure.shape.items()}
     choices = {"span": summary.span, "form": summary.form} if summary.span else {}
     return Lineage(
         base=base,
@@ -86,6 +85,4 @@ def write_beside(stage: Path, summary: MergeReport, config: Mapping[str, Any], l
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     (stage / CONFIG).write_text(text, encoding="utf-8")
     (stage / report.FILE_NAME).write_text(summary.to_json(), encoding="utf-8")
-    card = lineages.model_card(lineage, summary.lines(), task_type=config.get("task_type"))
-    (stage / "README.md").write_text(card, encoding="utf-8")
-    lineage.write(stage)
+    card.write_beside(stage, lineage, summary.lines(), task_type=config.get("task_type"))

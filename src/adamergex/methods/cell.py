@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
-from adamergex.config.methods import AdapterReference, TaskReference
+from adamergex.config.references import AdapterReference, TaskReference
 from adamergex.config.transfer import TransferConfig
 from adamergex.errors import ConfigError
 from adamergex.graph.steps import Step
 from adamergex.jobs.settings import (
     AnyRows,
+    Bottleneck,
     EvaluateJob,
     LabelledTask,
     LanguageModeling,
@@ -23,6 +24,7 @@ from adamergex.jobs.settings import (
     TrainJob,
 )
 from adamergex.methods.given import GivenAdapter, require_factors
+from adamergex.structures import kind_named
 from adamergex.tasks.catalogue import identity
 
 _NOTHING_SAID = "the weight λ of a merge is to be tuned, and nothing says on what"
@@ -112,10 +114,9 @@ class Experiment:
             name, structure, self.task, self.source, rows, settings.optimisation or optimisation, below
         )
 
-    def _bottleneck(self, reduction: float, *, invertible: bool = False) -> Structure:
+    def _bottleneck(self, reduction: float, *, invertible: bool = False) -> Bottleneck:
         settings = self.config.mad_x
-        return Structure(
-            kind="bottleneck",
+        return Bottleneck(
             layout=settings.layout,
             reduction=reduction,
             activation=settings.activation,
@@ -201,7 +202,7 @@ class Experiment:
 
     def combine(self, method: str) -> Step:
         """A[T,s] and A[R,g] combined by TIES or DARE, on task vectors or (``_factors``) on A and B."""
-        settings = self.config.merge.combine
+        settings, low_rank = self.config.merge.combine, kind_named(self.config.structure.kind).low_rank
         more: dict[str, Any] = {"density": settings.density, "weights": settings.weights}
         if method.startswith("dare"):
             more["seed"] = self.seed
@@ -209,7 +210,7 @@ class Experiment:
             task=self.train(self.task, self.source),
             target_reference=self.train(self.reference, self.target),
             rule=method,
-            space="delta" if self.config.structure.kind == "lora" and not method.endswith("_factors") else "factors",
+            space="delta" if low_rank and not method.endswith("_factors") else "factors",
             modules="all",
             weight=1.0,
             more=more,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,7 @@ def merge(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
         source_reference=inputs.get("source_reference"),
         weight=weight,
         output=output,
-        modules=job["modules"],
-        space=job["space"],
-        rank=job["rank"],
-        rule=job["rule"],
-        span=job.get("span"),
-        form=job.get("form"),
+        **_spec(job),
     )
 
 
@@ -73,22 +69,23 @@ def tune(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
         search = partial(minimise, granularity=job["granularity"])
     else:
         from adamergex.search.tuning import tune as search
-    choices = job["merge"]
     search(
         task=inputs["task"],
         target_reference=inputs["target_reference"],
         source_reference=inputs.get("source_reference"),
         job=EvaluateJob.model_validate(job["evaluate"]),
         grid=job["grid"],
-        rule=choices["rule"],
-        space=choices["space"],
-        modules=choices["modules"],
-        rank=choices["rank"],
-        span=choices.get("span"),
-        form=choices.get("form"),
         output=output,
+        **_spec(job["merge"]),
         **({"answers": True} if job.get("answers") else {}),
     )
+
+
+def _spec(job: Job) -> dict[str, Any]:
+    """How a job merges; what it does not say has its default."""
+    from adamergex.merging.prepare import MergeSpec
+
+    return {item.name: job[item.name] for item in fields(MergeSpec) if item.name in job}
 
 
 def choose(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:

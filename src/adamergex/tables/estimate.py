@@ -15,7 +15,8 @@ from pydantic import TypeAdapter
 from adamergex.config.study import Assumed
 from adamergex.errors import AdamergexError, DataError
 from adamergex.graph.steps import Step, Store
-from adamergex.jobs.settings import AnyRows, Optimisation, Structure, Task, first_phase
+from adamergex.jobs.settings import AnyRows, Optimisation, Sparse, Structure, Task, first_phase
+from adamergex.structures import kind_named
 from adamergex.tables.devices import DEVICES
 
 if TYPE_CHECKING:
@@ -97,8 +98,7 @@ def flops_factor(job: Mapping[str, Any]) -> int:
     """FLOPs a token and parameter of a job: 6 to train everything, 4 to train an adapter, 2 to evaluate."""
     if "optimisation" not in job:
         return 2
-    kind = (job.get("structure") or {}).get("kind", "full")
-    return 6 if kind in ("full", "sparse") else 4
+    return 4 if kind_named((job.get("structure") or {}).get("kind", "full")).adapter else 6
 
 
 def _work(step: Step, facts: _Facts) -> tuple[float, int]:
@@ -126,10 +126,10 @@ def _work(step: Step, facts: _Facts) -> tuple[float, int]:
 def _phases(job: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """How each phase of a training goes: a sparse fine-tuning has one before the last, which chooses."""
     last = job["optimisation"]
-    if (job.get("structure") or {}).get("kind") != "sparse":
+    structure = Structure.model_validate(job["structure"]) if job.get("structure") else None
+    if not isinstance(structure, Sparse):
         return [last]
-    first = first_phase(Structure.model_validate(job["structure"]), Optimisation.model_validate(last))
-    return [first.model_dump(), last]
+    return [first_phase(structure, Optimisation.model_validate(last)).model_dump(), last]
 
 
 def _epochs(optimisation: Mapping[str, Any], examples: float) -> float:

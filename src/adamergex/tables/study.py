@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from adamergex.config.study import Study, load_study, parse_study
-from adamergex.errors import AdamergexError, ConfigError
+from adamergex.errors import AdamergexError
 from adamergex.files.outputs import filled_directory, write_files
 from adamergex.files.records import as_json
+from adamergex.graph.engines import Work, engine_named
 from adamergex.graph.inventory import record
 from adamergex.graph.steps import Step, Store, in_order
 from adamergex.graph.worker import Action
@@ -27,9 +28,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Engine:
-    """Where the steps run. ``workers``: processes, or Ray workers; default: one a GPU, else one (Ray: what fits)."""
+    """Where the steps run: local, ray, or an installed package's engine.
 
-    name: Literal["local", "ray"] = "local"
+    ``workers``: processes, or Ray workers; default: one a GPU, else one (Ray: what fits)."""
+
+    name: str = "local"
     workers: int | None = None
     address: str | None = None
     gpus: float | None = None
@@ -55,6 +58,7 @@ def run_study(
     Raises:
         StepsFailedError: some steps failed; what did not depend on them is done and written.
     """
+    run = engine_named(engine.name).run
     plan, store, output = StudyPlan(study), Store(Path(study.store)), Path(study.output)
     again = {} if force is None else {step.key: step for step in plan.matching(force)}
     if actions is None:
@@ -62,26 +66,29 @@ def run_study(
 
         require_possible(step for step in in_order(plan.steps) if step.key in again or not store.has(step))
     with filled_directory(output):
-        return _run(plan, store, output, engine, again, say, command, ACTIONS if actions is None else actions)
+        work = Work(
+            plan.steps, store, ACTIONS if actions is None else actions, say, backbone_group,
+            engine.workers, engine.address, engine.gpus,
+        )  # fmt: skip
+        return _run(plan, work, run, output, again, command)
 
 
 def _run(
     plan: StudyPlan,
-    store: Store,
+    work: Work,
+    run: Callable[[Work], None],
     output: Path,
-    engine: Engine,
     again: Mapping[str, Step],
-    say: Say,
     command: str | None,
-    actions: Mapping[str, Action],
 ) -> dict[str, Any]:
+    store, say = work.store, work.say
     reused = {step.key for step in plan.steps if store.has(step)} - again.keys()
     record(store, plan.study.title, output, plan.steps)
     for step in again.values():
         store.forget(step)
     began, failure = time.monotonic(), None
     try:
-        _walk(plan, store, engine, actions, say)
+        run(work)
     except AdamergexError as error:
         failure = error
     written = {}
@@ -98,42 +105,6 @@ def _run(
         say("\n".join(["\nnot done:", *(f"  {line}" for line in result["missing"])]))
         raise failure
     return result
-
-
-def _walk(plan: StudyPlan, store: Store, engine: Engine, actions: Mapping[str, Action], say: Say) -> None:
-    if engine.name == "ray":
-        from adamergex.graph import ray
-
-        ray.run(
-            plan.steps,
-            store,
-            actions,
-            say,
-            address=engine.address,
-            workers=engine.workers,
-            gpus=engine.gpus,
-            group=backbone_group,
-        )
-        return
-    from adamergex.graph import local
-
-    gpus = _gpus()
-    processes = engine.workers or max(gpus, 1)
-    if 0 < gpus < processes:
-        raise ConfigError(
-            "more workers than GPUs",
-            where="--workers",
-            found=processes,
-            expected=f"at most {gpus}",
-            fix="ask for fewer",
-        )
-    local.run(plan.steps, store, actions, say, processes=processes, gpus=gpus > 0, group=backbone_group)
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def _record_of(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 
-from adamergex.config.methods import TaskReference
+from adamergex.config.references import TaskReference
 from adamergex.config.study import Assumed, Study
 from adamergex.config.task import BuiltIn, Own
 from adamergex.config.transfer import TransferConfig

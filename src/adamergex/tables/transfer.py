@@ -15,6 +15,7 @@ from adamergex.config.train import MaskedLmHeadTraining, Training, load_training
 from adamergex.config.transfer import TransferConfig, load, method_name, parse
 from adamergex.errors import AdamergexError, AdapterFileError, ModelError
 from adamergex.files import lineage
+from adamergex.files.directory import DIFFERENCE, TENSORS
 from adamergex.files.inputs import read_json_object
 from adamergex.files.lineage import Lineage, package_versions
 from adamergex.files.outputs import filled_directory, replaced_directory, write_files
@@ -24,13 +25,14 @@ from adamergex.graph.local import run
 from adamergex.graph.steps import MANIFEST, Step, Store, in_order
 from adamergex.methods import recipe
 from adamergex.methods.cell import Stack
+from adamergex.structures import kind_named
 from adamergex.tables.actions import ACTIONS, backbone_group
 from adamergex.tables.plan import Plan, absolute, facts, head_settings, train_job
 from adamergex.tables.weight_ways import ORACLE_LABEL, compared_ways
 from adamergex.training.processes import launched
 
 # What an adapter is stored in, and what a fine-tuning of the weights is.
-WEIGHTS = ("adapter_model.safetensors", "sparse_difference.safetensors")
+WEIGHTS = (TENSORS, DIFFERENCE)
 
 
 def transfer(config: TransferConfig, say: Callable[[str], None] = print, command: str | None = None) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def _methods(config: TransferConfig, name: str, oracles: set[str]) -> list[dict[
 def _method(config: TransferConfig, name: str) -> dict[str, Any]:
     way = recipe(name)
     spaces = {"adamergex": config.merge.space, "adamergex_delta": "delta"}
-    space = spaces.get(name) if config.structure.kind == "lora" else None
+    space = spaces.get(name) if kind_named(config.structure.kind).low_rank else None
     about = next(iter((way.build.__doc__ or "").strip().splitlines()), "")
     return {"name": method_name(name), "label": way.label, "space": space, "about": about}
 
