@@ -45,9 +45,7 @@ def rates(kind: str, **optimisation: Any) -> set[tuple[str, float, float]]:
     config = parse(settings(structure={"kind": kind}, methods=["adamergex", "mad_x", "full_fine_tuning"],
                             task=own, reference=reference, merge={"weight": 0.5}))  # fmt: skip
     jobs = [step.job for step in Plan(config, assumed_facts(config, Assumed())).trainings]
-    return {
-        (job["structure"]["kind"], job["optimisation"]["learning_rate"], job["optimisation"]["warmup"]) for job in jobs
-    }
+    return {(job.structure.kind, job.optimisation.learning_rate, job.optimisation.warmup) for job in jobs}
 
 
 @pytest.mark.parametrize(

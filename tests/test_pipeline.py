@@ -195,7 +195,7 @@ def test_a_prefix_is_merged_in_the_span_and_form_that_is_asked_for(
         wanted = settings(tiny_encoder, small_data, tmp_path, **shared, merge={"grid": [0.5], **merge})
         config = absolute(parse(wanted))
         steps = Plan(config, facts(config)).wanted
-        return {step.key: step.job for step in steps if step.kind in ("merge", "tune")}
+        return {step.key: step.job.model_dump(mode="json") for step in steps if step.kind in ("merge", "tune")}
 
     usual = jobs()
     assert usual == jobs(span="per_layer", form="left")

@@ -18,7 +18,6 @@ from adamergex.errors import ConfigError
 from adamergex.evaluation import evaluate
 from adamergex.files import lineage
 from adamergex.graph.steps import Store
-from adamergex.jobs.settings import EvaluateJob
 from adamergex.merging import merge
 from adamergex.tables.demo import CORPUS
 from adamergex.tables.plan import Plan, absolute, facts
@@ -305,7 +304,7 @@ def test_adapters_are_merged_and_their_weight_is_tuned(
     plan, store = Plan(config, facts(config)), Store(tmp_path / "run" / "store")
     (search,) = plan.tunings.values()
     inputs = {role: store.path(step) for role, step in search.inputs.items()}
-    job = EvaluateJob.model_validate(search.job["evaluate"])
+    job = search.job.evaluate
     for point in curve["curve"]:
         output = tmp_path / f"merged-{point['weight']}"
         merge(**inputs, weight=point["weight"], output=output)

@@ -109,7 +109,7 @@ def test_languages_may_have_steps_of_their_own(tiny_encoder: Path, small_data: P
     # The target's own, and what is learned on them: MLM-TRG's task. Those of en and tr keep their keys.
     changed = {label for label in before if before[label].key != after[label].key}
     assert changed - own == {"full task on full language · sw · en · seed 0"}
-    assert {after[label].job["optimisation"]["steps"] for label in own} == {2}
+    assert {after[label].job.optimisation.steps for label in own} == {2}
     assert all(before[label].job == after[label].job for label in before.keys() - own)
     with pytest.raises(ConfigError) as caught:
         trainings({"swa": 2})
@@ -124,7 +124,7 @@ def test_the_task_of_lf_sft_freezes_layer_norms(tiny_encoder: Path, small_data: 
         rivals = {**RIVALS, "lf_sft": {**RIVALS["lf_sft"], "task": {**RIVALS["lf_sft"]["task"], **given}}}
         config = absolute(parse(settings(tiny_encoder, small_data, tmp_path, methods=["lf_sft"], **rivals)))
         (step,) = (step for step in Plan(config, facts(config)).trainings if step.label.startswith("sparse task"))
-        assert step.job["structure"]["freeze_norms"] is frozen
+        assert step.job.structure.freeze_norms is frozen
 
 
 def test_the_estimate_counts_both_phases(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_xlt_asks_the_base_and_the_tuned_model(
     config = absolute(config)
     plan = Plan(config, facts(config))
     asked = {cell[0]: step for cell, step in plan.evaluations.items() if cell[1] == "sw"}
-    prompt = asked["xlt"].job["task"]["prompt"]
+    prompt = asked["xlt"].job.task.prompt
     assert prompt.startswith(
         "I want you to act as a text classification expert for Swahili.\n{text}\nYou should retell"
     )

@@ -112,7 +112,7 @@ def test_language_arithmetic_is_the_mix_of_two_language_adapters(
     source, target = (resident.read_tensors(store.path(step.inputs[role])) for role in ("task", "target_reference"))
     merge(
         task=store.path(step.inputs["task"]), target_reference=store.path(step.inputs["target_reference"]),
-        weight=step.job["weight"], rule=step.job["rule"], modules=step.job["modules"], output=tmp_path / "mixed",
+        weight=step.job.weight, rule=step.job.rule, modules=step.job.modules, output=tmp_path / "mixed",
     )  # fmt: skip
     for name, tensor in resident.read_tensors(tmp_path / "mixed").items():
         expected = 0.7 * source[name].double() + 0.3 * target[name].double()

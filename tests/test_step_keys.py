@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from adamergex.config.study import Assumed
 from adamergex.config.transfer import METHODS, parse
 from adamergex.graph.steps import Step, canonical, in_order
+from adamergex.methods.given import GivenAdapter
 from adamergex.tables.plan import Plan
 from adamergex.tables.study_plan import assumed_facts
 
@@ -70,8 +72,12 @@ def keys(wanted: Iterable[Step]) -> list[str]:
     return sorted(f"{step.kind} | {step.label} | {step.key[:16]} | {jobs[step.key][:16]}" for step in wanted)
 
 
-def plain(step: Step) -> Any:
-    return step.job
+def plain(step: Step) -> object:
+    job = step.job
+    if isinstance(job, GivenAdapter):
+        return {"path": str(job.path), "shapes": job.shapes}
+    assert isinstance(job, BaseModel)
+    return job.model_dump(mode="json")
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -132,7 +132,7 @@ def test_ablations_share_what_they_do_not_change(tiny_encoder: Path, wide_data: 
     assert list(plan.tables) == [
         f"{task}{name}" for task in TASKS[:2] for name in names if task == "topics" or name != "-from-de"
     ]
-    trained = Counter(step.job["structure"]["kind"] for step in plan.steps if step.kind == "train")
+    trained = Counter(step.job.structure.kind for step in plan.steps if step.kind == "train")
     # LoRA: references of en, fr, sw, tr, de; two English task adapters and a German one. (IA)³ lacks the German two.
     assert trained == Counter(lora=8, ia3=6)
 

@@ -184,7 +184,7 @@ def test_each_target_is_tuned_on_the_others(
     assert len(plan.trainings) == 5  # a task, and references of en, fr, sw, tr
     for (_, language, _), (merge,) in plan.adapters.items():
         if merge.kind == "merge":
-            read = {step.job["evaluate"]["language"] for step in merge.inputs["weight"].inputs.values()}
+            read = {step.job.evaluate.language for step in merge.inputs["weight"].inputs.values()}
             assert read == set(THREE["targets"]) - {language}
     costs = estimate(plan.wanted, Store(tmp_path / "empty"), Assumed()).kinds
     assert costs["choose"].steps == 3 and costs["choose"].flops == 0 < costs["tune"].flops

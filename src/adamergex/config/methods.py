@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from adamergex.config.task import TaskConfig, Where
+from adamergex.jobs.merge import SwapConfig
 from adamergex.jobs.settings import (
     Activation,
     LanguageModeling,
@@ -20,7 +21,6 @@ from adamergex.jobs.settings import (
 from adamergex.jobs.strict import (
     Count,
     Entries,
-    Layer,
     Layers,
     Name,
     PathText,
@@ -210,14 +210,6 @@ class PapersConfig(Settings):
     def chosen(self) -> dict[str, tuple[str, ...]]:
         """Column -> its values, of the columns that matter."""
         return {name: values for name, values in self if values}
-
-
-class SwapConfig(Settings):
-    """Layers that layer_swapping takes from the target's reference (2410.01335)."""
-
-    bottom: Layer = 1
-    top: Layer = 1
-    transition: Layer = Field(default=0, description="averaged layers beside the bottom and beside the top")
 
 
 class CombineConfig(Settings):

@@ -89,7 +89,7 @@ def layer_swapping(x: Experiment) -> Step:
         rule="average",
         space="factors",
         modules="all",
-        weight=x.config.merge.swap.model_dump(),
+        weight=x.config.merge.swap,
     )
 
 

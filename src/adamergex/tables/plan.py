@@ -14,6 +14,7 @@ from adamergex.config.train import LanguageTraining, MaskedLmHeadTraining, TaskT
 from adamergex.config.transfer import COMBINED, TransferConfig, method_name
 from adamergex.errors import ConfigError, DataError
 from adamergex.graph.steps import Step
+from adamergex.jobs.merge import TuneJob
 from adamergex.jobs.settings import (
     AnyRows,
     LanguageModeling,
@@ -223,11 +224,11 @@ def needs_references(config: TransferConfig) -> bool:
 
 def searched_on(search: Step, x: Experiment) -> str:
     """The languages that a cell's search of λ looks at."""
-    if search.kind != "choose":
-        return str(search.job["evaluate"]["language"])
+    if isinstance(search.job, TuneJob):
+        return search.job.evaluate.language
     if x.config.merge.leave_one_out:
         return f"all targets but {x.target}"
-    return ", ".join(search.job["languages"])
+    return ", ".join(search.inputs)
 
 
 Cell = tuple[str, str, int]
