@@ -16,7 +16,7 @@ from adamergex.config.transfer import METHODS, parse
 from adamergex.graph.steps import Step, canonical, in_order
 from adamergex.methods.given import GivenAdapter
 from adamergex.tables.plan import Plan
-from adamergex.tables.study_plan import assumed_facts
+from adamergex.tables.sketch import assumed_facts
 
 GOLDEN = Path(__file__).parent / "goldens" / "step_keys.json"
 FEW = ["adamergex"]

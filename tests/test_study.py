@@ -27,7 +27,7 @@ from adamergex.errors import ConfigError
 from adamergex.graph.inventory import Garbage, collect, entries, forget_study, garbage, record, studies
 from adamergex.graph.local import StepsFailedError, run
 from adamergex.graph.steps import Step, Store, held, short
-from adamergex.jobs.settings import Structure
+from adamergex.jobs.settings import EvaluateJob, Structure, TrainJob
 from adamergex.tables.devices import DEVICES
 from adamergex.tables.estimate import estimate, flops_factor, parameters
 from adamergex.tables.study import Engine, dry_run, run_study
@@ -82,8 +82,9 @@ class Recorder:
 
     def __getitem__(self, kind: str) -> Callable[..., None]:
         def work(job: Any, inputs: Any, output: Path, workdir: Path) -> None:
-            name = job.get("task", {}).get("name", job.get("task", {}).get("kind", ""))
-            if self.fails and self.fails == f"{kind} {name} {job.get('language')}":
+            task = getattr(job, "task", None)
+            name = getattr(task, "name", getattr(task, "kind", ""))
+            if self.fails and self.fails == f"{kind} {name} {getattr(job, 'language', None)}":
                 raise ValueError("broken on purpose")
             self.runs[kind] += 1
             output.mkdir()
@@ -318,7 +319,7 @@ def test_a_real_study_writes_every_table(finished: tuple[dict[str, Any], Path]) 
     assert len(list((output / "store" / "train").iterdir())) == 6  # four references, two tasks
     lines: list[str] = []
     again = run_study(parse_study(wanted), say=lines.append)
-    assert again["steps"]["reused"] == again["steps"]["all"] and not [line for line in lines if line.startswith("[")]
+    assert again.steps.reused == again.steps.all and not [line for line in lines if line.startswith("[")]
 
 
 def test_what_failed_leaves_other_tables_whole(finished: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
@@ -383,7 +384,7 @@ def test_processes_give_the_same_bytes(finished: tuple[dict[str, Any], Path], tm
     wanted, whole = finished
     study = parse_study({**wanted, "output": str(tmp_path), "variants": {}, "targets": ["sw"]})
     found = run_study(study, engine=Engine(workers=2), say=silent)
-    assert found["steps"]["missing"] == 0
+    assert found.steps.missing == 0
     written = sorted((tmp_path / "store").glob("*/*/adapter_model.safetensors"))
     assert len(written) == 7  # references of en, fr, sw; two tasks; a merge of each
     for path in written:
@@ -436,9 +437,12 @@ def test_parameters_are_those_outside_the_embeddings(tiny_encoder: Path) -> None
 
 
 def test_factors_of_the_formula() -> None:
-    assert flops_factor({}) == 2
-    assert flops_factor({"optimisation": {}, "structure": {"kind": "lora"}}) == 4
-    assert flops_factor({"optimisation": {}, "structure": None}) == 6
+    rows = {"path": "{language}.tsv"}
+    shared = {"base": "nano", "task": {"kind": "classification", "labels": ["a", "b"]}, "language": "sw", "rows": rows}
+    assert flops_factor(EvaluateJob.model_validate(shared)) == 2
+    for kind, factor in (("lora", 4), ("bottleneck", 4), ("full", 6), ("sparse", 6)):
+        job = TrainJob.model_validate({**shared, "structure": {"kind": kind}, "optimisation": {}})
+        assert flops_factor(job) == factor
 
 
 def test_absent_rows_are_assumed_up_to_their_limit(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator
 
@@ -47,7 +47,7 @@ def _with_zero(grid: tuple[float, ...]) -> tuple[float, ...]:
 LANGUAGE = Optimisation(steps=50_000, learning_rate=1e-4, batch_size=64, schedule="linear", warmup=0, max_grad_norm=1.0)
 
 
-def _like_a_language(value: Any) -> Any:
+def _like_a_language(value: object) -> object:
     return {**LANGUAGE.model_dump(), **value} if isinstance(value, dict) else value
 
 
@@ -123,7 +123,7 @@ class AlignmentReference(_OfSentences):
         )
 
 
-def _train_is_enough(value: Any) -> Any:
+def _train_is_enough(value: object) -> object:
     """Of a labelled reference task only the training rows are read."""
     if isinstance(value, dict) and "data" not in value and "train" in value:
         return {"test": value["train"], **value}
@@ -158,7 +158,7 @@ class AdapterReference(Settings):
     objective: Objective = Field(default="auto", description=OBJECTIVE)
 
 
-def _kind_of_reference(value: Any) -> str:
+def _kind_of_reference(value: object) -> str:
     if isinstance(value, dict):
         return str(value.get("kind", "adapters" if "adapters" in value else "language-modeling"))
     return str(getattr(value, "kind", ""))
@@ -182,7 +182,7 @@ REFERENCES: dict[str, type[Settings]] = {
 """Kind of reference -> its settings."""
 
 
-def _several(value: Any) -> Any:
+def _several(value: object) -> object:
     """One value or several, as text: a paper's tables have numbers and names."""
     several = value if isinstance(value, list | tuple) else (value,)
     strange = [item for item in several if not isinstance(item, str | int) or isinstance(item, bool)]

@@ -12,17 +12,18 @@ import io
 import itertools
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from adamergex.data import values
 from adamergex.data.compression import SWALLOWED, Unpacked, require_ratio
+from adamergex.data.values import Row
 from adamergex.errors import DataError
 from adamergex.files import inputs
 from adamergex.jobs.strict import shown
 
-Numbered = Iterator[tuple[int, Mapping[str, Any]]]
+Numbered = Iterator[tuple[int, Row]]
 Reader = Callable[[Path, "Lines", int], Numbered]
 _MAGIC = (
     (b"\xff\xfe", "UTF-16 text"), (b"\xfe\xff", "UTF-16 text"), (b"\x1f\x8b", "gzip data"),

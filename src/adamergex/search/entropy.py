@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from adamergex import statistics
 from adamergex.adapters import resident
 from adamergex.backbones.loading import quiet
 from adamergex.errors import ConfigError
@@ -24,7 +25,6 @@ from adamergex.merging import merged_tensors, rule_for
 from adamergex.merging.checks import Adapter
 from adamergex.merging.layers import numbered, spread
 from adamergex.search.tuning import Choices, on_model, opened, require_mergeable, widened
-from adamergex.tasks import resampling
 from adamergex.tasks.certainty import Unlabelled
 from adamergex.tasks.rows import read, source
 
@@ -119,7 +119,8 @@ def _measured(inputs: Unlabelled, placed: resident.Resident, batch_tokens: int) 
     found = np.ones((len(inputs), 2))
     for indices, entropies in inputs.entropies(placed.model, batch_tokens):
         found[indices, 0] = entropies.double().cpu().numpy() / inputs.most
-    return {"score": resampling.percent(found), "interval": resampling.interval(found)}
+    sample = statistics.Sample.of_tallies(found)
+    return {"score": 100 * sample.score, "interval": list(statistics.interval(sample))}
 
 
 class _Way(NamedTuple):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from adamergex.methods.given import GivenAdapter
 
 Inputs = Mapping[str, Path]
+_SPEC = {"rule", "space", "modules", "rank", "span", "form"}
 
 
 def train(job: TrainJob, inputs: Inputs, output: Path, workdir: Path) -> None:
@@ -62,12 +63,7 @@ def merge(job: MergeJob, inputs: Inputs, output: Path, workdir: Path) -> None:
         source_reference=inputs.get("source_reference"),
         weight=weight,
         output=output,
-        modules=job.modules,
-        space=job.space,
-        rank=job.rank,
-        rule=job.rule,
-        span=job.span,
-        form=job.form,
+        **job.model_dump(include=_SPEC),
     )
 
 
@@ -89,8 +85,8 @@ def tune(job: TuneJob, inputs: Inputs, output: Path, workdir: Path) -> None:
         source_reference=inputs.get("source_reference"),
         job=job.evaluate,
         grid=job.grid,
-        **job.merge.model_dump(include={"rule", "space", "modules", "rank", "span", "form"}),
         output=output,
+        **job.merge.model_dump(include=_SPEC),
     )
 
 
