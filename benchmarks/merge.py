@@ -35,9 +35,9 @@ from adamergex.files.directory import (
 from adamergex.files.hashing import file_sha256
 from adamergex.files.lineage import Lineage
 from adamergex.merging import delta, merge
-from adamergex.merging.layout import layout
 from adamergex.merging.rules.registry import rule_for
 from adamergex.merging.stream import ElementwiseMerge
+from adamergex.structures.layout import layout
 
 
 class Shape(NamedTuple):

@@ -15,19 +15,23 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from adamergex.config import methods, task, train, transfer
+from adamergex.config import methods, references, task, train, transfer
 from adamergex.config import study as studies
 from adamergex.jobs import settings
+from adamergex.structures import settings as structure_settings
 
 DOCS = Path(__file__).parents[1] / "docs"
 PUBLIC = {
     "adamergex.merging": ["merge", "divergence", "MergeReport"],
-    "adamergex.merging.rules.registry": ["rule_for"],
+    "adamergex.merging.rules.registry": ["rule_for", "rule", "register"],
     "adamergex.merging.rules.additive": ["divergence", "shift"],
     "adamergex.merging.rules.multiplicative": ["guarded", "divergence", "shift"],
     "adamergex.merging.rules.average": ["divergence", "shift"],
     "adamergex.merging.inspection": ["inspect"],
-    "adamergex.files.lineage": ["Lineage", "read", "model_card"],
+    "adamergex.files.lineage": ["Lineage", "read"],
+    "adamergex.structures": ["register", "find"],
+    "adamergex.structures.kind": ["StructureKind"],
+    "adamergex.structures.card": ["model_card"],
     "adamergex.files.directory": ["AdapterDirectory"],
     "adamergex.tables.transfer": ["run_transfer", "transfer", "summary"],
     "adamergex.methods": ["vanilla", "english_tuning", "average", "adamergex", "adamergex_delta", "adamergex_cross"],
@@ -70,13 +74,12 @@ FORMS = {form.__name__: form for form in task.own_forms().values()}
 SETTINGS = [
     (transfer, ["TransferConfig"]),
     (
+        references,
+        ["TextReference", "TaskReference", "ContrastReference", "AlignmentReference", "AdapterReference"],
+    ),
+    (
         methods,
         [
-            "TextReference",
-            "TaskReference",
-            "ContrastReference",
-            "AlignmentReference",
-            "AdapterReference",
             "MergeConfig",
             "SwapConfig",
             "CombineConfig",
@@ -94,7 +97,8 @@ SETTINGS = [
     (task, ["BuiltIn", "Part", *FORMS]),
     (train, ["LanguageTraining", "TaskTraining", "MaskedLmHeadTraining", "Recovery"]),
     (studies, ["StudyConfig", "Assumed"]),
-    (settings, ["Structure", "Rows", "Optimisation"]),
+    (structure_settings, ["Structure", "Lora", "Ia3", "Bottleneck", "Prefix", "Full", "Sparse"]),
+    (settings, ["Rows", "Optimisation"]),
 ]
 
 

@@ -121,7 +121,7 @@ class World(NamedTuple):
         train.train(wanted, output, callbacks=[EveryTensorMoves()])
 
     def reference(self, structure: Structure, base: str, language: str = "en") -> Path:
-        kind = "language" if structure.invertible else structure.kind
+        kind = "language" if getattr(structure, "invertible", False) else structure.kind
         output = self.folder / f"{kind}-{base}-{language}"
         if not output.exists():
             self.train(structure, base, None, output, language=language)

@@ -46,7 +46,8 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def similarity(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page's own example, installed."""
-    code, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    section = PAGE.read_text(encoding="utf-8").partition("### A kind of task")[2]
+    code, *_ = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     return package(tmp_path_factory.mktemp("site"), "similarity", code)
 
 

@@ -16,7 +16,8 @@ from adamergex import statistics
 from adamergex.config.transfer import parse
 from adamergex.errors import ConfigError, DataError, ModelError
 from adamergex.graph.steps import Store
-from adamergex.merging import merge, rule_for
+from adamergex.merging import merge
+from adamergex.merging.prepare import MergeSpec, prepare
 from adamergex.report.results_file import load, plain
 from adamergex.search import tuning
 from adamergex.tables import actions
@@ -228,9 +229,8 @@ def test_the_search_makes_what_a_merge_in_this_span_and_form_writes(span: str, f
         tensors = {"prompt_embeddings": torch.randn(3, 16, generator=generator)}
         save_file(tensors, tmp_path / role / "adapter_model.safetensors")
     merge(**{role: tmp_path / role for role in roles}, weight=0.5, span=span, form=form, output=tmp_path / "out")  # type: ignore[arg-type]
-    choices = tuning.Choices(rule_for("adaptive", "prefix"), "adaptive", "factors", None, None, span, form)
-    adapters = tuning.opened(*(tmp_path / role for role in roles))
-    found = {candidate.weight: candidate.tensors for candidate in tuning.candidates(adapters, choices, [0.5])}
+    prepared = prepare(MergeSpec(span=span, form=form), **{role: tmp_path / role for role in roles})  # type: ignore[arg-type]
+    found = {candidate.weight: candidate.tensors for candidate in tuning.candidates(prepared, [0.5])}
     written = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert torch.equal(found[0.5]["prompt_embeddings"], written["prompt_embeddings"])
 

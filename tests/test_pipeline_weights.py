@@ -200,28 +200,28 @@ def test_a_weight_a_layer_is_where_an_oracle_grid_has_it(encoder: Trio, tmp_path
 
 def test_the_gradient_is_that_of_the_written_merges(encoder: Trio, tmp_path: Path) -> None:
     """dH/dλ_l against central differences of merges that go through files."""
-    from adamergex.merging import merged_tensors, rule_for
+    from adamergex.merging import merged_tensors
     from adamergex.merging.layers import numbered
+    from adamergex.merging.prepare import MergeSpec, prepare
     from adamergex.search.entropy import _gradients, _Way
-    from adamergex.search.tuning import Choices, on_model, opened, widened
+    from adamergex.search.tuning import on_model, widened
     from adamergex.tasks.certainty import Unlabelled
     from adamergex.tasks.rows import read
 
-    adapters = opened(*encoder.paths.values())
-    choices = Choices(rule_for("adaptive", "lora"), "adaptive", "factors", "all", None)
+    prepared = prepare(MergeSpec(modules="all"), **encoder.paths)
     loaded, at = load_for(encoder.job, bare=False), [0.4, 0.6]
-    search = on_model(adapters, choices, [0.0], loaded, encoder.paths["task"])
+    search = on_model(prepared, [0.0], loaded)
     _, placed = next(search)
     rows = read(encoder.job.task, encoder.job.rows, "sw")
     inputs = Unlabelled(encoder.job.task, rows, loaded, placed.model.eval(), None)
     weights = torch.tensor(at, requires_grad=True)
-    places, _ = numbered(adapters[0].layout.sites)
+    places, _ = numbered(prepared.own.layout.sites)
     merged = merged_tensors(
-        *widened(adapters).tensors, {module: weights[place] for module, place in places.items()}, modules="all"
+        *widened(prepared.adapters).tensors, {module: weights[place] for module, place in places.items()}, modules="all"
     )
     placed.replace({name: value.detach() for name, value in merged.items()}, where="test")
     moved = {name: value for name, value in merged.items() if value.requires_grad}
-    entropy, gradients = _gradients(_Way(adapters, choices, inputs, 200), placed, moved)
+    entropy, gradients = _gradients(_Way(prepared, inputs, 200), placed, moved)
     torch.autograd.backward(list(moved.values()), gradients)
     search.close()
     assert weights.grad is not None

@@ -10,15 +10,15 @@ import pytest
 from pydantic import BaseModel
 
 from adamergex.cli.main import main
-from adamergex.config import methods, task, train
+from adamergex.config import methods, references, task, train
 from adamergex.config.changes import parse_change
 from adamergex.config.study import parse_study
 from adamergex.config.train import parse_training
 from adamergex.config.transfer import parse
 from adamergex.errors import AdamergexError, ConfigError
+from adamergex.files.strict import Settings
 from adamergex.jobs import settings
 from adamergex.jobs.settings import Optimisation, Structure, TrainJob
-from adamergex.jobs.strict import Settings
 from adamergex.tables.transfer import run_training, run_transfer
 from adamergex.training import loop
 
@@ -126,7 +126,7 @@ def test_whole_numbers_serve_as_numbers_and_lists_as_tuples() -> None:
 
 
 def models() -> list[type[BaseModel]]:
-    rooms = (settings, methods, task, train)
+    rooms = (settings, methods, references, task, train)
     return [
         item for room in rooms for item in vars(room).values() if isinstance(item, type) and issubclass(item, BaseModel)
     ]

@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from adamergex.adapters import peft_backed, resident, weights_backed
+from adamergex.adapters import peft_backed, resident
 from adamergex.adapters.bottleneck import places
 from adamergex.adapters.bottleneck.language_part import language_part
 from adamergex.adapters.sites import targets
@@ -193,7 +193,7 @@ def test_transposed_linear_modules_are_refused(kind: str) -> None:
 
 def test_a_full_fine_tuning_of_a_multimodal_model_counts_the_language_part() -> None:
     model = multimodal("llava")
-    tuned = weights_backed.attach(model, Structure(kind="full"), task_head=False, base_sha256="x")
+    tuned = resident.attach(model, Structure(kind="full"), task_head=False, base_sha256="x")
     expected = sum(one.numel() for name, one in model.named_parameters() if not re.search("vision|projector", name))
     assert tuned.moving == expected
     tuned.detach()

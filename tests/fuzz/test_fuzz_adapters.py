@@ -30,8 +30,8 @@ def test_the_fuzzer_sees_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monke
     from adamergex.merging import stream
     from adamergex.merging.rules import registry
 
-    wrong = registry.ADAPTIVE["lora"]._replace(shift=lambda task, divergence, weight, out=None: task * 1.01)
-    monkeypatch.setitem(registry.ADAPTIVE, "lora", wrong)
+    wrong = registry.RULES["additive"]._replace(shift=lambda task, divergence, weight, out=None: task * 1.01)
+    monkeypatch.setitem(registry.RULES, "additive", wrong)
     seen = [outcome.complaint for outcome in adapters.outcomes(adapters.mutant, range(60))]
     assert any("is off by" in complaint for complaint in seen)
     monkeypatch.undo()

@@ -41,7 +41,8 @@ from adamergex.files.patterns import Patterns, literal
 from adamergex.files.tensor_names import WrongName, canonical
 from adamergex.merging import divergence, merge
 from adamergex.merging.inspection import inspect
-from adamergex.merging.targets import Ranks, Targets
+from adamergex.structures.card import model_card
+from adamergex.structures.targets import Ranks, Targets
 
 HANGING = "(.*.*.*.*.*.*.*.*.*.*.*.*)*(a|a|aa)+!"
 
@@ -423,6 +424,6 @@ def test_nothing_that_is_printed_moves_the_terminal(tmp_path: Path, capsys: pyte
 
 def test_a_card_holds_no_html_and_no_fence_of_the_lineage(tmp_path: Path) -> None:
     evil = "<script>x</script>\n```\nb"
-    found = lineage.model_card(Lineage(base={"name": evil}, language="sw", parents={"task": {"path": evil}}))
+    found = model_card(Lineage(base={"name": evil}, language="sw", parents={"task": {"path": evil}}))
     assert "<script>" not in found.partition("```python")[0] + found.rpartition("```")[2]
     assert sum(line.startswith("```") for line in found.splitlines()) == 2

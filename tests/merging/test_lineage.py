@@ -14,6 +14,7 @@ from adamergex.errors import AdapterFileError
 from adamergex.files import lineage
 from adamergex.files.hashing import file_sha256
 from adamergex.files.lineage import Lineage
+from adamergex.structures.card import model_card
 
 FULL = Lineage(
     base={"name": "xlm-roberta-base", "sha256": "b"},
@@ -75,7 +76,7 @@ def front_matter(card: str) -> dict[str, object]:
 
 
 def test_model_card() -> None:
-    card = lineage.model_card(FULL, ["a table"], task_type="SEQ_CLS")
+    card = model_card(FULL, ["a table"], task_type="SEQ_CLS")
     assert front_matter(card) == {
         "library_name": "peft",
         "base_model": "xlm-roberta-base",
@@ -89,7 +90,7 @@ def test_model_card() -> None:
 
 
 def test_a_local_base_stays_out_of_the_front_matter() -> None:
-    card = lineage.model_card(Lineage(base={"name": "/models/mine"}, structure={"kind": "ia3"}, language="no"))
+    card = model_card(Lineage(base={"name": "/models/mine"}, structure={"kind": "ia3"}, language="no"))
     assert "base_model" not in front_matter(card)
     assert front_matter(card)["language"] == ["no"]  # not the YAML boolean
     assert 'AutoModel.from_pretrained("/models/mine")' in card
@@ -99,7 +100,7 @@ def test_a_local_base_stays_out_of_the_front_matter() -> None:
 @pytest.mark.parametrize("task_type", ["SEQ_CLS", "CAUSAL_LM", None])
 def test_the_cards_snippet_is_python(base: str, labels: int, task_type: str | None) -> None:
     task = {"kind": "classification", "labels": [str(number) for number in range(labels)]} if labels else None
-    card = lineage.model_card(Lineage(base={"name": base}, structure={"kind": "lora"}, task=task), task_type=task_type)
+    card = model_card(Lineage(base={"name": base}, structure={"kind": "lora"}, task=task), task_type=task_type)
     snippet = card.split("```python\n")[1].split("```")[0]
     compile(snippet, "card", "exec")
     assert (f"num_labels={labels}" in snippet) == bool(labels and task_type == "SEQ_CLS")

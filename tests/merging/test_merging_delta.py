@@ -16,7 +16,7 @@ from torch import nn
 
 from adamergex.errors import AdapterFileError
 from adamergex.merging import delta, merge
-from adamergex.merging.targets import Ranks
+from adamergex.structures.targets import Ranks
 
 
 class Block(nn.Module):

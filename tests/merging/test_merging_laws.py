@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from adamergex.merging import RULES, merge, merged_deltas, merged_tensors
+from adamergex.merging import RULES, merge, merged_tensors
 from adamergex.merging.rules.multiplicative import EPSILON
 
 KINDS = {"lora": lora_tensors, "ia3": ia3_tensors}
@@ -183,12 +183,3 @@ def test_names_of_a_live_model_are_understood() -> None:
     merged = merged_tensors(live, *others, 0.5)
     changed = {name for name in live if not torch.equal(merged[name], live[name])}
     assert changed == {name for name in live if "q_proj" in name or "v_proj" in name}
-
-
-@pytest.mark.parametrize("rule", ["adaptive", "average"])
-def test_deltas_in_memory_are_those_of_the_file(rule: str, tmp_path: Path) -> None:
-    paths = trio(tmp_path)
-    merge(**paths, weight=0.3, output=tmp_path / "out", space="delta", rule=rule)
-    task, target, source = (tensors_of(path) for path in paths.values())
-    for module, value in merged_deltas(task, target, source, 0.3, scaling=2.0, rule=rule).items():
-        np.testing.assert_allclose(value.numpy(), delta(tmp_path / "out", module, 2.0), rtol=0, atol=1e-4)

@@ -27,7 +27,7 @@ from adamergex.adapters import peft_backed
 from adamergex.backbones import loading
 from adamergex.config.transfer import parse
 from adamergex.errors import AdapterFileError, ModelError
-from adamergex.files import lineage
+from adamergex.files import lineage, tensor_files
 from adamergex.files.lineage import Lineage
 from adamergex.jobs.settings import (
     Classification,
@@ -190,7 +190,7 @@ def test_training_moves_the_prefix_and_the_head_alone(
     assert loss_of(backbone, wanted, tmp_path / "out") < at_first
     after = backbone.model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
-    trained = peft_backed.read_tensors(tmp_path / "out")
+    trained = tensor_files.read_directory(tmp_path / "out")
     heads = [key for key in trained if key != "prompt_embeddings"]
     assert bool(heads) == (labelled_task and name != "llama")
     start = peft_backed.tensors(attached(backbone.model, base_sha256=backbone.sha256))["prompt_embeddings"]

@@ -15,10 +15,9 @@ from stopping import StopAfter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback, logging
 
-from adamergex.adapters import peft_backed
 from adamergex.backbones import loading
 from adamergex.errors import AdapterFileError, ModelError
-from adamergex.files import lineage
+from adamergex.files import lineage, tensor_files
 from adamergex.jobs.settings import (
     Classification,
     LanguageModeling,
@@ -72,7 +71,7 @@ def test_training_lowers_the_loss_and_changes_the_adapter_alone(
     assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
     done = outcome(tmp_path / "out")
     assert done["steps"] == 25 and done["tokens"] > 0 and done["parameters"] > 0
-    trained = peft_backed.read_tensors(tmp_path / "out")
+    trained = tensor_files.read_directory(tmp_path / "out")
     moved = [key for key, tensor in trained.items() if "lora_B" in key and bool(tensor.abs().sum() > 0)]
     moved += [key for key, tensor in trained.items() if "ia3" in key and not bool((tensor == 1).all())]
     assert len(moved) == sum("lora_B" in key or "ia3" in key for key in trained)

@@ -18,8 +18,8 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from adamergex import evaluation
 from adamergex.adapters import resident, weights_backed
-from adamergex.adapters.sparse import SparseDifference, apply_difference, read_difference
-from adamergex.adapters.weights_backed import InWeights, most_moved
+from adamergex.adapters.sparse import SparseDifference, apply_difference, most_moved, read_difference
+from adamergex.adapters.weights_backed import InWeights
 from adamergex.backbones import loading
 from adamergex.data import reader
 from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError, ModelError

@@ -18,6 +18,7 @@ from adamergex import evaluation, statistics
 from adamergex.adapters import peft_backed
 from adamergex.backbones import loading
 from adamergex.errors import ConfigError, DataError, ModelError
+from adamergex.files import tensor_files
 from adamergex.jobs.settings import (
     EvaluateJob,
     Generation,
@@ -194,7 +195,7 @@ def test_all_linear_leaves_heads_to_train_as_they_are(
         rows=Rows(path=str(files(kind))), optimisation=Optimisation(steps=3, learning_rate=1e-2, batch_size=4),
     )  # fmt: skip
     train.train(job, tmp_path / "adapter")
-    tensors = peft_backed.read_tensors(tmp_path / "adapter")
+    tensors = tensor_files.read_directory(tmp_path / "adapter")
     heads = {name for name in tensors if "lora_" not in name}
     assert heads and not any("lora_" in name for name in tensors if "encoder" not in name)
     saved = peft_backed.read_config(tmp_path / "adapter")["modules_to_save"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,18 +15,20 @@ from adamergex.adapters import peft_backed
 from adamergex.adapters.saving import save_tensors
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
 from adamergex.files import lineage as lineages
-from adamergex.files.directory import AdapterDirectory, TensorReader
+from adamergex.files import tensor_files
+from adamergex.files.directory import TENSORS, TensorReader
 from adamergex.files.hashing import file_sha256
 from adamergex.files.lineage import Lineage
 from adamergex.files.outputs import staged_directory
-from adamergex.merging import report
 from adamergex.merging.checks import Adapter, require_fitting, require_references, require_same_start
-from adamergex.merging.layout import layout
 from adamergex.merging.merge import ranked
+from adamergex.merging.prepare import opened
+from adamergex.merging.records import merged_lineage, parents, write_beside
 from adamergex.merging.report import MergeReport, ModuleChange
 from adamergex.merging.stream_delta import ReferenceFactors
 from adamergex.merging.stream_vectors import VectorMerge, write_gates
 from adamergex.merging.task_vectors import MIXED, mixer
+from adamergex.structures import every
 
 FACTORS = "_factors"
 METHODS = {**MIXED, **{f"{method}{FACTORS}": weights for method, weights in MIXED.items()}}
@@ -71,10 +73,11 @@ def combine(
     Raises: ConfigError, AdapterFileError, IncompatibleAdaptersError.
     """
     chosen = _settings(method, density, weights, seed, rank)
-    adapters = [_open("task", task), _open("target reference", target_reference)]
+    adapters = list(opened(task=task, target_reference=target_reference))
     own, other = adapters
-    kinds = ("lora",) if method.endswith(FACTORS) else ("lora", "ia3")
-    if own.layout.kind not in kinds:
+    structure, factors = own.layout.structure, method.endswith(FACTORS)
+    if not (structure.low_rank if factors else structure.task_vectors):
+        kinds = [kind.name for kind in every() if (kind.low_rank if factors else kind.task_vectors)]
         raise IncompatibleAdaptersError(
             f"{method} is not for this structure",
             where=own.where,
@@ -82,11 +85,11 @@ def combine(
             expected=" or ".join(kinds),
             fix="choose another rule: what training added to other structures is not known from their files",
         )
-    if rank is not None and (own.layout.kind != "lora" or method.endswith(FACTORS)):
+    if rank is not None and (not structure.low_rank or factors):
         raise ConfigError(
             "a rank is for the ΔW of LoRA", where="rank", found=f"{rank}, {method} of {own.layout.kind}", fix="omit it"
         )
-    space = "delta" if own.layout.kind == "lora" and not method.endswith(FACTORS) else "factors"
+    space = "delta" if structure.low_rank and not factors else "factors"
     require_references(other, None, own)
     require_fitting(adapters, space)
     with staged_directory(output) as stage:
@@ -99,14 +102,7 @@ def combine(
             own.layout.kind, method, space, "all", chosen.weights[1], rank, tuple(changes), tuple(own.layout.heads),
             tuple(other.layout.heads),
         )  # fmt: skip
-        (stage / peft_backed.CONFIG_FILE).write_text(
-            json.dumps(dict(config), indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        (stage / report.FILE_NAME).write_text(summary.to_json(), encoding="utf-8")
-        lineage = _lineage(adapters, summary, chosen, config)
-        card = lineages.model_card(lineage, summary.lines(), task_type=config.get("task_type"))
-        (stage / "README.md").write_text(card, encoding="utf-8")
-        lineage.write(stage)
+        write_beside(stage, summary, config, _lineage(adapters, summary, chosen, config))
     return summary
 
 
@@ -132,10 +128,10 @@ def _write_vectors(stage: Path, adapters: Sequence[Adapter], chosen: Settings) -
     """The tensors of a mixture of task vectors; what happened to each module, and the config."""
     own, other = adapters
     mix, config = mixer(chosen.method, chosen.density, chosen.weights, chosen.seed), own.layout.directory.config
-    path = stage / peft_backed.WEIGHTS_FILE
+    path = stage / TENSORS
     with ExitStack() as stack:
         task, reference = (stack.enter_context(TensorReader(adapter.layout.directory)) for adapter in adapters)
-        if own.layout.kind == "ia3":
+        if not own.layout.structure.low_rank:
             return write_gates(path, own.layout, task, (reference, other.layout), mix), config
         merger = VectorMerge(
             averaging=True,
@@ -155,23 +151,18 @@ def _write_vectors(stage: Path, adapters: Sequence[Adapter], chosen: Settings) -
                 expected=f"at most {LARGEST / 1e9:.0f} GB, or a rank",
                 fix="set merge.rank, 64 for instance; the report says what that cuts off",
             )
-        return merger.write(path), ranked(config, dict(merger.shapes))
+        return merger.write(path), ranked(config, merger.shapes)
 
 
 def _write_factors(stage: Path, adapters: Sequence[Adapter], chosen: Settings) -> Written:
     """The tensors of PEFT's combination of factors. PEFT folds its scaling into them; here it stays in the config."""
     own = adapters[0]
-    stored = [peft_backed.read_tensors(adapter.layout.directory.path) for adapter in adapters]
+    stored = [tensor_files.read_directory(adapter.layout.directory.path) for adapter in adapters]
     roots = [math.sqrt(weight) for weight in chosen.weights]
     merged, changes = _combined(own, stored, chosen.method.removesuffix(FACTORS), roots, chosen.density, chosen.seed)
     contents = {name: tensor.contiguous() for name, tensor in sorted(merged.items())}
-    save_tensors(contents, stage / peft_backed.WEIGHTS_FILE)
+    save_tensors(contents, stage / TENSORS)
     return changes, own.layout.directory.config
-
-
-def _open(role: str, path: Path | str) -> Adapter:
-    directory = AdapterDirectory.open(path)
-    return Adapter(role, layout(directory), lineages.read(directory.path))
 
 
 def _combined(
@@ -196,33 +187,14 @@ def _combined(
     return merged, changes
 
 
-def _lineage(adapters: Sequence[Adapter], summary: MergeReport, chosen: Settings, config: Mapping[str, Any]) -> Lineage:
+def _lineage(adapters: list[Adapter], summary: MergeReport, chosen: Settings, config: Mapping[str, Any]) -> Lineage:
     own, other = adapters
-    inherited = own.lineage or Lineage()
+    origins = parents(adapters, [file_sha256(adapter.layout.directory.tensors_path) for adapter in adapters])
+    made = merged_lineage(own, [other], origins, summary, config)
     drawn = {"seed": chosen.seed} if chosen.method.startswith("dare") else {}
-    shape = {"rank": config.get("r"), "alpha": config.get("lora_alpha")} if own.layout.kind == "lora" else {}
-    return Lineage(
-        base=inherited.base or {"name": own.layout.base_name, "sha256": None},
-        structure={**(inherited.structure or {"kind": own.layout.kind}), **shape},
-        task=inherited.task,
-        language=other.lineage.language if other.lineage else None,
-        parents={
-            adapter.role.replace(" ", "_"): {
-                "path": str(adapter.layout.directory.path),
-                "sha256": file_sha256(adapter.layout.directory.tensors_path),
-                "language": adapter.lineage.language if adapter.lineage else None,
-            }
-            for adapter in adapters
-        },
-        merge={
-            "rule": summary.rule,
-            "space": summary.space,
-            "modules": summary.selection,
-            "weight": summary.weight,
-            "rank": summary.rank,
-            "density": chosen.density,
-            "weights": list(chosen.weights),
-            **drawn,
-        },
+    return replace(
+        made,
+        start=None,
+        merge={**(made.merge or {}), "density": chosen.density, "weights": list(chosen.weights), **drawn},
         versions=lineages.package_versions(("adamergex", "numpy", "torch", "peft")),
     )

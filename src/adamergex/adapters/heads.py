@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,42 @@ from adamergex.errors import IncompatibleAdaptersError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def head_modules(model: PreTrainedModel, fresh: tuple[str, ...]) -> list[str]:
+    """What stands outside the backbone and has weights (classifier, score, …), and new modules inside it."""
+    outside = {
+        name
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in module.parameters())
+    }
+    if not outside:
+        raise ModelError(
+            "the model has no head to train",
+            where=type(model).__name__,
+            found=[name for name, _ in model.named_children()],
+            expected="a model with a head, such as a sequence-classification model",
+            fix="load it with the kind of head that the task needs",
+        )
+    return sorted(outside | set(fresh))
+
+
+def redraw(head: torch.nn.Module, model: PreTrainedModel) -> None:
+    """Draw a new head from the global generator, as wide as the model draws its own weights."""
+    deviation = getattr(model.config, "initializer_range", 0.02)
+    for module in head.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=deviation)
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+
+
+def draw(model: PreTrainedModel, new: Iterable[str], seed: int) -> None:
+    """Draw the named new modules of a model from a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name in new:
+            redraw(model.get_submodule(name), model)
 
 
 def head_of(model: PreTrainedModel, name: str, fresh: tuple[str, ...] = ()) -> HeadFiles:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adamergex.adapters.formats.adapterhub import HEAD_CONFIG, read_json
+from adamergex.adapters.formats.adapterhub import read_json
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
+from adamergex.files.directory import HEAD_CONFIG
 from adamergex.files.lineage import read as read_lineage
 
 if TYPE_CHECKING:

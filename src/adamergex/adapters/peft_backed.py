@@ -7,9 +7,9 @@ missing or unexpected tensor is an error, where PEFT warns and goes on with a pa
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -26,15 +26,16 @@ from peft import (
 from peft.utils import ModulesToSaveWrapper, merge_utils
 from torch import nn
 
-from adamergex.adapters import peft_settings, prefix
+from adamergex.adapters import peft_settings, prefix, saving
 from adamergex.adapters.guards import require_effect
+from adamergex.adapters.heads import head_modules, redraw
 from adamergex.adapters.precision import in_float32
-from adamergex.adapters.saving import save_tensors
 from adamergex.adapters.sites import targets
 from adamergex.errors import AdapterFileError, ModelError
 from adamergex.files import tensor_files
-from adamergex.files.directory import read_config
-from adamergex.files.lineage import model_card
+from adamergex.files.directory import CONFIG, read_config
+from adamergex.structures import card, structure_kind
+from adamergex.structures.settings import Ia3, Lora, Prefix, Structure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -43,12 +44,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from adamergex.files.lineage import Lineage
-    from adamergex.jobs.settings import Structure
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 Adapted: TypeAlias = PeftModel
 _PREFIX = "base_model.model."
-_KINDS = {"lora": (".lora_A.", ".lora_B."), "ia3": (".ia3_l",), "prefix": ("prompt_encoder.",)}
+Draw = Callable[[str, torch.Tensor, torch.Generator], torch.Tensor]
+"""(name, parameter, generator) -> what the parameter starts as."""
 
 
 def attach(
@@ -69,17 +69,34 @@ def attach(
     Raises: ModelError when the structure's modules are not in the model, or it takes no prefix.
     """
     config = _config(model, structure, head_modules(model, fresh) if task_head else None)
+    size = structure.context or getattr(structure, "rank", 0)
+    return put(model, config, _drawn, identity=f"{base_sha256}\n{structure.kind} {size}", seed=seed, fresh=fresh)
+
+
+def put(
+    model: PreTrainedModel,
+    config: PeftConfig,
+    draw: Draw,
+    *,
+    identity: str,
+    seed: int = 0,
+    fresh: tuple[str, ...] = (),
+) -> PeftModel:
+    """Put a new, trainable adapter of any PEFT config on a model; ``draw`` fills its tensors, from a generator seeded
+    by SHA-256(``identity``, name inside the backbone).
+
+    Raises: ModelError when the model takes no such adapter, or nothing changes with it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         wrapped = _wrap(model, config)
         for name, wrapper in _head_wrappers(wrapped):
             if name in fresh:
                 redraw(wrapper.modules_to_save["default"], model)
-    _same_start(wrapped, structure, base_sha256)
+    _same_start(wrapped, identity, draw)
     try:
         if isinstance(wrapped, _Prefixed):
             wrapped.require_right()
-        require_effect(_alone(wrapped), parameters(wrapped).values(), f"{structure.kind} adapter")
+        require_effect(_alone(wrapped), parameters(wrapped).values(), f"{kind_of(wrapped)} adapter")
     except BaseException:
         detach(wrapped)
         raise
@@ -87,11 +104,12 @@ def attach(
 
 
 def _config(model: PreTrainedModel, structure: Structure, heads: list[str] | None) -> PeftConfig:
-    if structure.kind == "prefix":
+    if isinstance(structure, Prefix):
         tokens = structure.virtual_tokens
         return PrefixTuningConfig(num_virtual_tokens=tokens, **prefix.shape(model)._asdict(), modules_to_save=heads)
+    assert isinstance(structure, Lora | Ia3)  # the other structures of this module
     aims = targets(model, structure)
-    if structure.kind == "ia3":
+    if isinstance(structure, Ia3):
         return IA3Config(target_modules=aims.modules, feedforward_modules=aims.feedforward, modules_to_save=heads)
     return LoraConfig(
         r=structure.rank,
@@ -127,6 +145,11 @@ def _wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     return wrapped
 
 
+def kind_of(wrapped: PeftModel) -> str:
+    """The name of the structure."""
+    return structure_kind(wrapped.peft_config["default"].to_dict())
+
+
 def virtual_tokens(model: nn.Module) -> int:
     """How many positions of its context a prefix takes from the text; 0 without one."""
     config: Any = model.peft_config["default"] if isinstance(model, PeftModel) else None
@@ -138,11 +161,7 @@ def start_sha256(wrapped: PeftModel) -> str:
 
     Taken before training it is the same for every adapter of one base, structure and choice of modules.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(_adapter_tensors(wrapped).items()):
-        digest.update(name.encode() + b"\0" + str(tuple(tensor.shape)).encode() + b"\0")
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return saving.tensors_sha256(_adapter_tensors(wrapped))
 
 
 def detach(wrapped: PeftModel) -> PreTrainedModel:
@@ -165,28 +184,21 @@ def tensors(wrapped: PeftModel) -> dict[str, torch.Tensor]:
 
 def parameters(wrapped: PeftModel) -> dict[str, nn.Parameter]:
     """The adapter's parameters, heads left out, under the names that its file gives them (of a prefix: the model's)."""
-    return {
-        name.replace(".default", ""): parameter
-        for name, parameter in wrapped.named_parameters()
-        if any(mark in name for marks in _KINDS.values() for mark in marks)
-    }
+    mark = "prompt_encoder." if isinstance(wrapped, _Prefixed) else f".{wrapped.base_model.prefix}"
+    return {name.replace(".default", ""): parameter for name, parameter in wrapped.named_parameters() if mark in name}
 
 
 def save(wrapped: PeftModel, directory: Path, lineage: Lineage) -> None:
     """Write adapter_config.json, adapter_model.safetensors, lineage.json and the card: equal adapters, equal bytes."""
     write_tensors(wrapped, directory)
-    config = _config_json(wrapped, str(lineage.base["name"]))
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    lineage.write(directory)
-    card = model_card(lineage, task_type=config["task_type"])
-    (directory / "README.md").write_text(card, encoding="utf-8")
+    config = peft_settings.written(wrapped.peft_config["default"], _alone(wrapped), str(lineage.base["name"]))
+    (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    card.write_beside(directory, lineage, task_type=config["task_type"])
 
 
 def write_tensors(wrapped: PeftModel, directory: Path) -> None:
     """Write adapter_model.safetensors alone."""
-    directory.mkdir(parents=True, exist_ok=True)
-    contents = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors(wrapped).items())}
-    save_tensors(contents, directory / WEIGHTS_FILE)
+    saving.write_adapter(directory, tensors(wrapped))
 
 
 def load(model: PreTrainedModel, directory: Path, trainable: bool = False, *, fresh: tuple[str, ...] = ()) -> PeftModel:
@@ -195,7 +207,7 @@ def load(model: PreTrainedModel, directory: Path, trainable: bool = False, *, fr
     ``fresh``: modules that the base lacks (``models.Loaded.fresh``), so that the adapter must bring them.
     Raises: AdapterFileError for unreadable files, a missing, unexpected or differently shaped tensor, or no head.
     """
-    config, contents = read_config(Path(directory)), read_tensors(directory)
+    config, contents = read_config(Path(directory)), tensor_files.read_directory(Path(directory))
     return place(model, config, contents, where=Path(directory), trainable=trainable, fresh=fresh)
 
 
@@ -238,7 +250,7 @@ def place(
     try:
         if fitting is not None:
             prefix.require_fitting(model, fitting, wrapped.peft_config["default"], where)
-        _fill(wrapped, contents, where)
+        replace(wrapped, contents, where=where)
         if isinstance(wrapped, _Prefixed):
             wrapped.require_right()
     except (AdapterFileError, ModelError):
@@ -247,68 +259,18 @@ def place(
     return wrapped.train(trainable)
 
 
-def replace(wrapped: PeftModel, contents: Mapping[str, torch.Tensor], *, where: object = "adapter") -> None:
-    """Overwrite the adapter's tensors in place. Raises: AdapterFileError unless names and shapes are the same."""
-    _fill(wrapped, contents, where)
-
-
-def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
-    """adapter_model.safetensors, on the CPU. Raises: AdapterFileError when it is missing, damaged or not finite."""
-    return tensor_files.read_directory(Path(directory))
-
-
 def combined(method: str, tensors: list[torch.Tensor], weights: list[float], density: float) -> torch.Tensor:
     """PEFT's ``ties`` or ``dare_linear`` of tensors of one shape; DARE draws from torch's global generator."""
     combine = {"ties": merge_utils.ties, "dare": merge_utils.dare_linear}[method]
     return combine(tensors, torch.tensor(weights, dtype=tensors[0].dtype), density)
 
 
-def _fill(wrapped: PeftModel, contents: Mapping[str, torch.Tensor], where: object) -> None:
-    expected = tensors(wrapped)
-    missing, unexpected = sorted(expected.keys() - contents.keys()), sorted(contents.keys() - expected.keys())
-    if missing or unexpected:
-        raise AdapterFileError(
-            "the adapter's tensors are not those that its configuration and this model call for",
-            where=where,
-            found=f"missing: {_some(missing)}; unexpected: {_some(unexpected)}",
-            expected=f"{len(expected)} tensors",
-            fix="use the base, and the kind of head, that the adapter was trained with",
-        )
-    for name, tensor in expected.items():
-        own = contents[name]
-        floating = own.is_floating_point() and own.element_size() > 1  # as in a merge, no eight-bit numbers
-        if tensor.shape != own.shape or tensor.is_floating_point() != floating:
-            raise AdapterFileError(
-                "an adapter tensor has another shape or type than the model calls for",
-                where=f"{where}: {name}",
-                found=f"{tuple(own.shape)} {own.dtype}",
-                expected=f"{tuple(tensor.shape)} {tensor.dtype}",
-                fix="use the base that the adapter was trained with",
-            )
+def replace(wrapped: PeftModel, contents: Mapping[str, torch.Tensor], *, where: object = "adapter") -> None:
+    """Overwrite the adapter's tensors in place. Raises: AdapterFileError unless names and shapes are the same."""
+    fix = "use the base, and the kind of head, that the adapter was trained with"
+    tensor_files.require_same(contents, tensors(wrapped), where, fix=fix)
     tensor_files.require_finite(contents, where)
     set_peft_model_state_dict(wrapped, dict(contents))
-
-
-def _some(names: list[str]) -> str:
-    return "none" if not names else names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-
-
-def head_modules(model: PreTrainedModel, fresh: tuple[str, ...]) -> list[str]:
-    """What stands outside the backbone and has weights (classifier, score, …), and new modules inside it."""
-    outside = {
-        name
-        for name, module in model.named_children()
-        if name != model.base_model_prefix and any(True for _ in module.parameters())
-    }
-    if not outside:
-        raise ModelError(
-            "the model has no head to train",
-            where=type(model).__name__,
-            found=[name for name, _ in model.named_children()],
-            expected="a model with a head, such as a sequence-classification model",
-            fix="load it with the kind of head that the task needs",
-        )
-    return sorted(outside | set(fresh))
 
 
 def _alone(wrapped: PeftModel) -> PreTrainedModel:
@@ -321,16 +283,6 @@ def _head_wrappers(wrapped: PeftModel) -> Iterator[tuple[str, ModulesToSaveWrapp
             yield name, module
 
 
-def redraw(head: nn.Module, model: PreTrainedModel) -> None:
-    """Draw a new head from the global generator, as wide as the model draws its own weights."""
-    deviation = getattr(model.config, "initializer_range", 0.02)
-    for module in head.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=deviation)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
 def _adapter_tensors(wrapped: PeftModel) -> dict[str, torch.Tensor]:
     """Adapter parameters by their name inside the backbone: the same under any head."""
     backbone = f"{_alone(wrapped).base_model_prefix}."
@@ -339,37 +291,16 @@ def _adapter_tensors(wrapped: PeftModel) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def _same_start(wrapped: PeftModel, structure: Structure, base_sha256: str) -> None:
-    size = structure.virtual_tokens if structure.kind == "prefix" else structure.rank
+def _same_start(wrapped: PeftModel, identity: str, draw: Draw) -> None:
     for name, parameter in _adapter_tensors(wrapped).items():
-        key = hashlib.sha256(f"{base_sha256}\n{structure.kind} {size}\n{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-        if ".lora_A." in name:
-            bound = 1 / math.sqrt(parameter.shape[1])
-            values = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-            parameter.copy_(values.to(parameter.dtype))
-        elif structure.kind == "prefix":
-            parameter.copy_(torch.empty(parameter.shape).normal_(generator=generator).to(parameter.dtype))
-        elif ".lora_B." in name:
-            parameter.zero_()
-        else:
-            parameter.fill_(1)
+        parameter.copy_(draw(name, parameter, saving.seeded(f"{identity}\n{name}")).to(parameter.dtype))
 
 
-def _head_type(model: PreTrainedModel) -> str | None:
-    """PEFT's name of a head's kind; it has none for multiple choice."""
-    ends = {"TokenClassification": "TOKEN_CLS", "QuestionAnswering": "QUESTION_ANS", "MultipleChoice": None}
-    name = type(model).__name__
-    return next((kind for end, kind in ends.items() if name.endswith(end)), "SEQ_CLS")
-
-
-def _config_json(wrapped: PeftModel, base: str) -> dict[str, Any]:
-    config: Any = wrapped.peft_config["default"]
-    values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    alone = _alone(wrapped)
-    task = _head_type(alone) if config.modules_to_save else "CAUSAL_LM" if alone.can_generate() else None
-    if getattr(alone.config, "is_encoder_decoder", False) and task:
-        task = "SEQ_2_SEQ_LM"
-    if task is None and virtual_tokens(wrapped):
-        task = "FEATURE_EXTRACTION"  # without a task PEFT would load a prefix and never use it
-    return values | {"base_model_name_or_path": base, "task_type": task, "inference_mode": True}
+def _drawn(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    values = torch.empty(parameter.shape)
+    if ".lora_A." in name:
+        bound = 1 / math.sqrt(parameter.shape[1])
+        return values.uniform_(-bound, bound, generator=generator)
+    if "prompt_encoder." in name:
+        return values.normal_(generator=generator)
+    return values.fill_(0 if ".lora_B." in name else 1)

@@ -1,7 +1,7 @@
 """An adapter's config as PEFT is given it: every module by its full name, ranks as the tensors have them.
 
 PEFT runs the expressions of a config through ``re``, without a limit of time, and allocates what a config says before
-it sees the tensors. So both are settled here: expressions by ``merging.targets``, sizes by the tensors.
+it sees the tensors. So both are settled here: expressions by ``structures.targets``, sizes by the tensors.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from adamergex.errors import AdapterFileError
 from adamergex.files import adapter_config
 from adamergex.files.patterns import literal
-from adamergex.merging.layout import split_key
-from adamergex.merging.rules import prefix
-from adamergex.merging.targets import Names, Ranks, Targets
+from adamergex.structures import prefix
+from adamergex.structures.lora import KIND as LORA
+from adamergex.structures.targets import Names, Ranks, Targets
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 # How a start is drawn or computed, which a saved adapter does not need; some name libraries or data.
 _STARTS = ("loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config", "megatron_core")
@@ -38,7 +39,7 @@ def resolved(
     kind = settings.get("peft_type")
     if kind == "PREFIX_TUNING":
         _require_size(settings, contents, where)
-    if kind in ("LORA", "IA3"):
+    if "target_modules" in settings:
         targets = Targets(settings, where)
         if targets.known:
             settings["target_modules"] = literal([name for name in modules if name in targets])
@@ -55,7 +56,7 @@ def _ranked(settings: Mapping[str, Any], contents: Mapping[str, torch.Tensor], w
     """r, lora_alpha and patterns that give each module its own; the commonest need no pattern."""
     ranks, found = Ranks(settings, where), {}
     for name, tensor in contents.items():
-        module, role = split_key(name)
+        module, role = LORA.split(name)
         if module is None or role != "lora_A":
             continue
         found[module] = ranks(module)
@@ -92,3 +93,21 @@ def _require_size(settings: Mapping[str, Any], contents: Mapping[str, torch.Tens
             expected=(shape.num_virtual_tokens, shape.columns),
             fix="config and tensors belong to different adapters: save the adapter again",
         )
+
+
+def written(config: Any, model: PreTrainedModel, base: str) -> dict[str, Any]:
+    """``adapter_config.json`` for a config of PEFT, of an adapter on a model."""
+    values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    task = _head_type(model) if config.modules_to_save else "CAUSAL_LM" if model.can_generate() else None
+    if getattr(model.config, "is_encoder_decoder", False) and task:
+        task = "SEQ_2_SEQ_LM"
+    if task is None and config.is_prompt_learning:
+        task = "FEATURE_EXTRACTION"  # without a task PEFT would load a prefix and never use it
+    return values | {"base_model_name_or_path": base, "task_type": task, "inference_mode": True}
+
+
+def _head_type(model: PreTrainedModel) -> str | None:
+    """PEFT's name of a head's kind; it has none for multiple choice."""
+    ends = {"TokenClassification": "TOKEN_CLS", "QuestionAnswering": "QUESTION_ANS", "MultipleChoice": None}
+    name = type(model).__name__
+    return next((kind for end, kind in ends.items() if name.endswith(end)), "SEQ_CLS")

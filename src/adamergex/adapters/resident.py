@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
-from adamergex.adapters import peft_backed, sparse, weights_backed
-from adamergex.adapters.bottleneck import bottleneck_backed
+from adamergex.adapters import sparse, weights_backed
 from adamergex.adapters.formats import adapterhub
 from adamergex.adapters.formats.adapterhub import read_head
 from adamergex.adapters.labels import require_labels
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
+from adamergex.files import tensor_files
 from adamergex.files.directory import read_config
+from adamergex.files.inputs import Json
+from adamergex.files.registry import named_in_code
+from adamergex.structures import held, kind_named
+from adamergex.structures.kind import StructureKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from adamergex.files.lineage import Lineage
-    from adamergex.jobs.settings import Structure
+    from adamergex.structures.settings import Structure
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -62,36 +66,47 @@ class Trained(Resident, Protocol):
         """What the head holds now is what it starts from, in every phase of the training."""
 
 
-class InPeft:
-    """LoRA or (IA)³, which PEFT puts around a model."""
+class NewAdapter(NamedTuple):
+    """What a new adapter begins with. ``task_head``: what stands outside the backbone trains too, and the ``fresh``
+    modules inside it, which are drawn from ``seed``."""
 
-    def __init__(self, model: peft_backed.Adapted) -> None:
-        self.model = model
+    task_head: bool
+    base_sha256: str
+    seed: int = 0
+    fresh: tuple[str, ...] = ()
 
-    def start_sha256(self) -> str:
-        return peft_backed.start_sha256(self.model)
 
-    def parameters(self) -> Mapping[str, nn.Parameter]:
-        return peft_backed.parameters(self.model)
+class Backend(Protocol):
+    """What the ``module`` of a structure holds."""
 
-    def replace(self, contents: Tensors, *, where: object) -> None:
-        peft_backed.replace(self.model, contents, where=where)
+    def attach(
+        self, model: PreTrainedModel, structure: Structure, below: Sequence[str | Path], new: NewAdapter
+    ) -> Trained:
+        """A new adapter that trains. ``below``: frozen ones under it; empty unless it ``stands_on_others``."""
 
-    def head_modules(self) -> Sequence[nn.Module]:
-        copies = (getattr(module, "modules_to_save", None) for module in self.model.modules())
-        return [copy["default"] for copy in copies if isinstance(copy, nn.ModuleDict)]
+    def load(self, model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[str, ...]) -> Resident:
+        """A saved adapter, or a stack of them where it ``stands_on_others``."""
 
-    def keep_head_start(self) -> None:
-        pass
+    def place(
+        self,
+        model: PreTrainedModel,
+        config: Mapping[str, Json],
+        contents: Tensors,
+        *,
+        where: object,
+        fresh: tuple[str, ...],
+    ) -> Resident:
+        """An adapter that is in memory, for a search of λ."""
 
-    def write_tensors(self, directory: Path) -> None:
-        peft_backed.write_tensors(self.model, directory)
+    def modules(self, model: PreTrainedModel, structure: Structure) -> list[str]:
+        """The names of the modules that it will have on a model (its weights may be missing); none where it is whole.
+        Raises: ModelError: the model takes no such adapter."""
 
-    def save(self, directory: Path, lineage: Lineage) -> None:
-        peft_backed.save(self.model, directory, lineage)
 
-    def detach(self) -> object:
-        return peft_backed.detach(self.model)
+def backend(kind: StructureKind) -> Backend:
+    """The module that puts a structure on a model."""
+    found: Backend = named_in_code(kind.module)
+    return found
 
 
 def attach(
@@ -104,17 +119,13 @@ def attach(
     seed: int = 0,
     fresh: tuple[str, ...] = (),
 ) -> Trained:
-    """Put a new, trainable adapter on a model, or let its weights train; see ``attach`` of ``peft_backed``,
+    """Put a new, trainable adapter on a model, or let its weights train; see ``attach`` of ``in_peft``,
     ``bottleneck_backed`` and ``weights_backed``.
 
     Raises: ModelError, AdapterFileError, ConfigError, IncompatibleAdaptersError.
     """
-    shared: dict[str, Any] = {"task_head": task_head, "base_sha256": base_sha256, "seed": seed, "fresh": fresh}
-    if structure.kind in ("full", "sparse"):
-        return weights_backed.attach(model, structure, below=below, **shared)
-    if structure.kind == "bottleneck":
-        return bottleneck_backed.attach(model, structure, below=below, **shared)
-    return InPeft(peft_backed.attach(model, structure, **shared))
+    new = NewAdapter(task_head, base_sha256, seed, fresh)
+    return backend(kind_named(structure.kind)).attach(model, structure, below, new)
 
 
 def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[str, ...] = ()) -> Resident:
@@ -126,25 +137,33 @@ def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[st
     if not directories:
         raise ConfigError("a stack needs at least one adapter", where="adapter", fix="name its directory")
     require_labels(model, Path(directories[-1]))
-    if all(weights_backed.holds_difference(path) for path in directories):
-        return weights_backed.load(model, directories, fresh=fresh)
-    in_peft = [path for path in directories if _is_peft(read_config(path))]
-    if not in_peft:
-        return bottleneck_backed.load(model, directories, fresh=fresh)
-    if len(directories) > 1:
+    kinds = [_kind_in(path) for path in directories]
+    alone = [path for path, kind in zip(directories, kinds, strict=True) if not kind.stands_on_others]
+    if alone and len(directories) > 1:
         raise IncompatibleAdaptersError(
             "this adapter cannot be part of a stack",
-            where=in_peft[0],
+            where=alone[0],
             found="a PEFT adapter",
             expected="bottleneck adapters",
             fix="evaluate it alone",
         )
-    return InPeft(peft_backed.load(model, directories[0], fresh=fresh))
+    return backend(kinds[-1]).load(model, directories, fresh=fresh)
+
+
+def _kind_in(directory: str | Path) -> StructureKind:
+    if weights_backed.holds_difference(Path(directory)):
+        return kind_named("full")
+    return _kind(read_config(Path(directory)))
+
+
+def _kind(config: Mapping[str, Json]) -> StructureKind:
+    """Of a PEFT type that is no structure here PEFT says what it lacks; of another config AdapterHub's reader."""
+    return held(config) or kind_named("lora" if "peft_type" in config else "bottleneck")
 
 
 def place(
     model: PreTrainedModel,
-    config: Mapping[str, Any],
+    config: Mapping[str, Json],
     contents: Tensors,
     *,
     where: object,
@@ -152,9 +171,7 @@ def place(
 ) -> Resident:
     """Put an adapter that is in memory on a model: ``config`` as in adapter_config.json, ``contents`` as
     ``read_tensors`` gives them. Raises: AdapterFileError, IncompatibleAdaptersError."""
-    if _is_peft(config):
-        return InPeft(peft_backed.place(model, config, contents, where=where, fresh=fresh))
-    return bottleneck_backed.place(model, config, contents, where=where, fresh=fresh)
+    return backend(_kind(config)).place(model, config, contents, where=where, fresh=fresh)
 
 
 def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
@@ -163,11 +180,7 @@ def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
     Raises: AdapterFileError when a file cannot be read.
     """
     head = read_head(directory)
-    return {**peft_backed.read_tensors(directory), **(head.tensors if head else {})}
-
-
-def _is_peft(config: Mapping[str, Any]) -> bool:
-    return "peft_type" in config
+    return {**tensor_files.read_directory(directory), **(head.tensors if head else {})}
 
 
 def tensors_path(directory: Path) -> Path:

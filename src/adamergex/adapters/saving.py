@@ -1,7 +1,8 @@
-"""Tensors into a safetensors file, with an error of ours where the disk does not take them."""
+"""Tensors into a safetensors file, with an error of ours where the disk does not take them; their hash and seeds."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from adamergex.errors import AdapterFileError
+from adamergex.files.directory import TENSORS
+from adamergex.files.tensor_files import separate
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -18,6 +21,26 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapp
         save_file(dict(tensors), path, metadata=dict(metadata or {"format": "pt"}))
     except SafetensorError as error:
         raise unwritable(path, error) from error
+
+
+def write_adapter(directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """``adapter_model.safetensors``, the directory made where it is not there. Raises: AdapterFileError."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_tensors(separate(tensors), directory / TENSORS)
+
+
+def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes and float32 bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + b"\0" + str(tuple(tensor.shape)).encode() + b"\0")
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def seeded(text: str) -> torch.Generator:
+    """A generator seeded by the SHA-256 of a text: the same numbers whatever was drawn before."""
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1)
 
 
 def unwritable(path: Path | str, error: Exception) -> AdapterFileError:

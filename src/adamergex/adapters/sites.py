@@ -10,11 +10,12 @@ from torch import nn
 
 from adamergex.adapters.bottleneck.language_part import in_language_part, language_only
 from adamergex.errors import ModelError
+from adamergex.structures import kind_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from adamergex.jobs.settings import Structure
+    from adamergex.structures.settings import OnProjections
 
 
 class Sites(NamedTuple):
@@ -79,7 +80,7 @@ FAMILIES = {
 }
 
 
-def targets(model: nn.Module, structure: Structure) -> Targets:
+def targets(model: nn.Module, structure: OnProjections) -> Targets:
     """The modules that an adapter of this structure touches.
 
     "paper" is the papers' choice: LoRA on {q, k, v, o} and the feed-forward projections, (IA)³ on {k, v} and the
@@ -88,14 +89,14 @@ def targets(model: nn.Module, structure: Structure) -> Targets:
     and adapters of one base have the same modules under any head.
     Raises: ModelError when nothing matches, or something that is not nn.Linear.
     """
-    ours = in_language_part(model)
+    ours, kind = in_language_part(model), kind_named(structure.kind)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and ours(name)]
     # The output projection tells families apart whose other names agree (Llama's o_proj, BART's out_proj).
     sites = next((sites for sites in FAMILIES.values() if _matching(linear, (sites.output,))), None)
     if structure.modules != "paper":
         pattern = _custom(model, structure.modules, linear)
         down = [_anywhere((sites.down,))] if sites else []
-        if structure.kind == "ia3":
+        if kind.scales_inputs:
             told = _matching(linear, tuple(sites or ()))
             down += _down_projections(
                 model, [name for name in linear if name not in told and re.fullmatch(pattern, name)]
@@ -109,7 +110,7 @@ def targets(model: nn.Module, structure: Structure) -> Targets:
             expected=f"names as in {'; '.join(FAMILIES)}",
             fix="list the name endings under structure.modules",
         )
-    wanted = tuple(sites) if structure.kind == "lora" else (sites.key, sites.value, sites.down)
+    wanted = tuple(getattr(sites, name) for name in kind.trained_on)
     absent = [pattern for pattern in wanted if not _matching(linear, (pattern,))]
     if absent:
         raise ModelError(
@@ -120,6 +121,12 @@ def targets(model: nn.Module, structure: Structure) -> Targets:
             fix="list the name endings under structure.modules",
         )
     return Targets(language_only(model, _anywhere(wanted)), language_only(model, _anywhere((sites.down,))))
+
+
+def target_modules(model: nn.Module, structure: OnProjections) -> list[str]:
+    """The names of the modules that an adapter of this structure is in. Raises: ModelError: as ``targets``."""
+    pattern = targets(model, structure).modules
+    return [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
 
 
 def _down_projections(model: nn.Module, names: Iterable[str]) -> list[str]:

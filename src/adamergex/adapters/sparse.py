@@ -20,13 +20,13 @@ from torch import nn
 
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
 from adamergex.files import inputs
-from adamergex.files.directory import SafetensorsWriter, TensorInfo
+from adamergex.files.directory import DIFFERENCE, SafetensorsWriter, TensorInfo
 from adamergex.files.lineage import Lineage
 from adamergex.files.outputs import staged_directory
 from adamergex.files.tensor_files import plain_tensors, read_pickle
 from adamergex.files.tensor_header import read_header
 
-PEER, TENSORS = "pytorch_diff.bin", "sparse_difference.safetensors"
+PEER, TENSORS = "pytorch_diff.bin", DIFFERENCE
 FORMAT = "adamergex-sparse-difference/1"
 _DTYPES = {
     torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int32: "I32",
@@ -57,6 +57,20 @@ class SparseDifference:
 
     sparse: Mapping[str, SparseTensor]
     whole: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+def most_moved(moved: Mapping[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
+    """Which entries are at least as large as the ``count``-th largest of all tensors (float32, not negative): masks.
+
+    Entries that tie with it are chosen as well; those that are 0 never are. No copy of all entries is made: floats
+    that are not negative stand in the order of their bits, so the bits of the threshold are found one by one.
+    """
+    threshold = 0
+    for bit in range(30, -1, -1):
+        trial = threshold | 1 << bit
+        if sum(int((tensor.view(torch.int32) >= trial).sum()) for tensor in moved.values()) >= count:
+            threshold = trial
+    return {name: tensor.view(torch.int32) >= max(threshold, 1) for name, tensor in moved.items()}
 
 
 def read_difference(path: str | Path) -> SparseDifference:
@@ -133,15 +147,7 @@ def apply_difference(model: nn.Module, difference: SparseDifference, *, with_who
     A tied output matrix moves with the embeddings unless ``untie_output`` came first.
     Raises: IncompatibleAdaptersError, before anything is changed, for a parameter that is absent or shaped otherwise.
     """
-    _add(model, difference, 1, difference.whole if with_whole else {})
-
-
-def subtract_difference(model: nn.Module, difference: SparseDifference) -> None:
-    """θ <- θ - δ in place: up to rounding, what undoes ``apply_difference``; whole tensors stay as they are.
-
-    ``applied`` restores every bit, and whole tensors too. Raises: as ``apply_difference``.
-    """
-    _add(model, difference, -1, {})
+    _add(model, difference, difference.whole if with_whole else {})
 
 
 def untie_output(model: Any) -> bool:
@@ -190,12 +196,12 @@ def applied(model: nn.Module, *differences: SparseDifference) -> Iterator[nn.Mod
 
 
 @torch.no_grad()
-def _add(model: nn.Module, difference: SparseDifference, sign: int, whole: Mapping[str, torch.Tensor]) -> None:
+def _add(model: nn.Module, difference: SparseDifference, whole: Mapping[str, torch.Tensor]) -> None:
     parameters = _parameters(model)
     _require(parameters, difference, whole)
     for name, entry in difference.sparse.items():
         flat = parameters[name].view(-1)
-        flat.index_add_(0, entry.indices.to(flat.device), (sign * entry.values).to(flat))
+        flat.index_add_(0, entry.indices.to(flat.device), entry.values.to(flat))
     for name, tensor in whole.items():
         parameters[name].copy_(tensor)
 

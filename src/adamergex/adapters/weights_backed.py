@@ -25,29 +25,32 @@ import torch
 from safetensors import safe_open
 
 from adamergex.adapters.bottleneck.language_part import in_language_part
-from adamergex.adapters.heads import head_parameters
+from adamergex.adapters.heads import draw, head_modules, head_parameters
 from adamergex.adapters.own_parameters import is_a_norm, named, part_output, put_aside
-from adamergex.adapters.peft_backed import WEIGHTS_FILE, head_modules, redraw
-from adamergex.adapters.saving import save_tensors
+from adamergex.adapters.saving import save_tensors, write_adapter
 from adamergex.adapters.sparse import (
     PEER,
     TENSORS,
     SparseDifference,
     SparseTensor,
     apply_difference,
+    most_moved,
     read_difference,
     untie_output,
     write_file,
 )
 from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError
 from adamergex.files.inputs import Json
-from adamergex.files.lineage import model_card
+from adamergex.files.tensor_files import require_same
+from adamergex.structures.card import write_beside
+from adamergex.structures.settings import Sparse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from adamergex.adapters.resident import NewAdapter
     from adamergex.files.lineage import Lineage
-    from adamergex.jobs.settings import Structure
+    from adamergex.structures.settings import Structure
 
 Tensors = Mapping[str, torch.Tensor]
 _TASK_TYPES = {
@@ -84,11 +87,7 @@ class InWeights:
 
     def draw_head(self, heads: Sequence[str], seed: int) -> None:
         """Name the modules of the head that trains; the new ones among them are drawn from a seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for module in heads:
-                if module in self.fresh:
-                    redraw(self.model.get_submodule(module), self.model)
+        draw(self.model, [module for module in heads if module in self.fresh], seed)
         self._head_modules = tuple(heads)
         self.keep_head_start()
 
@@ -142,7 +141,11 @@ class InWeights:
     def write_choice(self, path: Path, about: Mapping[str, Json]) -> None:
         """Keep the choice, and what the first phase came to, for a run that is stopped in the second."""
         partial = path.with_suffix(".partial")
-        save_tensors({name: mask.cpu() for name, mask in self._chosen.items()}, partial, {"about": _json(about)})
+        save_tensors(
+            {name: mask.cpu() for name, mask in self._chosen.items()},
+            partial,
+            {"about": json.dumps(about, sort_keys=True)},
+        )
         partial.replace(path)
 
     def read_choice(self, path: Path) -> dict[str, Json]:
@@ -155,7 +158,7 @@ class InWeights:
     def start_sha256(self) -> str:
         """SHA-256 of names and shapes of what trains: every difference starts at zero."""
         shapes = {name: list(self._own[name].shape) for name in sorted(self._trained())}
-        return hashlib.sha256(_json(shapes).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What trains, as it stands."""
@@ -163,24 +166,16 @@ class InWeights:
 
     @torch.no_grad()
     def replace(self, contents: Tensors, *, where: object) -> None:
-        """Overwrite what trains, in place. Raises: IncompatibleAdaptersError unless just that is there."""
+        """Overwrite what trains, in place. Raises: AdapterFileError unless just that is there,
+        IncompatibleAdaptersError for another shape."""
         own = self.tensors()
-        if {name: tensor.shape for name, tensor in contents.items()} != {name: own[name].shape for name in own}:
-            raise IncompatibleAdaptersError(
-                "these are not the weights that train here",
-                where=where,
-                found=f"{len(contents)} tensors",
-                expected=f"{len(own)} tensors with the model's names and shapes",
-                fix="start without this checkpoint",
-            )
+        require_same(contents, own, where, fix="start without this checkpoint", unlike=IncompatibleAdaptersError)
         for name, tensor in own.items():
             tensor.copy_(contents[name])
 
     def write_tensors(self, directory: Path) -> None:
         """Write what trains, for a checkpoint."""
-        directory.mkdir(parents=True, exist_ok=True)
-        contents = {name: tensor.cpu().contiguous().clone() for name, tensor in self.tensors().items()}
-        save_tensors(contents, directory / WEIGHTS_FILE)
+        write_adapter(directory, self.tensors())
 
     def difference(self) -> SparseDifference:
         """What the training changed. Full: every tensor that is not the base's, whole, since base + (θ − base) is not
@@ -211,11 +206,10 @@ class InWeights:
                     "the training left a weight that is no number", where=name, fix="lower the learning rate"
                 )
         write_file(directory, found)
-        lineage.write(directory)
         task_type = _TASK_TYPES.get(type(self.model).__name__.partition("For")[2])
         if task_type is None and self.model.can_generate():
             task_type = "SEQ_2_SEQ_LM" if self.model.config.is_encoder_decoder else "CAUSAL_LM"
-        (directory / "README.md").write_text(model_card(lineage, task_type=task_type), encoding="utf-8")
+        write_beside(directory, lineage, task_type=task_type)
 
     def detach(self) -> PreTrainedModel:
         """The model with its own parameters again, in evaluation mode."""
@@ -227,7 +221,7 @@ class InWeights:
 
     @property
     def _sparse(self) -> bool:
-        return self.structure is not None and self.structure.kind == "sparse"
+        return isinstance(self.structure, Sparse)
 
     def _trained(self) -> set[str]:
         ours = in_language_part(self.model)
@@ -236,22 +230,18 @@ class InWeights:
     def _entries(self) -> list[str]:
         """The parameters of which entries can be chosen: the backbone's, not those of the output layer, and of layer
         norms only where the structure says so."""
-        assert self.structure is not None
+        assert isinstance(self.structure, Sparse)
         outputs = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         left = {id(parameter) for parameter in outputs.parameters()} if outputs is not None else set()
         if self.structure.freeze_norms:
-            left |= {
-                id(parameter)
-                for module in self.model.modules()
-                if is_a_norm(module)
-                for parameter in module.parameters()
-            }
+            norms = filter(is_a_norm, self.model.modules())
+            left |= {id(parameter) for norm in norms for parameter in norm.parameters()}
         taken = self._head | self._new_head.keys()
         ours = in_language_part(self.model)
         return [name for name, own in self._own.items() if name not in taken and id(own) not in left and ours(name)]
 
     def _wanted(self) -> int:
-        assert self.structure is not None
+        assert isinstance(self.structure, Sparse)
         wanted, there = self.structure.entries, sum(tensor.numel() for tensor in self._start.values())
         count = int(wanted * there) if wanted < 1 else int(wanted)
         if not 1 <= count <= there:
@@ -266,7 +256,7 @@ class InWeights:
 
     def _guard(self, name: str) -> Callable[[torch.Tensor], None]:
         """After every backward pass: the penalty's gradient is added, and entries that are not chosen get 0."""
-        assert self.structure is not None
+        assert isinstance(self.structure, Sparse)
         pull = self.structure.l1 / sum(tensor.numel() for tensor in self._start.values())
 
         def guard(parameter: torch.Tensor) -> None:
@@ -284,39 +274,15 @@ class InWeights:
         return {name: item for name, item in contents.items() if name not in absent | self._new_head.keys()}
 
 
-def most_moved(moved: Tensors, count: int) -> dict[str, torch.Tensor]:
-    """Which entries are at least as large as the ``count``-th largest of all tensors (float32, not negative): masks.
-
-    Entries that tie with it are chosen as well; those that are 0 never are. No copy of all entries is made: floats
-    that are not negative stand in the order of their bits, so the bits of the threshold are found one by one.
-    """
-    threshold = 0
-    for bit in range(30, -1, -1):
-        trial = threshold | 1 << bit
-        if sum(int((tensor.view(torch.int32) >= trial).sum()) for tensor in moved.values()) >= count:
-            threshold = trial
-    return {name: tensor.view(torch.int32) >= max(threshold, 1) for name, tensor in moved.items()}
-
-
-def attach(
-    model: PreTrainedModel,
-    structure: Structure,
-    *,
-    below: Sequence[str | Path] = (),
-    task_head: bool,
-    base_sha256: str,
-    seed: int = 0,
-    fresh: tuple[str, ...] = (),
-) -> InWeights:
+def attach(model: PreTrainedModel, structure: Structure, below: Sequence[str | Path], new: NewAdapter) -> InWeights:
     """Let the weights of a model train, from the base plus the differences of ``below``, in float32.
 
-    With ``task_head`` the modules outside the backbone, and the ``fresh`` ones inside it, train too; the fresh ones are
-    drawn from ``seed``. Raises: ModelError, AdapterFileError, IncompatibleAdaptersError, ConfigError.
+    Raises: ModelError, AdapterFileError, IncompatibleAdaptersError, ConfigError.
     """
-    heads = head_modules(model, fresh) if task_head else []
-    tuned = InWeights(model, structure, fresh)
+    heads = head_modules(model, new.fresh) if new.task_head else []
+    tuned = InWeights(model, structure, new.fresh)
     try:
-        tuned.draw_head(heads, seed)
+        tuned.draw_head(heads, new.seed)
         for path in below:
             tuned.add(Path(path), lower=True)
         tuned.begin()
@@ -324,6 +290,11 @@ def attach(
         tuned.detach()
         raise
     return tuned
+
+
+def modules(model: PreTrainedModel, structure: Structure) -> list[str]:
+    """None: the weights themselves train."""
+    return []
 
 
 def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[str, ...] = ()) -> InWeights:
@@ -364,7 +335,3 @@ def _require_head(model: PreTrainedModel, found: SparseDifference, fresh: Sequen
             expected="a difference trained on a task with labels",
             fix="name the task's difference, last in the stack",
         )
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True)

@@ -19,6 +19,7 @@ from adamergex.files.inputs import Json, read_json_object
 from adamergex.files.outputs import staged_directory
 from adamergex.files.tensor_files import read_safetensors
 from adamergex.files.tensor_header import read_header
+from adamergex.structures.card import write_beside
 
 _ROLE = "rebased_from"
 
@@ -52,9 +53,7 @@ def rebase(adapter: str | Path, source: str, target: str, output: str | Path) ->
             base={"name": target, "sha256": base_sha256(target)},
             parents={**lineage.parents, _ROLE: parent},
         )
-        moved.write(stage)
-        card = lineages.model_card(moved, task_type=str(settings["task_type"]) if settings.get("task_type") else None)
-        (stage / "README.md").write_text(card, encoding="utf-8")
+        write_beside(stage, moved, task_type=str(settings["task_type"]) if settings.get("task_type") else None)
 
 
 def _copy(directory: Path, stage: Path) -> None:

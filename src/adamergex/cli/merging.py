@@ -109,7 +109,8 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def _add_rule(verb: argparse.ArgumentParser, rules: list[str]) -> None:
     verb.add_argument("--space", choices=["factors", "delta"], default="factors", help="LoRA: merge A and B, or ΔW")
-    verb.add_argument("--rule", choices=rules, default="adaptive")
+    told = f"{', '.join(rules)}, or one of an installed package"
+    verb.add_argument("--rule", default="adaptive", metavar="NAME", help=f"{told} (default: adaptive)")
     verb.add_argument(
         "--span", choices=["per_layer", "per_kv", "whole"], help="prefix: what shares one D (default: per_layer)"
     )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from adamergex.errors import ConfigError
 from adamergex.files.inputs import Malformed, parse_yaml
-from adamergex.jobs.strict import nearest, shown
+from adamergex.files.strict import nearest, shown
 
 
 class Change(NamedTuple):

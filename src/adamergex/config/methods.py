@@ -4,40 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from adamergex.config.task import TaskConfig, Where
-from adamergex.jobs.merge import SwapConfig
-from adamergex.jobs.settings import (
-    Activation,
-    LanguageModeling,
-    Noise,
-    Objective,
-    Optimisation,
-    SentenceAlignment,
-    SentenceContrast,
-    UnlabelledTask,
-)
-from adamergex.jobs.strict import (
+from adamergex.files.strict import (
     Count,
     Entries,
     Layers,
-    Name,
-    PathText,
     Penalty,
     Positive,
     Rate,
     Reduction,
     Settings,
-    Share,
     Size,
     Weight,
     distinct,
     shown,
 )
+from adamergex.jobs.merge import SwapConfig
+from adamergex.jobs.settings import (
+    Activation,
+    Optimisation,
+)
 
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-OBJECTIVE = "encoder-decoders only; auto: span corruption where the tokenizer has sentinels"
 
 
 def _with_zero(grid: tuple[float, ...]) -> tuple[float, ...]:
@@ -54,132 +43,6 @@ def _like_a_language(value: object) -> object:
 LanguageOptimisation = Annotated[Optimisation, BeforeValidator(_like_a_language)]
 """``Optimisation`` with MAD-X's defaults: 50,000 steps (the paper's number for little text; 250,000 for much) of 64
 segments at 1e-4, falling linearly, gradients cut at norm 1."""
-
-
-class TextReference(Settings):
-    """The reference task on unlabelled text, the same for the source and every target."""
-
-    kind: Literal["language-modeling"] = "language-modeling"
-    text: Where
-    segment: Count = 512
-    segments: Count | None = Field(default=None, description="default: what the shortest text has")
-    mask_rate: Share = 0.15
-    objective: Objective = Field(default="auto", description=OBJECTIVE)
-    optimisation: Optimisation = Optimisation()
-
-    def unlabelled(self, segments: int | None, source: str) -> UnlabelledTask:
-        """The task that references are trained on; ``segments``: how many of every language."""
-        return LanguageModeling(
-            segment=self.segment, segments=segments, mask_rate=self.mask_rate, objective=self.objective
-        )
-
-
-class _OfSentences(Settings):
-    """What the reference tasks of sentence encoders share."""
-
-    text: Where
-    max_length: Count = 128
-    mask_rate: Share = Field(default=0.15, description="of MAD-X's language adapters")
-    objective: Objective = Field(default="auto", description="of MAD-X's language adapters")
-    optimisation: Optimisation = Optimisation()
-
-    @field_validator("optimisation")
-    @classmethod
-    def _of_several(cls, value: Optimisation) -> Optimisation:
-        if value.batch_size < 2:
-            raise ValueError("a text is told from the others of its batch: batch_size must be 2 or more")
-        return value
-
-
-class ContrastReference(_OfSentences):
-    """Contrast of noisy views (2104.08821, with the noise of 2104.06979), for bases that read a text by its mean."""
-
-    kind: Literal["sentence-contrast"]
-    noise: Noise = Field(default=0.6, description="share of the tokens that are deleted")
-    temperature: Positive = 0.05
-
-    def unlabelled(self, segments: int | None, source: str) -> UnlabelledTask:
-        """The task that references are trained on."""
-        return SentenceContrast(max_length=self.max_length, noise=self.noise, temperature=self.temperature)
-
-
-class AlignmentReference(_OfSentences):
-    """Alignment with the base's vectors of a parallel text (2004.09813), for bases that read a text by its mean."""
-
-    kind: Literal["sentence-alignment"]
-    temperature: Positive = 0.07
-    pivot: Where | None = Field(
-        default=None, description="the translations of all languages' text; default: a column pivot beside text"
-    )
-    pivot_language: Name | None = Field(default=None, description="the language of the translations; default: source")
-
-    def unlabelled(self, segments: int | None, source: str) -> UnlabelledTask:
-        """The task that references are trained on."""
-        return SentenceAlignment(
-            max_length=self.max_length,
-            temperature=self.temperature,
-            pivot=self.pivot,
-            pivot_language=(self.pivot_language or source) if self.pivot else None,
-        )
-
-
-def _train_is_enough(value: object) -> object:
-    """Of a labelled reference task only the training rows are read."""
-    if isinstance(value, dict) and "data" not in value and "train" in value:
-        return {"test": value["train"], **value}
-    return value
-
-
-class TaskReference(Settings):
-    """A labelled task of the source and every target as the reference task (2402.18913, Table 5): the references are
-    trained on its training rows in each of these languages."""
-
-    kind: Literal["task"] = "task"
-    task: Annotated[TaskConfig, BeforeValidator(_train_is_enough)] = Field(description="test may be left out")
-    text: Where | None = Field(default=None, description="unlabelled text, for MAD-X's language adapters")
-    mask_rate: Share = 0.15
-    objective: Objective = Field(default="auto", description=OBJECTIVE)
-
-    @property
-    def optimisation(self) -> Optimisation:
-        return self.task.optimisation
-
-
-class AdapterReference(Settings):
-    """References that are given, not trained: an adapter directory of the source and of every target, such as language
-    vectors that others trained. Their base and structure are checked, and their lineage is kept."""
-
-    kind: Literal["adapters"] = "adapters"
-    adapters: PathText = Field(
-        description="a path with {language} in it, or a base's name: the language vectors that ship for it"
-    )
-    text: Where | None = Field(default=None, description="unlabelled text, for methods that train on it (mad_x, …)")
-    mask_rate: Share = 0.15
-    objective: Objective = Field(default="auto", description=OBJECTIVE)
-
-
-def _kind_of_reference(value: object) -> str:
-    if isinstance(value, dict):
-        return str(value.get("kind", "adapters" if "adapters" in value else "language-modeling"))
-    return str(getattr(value, "kind", ""))
-
-
-ReferenceConfig = Annotated[
-    Annotated[TextReference, Tag("language-modeling")]
-    | Annotated[TaskReference, Tag("task")]
-    | Annotated[ContrastReference, Tag("sentence-contrast")]
-    | Annotated[AlignmentReference, Tag("sentence-alignment")]
-    | Annotated[AdapterReference, Tag("adapters")],
-    Discriminator(_kind_of_reference),
-]
-REFERENCES: dict[str, type[Settings]] = {
-    "language-modeling": TextReference,
-    "task": TaskReference,
-    "sentence-contrast": ContrastReference,
-    "sentence-alignment": AlignmentReference,
-    "adapters": AdapterReference,
-}
-"""Kind of reference -> its settings."""
 
 
 def _several(value: object) -> object:

@@ -10,16 +10,11 @@ from typing import TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from adamergex.config.methods import (
-    REFERENCES,
-    TextReference,
-)
+from adamergex.config.references import REFERENCES, TextReference
 from adamergex.config.task import known_fields
 from adamergex.errors import ConfigError
-from adamergex.jobs.strict import (
-    hint,
-    shown,
-)
+from adamergex.files.strict import hint, shown
+from adamergex.structures.settings import Structure, every_setting
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -125,4 +120,4 @@ def _names_at(model: type[BaseModel], place: tuple[object, ...]) -> list[str]:
         if not nested:
             return list(model.model_fields)
         model = nested[0]
-    return list(model.model_fields)
+    return sorted(every_setting()) if model is Structure else list(model.model_fields)

@@ -10,11 +10,11 @@ from typing import Annotated
 from pydantic import Field
 
 from adamergex.config.changes import Change, check_removal, parse_change
-from adamergex.config.methods import TextReference
 from adamergex.config.problems import place_of, refused, typed
+from adamergex.config.references import TextReference
 from adamergex.config.transfer import TransferConfig, read_yaml, validated
-from adamergex.jobs.settings import Structure
-from adamergex.jobs.strict import Count, Name, PathText, Settings, hint, shown
+from adamergex.files.strict import Count, Name, PathText, Settings, hint, shown
+from adamergex.structures.settings import Lora
 
 Raw = dict[str, object]
 
@@ -133,7 +133,7 @@ def _same_kind(name: str, before: Mapping[str, object], value: Mapping[str, obje
     return bool(before.get("kind", _UNNAMED_KIND.get(name, value["kind"])) == value["kind"])
 
 
-_UNNAMED_KIND = {"structure": Structure().kind, "reference": TextReference.model_fields["kind"].default}
+_UNNAMED_KIND = {"structure": Lora().kind, "reference": TextReference.model_fields["kind"].default}
 """What a mapping without a ``kind`` is."""
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adamergex.config.methods import AdapterReference, TaskReference
+from adamergex.config.references import AdapterReference, TaskReference
 from adamergex.config.task import BuiltIn, Own, kind_of
 from adamergex.jobs.settings import Optimisation, unprobed
+from adamergex.structures import kind_named
 from adamergex.tasks import kinds
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _of_ways(config: TransferConfig, task: Own | BuiltIn | None, own: set[str], 
 
 
 def _of_entropy(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[str]:
-    merge, kind = config.merge, config.structure.kind
+    merge, structure = config.merge, kind_named(config.structure.kind)
     place = "merge.weight" if merge.weight == "entropy" else "merge.compare"
     if task is not None:
         found = task.task(()) if not task.open_labels else None
@@ -74,7 +75,7 @@ def _of_entropy(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[
     if not 0 <= merge.grid[0] <= merge.grid[-1] <= 1:
         yield "merge.grid: entropy is minimised over λ in [0, 1]"
     delta = merge.space == "delta" or "adamergex_delta" in config.methods
-    if merge.granularity == "layer" and (delta or kind == "prefix"):
+    if merge.granularity == "layer" and (delta or structure.whole):
         yield f"merge.granularity: a λ a layer is for factors, here is {'space delta' if delta else 'a prefix'}"
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, ValidationError, create_model
 
 from adamergex.errors import AdamergexError, ConfigError
+from adamergex.files.strict import Names, PathText, Settings, hint, shown
 from adamergex.jobs.kinds import OneOf, adapter_of, settings_of
 from adamergex.jobs.settings import Limit, Optimisation, Rows, Sample, SampleSeed, Target, TaskRows
-from adamergex.jobs.strict import Names, PathText, Settings, hint, shown
 from adamergex.tasks import catalogue, kinds
 from adamergex.tasks.kinds import AnyKind, labelled_kinds
 from adamergex.tasks.measuring import require_metric

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
-from adamergex.config.methods import LANGUAGE, OBJECTIVE, LanguageOptimisation
+from adamergex.config.methods import LANGUAGE, LanguageOptimisation
 from adamergex.config.problems import refused, typed
+from adamergex.config.references import OBJECTIVE
 from adamergex.config.task import (
     BUILT_IN,
     BuiltIn,
@@ -21,8 +22,9 @@ from adamergex.config.task import (
     own_forms,
 )
 from adamergex.config.transfer import read_yaml
+from adamergex.files.strict import Count, Name, PathText, Seed, Settings, Share, distinct, hint, shown
 from adamergex.jobs.settings import (
-    OPTIMISED,
+    Bottleneck,
     Objective,
     Optimisation,
     Structure,
@@ -30,7 +32,7 @@ from adamergex.jobs.settings import (
     unprobed,
     unstackable,
 )
-from adamergex.jobs.strict import Count, Name, PathText, Seed, Settings, Share, distinct, hint, shown
+from adamergex.structures import find
 
 
 def _one(value: object) -> object:
@@ -67,8 +69,8 @@ class LanguageTraining(_TrainConfig):
 
     kind: Literal["language"]
     text: Where
-    structure: Annotated[Structure, _bottleneck(reduction=2.0, invertible=True)] = Structure(
-        kind="bottleneck", reduction=2.0, invertible=True
+    structure: Annotated[Structure, _bottleneck(reduction=2.0, invertible=True)] = Bottleneck(
+        reduction=2.0, invertible=True
     )
     segment: Count = 256
     segments: Count | None = Field(default=None, description="default: all that the text has")
@@ -82,7 +84,8 @@ class LanguageTraining(_TrainConfig):
         if not isinstance(values, dict):
             return values
         structure = values.get("structure")
-        own = OPTIMISED.get(str(structure.get("kind"))) if isinstance(structure, dict) else None
+        kind = find(str(structure.get("kind"))) if isinstance(structure, dict) else None
+        own = kind.optimisation if kind else None
         given = values.get("optimisation", {}) if own else None
         return {**values, "optimisation": {**own, **given}} if own and isinstance(given, dict) else values
 
@@ -95,7 +98,7 @@ class TaskTraining(_TrainConfig):
     below: Annotated[tuple[PathText, ...], BeforeValidator(_one)] = Field(
         default=(), description="folder of the frozen language adapter; of several, the lowest first"
     )
-    structure: Annotated[Structure, _bottleneck()] = Structure(kind="bottleneck")
+    structure: Annotated[Structure, _bottleneck()] = Bottleneck()
 
     @model_validator(mode="before")
     @classmethod

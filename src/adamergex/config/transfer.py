@@ -10,22 +10,19 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from adamergex.base_names import with_languages
 from adamergex.config.methods import (
-    AdapterReference,
     FullConfig,
     LfSftConfig,
     MadXConfig,
     MergeConfig,
     PapersConfig,
-    ReferenceConfig,
-    TaskReference,
 )
 from adamergex.config.problems import refused, typed
+from adamergex.config.references import AdapterReference, ReferenceConfig, TaskReference
 from adamergex.config.table_checks import head_start_problems, weight_problems
 from adamergex.config.task import BuiltIn, Own, TaskConfig, measurable
 from adamergex.errors import ConfigError, NothingMergedError
 from adamergex.files import inputs
-from adamergex.jobs.settings import Rows, Structure, decaying
-from adamergex.jobs.strict import (
+from adamergex.files.strict import (
     Name,
     PathText,
     Seed,
@@ -36,7 +33,10 @@ from adamergex.jobs.strict import (
     plain,
     shown,
 )
+from adamergex.jobs.settings import Rows, Sparse, decaying
 from adamergex.merging.select import select
+from adamergex.structures import every, kind_named
+from adamergex.structures.settings import Lora, Structure
 
 Method = Literal[
     "vanilla",
@@ -91,7 +91,7 @@ class TransferConfig(Settings):
 
     title: PathText = "Cross-lingual transfer"
     base: PathText = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
-    structure: Structure = Structure()
+    structure: Structure = Lora()
     source: Name = Field(default="en", description="the language with labels")
     proxy: Annotated[tuple[Name, ...], BeforeValidator(_one_or_several), AfterValidator(distinct)] = Field(
         default=(),
@@ -190,23 +190,24 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     yield from weight_problems(config, task)
     yield from head_start_problems(config, task)
     yield from _rivals(config)
-    if config.structure.kind in ("full", "sparse"):
+    if not kind_named(config.structure.kind).adapter:
         yield f"structure.kind: '{config.structure.kind}' is no adapter; name the method full_fine_tuning or lf_sft"
     if len({method_name(method) for method in config.methods}) < len(config.methods):
         yield "methods: two have the same name"
     for name, optimisation in (("language", config.lf_sft.language), ("task", config.lf_sft.task)):
-        if problem := decaying(Structure(kind="sparse"), optimisation.optimisation):
+        if problem := decaying(Sparse(), optimisation.optimisation):
             yield f"lf_sft.{name}.{problem}"
     yield from _strange_languages(config)
-    if config.structure.kind != "lora" and config.merge.space == "delta":
+    structure = kind_named(config.structure.kind)
+    if not structure.low_rank and config.merge.space == "delta":
         yield f"merge.space: 'delta' is for lora, the structure is {config.structure.kind}"
-    if config.structure.kind != "lora" and "adamergex_delta" in config.methods:
+    if not structure.low_rank and "adamergex_delta" in config.methods:
         yield f"methods: adamergex_delta is for lora, the structure is {config.structure.kind}"
     for name, value, usual in (("span", config.merge.span, "per_layer"), ("form", config.merge.form, "left")):
-        if config.structure.kind != "prefix" and value != usual:
+        if not structure.whole and value != usual:
             yield f"merge.{name}: '{value}' is for prefix, the structure is {config.structure.kind}"
     in_delta = config.merge.space == "delta" or not {"adamergex_delta", "ties", "dare"}.isdisjoint(config.methods)
-    if config.merge.rank is not None and not (in_delta and config.structure.kind == "lora"):
+    if config.merge.rank is not None and not (in_delta and structure.low_rank):
         yield "merge.rank: truncates delta merges only (ties and dare too), of lora; set merge.space to delta"
     found = [] if task is None else [("task.test", task.rows("test"))]
     if isinstance(config.reference, TaskReference) and not isinstance(config.reference.task, BuiltIn):
@@ -256,13 +257,14 @@ ON_TEXT = ("mad_x", "mad_x_no_invertible", "language_arithmetic", "mlm_source", 
 
 def _rivals(config: TransferConfig) -> Iterator[str]:
     """What the merges beside the paper's cannot do."""
-    kind = config.structure.kind
-    for method in COMBINED:
-        kinds = ("lora",) if method.endswith("_factors") else ("lora", "ia3")
-        if method in config.methods and kind not in kinds:
-            yield f"methods: {method} is for {' and '.join(kinds)}, the structure is {kind}"
-    if "layer_swapping" in config.methods and kind == "prefix":
-        yield "methods: layer_swapping is for adapters in layers, the structure is prefix"
+    kind = kind_named(config.structure.kind)
+    for method in (method for method in COMBINED if method in config.methods):
+        needed = "low_rank" if method.endswith("_factors") else "task_vectors"
+        if not getattr(kind, needed):
+            kinds = " and ".join(item.name for item in every() if getattr(item, needed))
+            yield f"methods: {method} is for {kinds}, the structure is {kind.name}"
+    if "layer_swapping" in config.methods and kind.whole:
+        yield f"methods: layer_swapping is for adapters in layers, the structure is {kind.name}"
     if isinstance(config.reference, TaskReference | AdapterReference) and config.reference.text is None:
         for method in config.methods:
             if method in ON_TEXT:

@@ -21,7 +21,7 @@ from adamergex.data.compression import SWALLOWED, Unpacked, require_ratio
 from adamergex.data.values import Row
 from adamergex.errors import DataError
 from adamergex.files import inputs
-from adamergex.jobs.strict import shown
+from adamergex.files.strict import shown
 
 Numbered = Iterator[tuple[int, Row]]
 Reader = Callable[[Path, "Lines", int], Numbered]

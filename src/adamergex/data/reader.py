@@ -20,10 +20,10 @@ from adamergex.data.sampling import sampled
 from adamergex.data.values import Row
 from adamergex.errors import DataError
 from adamergex.files.inputs import Json
-from adamergex.jobs.strict import nearest, shown
+from adamergex.files.strict import nearest, shown
 
 if TYPE_CHECKING:
-    from adamergex.jobs.settings import Rows
+    from adamergex.data.sources import Rows
 
 OURS = ("label", "id")
 TEXTS = ("text", "premise", "hypothesis", "context", "question")

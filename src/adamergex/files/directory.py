@@ -27,6 +27,9 @@ from adamergex.files.tensor_header import TensorInfo as TensorInfo
 TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PICKLE = "adapter_model.bin"
+HEAD_CONFIG, HEAD_TENSORS, HEAD_PICKLE = "head_config.json", "model_head.safetensors", "pytorch_model_head.bin"
+DIFFERENCE = "sparse_difference.safetensors"
+CARD = "README.md"
 PROMPT_TYPES = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT")
 CHUNK = 256 * 1024  # elements: enough that the interpreter's part is small, few enough for caches and memory
 # How a dtype lies in memory before conversion; bfloat16 is the upper half of a float32.

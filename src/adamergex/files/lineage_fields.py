@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from adamergex.files.registry import STRUCTURES
+
 TASKS = ("mgsm", "ner", "sib200", "tata", "xcopa", "xlsum", "xnli", "xquad")
 """The shipped tasks: the only scores that a lineage may name. ``tasks.catalogue`` holds them."""
 OWN_TASK = re.compile(r"sha256:[0-9a-f]{64}")
 """What stands for the score of a user's own task file: its hash, which says which file it was and runs nothing."""
-STRUCTURES = ("lora", "ia3", "prefix", "bottleneck", "full", "sparse")
 LONGEST = 100_000
 """Longest text, in characters."""
 _PLAIN = re.compile(r"[A-Za-z0-9_.+-]{1,64}")
@@ -51,7 +52,7 @@ _score = _one(
 _FIELDS: dict[str, dict[str, Check]] = {
     "base": {"name": _text, "sha256": _text},
     "structure": {
-        "kind": _one(f"one of {', '.join(STRUCTURES)}", lambda value: value in STRUCTURES),
+        "kind": _one(f"one of {', '.join(STRUCTURES.built_in)}", STRUCTURES.__contains__),
         **dict.fromkeys(("rank", "virtual_tokens"), _count),
         **dict.fromkeys(("alpha", "dropout"), _number),
     },

@@ -13,9 +13,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from adamergex.errors import AdapterFileError
+from adamergex.errors import AdamergexError, AdapterFileError
 from adamergex.files import inputs, tensor_names
 from adamergex.files.directory import CONFIG, PROMPT_TYPES, TENSORS, AdapterDirectory, require_gathered
+from adamergex.files.inputs import Json
 from adamergex.files.tensor_header import TensorInfo, read_header
 
 MOST_BYTES = 16 << 30
@@ -67,6 +68,42 @@ def require_finite(tensors: Mapping[str, torch.Tensor], where: object) -> None:
                 expected=f"finite numbers up to {LARGEST:g}: products of them must fit float32",
                 fix="its training diverged: train or download the adapter again",
             )
+
+
+def require_same(
+    tensors: Mapping[str, torch.Tensor],
+    own: Mapping[str, torch.Tensor],
+    where: object,
+    *,
+    fix: str,
+    unlike: type[AdamergexError] = AdapterFileError,
+) -> None:
+    """Raises: AdapterFileError where names are not those of a model's ``own`` tensors; ``unlike`` for another shape, or
+    numbers of another kind."""
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unexpected:
+        raise AdapterFileError(
+            "the adapter's tensors are not those that its configuration and this model call for",
+            where=where,
+            found=f"missing: {_some(missing)}; unexpected: {_some(unexpected)}",
+            expected=f"{len(own)} tensors",
+            fix=fix,
+        )
+    for name, wanted in own.items():
+        tensor = tensors[name]
+        floating = tensor.is_floating_point() and tensor.element_size() > 1  # as in a merge, no eight-bit numbers
+        if wanted.shape != tensor.shape or wanted.is_floating_point() != floating:
+            raise unlike(
+                "an adapter tensor has another shape or type than the model calls for",
+                where=f"{where}: {name}",
+                found=f"{tuple(tensor.shape)} {tensor.dtype}",
+                expected=f"{tuple(wanted.shape)} {wanted.dtype}",
+                fix=fix,
+            )
+
+
+def _some(names: list[str]) -> str:
+    return "none" if not names else names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def read_pickle(path: Path, allowed: tuple[Any, ...] = ()) -> Any:
@@ -155,7 +192,7 @@ def _unusual(tensor: torch.Tensor) -> str:
     return ""
 
 
-def read_peft_pickle(path: Path, config: Mapping[str, Any]) -> Tensors:
+def read_peft_pickle(path: Path, config: Mapping[str, Json]) -> Tensors:
     """The tensors of PEFT's ``adapter_model.bin`` under PEFT's names. Raises: AdapterFileError."""
     tensors = plain_tensors(read_pickle(path), path)
     try:

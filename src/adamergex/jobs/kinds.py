@@ -15,7 +15,7 @@ from pydantic import Discriminator, GetCoreSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, core_schema
 
 from adamergex.errors import AdamergexError, ConfigError
-from adamergex.jobs.strict import Settings
+from adamergex.files.strict import Settings
 
 GROUP = "adamergex.task_kinds"
 _SETTINGS: dict[str, type[Settings]] = {}

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field, model_serializer
 
+from adamergex.files.strict import Layer, Name, Settings
 from adamergex.jobs.settings import EvaluateJob
-from adamergex.jobs.strict import Layer, Name, Settings
 
 
 class SwapConfig(Settings):

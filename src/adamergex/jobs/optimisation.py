@@ -7,12 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
-from adamergex.jobs.strict import Count, Positive, Rate, Settings, Size
-from adamergex.jobs.structure import Structure
-
-OPTIMISED: dict[str, dict[str, float]] = {"ia3": {"learning_rate": 5e-4, "warmup": 0.03}}
-"""Kind of structure -> where its defaults of ``Optimisation`` differ (2402.18913's reference code)."""
-
+from adamergex.files.strict import Count, Positive, Rate, Settings, Size
+from adamergex.structures import kind_named
+from adamergex.structures.settings import Sparse, Structure
 
 HeadStart = Literal["random", "probe"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -64,13 +61,13 @@ class Optimisation(Settings):
 
     def of(self, structure: Structure) -> Optimisation:
         """The same with the structure's own defaults for what nobody said."""
-        own = OPTIMISED.get(structure.kind, {})
+        own = kind_named(structure.kind).optimisation
         return self.model_copy(update={name: own[name] for name in own.keys() - self.model_fields_set})
 
 
 def first_phase(structure: Structure, optimisation: Optimisation) -> Optimisation:
     """How a sparse fine-tuning trains all weights before it chooses among them."""
-    if structure.first_steps is None and structure.first_epochs is None:
+    if not isinstance(structure, Sparse) or (structure.first_steps is None and structure.first_epochs is None):
         return optimisation
     epochs = structure.first_epochs or optimisation.epochs
     return optimisation.model_copy(update={"steps": structure.first_steps, "epochs": epochs})
@@ -78,6 +75,6 @@ def first_phase(structure: Structure, optimisation: Optimisation) -> Optimisatio
 
 def decaying(structure: Structure, optimisation: Optimisation) -> str | None:
     """What is wrong with the optimisation of a structure, if anything is."""
-    if structure.kind == "sparse" and optimisation.weight_decay:
+    if optimisation.weight_decay and not kind_named(structure.kind).weight_decay:
         return "optimisation.weight_decay: would move the weights that a sparse fine-tuning leaves alone; set it to 0"
     return None

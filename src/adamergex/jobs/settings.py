@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias, TypeV
 
 from pydantic import Field, model_serializer, model_validator
 
+from adamergex.data.sources import Limit as Limit
+from adamergex.data.sources import Rows as Rows
+from adamergex.data.sources import Sample as Sample
+from adamergex.data.sources import SampleSeed as SampleSeed
+from adamergex.data.sources import TaskRows as TaskRows
+from adamergex.files.strict import Count, Name, Names, PathText, Positive, Seed, Settings, Share, shown
 from adamergex.jobs.kinds import add_settings, by_kind, known_settings, settings_of
-from adamergex.jobs.optimisation import OPTIMISED as OPTIMISED
 from adamergex.jobs.optimisation import Optimisation as Optimisation
 from adamergex.jobs.optimisation import decaying as decaying
 from adamergex.jobs.optimisation import first_phase as first_phase
-from adamergex.jobs.sources import Limit as Limit
-from adamergex.jobs.sources import Rows as Rows
-from adamergex.jobs.sources import Sample as Sample
-from adamergex.jobs.sources import SampleSeed as SampleSeed
-from adamergex.jobs.sources import TaskRows as TaskRows
-from adamergex.jobs.strict import Count, Name, Names, PathText, Positive, Seed, Settings, Share, shown
-from adamergex.jobs.structure import Activation as Activation
-from adamergex.jobs.structure import Structure as Structure
+from adamergex.structures import kind_named
+from adamergex.structures.settings import Activation as Activation
+from adamergex.structures.settings import Bottleneck as Bottleneck
+from adamergex.structures.settings import Full as Full
+from adamergex.structures.settings import Sparse as Sparse
+from adamergex.structures.settings import Structure as Structure
 
 
 class LabelledTask(Settings):
@@ -274,9 +277,9 @@ def unprobed(kind: str, optimisation: Optimisation) -> str | None:
 
 def unstackable(structure: Structure, below: Sequence[str]) -> str | None:
     """What is wrong with training a structure on frozen adapters, if anything is."""
-    if below and structure.kind not in ("bottleneck", "full", "sparse"):
+    if below and not kind_named(structure.kind).stands_on_others:
         return f"below: only a bottleneck adapter stands on others; structure.kind is {structure.kind}"
-    if below and structure.invertible:
+    if below and isinstance(structure, Bottleneck) and structure.invertible:
         return "structure.invertible: only the lowest adapter's acts, and 'below' names a lower one"
     return None
 

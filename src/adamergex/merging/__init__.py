@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from adamergex.merging.in_memory import merged_deltas, merged_tensors
+from adamergex.merging.in_memory import merged_tensors
 from adamergex.merging.merge import divergence, merge
 from adamergex.merging.report import MergeReport, ModuleChange
-from adamergex.merging.rules.registry import ADAPTIVE, RULES, rule_for
+from adamergex.merging.rules.registry import RULES, register, rule, rule_for
 from adamergex.merging.rules.rule import Rule
 from adamergex.merging.select import select
 from adamergex.merging.similarity import Similarity, similarity
 
 __all__ = [
-    "ADAPTIVE",
     "RULES",
     "MergeReport",
     "ModuleChange",
@@ -19,8 +18,9 @@ __all__ = [
     "Similarity",
     "divergence",
     "merge",
-    "merged_deltas",
     "merged_tensors",
+    "register",
+    "rule",
     "rule_for",
     "select",
     "similarity",

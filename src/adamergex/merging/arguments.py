@@ -10,6 +10,7 @@ from adamergex.merging.checks import Adapter
 from adamergex.merging.layers import Weight, numbers
 from adamergex.merging.rules import prefix
 from adamergex.merging.rules.rule import Rule
+from adamergex.structures import kind_named
 
 SPACES = ("factors", "delta")
 StrPath = str | Path
@@ -51,13 +52,21 @@ def require_arguments(
 
 def require_space(own: Adapter, rule: Rule, space: str) -> None:
     """Which structures and rules have a delta space. Raises ConfigError."""
-    if space == "delta" and own.layout.kind != "lora":
+    if space == "delta" and not own.layout.structure.low_rank:
         raise ConfigError(
             "Delta space is for LoRA only.",
             where="space",
             found=own.layout.kind,
             expected="lora",
             fix="leave --space out",
+        )
+    if rule.function is not None and (space == "delta" or own.layout.structure.whole):
+        raise ConfigError(
+            "A rule of whole tensors is for the tensors of modules, in space factors.",
+            where="rule",
+            found=f"{rule.name}, {own.layout.kind}, space {space}",
+            expected="additive or average" if space == "delta" else "adaptive",
+            fix="choose another rule",
         )
     if space == "delta" and rule.name == "multiplicative":
         raise ConfigError(
@@ -71,10 +80,11 @@ def require_space(own: Adapter, rule: Rule, space: str) -> None:
 
 def prefix_choices(kind: str, rule: Rule, span: str | None, form: str | None) -> tuple[str | None, str | None]:
     """(span, form) of a prefix merge, the defaults filled in; of other structures none. Raises ConfigError."""
+    whole = kind_named(kind).whole
     for name, found, known in (("span", span, prefix.SPANS), ("form", form, prefix.FORMS)):
         if found is not None and found not in known:
             raise ConfigError(f"There is no such {name}.", where=name, found=found, expected=", ".join(known))
-        if found is not None and (kind != "prefix" or (name == "form" and rule.name != "prefix")):
+        if found is not None and (not whole or (name == "form" and rule.name != "prefix")):
             raise ConfigError(
                 f"A {name} is for prefixes and their own rule only.",
                 where=name,
@@ -82,14 +92,14 @@ def prefix_choices(kind: str, rule: Rule, span: str | None, form: str | None) ->
                 expected="prefix, rule adaptive",
                 fix=f"leave --{name} out",
             )
-    if kind != "prefix":
+    if not whole:
         return None, None
     return span or prefix.SPANS[0], (form or prefix.FORMS[0]) if rule.name == "prefix" else None
 
 
 def require_one_weight(own: Adapter, space: str, weight: Weight) -> None:
     """Which structures and spaces take a weight a layer. Raises ConfigError."""
-    if not isinstance(weight, int | float) and (space != "factors" or own.layout.kind == "prefix"):
+    if not isinstance(weight, int | float) and (space != "factors" or own.layout.structure.whole):
         raise ConfigError(
             "Weights by layer are for the factors of an adapter.",
             where="weight",

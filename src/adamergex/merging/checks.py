@@ -12,7 +12,7 @@ from adamergex.errors import IncompatibleAdaptersError
 from adamergex.files.directory import CHUNK, TensorReader
 from adamergex.files.lineage import Lineage
 from adamergex.files.tensor_names import PREFIX
-from adamergex.merging.layout import Layout, Site
+from adamergex.structures.layout import Layout, Site
 
 SAME_START = 0.3
 """Least mean cosine of the A factors of adapters that began from one start: separately seeded ones lie within a few
@@ -21,11 +21,6 @@ _SAMPLED = 16
 # Beside everything that is called an embedding: what models call their tables of tokens and positions, and what reads
 # them out again.
 _VOCABULARY = frozenset(("wte", "wpe", "lm_head", "shared", "output_layer", "predictions", "generator_lm_head"))
-# The tensors that are random at the start, and what a message calls them.
-_RANDOM = {
-    "lora": (("lora_A",), "the A factors"),
-    "bottleneck": (("down.weight", "0.weight"), "the down-projections"),
-}
 
 
 class Adapter(NamedTuple):
@@ -171,7 +166,7 @@ def _require_same_dtype(first: Adapter, other: Adapter, name: str, dtypes: tuple
     ours, theirs = dtypes
     if other.role == "divergence":
         # A divergence is saved in the dtype it was computed in; of prefixes that is always float64.
-        ours = "F64" if ours == "F64" or first.layout.kind == "prefix" else "F32"
+        ours = "F64" if ours == "F64" or first.layout.structure.whole else "F32"
     if ours != theirs:
         raise _differ(f"The dtype of {name} differs.", first, other, theirs, ours, "save them in one dtype")
 
@@ -263,8 +258,8 @@ def require_same_start(adapters: Sequence[Adapter], allowed: bool) -> None:
     Raises:
         IncompatibleAdaptersError: other starts, or no way to tell.
     """
-    kind = adapters[0].layout.kind
-    if allowed or kind == "ia3":
+    structure = adapters[0].layout.structure
+    if allowed or structure.start == "fixed":
         return
     first = adapters[0]
     for other in adapters[1:]:
@@ -272,14 +267,14 @@ def require_same_start(adapters: Sequence[Adapter], allowed: bool) -> None:
         problem = "The adapters began from different random starts: their tensors cannot be combined."
         if all(starts):
             same, found = starts[0] == starts[1], f"start {str(starts[1])[:12]}"
-        elif kind == "prefix":
+        elif structure.start == "told":
             continue
         elif "divergence" in (first.role, other.role):
             problem = "It is not known whether the adapters began from one random start."
             same, found = False, "no start in the lineage of " + (other.where if not starts[1] else first.where)
         else:
             cosine = _mean_cosine(first, other)
-            same, found = cosine >= SAME_START, f"mean cosine {cosine:.3f} of {_RANDOM[kind][1]}"
+            same, found = cosine >= SAME_START, f"mean cosine {cosine:.3f} of {structure.random_name}"
         if not same:
             expected = f"start {str(starts[0])[:12]}" if all(starts) else f"one start (cosine at least {SAME_START})"
             raise _differ(
@@ -288,7 +283,7 @@ def require_same_start(adapters: Sequence[Adapter], allowed: bool) -> None:
                 other,
                 found,
                 expected,
-                ("merge them with --space delta, which needs no common start, or " if kind == "lora" else "")
+                ("merge them with --space delta, which needs no common start, or " if structure.low_rank else "")
                 + "insist with --allow-different-start",
             )
 
@@ -298,7 +293,7 @@ def _mean_cosine(first: Adapter, other: Adapter) -> float:
     cosines = []
     with TensorReader(first.layout.directory) as ours, TensorReader(other.layout.directory) as theirs:
         for name in names[:: -(-len(names) // _SAMPLED)]:
-            role = next(role for role in _RANDOM[first.layout.kind][0] if role in first.layout.sites[name].tensors)
+            role = next(role for role in first.layout.structure.random if role in first.layout.sites[name].tensors)
             info = first.layout.sites[name].tensors[role]
             size = min(info.size, CHUNK)
             one = ours.read(info, 0, size)[0]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -90,7 +91,7 @@ def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
     return Factors(A * signs[:, None], B * signs, 1.0), error
 
 
-def with_ranks(config: dict[str, object], shapes: dict[str, tuple[int, float]]) -> dict[str, object]:
+def with_ranks(config: Mapping[str, object], shapes: Mapping[str, tuple[int, float]]) -> dict[str, object]:
     """A PEFT config that gives each module its (rank, scaling).
 
     The commonest become ``r`` and ``lora_alpha``, the others patterns: of the last part of a name where all modules of

@@ -7,11 +7,16 @@ from pathlib import Path
 
 from adamergex.errors import AdapterFileError
 from adamergex.files import inputs
-from adamergex.files.directory import AdapterDirectory, TensorReader, require_gathered
+from adamergex.files.directory import (
+    HEAD_CONFIG,
+    HEAD_PICKLE,
+    HEAD_TENSORS,
+    AdapterDirectory,
+    TensorReader,
+    require_gathered,
+)
 from adamergex.files.tensor_header import read_header
 from adamergex.merging.stream import require_finite
-
-CONFIG, TENSORS, PICKLE = "head_config.json", "model_head.safetensors", "pytorch_model_head.bin"
 
 
 def require_head(directory: Path) -> None:
@@ -20,27 +25,27 @@ def require_head(directory: Path) -> None:
     Raises:
         AdapterFileError: it is damaged, holds a number that is not finite, or is only a pickle, which is never read.
     """
-    if not os.path.lexists(directory / TENSORS):
-        if os.path.lexists(directory / PICKLE):
+    if not os.path.lexists(directory / HEAD_TENSORS):
+        if os.path.lexists(directory / HEAD_PICKLE):
             raise AdapterFileError(
                 "The head has no safetensors file.",
                 where=directory,
-                found=PICKLE,
-                expected=TENSORS,
+                found=HEAD_PICKLE,
+                expected=HEAD_TENSORS,
                 fix="convert the adapter once with adamergex convert",
             )
         return
-    header = read_header(directory / TENSORS)
-    require_gathered(header.tensors.values(), directory / TENSORS)
-    head = AdapterDirectory(directory, {}, header.tensors, header.metadata, TENSORS)
+    header = read_header(directory / HEAD_TENSORS)
+    require_gathered(header.tensors.values(), directory / HEAD_TENSORS)
+    head = AdapterDirectory(directory, {}, header.tensors, header.metadata, HEAD_TENSORS)
     with TensorReader(head) as reader:
         require_finite(reader, head.tensors.values())
-    if os.path.lexists(directory / CONFIG):
-        inputs.read_json_object(directory / CONFIG, what="the head's config", error=AdapterFileError)
+    if os.path.lexists(directory / HEAD_CONFIG):
+        inputs.read_json_object(directory / HEAD_CONFIG, what="the head's config", error=AdapterFileError)
 
 
 def copy_head(directory: Path, stage: Path) -> None:
     """The head's files, as ``require_head`` found them."""
-    for name in (CONFIG, TENSORS):
+    for name in (HEAD_CONFIG, HEAD_TENSORS):
         if (directory / name).is_file():
             (stage / name).write_bytes((directory / name).read_bytes())

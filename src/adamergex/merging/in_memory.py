@@ -8,12 +8,14 @@ import numpy as np
 
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
 from adamergex.merging.arguments import prefix_choices
-from adamergex.merging.layout import split_key
 from adamergex.merging.rules import prefix
 from adamergex.merging.rules.registry import rule_for
 from adamergex.merging.rules.rule import Array, Rule
 from adamergex.merging.select import default_selection, select
 from adamergex.merging.stream_prefix import to_odd
+from adamergex.merging.stream_whole import applied
+from adamergex.structures import kind_named
+from adamergex.structures.prefix import PROMPT
 
 Tensors = Mapping[str, Array]
 
@@ -41,7 +43,7 @@ def merged_tensors(
     Raises:
         ConfigError, IncompatibleAdaptersError, NothingMergedError: as ``merging.merge``.
     """
-    chosen_rule, sites = rule_for(rule, kind), _sites(task)
+    chosen_rule, sites = rule_for(rule, kind), _sites(task, kind)
     span, form = prefix_choices(kind, chosen_rule, span, form)
     merged = dict(task)
     if span is not None:
@@ -62,21 +64,25 @@ def merged_tensors(
     for module in sorted(chosen):
         own = weight[module] if isinstance(weight, Mapping) else weight
         for key in sites[module].values():
+            if chosen_rule.function is not None:
+                given = (task[key], _same(key, task, target), _source(chosen_rule, key, task, source))
+                merged[key] = _like(applied(chosen_rule.function, tuple(map(_array, given)), own), task[key])
+                continue
             divergence = chosen_rule.divergence(_same(key, task, target), _source(chosen_rule, key, task, source))
             merged[key] = chosen_rule.shift(task[key], divergence, own)
     return merged
 
 
 def _prompt(task: Tensors, layers: int | None, span: str) -> tuple[str, dict[str, slice]]:
-    if prefix.PROMPT not in task or layers is None:
+    if PROMPT not in task or layers is None:
         raise ConfigError(
             "A prefix is merged whole, and by layers.",
             where="task",
             found=f"layers {layers}, tensors {', '.join(task)}",
-            expected=f"{prefix.PROMPT}, and how many layers it has",
+            expected=f"{PROMPT}, and how many layers it has",
             fix="give materialised prefixes, and num_layers of their config as layers",
         )
-    return prefix.PROMPT, prefix.spans(layers, task[prefix.PROMPT].shape[1], span)
+    return PROMPT, prefix.spans(layers, task[PROMPT].shape[1], span)
 
 
 def _merged_prefix(task: Array, others: list[Array], weight: float, rule: Rule, places: Mapping[str, slice]) -> Array:
@@ -95,6 +101,10 @@ def _double(tensor: Array) -> Array:
     return np.array(tensor.detach().cpu().double() if hasattr(tensor, "detach") else tensor, np.float64)
 
 
+def _array(tensor: Array) -> Array:
+    return tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else tensor
+
+
 def _like(values: Array, tensor: Array) -> Array:
     if not hasattr(tensor, "new_tensor"):
         return values.astype(tensor.dtype)
@@ -102,53 +112,13 @@ def _like(values: Array, tensor: Array) -> Array:
     return tensor.new_tensor(to_odd(values) if tensor.element_size() == 2 else values)
 
 
-def merged_deltas(
-    task: Tensors,
-    target: Tensors,
-    source: Tensors | None,
-    weight: float,
-    *,
-    scaling: float | Mapping[str, float],
-    rule: str = "adaptive",
-    modules: str | None = None,
-) -> dict[str, Array]:
-    """The delta-space merge: module -> ΔW (out, in) = c·s·B·A + λ(s·B_g·A_g − s·B_s·A_s), of every module of the task.
-
-    ``scaling``: α/r (or α/√r), one for all or by module; the three adapters share it. ``average``: c = 1 − λ and no
-    source; else c = 1. Modules outside the selection keep the task's ΔW.
-
-    Raises:
-        ConfigError, IncompatibleAdaptersError, NothingMergedError: as ``merging.merge``.
-    """
-    chosen_rule, sites = rule_for(rule, "lora"), _sites(task)
-    if chosen_rule.name == "multiplicative":
-        raise ConfigError(
-            "A ratio of weight differences has no low rank.", where="rule", found=rule, expected="additive or average"
-        )
-    chosen = select(sites, modules or default_selection("lora", chosen_rule))
-    deltas = {}
-    for module, keys in sorted(sites.items()):
-        scale = scaling if isinstance(scaling, int | float) else scaling[module]
-        own = _product(keys, task, task) * scale
-        if module in chosen and weight != 0.0:
-            reference = None if source is None else _product(keys, task, source) * scale
-            divergence = chosen_rule.divergence(_product(keys, task, target) * scale, reference)
-            own = chosen_rule.shift(own, divergence, weight)
-        deltas[module] = own
-    return deltas
-
-
-def _sites(tensors: Tensors) -> dict[str, dict[str, str]]:
-    sites: dict[str, dict[str, str]] = {}
+def _sites(tensors: Tensors, kind: str) -> dict[str, dict[str, str]]:
+    structure, sites = kind_named(kind), dict[str, dict[str, str]]()
     for key in tensors:
-        module, role = split_key(key, live=True)
+        module, role = structure.split(key, live=True)
         if module is not None:
             sites.setdefault(module, {})[role] = key
     return sites
-
-
-def _product(keys: Mapping[str, str], task: Tensors, tensors: Tensors) -> Array:
-    return _same(keys["lora_B"], task, tensors) @ _same(keys["lora_A"], task, tensors)
 
 
 def _source(rule: Rule, key: str, task: Tensors, source: Tensors | None) -> Array:

@@ -14,9 +14,10 @@ from adamergex.errors import printable
 from adamergex.files import lineage as lineages
 from adamergex.files.directory import FLOATS, AdapterDirectory, TensorInfo, TensorReader
 from adamergex.files.lineage import Lineage
-from adamergex.merging.layout import Layout, layout, structure_kind
 from adamergex.merging.lockstep import Chunk, ranges
 from adamergex.merging.stream import finite_squares, require_finite
+from adamergex.structures import held, structure_kind
+from adamergex.structures.layout import Layout, layout
 
 _GROUPS, _LINE = 200, 400  # how much of a section, and of a line, is printed
 
@@ -76,18 +77,18 @@ def inspect(directory: str | Path) -> Inspection:
         IncompatibleAdaptersError: a LoRA or (IA)³ variant that is not supported.
     """
     opened = AdapterDirectory.open(directory)
-    kind = structure_kind(opened)
-    found = layout(opened) if kind in ("lora", "ia3") else None
+    structure = held(opened.config)
+    found = layout(opened) if structure and structure.rule and structure.in_modules else None
     heads = set(found.heads) if found else set()
     with TensorReader(opened) as reader:
         norms = {name: _norm(reader, info) for name, info in opened.tensors.items()}
     groups = _grouped({name: info for name, info in opened.tensors.items() if name not in heads}, norms)
     return Inspection(
         path=opened.path,
-        kind=kind,
+        kind=structure_kind(opened.config),
         base=opened.config.get("base_model_name_or_path") or opened.config.get("model_name"),
         task_type=opened.config.get("task_type"),
-        ranks=_ranks(found) if found and kind == "lora" else {},
+        ranks=_ranks(found) if found and found.structure.low_rank else {},
         parameters=sum(info.size for info in opened.tensors.values()),
         dtypes=tuple(sorted({info.dtype for info in opened.tensors.values()})),
         groups=groups,

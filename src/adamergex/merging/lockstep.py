@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from adamergex.files.directory import CHUNK, Array, TensorInfo, TensorReader
-from adamergex.merging.layout import Layout
+from adamergex.structures.layout import Layout
 
 
 class Chunk(NamedTuple):

@@ -3,65 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from adamergex.errors import AdapterFileError, ConfigError
+from adamergex.errors import AdapterFileError
 from adamergex.files import hashing
-from adamergex.files import lineage as lineages
-from adamergex.files.directory import TENSORS, AdapterDirectory, TensorReader
+from adamergex.files.directory import TENSORS, TensorReader
 from adamergex.files.outputs import require_free, staged_directory
 from adamergex.merging import delta, stream_prefix
-from adamergex.merging.arguments import (
-    prefix_choices,
-    require_arguments,
-    require_covered,
-    require_divergence,
-    require_one_weight,
-    require_space,
-)
-from adamergex.merging.checks import (
-    Adapter,
-    require_fitting,
-    require_no_trained_base,
-    require_references,
-    require_same_start,
-)
-from adamergex.merging.heads import copy_head, require_head
+from adamergex.merging.checks import Adapter
+from adamergex.merging.heads import copy_head
 from adamergex.merging.layers import Weight, by_layer, by_module
-from adamergex.merging.layout import layout
-from adamergex.merging.outcome import require_loadable, require_read
+from adamergex.merging.outcome import require_loadable
+from adamergex.merging.prepare import MergeSpec, Prepared, StrPath, prepare
 from adamergex.merging.records import merged_lineage, parents, require_change, write_beside
 from adamergex.merging.report import MergeReport, ModuleChange
-from adamergex.merging.rules import prefix
-from adamergex.merging.rules.registry import rule_for
-from adamergex.merging.rules.rule import Rule
-from adamergex.merging.select import default_selection, select
-from adamergex.merging.stream import ElementwiseMerge, require_finite, write_divergence
-from adamergex.merging.stream_delta import (
-    DeltaMerge,
-    FactorSource,
-    ReferenceFactors,
-    SavedFactors,
-    write_factors,
-)
-from adamergex.merging.targets import Ranks
+from adamergex.merging.stream import ElementwiseMerge, write_divergence
+from adamergex.merging.stream_delta import DeltaMerge, FactorSource, ReferenceFactors, SavedFactors, write_factors
+from adamergex.merging.stream_whole import WholeMerge
+from adamergex.structures.layout import Layout
+from adamergex.structures.targets import Ranks
 
-StrPath = str | Path
-
-
-class Choices(NamedTuple):
-    """How a merge is done, its arguments checked."""
-
-    rule: Rule
-    space: str
-    weight: float
-    layers: tuple[float, ...] | None
-    rank: int | None
-    span: str | None
-    form: str | None
+Written = tuple[list[ModuleChange], Mapping[str, Any]]
 
 
 def merge(
@@ -96,7 +61,7 @@ def merge(
             expression (PEFT's reading: it must match a whole name or its ending after a dot; of a prefix, its spans').
         space: ``factors`` (the paper: A and B each; one start needed) or ``delta`` (exact ΔW; LoRA only).
         rank: truncate a delta merge to this rank.
-        rule: ``adaptive``, or ``additive``, ``multiplicative``, ``average`` on any structure.
+        rule: ``adaptive``, or ``additive``, ``multiplicative``, ``average``, or a registered one, on any structure.
         allow_different_start: merge factors or bottlenecks although they began from different random starts.
         span: of a prefix, what shares one D: ``per_layer`` (default), ``per_kv`` or ``whole``.
         form: of a prefix, ``left`` (default), or ``literal``: λ·D·P[T,s] as printed, without the identities.
@@ -107,55 +72,24 @@ def merge(
         IncompatibleAdaptersError: adapters that cannot be combined.
         NothingMergedError: no module matched, or nothing changed although the weight is not 0.
     """
-    require_arguments(weight, space, rank, rule, (target_reference, source_reference, divergence))
     path = require_free(output)
-    own = _open("task", task)
-    chosen_rule = rule_for(rule, own.layout.kind)
-    require_space(own, chosen_rule, space)
-    require_one_weight(own, space, weight)
-    layers = by_layer(weight, own.layout.sites)
+    spec = MergeSpec(rule, space, modules, rank, span, form, allow_different_start)
+    prepared = prepare(
+        spec,
+        task=task,
+        target_reference=target_reference,
+        source_reference=source_reference,
+        divergence=divergence,
+        weight=weight,
+    )
+    own = prepared.own.layout
+    layers = by_layer(weight, own.sites)
     mean = sum(layers) / len(layers) if layers else float(weight)  # type: ignore[arg-type]
-    span, form = prefix_choices(own.layout.kind, chosen_rule, span, form)
-    if form == "literal":
-        chosen_rule = prefix.LITERAL
-    others = _others(target_reference, source_reference, divergence)
-    if divergence is None:
-        require_references(others[0], others[1] if len(others) > 1 else None, own)
-    else:
-        require_divergence(others[0], chosen_rule, space, span)
-    require_fitting([own, *others], space)
-    _require_finite_heads(others)
-    selection = modules or default_selection(own.layout.kind, chosen_rule)
-    chosen = select(_modules(own, span), selection)
-    require_covered(others[0], chosen, _modules(others[0], span))
-    if space == "factors":
-        require_same_start([own, *others], allow_different_start)
-    if own.layout.kind == "bottleneck":
-        require_head(own.layout.directory.path)
-    require_read(own.layout)
-    with _hashes([own, *others]) as hashes, staged_directory(path) as stage:
-        choices = Choices(chosen_rule, space, mean, layers, rank, span, form)
-        items, config = _write(stage / TENSORS, own, others, choices, chosen)
-        summary = MergeReport(
-            own.layout.kind,
-            chosen_rule.name,
-            space,
-            selection,
-            mean,
-            rank,
-            tuple(items),
-            tuple(own.layout.heads),
-            tuple(name for adapter in others for name in adapter.layout.heads),
-            span,
-            form,
-            layers,
-        )
-        origins = parents([own, *others], hashes())
-        require_change(summary, origins)
-        write_beside(stage, summary, config, merged_lineage(own, others, origins, summary, config))
-        require_loadable(stage, summary, own.layout.sites)
-        if own.layout.kind == "bottleneck":
-            copy_head(own.layout.directory.path, stage)
+    with _hashes(prepared.adapters) as hashes, staged_directory(path) as stage:
+        written = _write(stage / TENSORS, prepared, mean, layers)
+        summary = _finish(stage, prepared, written, hashes(), own.sites, mean, layers)
+        if own.structure.head_apart:
+            copy_head(own.directory.path, stage)
     return _warned(summary)
 
 
@@ -179,108 +113,91 @@ def divergence(
     Raises:
         as ``merge``.
     """
-    require_arguments(1.0, space, None, rule, (target_reference, source_reference, None))
     path = require_free(output)
-    target, source = _open("target reference", target_reference), _open("source reference", source_reference)
-    chosen_rule = rule_for(rule, target.layout.kind)
-    if not chosen_rule.needs_source:
-        raise ConfigError(
-            "Averaging has no divergence.",
-            where="rule",
-            found=chosen_rule.name,
-            expected="adaptive, additive or multiplicative",
-            fix="merge with --rule average --target-reference instead",
-        )
-    require_space(target, chosen_rule, space)
-    span, _ = prefix_choices(target.layout.kind, chosen_rule, span, None)
-    require_references(target, source)
-    require_fitting([target, source], space)
-    require_no_trained_base(target)
-    _require_finite_heads([target, source])
-    selection = modules or default_selection(target.layout.kind, chosen_rule)
-    chosen = select(_modules(target, span), selection)
-    if space == "factors":
-        require_same_start([target, source], allow_different_start)
-    require_read(target.layout)
-    with _hashes([target, source]) as hashes, staged_directory(path) as stage:
-        choices = Choices(chosen_rule, space, 1.0, None, None, span, None)
-        items, config = _write_divergence(stage / TENSORS, target, source, choices, chosen)
-        summary = MergeReport(
-            target.layout.kind,
-            chosen_rule.name,
-            space,
-            selection,
-            None,
-            None,
-            tuple(items),
-            ignored_heads=(*target.layout.heads, *source.layout.heads),
-            span=span,
-        )
-        origins = parents([target, source], hashes())
-        require_change(summary, origins)
-        write_beside(stage, summary, config, merged_lineage(target, [target, source], origins, summary, config))
-        require_loadable(stage, summary, () if span else chosen)
+    spec = MergeSpec(rule, space, modules, span=span, allow_different_start=allow_different_start)
+    prepared = prepare(spec, target_reference=target_reference, source_reference=source_reference)
+    with _hashes(prepared.adapters) as hashes, staged_directory(path) as stage:
+        written = _write_divergence(stage / TENSORS, prepared)
+        summary = _finish(stage, prepared, written, hashes(), () if prepared.spec.span else prepared.chosen)
     return _warned(summary)
 
 
-def _open(role: str, path: StrPath) -> Adapter:
-    directory = AdapterDirectory.open(path)
-    return Adapter(role, layout(directory), lineages.read(directory.path))
+def _finish(
+    stage: Path,
+    prepared: Prepared,
+    written: Written,
+    hashes: list[str],
+    expected: Collection[str],
+    weight: float | None = None,
+    layers: tuple[float, ...] | None = None,
+) -> MergeReport:
+    """Write what stands beside the tensors, and read the directory back. Without a weight it is a divergence."""
+    (items, config), adapters, own, spec = written, prepared.adapters, prepared.own, prepared.spec
+    references = adapters if weight is None else adapters[1:]
+    summary = MergeReport(
+        own.layout.kind,
+        prepared.rule.name,
+        spec.space,
+        prepared.selection,
+        weight,
+        spec.rank,
+        tuple(items),
+        () if weight is None else tuple(own.layout.heads),
+        tuple(name for adapter in references for name in adapter.layout.heads),
+        spec.span,
+        spec.form,
+        layers,
+    )
+    origins = parents(adapters, hashes)
+    require_change(summary, origins)
+    write_beside(stage, summary, config, merged_lineage(own, references, origins, summary, config))
+    require_loadable(stage, summary, expected)
+    return summary
 
 
-def _others(target: StrPath | None, source: StrPath | None, divergence: StrPath | None) -> list[Adapter]:
-    roles = (("target reference", target), ("source reference", source), ("divergence", divergence))
-    return [_open(role, path) for role, path in roles if path is not None]
-
-
-def _require_finite_heads(references: list[Adapter]) -> None:
-    """The heads of references are left out, but one that is not finite tells of a training that diverged."""
-    for adapter in references:
-        if adapter.layout.heads:
-            with TensorReader(adapter.layout.directory) as reader:
-                require_finite(reader, adapter.layout.heads.values())
-
-
-def _modules(adapter: Adapter, span: str | None) -> list[str]:
-    """What a selection chooses from: modules; of a prefix, its spans."""
-    return list(adapter.layout.sites) if span is None else stream_prefix.names(adapter.layout, span)
-
-
-Written = tuple[list[ModuleChange], Mapping[str, Any]]
-
-
-def _write(path: Path, own: Adapter, others: list[Adapter], choices: Choices, chosen: frozenset[str]) -> Written:
-    rule, space, weight, layers, rank, span, _ = choices
-    config = own.layout.directory.config
+def _write(path: Path, prepared: Prepared, weight: float, layers: tuple[float, ...] | None) -> Written:
+    (own, *others), spec, rule, _, chosen = prepared
+    config, span = own.layout.directory.config, spec.span
     with ExitStack() as stack:
-        task, *readers = (stack.enter_context(TensorReader(adapter.layout.directory)) for adapter in (own, *others))
+        task, *readers = (stack.enter_context(TensorReader(adapter.layout.directory)) for adapter in prepared.adapters)
         saved = others[0].role == "divergence"
+        pairs = [(reader, adapter.layout) for reader, adapter in zip(readers, others, strict=True)]
         if span is not None:
-            found = [(reader, adapter.layout) for reader, adapter in zip(readers, others, strict=True)]
-            source = stream_prefix.Divergence(rule, span, found, saved)
+            source = stream_prefix.Divergence(rule, span, pairs, saved)
             prefixes = stream_prefix.PrefixMerge(rule, weight, span, own.layout, chosen, task, source)
             return prefixes.write(path), {**config, "prefix_projection": False}
-        if space == "factors":
+        if spec.space == "factors":
             weights = by_module(layers or weight, own.layout.sites)
+            if rule.function is not None:
+                return WholeMerge(rule.function, weights, own.layout, chosen, task, tuple(readers)).write(path), config
             merge_of = ElementwiseMerge(rule, weights, own.layout, chosen, task, tuple(readers), saved)
             return merge_of.write(path), config
-        pairs = [(reader, adapter.layout) for reader, adapter in zip(readers, others, strict=True)]
-        if saved:
-            factors: FactorSource = SavedFactors(*pairs[0])
-        else:
-            factors = ReferenceFactors(pairs[0], pairs[1] if rule.needs_source else None)
-        merger = DeltaMerge(not rule.needs_source, weight, rank, own.layout, chosen, task, factors)
+        merger = delta_merge(prepared, weight, task, pairs)
         items = merger.write(path)
-        return items, config if _same_ranks(own, merger) else ranked(config, dict(merger.shapes))
+        return items, reranked(own.layout, merger.shapes)
 
 
-def _same_ranks(own: Adapter, merger: DeltaMerge) -> bool:
-    return all((site.rank, site.scaling) == merger.shapes[name] for name, site in own.layout.sites.items())
+def delta_merge(
+    prepared: Prepared, weight: float, task: TensorReader, others: Sequence[tuple[TensorReader, Layout]]
+) -> DeltaMerge:
+    """The merge in space delta, of the readers of the task and of the others."""
+    (own, first, *_), spec, rule, _, chosen = prepared
+    source = others[1] if rule.needs_source and len(others) > 1 else None
+    saved = first.role == "divergence"
+    factors: FactorSource = SavedFactors(*others[0]) if saved else ReferenceFactors(others[0], source)
+    return DeltaMerge(not rule.needs_source, weight, spec.rank, own.layout, chosen, task, factors)
 
 
-def ranked(config: Mapping[str, Any], shapes: dict[str, tuple[int, float]]) -> Mapping[str, Any]:
+def reranked(layout: Layout, shapes: Mapping[str, tuple[int, float]]) -> Mapping[str, Any]:
+    """The config of an adapter whose modules got these (rank, scaling): its own where none changed."""
+    config = layout.directory.config
+    same = all((site.rank, site.scaling) == shapes[name] for name, site in layout.sites.items())
+    return config if same else ranked(config, shapes)
+
+
+def ranked(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, float]]) -> Mapping[str, Any]:
     """A PEFT config with the (rank, scaling) of each module, read back as PEFT reads it."""
-    made = delta.with_ranks(dict(config), shapes)
+    made = delta.with_ranks(config, shapes)
     ranks = Ranks(made)
     for name, (rank, scaling) in shapes.items():
         found = ranks(name)
@@ -289,24 +206,18 @@ def ranked(config: Mapping[str, Any], shapes: dict[str, tuple[int, float]]) -> M
     return made
 
 
-def _write_divergence(
-    path: Path, target: Adapter, source: Adapter, choices: Choices, chosen: frozenset[str]
-) -> Written:
-    rule, space, span = choices.rule, choices.space, choices.span
+def _write_divergence(path: Path, prepared: Prepared) -> Written:
+    (target, source), spec, rule, _, chosen = prepared
     config = dict(target.layout.directory.config)
     if "modules_to_save" in config:
         config["modules_to_save"] = None
-    with (
-        TensorReader(target.layout.directory) as one,
-        TensorReader(source.layout.directory) as two,
-    ):
-        if span is not None:
-            pairs = [(one, target.layout), (two, source.layout)]
-            return stream_prefix.write_divergence(path, rule, span, chosen, pairs), config
-        if space == "factors":
+    with TensorReader(target.layout.directory) as one, TensorReader(source.layout.directory) as two:
+        pairs = [(one, target.layout), (two, source.layout)]
+        if spec.span is not None:
+            return stream_prefix.write_divergence(path, rule, spec.span, chosen, pairs), config
+        if spec.space == "factors":
             return write_divergence(path, rule, target.layout, chosen, (one, two)), config
-        pair = ReferenceFactors((one, target.layout), (two, source.layout))
-        items, shapes = write_factors(path, pair, target.layout, chosen)
+        items, shapes = write_factors(path, ReferenceFactors(*pairs), target.layout, chosen)
         return items, ranked(config, shapes)
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from adamergex.errors import NothingMergedError
 from adamergex.files.directory import CONFIG, AdapterDirectory
-from adamergex.merging.layout import Layout, layout
 from adamergex.merging.report import MergeReport
-from adamergex.merging.targets import require_targeted
+from adamergex.structures.layout import Layout, layout
+from adamergex.structures.targets import require_targeted
 
 
 def require_read(layout: Layout) -> None:
     """PEFT reads all of an adapter whose config a merge takes over. Raises: AdapterFileError where it would not."""
-    if layout.kind in ("lora", "ia3"):
+    if layout.structure.in_modules:
         require_targeted(layout.directory.config, layout.sites, layout.directory.path / CONFIG)
 
 

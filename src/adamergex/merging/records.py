@@ -10,13 +10,15 @@ from typing import Any
 from adamergex.errors import NothingMergedError
 from adamergex.files import lineage as lineages
 from adamergex.files.directory import CONFIG
+from adamergex.files.inputs import Json
 from adamergex.files.lineage import Lineage
 from adamergex.merging import report
 from adamergex.merging.checks import Adapter
 from adamergex.merging.report import MergeReport
+from adamergex.structures import card
 
 
-def parents(adapters: list[Adapter], hashes: list[str]) -> dict[str, dict[str, Any]]:
+def parents(adapters: list[Adapter], hashes: list[str]) -> dict[str, dict[str, Json]]:
     """Role -> path, SHA-256 and language of each input."""
     return {
         adapter.role.replace(" ", "_"): {
@@ -28,7 +30,7 @@ def parents(adapters: list[Adapter], hashes: list[str]) -> dict[str, dict[str, A
     }
 
 
-def require_change(summary: MergeReport, parents: Mapping[str, Mapping[str, Any]]) -> None:
+def require_change(summary: MergeReport, parents: Mapping[str, Mapping[str, Json]]) -> None:
     """Raises: NothingMergedError where a weight is not 0 and no stored bit differs from the task's."""
     if not any(summary.layers or (summary.weight,)) or summary.changed:
         return
@@ -48,17 +50,15 @@ def require_change(summary: MergeReport, parents: Mapping[str, Mapping[str, Any]
 def merged_lineage(
     own: Adapter,
     others: list[Adapter],
-    parents: Mapping[str, Mapping[str, Any]],
+    parents: Mapping[str, Mapping[str, Json]],
     summary: MergeReport,
-    config: Mapping[str, Any],
+    config: Mapping[str, Json],
 ) -> Lineage:
     """What the merged adapter was made from."""
     inherited = own.lineage or Lineage()
     base = inherited.base or {"name": own.layout.base_name, "sha256": None}
     starts = {adapter.lineage.start if adapter.lineage else None for adapter in (own, *others)}
-    shape = {"rank": config.get("r"), "alpha": config.get("lora_alpha")} if own.layout.kind == "lora" else {}
-    if own.layout.kind == "prefix":
-        shape = {"virtual_tokens": config["num_virtual_tokens"]}
+    shape = {name: config.get(setting) for name, setting in own.layout.structure.shape.items()}
     choices = {"span": summary.span, "form": summary.form} if summary.span else {}
     return Lineage(
         base=base,
@@ -86,6 +86,4 @@ def write_beside(stage: Path, summary: MergeReport, config: Mapping[str, Any], l
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     (stage / CONFIG).write_text(text, encoding="utf-8")
     (stage / report.FILE_NAME).write_text(summary.to_json(), encoding="utf-8")
-    card = lineages.model_card(lineage, summary.lines(), task_type=config.get("task_type"))
-    (stage / "README.md").write_text(card, encoding="utf-8")
-    lineage.write(stage)
+    card.write_beside(stage, lineage, summary.lines(), task_type=config.get("task_type"))

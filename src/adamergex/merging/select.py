@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from adamergex.errors import ConfigError, NothingMergedError
 from adamergex.files.patterns import Patterns
 from adamergex.merging.rules.rule import Rule
+from adamergex.structures import kind_named
 
 _QUERY = ("q_proj", "query", "query_proj", "q_lin", "q", "to_q", "wq", "linear_q")
 _VALUE = ("v_proj", "value", "value_proj", "v_lin", "v", "to_v", "wv", "linear_v")
@@ -18,7 +19,7 @@ _FUSED = frozenset(["c_attn", "query_key_value", "qkv_proj", "qkv", "Wqkv", "W_p
 def default_selection(kind: str, rule: Rule) -> str:
     """For LoRA attention query and value only: the feed-forward part holds the ability for the task (2402.18913,
     section 4.1). Everything for every other structure, and for the average, which is of whole adapters (2306.14870)."""
-    return "attention-qv" if kind == "lora" and rule.needs_source else "all"
+    return kind_named(kind).selection if rule.needs_source else "all"
 
 
 def select(names: Iterable[str], modules: str) -> frozenset[str]:

@@ -11,12 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from adamergex.errors import ConfigError
-from adamergex.files import lineage
-from adamergex.files.directory import AdapterDirectory, Array, TensorReader
-from adamergex.merging.checks import Adapter, require_fitting, require_references, require_same_start
-from adamergex.merging.layout import layout
+from adamergex.files.directory import Array, TensorReader
 from adamergex.merging.lockstep import lockstep, spans
-from adamergex.merging.rules.registry import rule_for
+from adamergex.merging.prepare import MergeSpec, prepare
 from adamergex.merging.stream import Tally, reference_divergence
 
 _BLOCK = 8192
@@ -55,23 +52,21 @@ def similarity(
     """
     if not target_references:
         raise ConfigError("No divergence to compare.", where="target_references", found="none", expected="one or more")
-    source = _open("source reference", source_reference)
-    targets = [_open("target reference", path) for path in target_references.values()]
-    rule = rule_for("adaptive", source.layout.kind)
-    if source.layout.kind == "prefix":
+    spec = MergeSpec(modules="all", allow_different_start=allow_different_start)
+    prepared = [
+        prepare(spec, target_reference=path, source_reference=source_reference) for path in target_references.values()
+    ]
+    (_, source), _, rule, *_ = prepared[0]
+    if source.layout.structure.whole:
         raise ConfigError(
             "The divergences of prefixes are matrices on the left of each, with no common scale to compare on.",
             where=source.layout.directory.path,
-            found="prefix",
+            found=source.layout.kind,
             expected="LoRA, (IA)³ or bottleneck adapters",
         )
-    for target in targets:
-        require_references(target, source)
-        require_fitting([target, source], "factors")
-        require_same_start([target, source], allow_different_start)
-    gram = np.zeros((len(targets), len(targets)))
+    gram = np.zeros((len(prepared), len(prepared)))
     with ExitStack() as stack:
-        adapters = [*targets, source]
+        adapters = [*(found.own for found in prepared), source]
         readers = [stack.enter_context(TensorReader(adapter.layout.directory)) for adapter in adapters]
         order = [info for site in source.layout.sites.values() for info in site.tensors.values()]
         for chunks in (chunks for span in spans(source.layout, order, readers) for chunks in lockstep(span, readers)):
@@ -83,11 +78,6 @@ def similarity(
             gram += _products([divergence for divergence, _ in found], rule.neutral or 0.0)
     norms = np.sqrt(np.diag(gram))
     return Similarity(tuple(target_references), _cosines(gram, norms), tuple(norms.tolist()), rule.name)
-
-
-def _open(role: str, path: str | Path) -> Adapter:
-    directory = AdapterDirectory.open(path)
-    return Adapter(role, layout(directory), lineage.read(directory.path))
 
 
 def _products(rows: list[Array], neutral: float) -> Array:

@@ -22,10 +22,10 @@ from adamergex.files.directory import (
     compute_dtype,
 )
 from adamergex.merging.cores import cores, shared
-from adamergex.merging.layout import Layout
 from adamergex.merging.lockstep import Chunk, Chunks, Span, located, lockstep, ranges, spans
 from adamergex.merging.report import ModuleChange
 from adamergex.merging.rules.rule import Rule
+from adamergex.structures.layout import Layout
 
 _BLOCK = 8192
 _SAFE = 1e37  # a merged value below this fits float32 and bfloat16
@@ -65,6 +65,14 @@ def finite_squares(chunk: Chunk) -> float:
         expected="finite numbers" if len(wrong) else "numbers whose squares float64 holds",
         fix="its training diverged: train it again",
     )
+
+
+def load_finite(reader: TensorReader, info: TensorInfo) -> Array:
+    """A whole tensor in its compute dtype. Raises: AdapterFileError, as ``finite_squares``."""
+    values = reader.load(info)
+    flat = values.reshape(-1)
+    finite_squares(Chunk(reader, info, 0, flat, flat))
+    return values
 
 
 def require_finite(reader: TensorReader, infos: Iterable[TensorInfo]) -> None:

@@ -20,10 +20,10 @@ from adamergex.files.directory import (
 )
 from adamergex.merging import delta
 from adamergex.merging.delta import Factors
-from adamergex.merging.layout import Layout, Site
-from adamergex.merging.lockstep import Chunk, ranges
+from adamergex.merging.lockstep import ranges
 from adamergex.merging.report import ModuleChange
-from adamergex.merging.stream import finite_squares, overflowed, require_finite, require_fits
+from adamergex.merging.stream import load_finite, overflowed, require_finite, require_fits
+from adamergex.structures.layout import Layout, Site
 
 
 class FactorSource(Protocol):
@@ -38,14 +38,8 @@ class FactorSource(Protocol):
 
 def load(reader: TensorReader, site: Site) -> Factors:
     """One module's factors in their compute dtype, checked to be finite."""
-    tensors = []
-    for role in ("lora_A", "lora_B"):
-        info = site.tensors[role]
-        values = reader.load(info)
-        flat = values.reshape(-1)
-        finite_squares(Chunk(reader, info, 0, flat, flat))
-        tensors.append(values)
-    return Factors(tensors[0], tensors[1], site.scaling)
+    A, B = (load_finite(reader, site.tensors[role]) for role in ("lora_A", "lora_B"))
+    return Factors(A, B, site.scaling)
 
 
 @dataclass(frozen=True)
@@ -161,6 +155,10 @@ class DeltaMerge:
         rank, (rows, columns) = self._shapes[module][0], info.shape
         shape = (rank, columns) if info is self.layout.sites[module].tensors["lora_A"] else (rows, rank)
         return TensorInfo(info.name, info.dtype, shape)
+
+    def factors(self, module: str) -> Factors:
+        """The result of a chosen module."""
+        return self._merged(module)[0]
 
     def _merged(self, module: str) -> tuple[Factors, ModuleChange]:
         if self._last is None or self._last[0] != module:  # B follows A: both come from one computation

@@ -9,14 +9,14 @@ import numpy as np
 
 from adamergex.errors import IncompatibleAdaptersError
 from adamergex.files.directory import Array, Encoder, SafetensorsWriter, TensorInfo, TensorReader
-from adamergex.merging.layout import Layout
-from adamergex.merging.lockstep import Chunk, ranges
+from adamergex.merging.lockstep import ranges
 from adamergex.merging.report import ModuleChange
 from adamergex.merging.rules import prefix
-from adamergex.merging.rules.prefix import PROMPT, SAVED
 from adamergex.merging.rules.rule import Rule
-from adamergex.merging.stream import finite_squares, overflowed, require_fits
+from adamergex.merging.stream import load_finite, overflowed, require_fits
 from adamergex.merging.stream_delta import copy
+from adamergex.structures.layout import Layout
+from adamergex.structures.prefix import PROMPT, SAVED, role, shape
 
 
 def names(layout: Layout, span: str) -> list[str]:
@@ -32,7 +32,7 @@ def load(reader: TensorReader, layout: Layout) -> Array:
         AdapterFileError: numbers that are not finite.
         IncompatibleAdaptersError: a saved divergence, which has no P.
     """
-    tensors = {prefix.role(name): info for name, info in layout.directory.tensors.items()}
+    tensors = {role(name): info for name, info in layout.directory.tensors.items()}
     if PROMPT in tensors:
         return _finite(reader, tensors[PROMPT])
     if "embedding.weight" not in tensors:
@@ -55,15 +55,12 @@ _TRANSFORM = ("0.weight", "0.bias", "2.weight", "2.bias")
 
 
 def _finite(reader: TensorReader, info: TensorInfo) -> Array:
-    values = reader.load(info)
-    flat = values.reshape(-1)
-    finite_squares(Chunk(reader, info, 0, flat, flat))
-    return values.astype(np.float64)
+    return load_finite(reader, info).astype(np.float64)
 
 
 def _spans(layout: Layout, span: str) -> dict[str, slice]:
-    shape = prefix.shape(layout.directory.config, layout.directory.path)
-    return prefix.spans(shape.num_layers, shape.columns, span)
+    own = shape(layout.directory.config, layout.directory.path)
+    return prefix.spans(own.num_layers, own.columns, span)
 
 
 class Divergence:

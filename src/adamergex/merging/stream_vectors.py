@@ -7,22 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from adamergex.files.directory import (
-    Array,
-    Encoder,
-    SafetensorsWriter,
-    TensorInfo,
-    TensorReader,
-    compute_dtype,
-)
+from adamergex.files.directory import Array, Encoder, SafetensorsWriter, TensorReader, compute_dtype
 from adamergex.merging import stream_delta
 from adamergex.merging.delta import Factors
-from adamergex.merging.layout import Layout, Site
-from adamergex.merging.lockstep import Chunk, ranges
+from adamergex.merging.lockstep import ranges
 from adamergex.merging.report import ModuleChange
-from adamergex.merging.stream import finite_squares, require_fits
+from adamergex.merging.stream import load_finite, require_fits
 from adamergex.merging.stream_delta import DeltaMerge
 from adamergex.merging.task_vectors import Mix, dense, low_rank, whole
+from adamergex.structures.layout import Layout, Site
 
 
 @dataclass(kw_only=True)
@@ -68,8 +61,11 @@ def write_gates(
         if module is None:
             stream_delta.copy(writer, task, info)
             continue
-        stored = _gate(task, info)
-        own, other = stored - 1.0, _gate(reference[0], reference[1].sites[module].tensors["ia3_l"]) - 1.0
+        stored: Array = load_finite(task, info).astype(np.float64)
+        own, other = (
+            stored - 1.0,
+            load_finite(reference[0], reference[1].sites[module].tensors["ia3_l"]).astype(np.float64) - 1.0,
+        )
         merged = np.ascontiguousarray(1.0 + mix(module, [own, other]), compute_dtype(info.dtype)).reshape(-1)
         for start, stop in ranges(len(merged)):
             encoded = encode(merged[start:stop], info.dtype)
@@ -81,11 +77,3 @@ def write_gates(
         items[module] = ModuleChange(module, True, changed, first, second, change)
     writer.close()
     return [items[module] for module in layout.sites]
-
-
-def _gate(reader: TensorReader, info: TensorInfo) -> Array:
-    """A vector l in float64, checked to be finite."""
-    values = reader.load(info)
-    flat = values.reshape(-1)
-    finite_squares(Chunk(reader, info, 0, flat, flat))
-    return values.astype(np.float64)

@@ -16,6 +16,7 @@ from adamergex.graph.steps import Step
 from adamergex.jobs.settings import Target
 from adamergex.methods import full
 from adamergex.methods.cell import Build, Experiment, Stack
+from adamergex.structures import kind_named
 from adamergex.tasks.answering.cross_lingual_thought import asked_with_xlt
 from adamergex.tasks.catalogue import own_module
 
@@ -60,7 +61,7 @@ def adamergex_delta(x: Experiment) -> Step:
 
 def adamergex_cross(x: Experiment) -> Step:
     """The ablation of Table 10: what is added merged by the (IA)³ rule, all else by the LoRA rule."""
-    added = x.config.structure.kind not in ("ia3", "prefix")
+    added = kind_named(x.config.structure.kind).rule == "additive"
     return adamergex(x, rule="multiplicative" if added else "additive", space="factors")
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
-from adamergex.config.methods import AdapterReference, CombineConfig, TaskReference
+from adamergex.config.methods import CombineConfig
+from adamergex.config.references import AdapterReference, TaskReference
 from adamergex.config.transfer import TransferConfig
 from adamergex.errors import ConfigError
 from adamergex.files.inputs import Json
@@ -14,6 +15,7 @@ from adamergex.graph.steps import Step
 from adamergex.jobs.merge import ChooseJob, MergeJob, SwapConfig, TuneJob
 from adamergex.jobs.settings import (
     AnyRows,
+    Bottleneck,
     EvaluateJob,
     LabelledTask,
     LanguageModeling,
@@ -25,6 +27,7 @@ from adamergex.jobs.settings import (
     TrainJob,
 )
 from adamergex.methods.given import GivenAdapter, require_factors
+from adamergex.structures import kind_named
 from adamergex.tasks.catalogue import identity
 
 _NOTHING_SAID = "the weight λ of a merge is to be tuned, and nothing says on what"
@@ -113,10 +116,9 @@ class Experiment:
             name, structure, self.task, self.source, rows, settings.optimisation or optimisation, below
         )
 
-    def _bottleneck(self, reduction: float, *, invertible: bool = False) -> Structure:
+    def _bottleneck(self, reduction: float, *, invertible: bool = False) -> Bottleneck:
         settings = self.config.mad_x
-        return Structure(
-            kind="bottleneck",
+        return Bottleneck(
             layout=settings.layout,
             reduction=reduction,
             activation=settings.activation,
@@ -203,11 +205,12 @@ class Experiment:
 
     def combine(self, method: str) -> Step:
         """A[T,s] and A[R,g] combined by TIES or DARE, on task vectors or (``_factors``) on A and B."""
+        low_rank = kind_named(self.config.structure.kind).low_rank
         return self.merge(
             task=self.train(self.task, self.source),
             target_reference=self.train(self.reference, self.target),
             rule=method,
-            space="delta" if self.config.structure.kind == "lora" and not method.endswith("_factors") else "factors",
+            space="delta" if low_rank and not method.endswith("_factors") else "factors",
             modules="all",
             weight=1.0,
             combine=self.config.merge.combine,

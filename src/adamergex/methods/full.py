@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from adamergex.config.methods import OnText
 from adamergex.graph.steps import Step
-from adamergex.jobs.settings import LanguageModeling, Structure
+from adamergex.jobs.settings import Full, LanguageModeling, Sparse, Structure
 
 if TYPE_CHECKING:
     from adamergex.methods.cell import Experiment, Stack
@@ -44,7 +44,7 @@ def xlt_english_tuning(x: Experiment) -> Step:
 
 def full_language(x: Experiment, language: str) -> Step:
     """All weights trained on all the text of a language: the same step for every task."""
-    return _language(x, Structure(kind="full"), x.config.full.language, language)
+    return _language(x, Full(), x.config.full.language, language)
 
 
 def full_task(x: Experiment, below: Step | None = None) -> Step:
@@ -52,20 +52,20 @@ def full_task(x: Experiment, below: Step | None = None) -> Step:
     settings, (rows, optimisation) = x.config.full, x.learned_from(x.task)
     optimisation = settings.task or optimisation.model_copy(update={"learning_rate": settings.learning_rate})
     name = "full task" + (f" on {below.label.rpartition(' · ')[0]}" if below else "")
-    return x.train_as(name, Structure(kind="full"), x.task, x.source, rows, optimisation, below)
+    return x.train_as(name, Full(), x.task, x.source, rows, optimisation, below)
 
 
 def sparse_language(x: Experiment, language: str) -> Step:
     """LF-SFT's difference of a language, from all its text: the same step for every task."""
     settings = x.config.lf_sft.language
     shape = settings.model_dump(include={"entries", "l1", "first_steps"})
-    return _language(x, Structure(kind="sparse", freeze_norms=True, **shape), settings, language)
+    return _language(x, Sparse(freeze_norms=True, **shape), settings, language)
 
 
 def sparse_task(x: Experiment, below: Step | None = None) -> Step:
     """LF-SFT's difference of the task in the source language, learned on the source's own difference."""
     settings, (rows, _) = x.config.lf_sft.task, x.learned_from(x.task)
-    structure = Structure(kind="sparse", **settings.model_dump(exclude={"optimisation"}))
+    structure = Sparse(**settings.model_dump(exclude={"optimisation"}))
     return x.train_as("sparse task", structure, x.task, x.source, rows, settings.optimisation, below)
 
 

@@ -12,20 +12,18 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from adamergex.base_names import folder, with_languages
 from adamergex.errors import ConfigError, IncompatibleAdaptersError, ModelError
 from adamergex.files import lineage
-from adamergex.files.directory import CHUNK, CONFIG, TENSORS, AdapterDirectory, SafetensorsWriter, TensorReader
+from adamergex.files.directory import CARD, CHUNK, CONFIG, TENSORS, AdapterDirectory, SafetensorsWriter, TensorReader
 from adamergex.files.hashing import file_sha256
 from adamergex.files.outputs import staged_directory
-from adamergex.merging.layout import Layout, layout
+from adamergex.structures.layout import Layout, layout
+from adamergex.structures.settings import Lora, Structure
 
-if TYPE_CHECKING:
-    from adamergex.jobs.structure import Structure
-
-KEPT = (CONFIG, lineage.FILE_NAME, "README.md")
+KEPT = (CONFIG, lineage.FILE_NAME, CARD)
 _FILES = (TENSORS, CONFIG, lineage.FILE_NAME)
 _HALF = ("F16", "BF16")
 
@@ -83,7 +81,7 @@ def read_given(pattern: str, language: str, *, base: str, base_sha256: str, stru
             fix="set structure.kind to its kind, or give adapters of this one",
         )
     files = {name: file_sha256(path / name) for name in _FILES if (path / name).is_file()}
-    shapes = {(site.rank, site.alpha) for site in shape.sites.values()} if shape.kind == "lora" else set()
+    shapes = {(site.rank, site.alpha) for site in shape.sites.values()} if shape.structure.low_rank else set()
     return GivenAdapter(path, files, tuple(sorted(shapes)))
 
 
@@ -120,9 +118,11 @@ def _require_reference(known: lineage.Lineage, path: Path, language: str) -> Non
 
 def require_factors(shapes: Iterable[Iterable[float]], structure: Structure, label: str) -> None:
     """LoRA's factors are merged only at one rank and α. Raises: ConfigError."""
+    if not isinstance(structure, Lora):
+        return
     own = (structure.rank, structure.alpha)
     other = [tuple(shape) for shape in shapes if tuple(shape) != own]
-    if structure.kind == "lora" and other:
+    if other:
         raise ConfigError(
             "a method merges the factors of LoRA, and a given adapter has another rank or alpha",
             where=label,

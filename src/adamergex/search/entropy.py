@@ -21,10 +21,10 @@ from adamergex.errors import ConfigError
 from adamergex.evaluation import load_for
 from adamergex.files.outputs import staged_directory
 from adamergex.files.records import TUNING
-from adamergex.merging import merged_tensors, rule_for
-from adamergex.merging.checks import Adapter
+from adamergex.merging import merged_tensors
 from adamergex.merging.layers import numbered, spread
-from adamergex.search.tuning import Choices, on_model, opened, require_mergeable, widened
+from adamergex.merging.prepare import MergeSpec, Prepared, prepare
+from adamergex.search.tuning import on_model, widened
 from adamergex.tasks.certainty import Unlabelled
 from adamergex.tasks.rows import read, source
 
@@ -67,15 +67,14 @@ def minimise(
     weights = sorted({0.0, *map(float, grid)})
     if not 0 <= weights[0] <= weights[-1] <= 1:
         raise ConfigError("entropy is minimised over λ in [0, 1]", where="grid", found=weights)
-    adapters = opened(task, target_reference, source_reference)
-    kind = adapters[0].layout.kind
-    choices = Choices(rule_for(rule, kind), rule, space or "factors", modules, rank, span, form)
-    require_mergeable(adapters, choices, allow_different_start)
-    if granularity == "layer" and (choices.space != "factors" or kind == "prefix"):
+    spec = MergeSpec(rule, space or "factors", modules, rank, span, form, allow_different_start)
+    prepared = prepare(spec, task=task, target_reference=target_reference, source_reference=source_reference)
+    structure = prepared.own.layout.structure
+    if granularity == "layer" and (spec.space != "factors" or structure.whole or prepared.rule.function):
         raise ConfigError(
             "a λ a layer is for the factors of LoRA, (IA)³ and bottlenecks",
             where="granularity",
-            found=f"{kind}, space {choices.space}",
+            found=f"{structure.name}, rule {prepared.rule.name}, space {spec.space}",
             fix="use granularity all",
         )
     rows = read(job.task, job.rows, job.language, labelled=False)
@@ -83,7 +82,7 @@ def minimise(
     layers, reached = None, None
     with quiet():
         loaded = load_for(job, bare=False) if backbone is None else backbone
-        with closing(on_model(adapters, choices, weights, loaded, task)) as steps:
+        with closing(on_model(prepared, weights, loaded)) as steps:
             inputs: Unlabelled | None = None
             for weight, placed in steps:
                 placed.model.eval()
@@ -93,10 +92,10 @@ def minimise(
         assert inputs is not None  # λ = 0 is always tried
         best = min(curve, key=lambda point: (point["score"], point["weight"]))
         if granularity == "layer":
-            with closing(on_model(adapters, choices, [0.0], loaded, task)) as steps:
+            with closing(on_model(prepared, [0.0], loaded)) as steps:
                 placed = next(steps)[1]
                 placed.model.eval()
-                found = _descend(_Way(adapters, choices, inputs, job.batch_tokens), placed, best["weight"])
+                found = _descend(_Way(prepared, inputs, job.batch_tokens), placed, best["weight"])
             layers, reached = found.weights, 100 * found.entropy / inputs.most
     result = {
         "chosen": best["weight"] if layers is None else float(np.mean(layers)),
@@ -126,8 +125,7 @@ def _measured(inputs: Unlabelled, placed: resident.Resident, batch_tokens: int) 
 class _Way(NamedTuple):
     """What the entropy is a function of, beside λ."""
 
-    adapters: list[Adapter]
-    choices: Choices
+    prepared: Prepared
     inputs: Unlabelled
     batch_tokens: int
 
@@ -139,17 +137,17 @@ class _Point(NamedTuple):
 
 def _descend(way: _Way, placed: resident.Resident, start: float) -> _Point:
     """Projected gradient descent from one λ for all layers; the best point that was seen."""
-    own = way.adapters[0].layout
+    own, spec = way.prepared.own.layout, way.prepared.spec
     _, count = numbered(own.sites)
     weights = torch.full((count,), start, requires_grad=True)
     optimizer = torch.optim.Adam([weights], lr=RATE)
-    stored = widened(way.adapters)
+    stored = widened(way.prepared.adapters)
     best = _Point([start] * count, float("inf"))
     with torch.enable_grad():
         for step in range(STEPS + 1):
             by_module = spread(weights.unbind(), own.sites)
             merged = merged_tensors(
-                *stored.tensors, by_module, kind=own.kind, rule=way.choices.rule_name, modules=way.choices.modules
+                *stored.tensors, by_module, kind=own.kind, rule=spec.rule, modules=spec.modules
             )  # fmt: skip
             placed.replace(
                 {name: value.detach().to(stored.dtypes[name]) for name, value in merged.items()},

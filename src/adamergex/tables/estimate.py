@@ -15,7 +15,17 @@ from adamergex.config.study import Assumed
 from adamergex.errors import AdamergexError, DataError
 from adamergex.graph.steps import Step, Store
 from adamergex.jobs.merge import TuneJob
-from adamergex.jobs.settings import AnyRows, EvaluateJob, LanguageModeling, Optimisation, Task, TrainJob, first_phase
+from adamergex.jobs.settings import (
+    AnyRows,
+    EvaluateJob,
+    LanguageModeling,
+    Optimisation,
+    Sparse,
+    Task,
+    TrainJob,
+    first_phase,
+)
+from adamergex.structures import kind_named
 from adamergex.tables.devices import DEVICES
 
 if TYPE_CHECKING:
@@ -95,7 +105,7 @@ def flops_factor(job: TrainJob | EvaluateJob) -> int:
     """FLOPs a token and parameter of a job: 6 to train everything, 4 to train an adapter, 2 to evaluate."""
     if isinstance(job, EvaluateJob):
         return 2
-    return 6 if job.structure.kind in ("full", "sparse") else 4
+    return 4 if kind_named(job.structure.kind).adapter else 6
 
 
 def _work(step: Step, facts: _Facts) -> tuple[float, float]:
@@ -121,8 +131,8 @@ def _work(step: Step, facts: _Facts) -> tuple[float, float]:
 
 def _phases(job: TrainJob) -> list[Optimisation]:
     """How each phase of a training goes: a sparse fine-tuning has one before the last, which chooses."""
-    sparse = job.structure.kind == "sparse"
-    return [*([first_phase(job.structure, job.optimisation)] if sparse else []), job.optimisation]
+    first = [first_phase(job.structure, job.optimisation)] if isinstance(job.structure, Sparse) else []
+    return [*first, job.optimisation]
 
 
 def _epochs(optimisation: Optimisation, examples: float) -> float:

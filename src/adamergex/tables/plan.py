@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adamergex.config.methods import AdapterReference, AlignmentReference, TaskReference, TextReference
+from adamergex.config.references import AdapterReference, AlignmentReference, TaskReference, TextReference
 from adamergex.config.table_checks import ORACLE
 from adamergex.config.task import BuiltIn, Own
 from adamergex.config.train import LanguageTraining, MaskedLmHeadTraining, TaskTraining

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adamergex.config.methods import AdapterReference, TaskReference
+from adamergex.config.references import AdapterReference, TaskReference
 from adamergex.config.study import Assumed
 from adamergex.config.task import BuiltIn, Own
 from adamergex.config.transfer import TransferConfig

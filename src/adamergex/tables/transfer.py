@@ -15,6 +15,7 @@ from adamergex.config.train import MaskedLmHeadTraining, Training, load_training
 from adamergex.config.transfer import TransferConfig, load, method_name, parse
 from adamergex.errors import AdamergexError, AdapterFileError, ModelError
 from adamergex.files import lineage
+from adamergex.files.directory import DIFFERENCE, TENSORS
 from adamergex.files.inputs import read_json_object
 from adamergex.files.lineage import Lineage, package_versions
 from adamergex.files.outputs import filled_directory, replaced_directory, write_files
@@ -40,13 +41,14 @@ from adamergex.report.results import (
 )
 from adamergex.report.results_file import parse as parse_results
 from adamergex.report.results_file import plain, save
+from adamergex.structures import kind_named
 from adamergex.tables.actions import ACTIONS, backbone_group
 from adamergex.tables.plan import Place, Plan, absolute, facts, head_settings, train_job
 from adamergex.tables.weight_ways import ORACLE_LABEL, compared_ways
 from adamergex.training.processes import launched
 
 # What an adapter is stored in, and what a fine-tuning of the weights is.
-WEIGHTS = ("adapter_model.safetensors", "sparse_difference.safetensors")
+WEIGHTS = (TENSORS, DIFFERENCE)
 
 
 def transfer(config: TransferConfig, say: Callable[[str], None] = print, command: str | None = None) -> Results:
@@ -150,7 +152,7 @@ def _methods(config: TransferConfig, name: str, oracles: set[str]) -> list[Metho
 def _method(config: TransferConfig, name: str) -> Method:
     way = recipe(name)
     spaces = {"adamergex": config.merge.space, "adamergex_delta": "delta"}
-    space = spaces.get(name) if config.structure.kind == "lora" else None
+    space = spaces.get(name) if kind_named(config.structure.kind).low_rank else None
     about = next(iter((way.build.__doc__ or "").strip().splitlines()), "")
     return Method(method_name(name), way.label, space, about)
 

@@ -32,7 +32,7 @@ from adamergex.files.directory import TENSORS
 from adamergex.files.inputs import Json
 from adamergex.files.lineage import package_versions
 from adamergex.files.outputs import staged_directory
-from adamergex.jobs.settings import LanguageModeling, Optimisation, Rows, Structure, TrainJob
+from adamergex.jobs.settings import Full, LanguageModeling, Optimisation, Rows, TrainJob
 from adamergex.tasks.language_modeling import Segments, segments
 from adamergex.training.loop import fit
 from adamergex.training.processes import joined
@@ -64,7 +64,7 @@ class HeadSettings:
         """The same as the loop wants it."""
         return TrainJob(
             base=self.base,
-            structure=Structure(kind="full"),
+            structure=Full(),
             task=self.task,
             language="masked-lm-head" if len(self.languages) > 1 else self.languages[0],
             rows=self.text,

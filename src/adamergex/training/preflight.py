@@ -4,15 +4,11 @@ weights, and every merge on the names of its modules.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from adamergex.adapters import prefix
-from adamergex.adapters.bottleneck import bottleneck_backed
-from adamergex.adapters.bottleneck.places import find_places
-from adamergex.adapters.peft_backed import head_modules
-from adamergex.adapters.sites import targets
+from adamergex.adapters import resident
+from adamergex.adapters.heads import head_modules
 from adamergex.backbones.chat import in_chat
 from adamergex.backbones.loading import HEADS, head_input, outline
 from adamergex.graph.steps import Step
@@ -20,6 +16,7 @@ from adamergex.jobs.merge import MergeJob, SwapConfig
 from adamergex.jobs.settings import LanguageModeling, Structure, TrainJob
 from adamergex.merging.layers import Swap, numbered
 from adamergex.merging.select import select
+from adamergex.structures import kind_named
 from adamergex.tasks import running
 from adamergex.tasks.kinds import kind_of
 from adamergex.tasks.rows import read, source
@@ -76,7 +73,7 @@ def _outlined(job: TrainJob, outlines: Outlines) -> Loaded | None:
 
 
 def _require_trainable(job: TrainJob, loaded: Loaded) -> None:
-    _require_structure(job.structure, loaded)
+    _modules(job.structure, loaded)
     require_attention(loaded.model, job.optimisation.attention)
     task, taken = job.task, require_room(job, loaded)
     if getattr(task, "chat", False):
@@ -98,33 +95,14 @@ def _require_trainable(job: TrainJob, loaded: Loaded) -> None:
         require_every_label(job, made)
 
 
-def _require_structure(structure: Structure, loaded: Loaded) -> None:
-    if structure.kind in ("lora", "ia3"):
-        targets(loaded.model, structure)
-    elif structure.kind == "prefix":
-        prefix.site(loaded.model)
-    elif structure.kind == "bottleneck":
-        places, config = find_places(loaded.model), bottleneck_backed.config_of(structure)
-        bottleneck_backed.require_layers(config, len(places.layers))
-        for layer in places.layers:
-            for where in config.wheres():
-                layer.place(where, config.reuse_norm)
-
-
 def _require_mergeable(job: MergeJob, structure: Structure, loaded: Loaded) -> None:
-    names = _merged_modules(structure, loaded)
+    names = _modules(structure, loaded)
     if names and isinstance(job.weight, SwapConfig):
         Swap(**dict(job.weight)).weights(numbered(names)[1])
-    if structure.kind in ("lora", "ia3") and job.modules:
+    if names and job.modules:
         select(names, job.modules)
 
 
-def _merged_modules(structure: Structure, loaded: Loaded) -> list[str]:
-    """The names of an adapter's modules, as far as they are known without one."""
-    if structure.kind in ("lora", "ia3"):
-        pattern = targets(loaded.model, structure).modules
-        return [name for name, _ in loaded.model.named_modules() if re.fullmatch(pattern, name)]
-    if structure.kind == "bottleneck":
-        layers = [layer for layer in find_places(loaded.model).layers if layer.number not in structure.leave_out]
-        return [f"{layer.group}.{layer.index}.output" for layer in layers]
-    return []
+def _modules(structure: Structure, loaded: Loaded) -> list[str]:
+    """The names of an adapter's modules, as far as they are known without one. Raises: ModelError, ConfigError."""
+    return resident.backend(kind_named(structure.kind)).modules(loaded.model, structure)

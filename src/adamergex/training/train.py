@@ -130,7 +130,7 @@ def examples_of(job: TrainJob, loaded: Loaded, rows: Sequence[Row]) -> Examples:
 
 def require_room(job: TrainJob, loaded: Loaded) -> int:
     """The tokens that a prefix takes of what the model reads. Raises: ConfigError: none are left for text."""
-    taken = job.structure.virtual_tokens if job.structure.kind == "prefix" else 0
+    taken = job.structure.context
     longest, special = longest_input(loaded.model, loaded.tokenizer), sum(map(len, frame(loaded.tokenizer)))
     if longest - taken <= special:
         raise ConfigError(
@@ -210,14 +210,11 @@ def _lineage(
         task["head"] = head_input(job.base, job.task.head)  # type: ignore[union-attr]  # what "auto" was
     if job.task.kind == "language-modeling":
         task["segments"] = len(examples.lengths)
-    shape = job.structure.model_dump(mode="json")
-    if job.structure.kind == "ia3":
-        shape = {name: shape[name] for name in ("kind", "modules")}
     settings = job.optimisation.model_dump(mode="json") | {"seed": job.seed, "training": outcome}
     counts = {name: getattr(examples, name, 0) for name in ("truncated", "left_out")}
     return Lineage(
         base={"name": job.base, "sha256": loaded.sha256},
-        structure=shape,
+        structure=job.structure.described(),
         start=start,
         task=task,
         language=job.language,

@@ -5,7 +5,6 @@ The two laws of ``peft_backed`` hold here too: the same start for every adapter 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,22 +12,24 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from adamergex.adapters.bottleneck.modules import BottleneckAdapter, BottleneckConfig
+from adamergex.adapters.bottleneck.places import find_places
 from adamergex.adapters.bottleneck.stack import AdapterStack
 from adamergex.adapters.bottleneck.stack import attach as attach_stack
 from adamergex.adapters.formats import adapterhub, dialects
 from adamergex.adapters.guards import require_effect
-from adamergex.adapters.heads import head_of, head_parameters, load_head
-from adamergex.adapters.peft_backed import head_modules, redraw
-from adamergex.adapters.saving import save_tensors
+from adamergex.adapters.heads import draw, head_modules, head_of, head_parameters, load_head
+from adamergex.adapters.saving import tensors_sha256, write_adapter
 from adamergex.errors import AdapterFileError, ConfigError
-from adamergex.files.lineage import model_card
+from adamergex.structures.card import write_beside
+from adamergex.structures.settings import Bottleneck
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from adamergex.adapters.formats.adapterhub import AdapterFiles, HeadFiles
+    from adamergex.adapters.resident import NewAdapter
     from adamergex.files.lineage import Lineage
-    from adamergex.jobs.settings import Structure
+    from adamergex.structures.settings import Structure
 
 Tensors = Mapping[str, torch.Tensor]
 _TOP = "top"
@@ -69,11 +70,7 @@ class Stacked:
 
     def start_sha256(self) -> str:
         """SHA-256 over names and bytes of the adapter's tensors as they stand, the head left out."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.adapter.named_parameters()):
-            digest.update(name.encode() + b"\0" + str(tuple(tensor.shape)).encode() + b"\0")
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return tensors_sha256(self.parameters())
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The adapter's parameters by their names in its file."""
@@ -101,9 +98,7 @@ class Stacked:
 
     def write_tensors(self, directory: Path) -> None:
         """Write the tensors alone, the head's too, as one file."""
-        directory.mkdir(parents=True, exist_ok=True)
-        contents = {name: tensor.cpu().contiguous().clone() for name, tensor in sorted(self.tensors().items())}
-        save_tensors(contents, directory / adapterhub.TENSORS)
+        write_adapter(directory, self.tensors())
 
     def save(self, directory: Path, lineage: Lineage) -> None:
         """Write AdapterHub's layout with safetensors, the head beside it, lineage.json and the card: equal adapters,
@@ -115,11 +110,10 @@ class Stacked:
         tensors = {key: tensor.detach().cpu() for key, tensor in self.adapter.named_parameters()}
         adapterhub.write_files(
             directory,
-            adapterhub.AdapterFiles(name, self.adapter.config, tensors, self._head(name, base), about, lineage),
+            adapterhub.AdapterFiles(name, self.adapter.config, tensors, self._head(name, base), about),
         )
         generates = "CAUSAL_LM" if self.model.can_generate() else None
-        card = model_card(lineage, task_type="SEQ_CLS" if self.heads else generates)
-        (directory / "README.md").write_text(card, encoding="utf-8")
+        write_beside(directory, lineage, task_type="SEQ_CLS" if self.heads else generates)
 
     def detach(self) -> PreTrainedModel:
         """The model as it was, its own head included, in evaluation mode."""
@@ -148,7 +142,7 @@ def require_layers(config: BottleneckConfig, layers: int) -> None:
         )
 
 
-def config_of(structure: Structure) -> BottleneckConfig:
+def config_of(structure: Bottleneck) -> BottleneckConfig:
     """The shape that the settings ask for."""
     make = BottleneckConfig.houlsby if structure.layout == "houlsby" else BottleneckConfig.pfeiffer
     chosen: dict[str, Any] = {} if structure.activation is None else {"activation": structure.activation}
@@ -161,39 +155,39 @@ def config_of(structure: Structure) -> BottleneckConfig:
     )
 
 
-def attach(
-    model: PreTrainedModel,
-    structure: Structure,
-    *,
-    below: Sequence[str | Path] = (),
-    task_head: bool,
-    base_sha256: str,
-    seed: int = 0,
-    fresh: tuple[str, ...] = (),
-) -> Stacked:
+def attach(model: PreTrainedModel, structure: Structure, below: Sequence[str | Path], new: NewAdapter) -> Stacked:
     """Put a new, trainable bottleneck adapter on a model, on the frozen ones of ``below``; all else is frozen.
 
     D, U and the invertible block ~ N(0, 0.02), biases 0, from generators seeded by SHA-256(base, layout, reduction,
-    tensor name): near identity, and the same for every adapter of one base and shape. With ``task_head`` the modules
-    outside the backbone, and the ``fresh`` ones inside it, train too; the fresh ones are drawn from ``seed``.
+    tensor name): near identity, and the same for every adapter of one base and shape.
     Raises: ModelError, AdapterFileError, ConfigError, IncompatibleAdaptersError.
     """
-    stacked = Stacked(model, head_modules(model, fresh) if task_head else (), fresh)
+    assert isinstance(structure, Bottleneck)
+    stacked = Stacked(model, head_modules(model, new.fresh) if new.task_head else (), new.fresh)
     adapter = stacked.put(below, config_of(structure))
     # Learned in float32 whatever the base's dtype, as PEFT does.
-    adapter.float().initialise(f"{base_sha256}\n{structure.kind} {structure.layout} {structure.reduction:g}")
+    adapter.float().initialise(f"{new.base_sha256}\n{structure.kind} {structure.layout} {structure.reduction:g}")
     stacked.stack.train_only(_TOP, also=stacked.heads)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for name in stacked.heads:
-            if name in fresh:
-                redraw(model.get_submodule(name), model)
+    draw(model, [name for name in stacked.heads if name in new.fresh], new.seed)
     try:
         require_effect(model, adapter.parameters(), "bottleneck adapter")
     except BaseException:
         stacked.detach()
         raise
     return stacked
+
+
+def modules(model: PreTrainedModel, structure: Structure) -> list[str]:
+    """The names of the adapter's modules. Raises: ModelError, ConfigError: the model has no such places."""
+    assert isinstance(structure, Bottleneck)
+    places, config = find_places(model), config_of(structure)
+    require_layers(config, len(places.layers))
+    for layer in places.layers:
+        for where in config.wheres():
+            layer.place(where, config.reuse_norm)
+    layers = [layer for layer in places.layers if layer.number not in structure.leave_out]
+    named = [f"{layer.group}.{layer.index}.{where}" for layer in layers for where in config.wheres()]
+    return [*named, *(["invertible.F", "invertible.G"] if structure.invertible else [])]
 
 
 def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[str, ...] = ()) -> Stacked:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,9 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from adamergex.adapters.bottleneck.invertible import Nice
-from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError
+from adamergex.adapters.saving import seeded
+from adamergex.errors import ConfigError, IncompatibleAdaptersError
+from adamergex.files.tensor_files import require_same
 
 if TYPE_CHECKING:
     from adamergex.adapters.bottleneck.places import Layer, Places, Where
@@ -169,8 +170,7 @@ class BottleneckAdapter(nn.Module):
             if name.endswith("bias"):
                 parameter.zero_()
                 continue
-            seed = int.from_bytes(hashlib.sha256(f"{key}\n{name}".encode()).digest()[:8], "little") >> 1
-            values = torch.empty(parameter.shape).normal_(0, 0.02, generator=torch.Generator().manual_seed(seed))
+            values = torch.empty(parameter.shape).normal_(0, 0.02, generator=seeded(f"{key}\n{name}"))
             parameter.copy_(values.to(parameter.dtype))
 
     def _place(self, places: Places) -> None:
@@ -185,25 +185,8 @@ class BottleneckAdapter(nn.Module):
     def load(self, tensors: Mapping[str, torch.Tensor], where: object = "adapter") -> None:
         """Copy all tensors in. Raises: AdapterFileError for a missing, unexpected or differently shaped one."""
         own = dict(self.named_parameters())
-        missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-        if missing or unexpected:
-            raise AdapterFileError(
-                "the adapter's tensors are not those that its configuration and this model call for",
-                where=where,
-                found=f"{len(missing)} missing (first: {missing[:1]}), "
-                f"{len(unexpected)} unexpected (first: {unexpected[:1]})",
-                expected=f"{len(own)} tensors",
-                fix="use a base with as many layers as the one that the adapter was trained with",
-            )
-        for name, parameter in own.items():
-            if parameter.shape != tensors[name].shape:
-                raise IncompatibleAdaptersError(
-                    "an adapter tensor has another shape than the model and its configuration call for",
-                    where=f"{where}: {name}",
-                    found=tuple(tensors[name].shape),
-                    expected=tuple(parameter.shape),
-                    fix="use a base as wide as the one that the adapter was trained with",
-                )
+        fix = "use a base with as many layers, as wide, as the one that the adapter was trained with"
+        require_same(tensors, own, where, fix=fix, unlike=IncompatibleAdaptersError)
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(tensors[name])

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -19,14 +19,15 @@ from transformers import PreTrainedModel
 from adamergex.adapters.labels import require_labels
 from adamergex.adapters.saving import save_tensors
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
-from adamergex.files import inputs
 from adamergex.files import lineage as lineages
-from adamergex.files.directory import CONFIG, TENSORS, AdapterDirectory
+from adamergex.files.directory import CONFIG, TENSORS, AdapterDirectory, read_config
+from adamergex.files.inputs import Json
 from adamergex.files.outputs import staged_directory
 from adamergex.files.tensor_files import read_directory
 from adamergex.files.tensor_names import PREFIX
-from adamergex.merging.layout import Layout, layout, structure_kind
-from adamergex.merging.targets import require_targeted
+from adamergex.structures import structure_kind
+from adamergex.structures.layout import Layout, layout
+from adamergex.structures.targets import require_targeted
 
 Side = Literal["input", "output"]
 
@@ -78,7 +79,7 @@ class PeftAdapter(nn.Module):
     Tensors are named as in PEFT's file, with ``/`` in paths: ``parts.model/layers/0/self_attn/q_proj.lora_A.weight``.
     """
 
-    def __init__(self, config: Mapping[str, Any], lineage: lineages.Lineage | None) -> None:
+    def __init__(self, config: Mapping[str, Json], lineage: lineages.Lineage | None) -> None:
         super().__init__()
         self.config, self.lineage = config, lineage
         self.parts = nn.ModuleDict()
@@ -109,10 +110,8 @@ def is_peft(directory: str | Path) -> bool:
     """Whether ``adapter_config.json`` declares an adapter of PEFT; of a directory without one, false.
 
     Raises: AdapterFileError for a config that cannot be read."""
-    if not os.path.lexists(Path(directory) / CONFIG):
-        return False
-    found = inputs.read_json_object(Path(directory) / CONFIG, what="the adapter's config", error=AdapterFileError)
-    return found.get("peft_type") is not None
+    path = Path(directory)
+    return os.path.lexists(path / CONFIG) and read_config(path).get("peft_type") is not None
 
 
 def read_peft(directory: str | Path, model: PreTrainedModel) -> PeftAdapter:
@@ -122,7 +121,7 @@ def read_peft(directory: str | Path, model: PreTrainedModel) -> PeftAdapter:
         IncompatibleAdaptersError for another structure or variant, or another shape than the module's.
     """
     opened = AdapterDirectory.open(directory)
-    if structure_kind(opened) not in ("lora", "ia3"):
+    if structure_kind(opened.config) not in ("lora", "ia3"):
         raise IncompatibleAdaptersError(
             "this PEFT adapter cannot be a member of a stack",
             where=opened.path,

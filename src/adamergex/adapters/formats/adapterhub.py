@@ -25,8 +25,8 @@ from adamergex.adapters.formats import dialects
 from adamergex.adapters.saving import save_tensors
 from adamergex.errors import AdapterFileError
 from adamergex.files import inputs
+from adamergex.files.directory import CONFIG, HEAD_CONFIG, HEAD_PICKLE, HEAD_TENSORS, TENSORS, read_config
 from adamergex.files.directory import PICKLE as PEFT_PICKLE
-from adamergex.files.directory import read_config
 from adamergex.files.lineage import FILE_NAME, Lineage
 from adamergex.files.lineage import read as read_lineage
 from adamergex.files.outputs import staged_directory
@@ -44,10 +44,8 @@ if TYPE_CHECKING:
 
     from adamergex.adapters.bottleneck.modules import BottleneckConfig
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PICKLE, SAFE = "pytorch_adapter.bin", "adapter.safetensors"
-HEAD_CONFIG, HEAD_PICKLE, HEAD_SAFE = "head_config.json", "pytorch_model_head.bin", "model_head.safetensors"
-_FILES = (CONFIG, TENSORS, SAFE, PICKLE, PEFT_PICKLE, HEAD_CONFIG, HEAD_SAFE, HEAD_PICKLE, FILE_NAME)
+_FILES = (CONFIG, TENSORS, SAFE, PICKLE, PEFT_PICKLE, HEAD_CONFIG, HEAD_TENSORS, HEAD_PICKLE, FILE_NAME)
 _METADATA = ("hidden_size", "model_class", "model_name", "model_type")
 _BLOCK, _MOST_RATIO = 1 << 20, 100  # tensors hardly get smaller when they are packed
 
@@ -102,14 +100,15 @@ def write_adapter(directory: str | Path, files: AdapterFiles) -> Path:
     return Path(directory)
 
 
-def write_files(directory: Path, files: AdapterFiles) -> None:
-    """The same into a directory that is there. Raises: AdapterFileError when a tensor is not finite."""
+def write_files(directory: Path, files: AdapterFiles, own: str = TENSORS, head: str = HEAD_TENSORS) -> None:
+    """The same into a directory that is there, into files of these names. Raises: AdapterFileError when a tensor is not
+    finite."""
     require_finite(files.tensors, directory)
     _write_json(directory / CONFIG, _config_json(files))
-    _save(files.tensors, directory / TENSORS)
+    _save(files.tensors, directory / own)
     if files.head:
         _write_json(directory / HEAD_CONFIG, files.head.config)
-        _save(files.head.tensors, directory / HEAD_SAFE)
+        _save(files.head.tensors, directory / head)
     if files.lineage:
         files.lineage.write(directory)
 
@@ -139,13 +138,8 @@ def export_adapter(
     files = replace(files, metadata=own | {"model_type": model.config.model_type} | dict(files.metadata))
     tensors = {_foreign(key, files.name, model): tensor for key, tensor in files.tensors.items()}
     with staged_directory(output) as stage:
-        _write_json(stage / CONFIG, _config_json(files))
-        _save(tensors, stage / (SAFE if safetensors else PICKLE))
-        if files.head:
-            _write_json(stage / HEAD_CONFIG, files.head.config)
-            _save(files.head.tensors, stage / (HEAD_SAFE if safetensors else HEAD_PICKLE))
-        if files.lineage:
-            files.lineage.write(stage)
+        names = (SAFE, HEAD_TENSORS) if safetensors else (PICKLE, HEAD_PICKLE)
+        write_files(stage, replace(files, tensors=tensors), *names)
     return Path(output)
 
 
@@ -154,7 +148,7 @@ def read_head(directory: str | Path) -> HeadFiles | None:
     path = Path(directory)
     if not os.path.lexists(path / HEAD_CONFIG):
         return None
-    return HeadFiles(read_json(path / HEAD_CONFIG), _tensors(path, (HEAD_SAFE, HEAD_PICKLE))[1])
+    return HeadFiles(read_json(path / HEAD_CONFIG), _tensors(path, (HEAD_TENSORS, HEAD_PICKLE))[1])
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -135,14 +135,14 @@ def detect(source: str | Path) -> Found:
 def _detect(directory: Path, where: Path) -> Found:
     there = {item.name for item in directory.iterdir()}
     differences = [name for name in (sparse.TENSORS, sparse.PEER) if name in there]
-    if differences and adapterhub.CONFIG in there:
+    if differences and CONFIG in there:
         raise _unknown(where, f"an adapter and a sparse difference ({differences[0]})", fix="move one of them away")
     if differences:
         return _difference(differences[0])
-    if adapterhub.CONFIG not in there:
+    if CONFIG not in there:
         raise _unknown(where, ", ".join(sorted(there)[:8]) or "an empty directory", fix="name an adapter's directory")
     declared = read_config(directory).get("peft_type")
-    if declared is not None and PICKLE in there and adapterhub.TENSORS not in there:
+    if declared is not None and PICKLE in there and TENSORS not in there:
         return Found("PEFT adapter", "pickle", PICKLE)
     if declared is not None:
         raise AdapterFileError(
@@ -152,10 +152,10 @@ def _detect(directory: Path, where: Path) -> Found:
             expected=_expected(),
             fix="give it to attach, merge or inspect",
         )
-    for name in (adapterhub.TENSORS, adapterhub.SAFE, adapterhub.PICKLE):
+    for name in (TENSORS, adapterhub.SAFE, adapterhub.PICKLE):
         if name in there:
-            return Found("bottleneck adapter", "adamergex" if name == adapterhub.TENSORS else "adapterhub", name)
-    names = f"{adapterhub.CONFIG} without tensors ({', '.join(sorted(there)[:8])})"
+            return Found("bottleneck adapter", "adamergex" if name == TENSORS else "adapterhub", name)
+    names = f"{CONFIG} without tensors ({', '.join(sorted(there)[:8])})"
     raise _unknown(where, names, fix="download the adapter again")
 
 
@@ -249,7 +249,7 @@ def _require_change(source: Path, found: Found, to: Form, safetensors: bool) -> 
 
 
 def _expected() -> str:
-    adapters = f"{adapterhub.CONFIG} with {adapterhub.TENSORS}, {adapterhub.SAFE} or {adapterhub.PICKLE}"
+    adapters = f"{CONFIG} with {TENSORS}, {adapterhub.SAFE} or {adapterhub.PICKLE}"
     return f"{adapters}; {PICKLE} of PEFT; or {sparse.TENSORS} or {sparse.PEER}"
 
 

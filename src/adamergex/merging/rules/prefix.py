@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from adamergex.errors import AdapterFileError
 from adamergex.merging.rules.rule import Array, Rule
 
-PROMPT = "prompt_embeddings"
-"""PEFT's name of the prefix P (n, 2·layers·width): n virtual tokens; keys and values of layer 0, of layer 1, …"""
-SAVED = "divergence."
-"""What stands before the name of a span in the tensors of a saved divergence."""
 SPANS = ("per_layer", "whole", "per_kv")
 FORMS = ("left", "literal")
 RCOND = 1e-7
 """Singular values of P[R,s] below this share of the largest are not inverted: float32 files hold nothing beyond."""
-
-
-class Shape(NamedTuple):
-    """What ``adapter_config.json`` says of a prefix; a prefix of another shape is another structure."""
-
-    num_virtual_tokens: int
-    num_layers: int
-    token_dim: int
-    num_attention_heads: int
-    num_transformer_submodules: int
-
-    @property
-    def columns(self) -> int:
-        """Width of P: a key and a value of ``token_dim`` for every layer."""
-        return 2 * self.num_layers * self.token_dim
 
 
 class Inverse(NamedTuple):
@@ -42,25 +20,6 @@ class Inverse(NamedTuple):
     matrix: Array
     condition: float
     rank: int
-
-
-def shape(config: Mapping[str, Any], where: object) -> Shape:
-    """The shape in a PEFT config. Raises AdapterFileError unless all of it is there."""
-    found = {name: config.get(name) for name in Shape._fields}
-    if any(type(value) is not int or value < 1 for value in found.values()):
-        raise AdapterFileError(
-            "The config does not say what shape the prefix has.",
-            where=where,
-            found=found,
-            expected="positive numbers",
-            fix="save the adapter again with save_pretrained, which writes all of them",
-        )
-    return Shape(**found)  # type: ignore[arg-type]
-
-
-def role(name: str) -> str:
-    """A tensor's name without what a training checkpoint puts before it: ``embedding.weight``, ``transform.0.bias``."""
-    return re.sub(r"^prompt_encoder\.(?:[^.]+\.)?(?=(?:embedding|transform)\.)", "", name)
 
 
 def spans(layers: int, columns: int, span: str) -> dict[str, slice]:

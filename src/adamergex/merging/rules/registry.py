@@ -2,37 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
+from adamergex.files.registry import Registry
 from adamergex.merging.rules import additive, average, multiplicative, prefix
-from adamergex.merging.rules.rule import Rule
+from adamergex.merging.rules.rule import Array, Rule
+from adamergex.structures import every, find
 
 RULES = {rule.name: rule for rule in (additive.RULE, multiplicative.RULE, average.RULE)}
-ADAPTIVE = {"lora": additive.RULE, "ia3": multiplicative.RULE, "prefix": prefix.RULE, "bottleneck": additive.RULE}
-"""Structure kind -> the rule that fits how it meets the frozen weights (2402.18913, section 3.2)."""
+"""The rules that ``--rule`` names."""
+_OF_PREFIXES = {prefix.RULE.name: prefix.RULE}
+_MORE: Registry[Rule] = Registry("adamergex.rules", (*RULES, *_OF_PREFIXES))
+register = _MORE.register
+"""Add a ``Rule`` for this process; an installed package offers it as an entry point of its own name in the group
+``adamergex.rules``, so that the command line knows it too. Raises: ConfigError: its name is taken."""
+
+
+def rule(function: Callable[[Array, Array, Array, float], Array]) -> Rule:
+    """A function as a rule of its own name: (task, target reference, source reference, weight) -> merged.
+
+    It is called for every tensor of the chosen modules, with whole numpy arrays, float32 (float64 where stored so); it
+    leaves them as they are and returns an array of the task's shape. Merges in space factors, not of prefixes."""
+    return Rule(function.__name__, _no_divergence, _no_divergence, function=function)
+
+
+def _no_divergence(*_: Array, **__: Array) -> Array:
+    raise AssertionError("a rule of whole tensors has no divergence")
+
+
+def rule_named(name: str) -> Rule | None:
+    """The rule of a name that users choose."""
+    return RULES.get(name) or _MORE.find(name)
 
 
 def rule_for(name: str, kind: str) -> Rule:
-    """The rule ``name``; of ``adaptive``, the one of the structure ``kind``.
+    """The rule ``name``; of ``adaptive``, the one of the structure ``kind`` (2402.18913, section 3.2).
 
     Raises:
         ConfigError: no such rule.
         IncompatibleAdaptersError: the structure cannot be merged yet.
     """
-    if kind not in ADAPTIVE:
+    structure = find(kind)
+    if structure is None or structure.rule is None:
         raise IncompatibleAdaptersError(
             f"Merging {kind} adapters is not supported yet.",
             found=kind,
-            expected=" or ".join(sorted(ADAPTIVE)),
+            expected=" or ".join(sorted(item.name for item in every() if item.rule)),
             fix="merge LoRA, (IA)³, prefix or bottleneck adapters",
         )
-    if name == "adaptive":
-        return ADAPTIVE[kind]
-    if name not in RULES:
+    own = structure.rule if name == "adaptive" else name
+    found = rule_named(own) or (_OF_PREFIXES.get(own) if name == "adaptive" else None)
+    if found is None:
         raise ConfigError(
             "There is no such rule.",
             where="rule",
-            found=name,
-            expected=", ".join(["adaptive", *RULES]),
+            found=own,
+            expected=", ".join(["adaptive", *(name for name in _MORE if name not in _OF_PREFIXES)]),
             fix="use adaptive: the rule of the paper for the structure",
         )
-    return RULES[name]
+    return found

@@ -38,6 +38,8 @@ class Rule(NamedTuple):
         linear: merged − task = weight · D.
         guarded: source reference -> where its entries cannot be used and the task's entry stays.
         needs_source: whether ``divergence`` looks at the source reference.
+        function: instead of the two, (task, target reference, source reference, weight) -> merged, of whole tensors;
+            see ``registry.rule``.
     """
 
     name: str
@@ -47,3 +49,4 @@ class Rule(NamedTuple):
     linear: bool = False
     guarded: Callable[[Array], Array] | None = None
     needs_source: bool = True
+    function: Callable[..., Array] | None = None

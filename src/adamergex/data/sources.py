@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_serializer, model_validator
 
-from adamergex.jobs.strict import Count, PathText, Seed, Settings
+from adamergex.files.strict import Count, PathText, Seed, Settings
 
 Limit = Annotated[Count | None, Field(description="keeps the first rows")]
 Sample = Annotated[

@@ -1,0 +1,78 @@
+"""LoRA: ΔW = s·B·A beside the frozen weights of linear modules. Source: 2106.09685."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from adamergex.errors import AdapterFileError
+from adamergex.files.directory import CONFIG, AdapterDirectory, TensorInfo
+from adamergex.structures.kind import StructureKind
+from adamergex.structures.layout import Layout, Site
+from adamergex.structures.projections import linear_modules
+from adamergex.structures.targets import Ranks
+
+
+def layout(directory: AdapterDirectory, kind: StructureKind) -> Layout:
+    """A, B, rank and scaling of every module. Raises: as ``structures.layout.layout``."""
+    found, heads = linear_modules(directory, kind)
+    ranks = Ranks(directory.config, directory.path / CONFIG)
+    return Layout(directory, kind.name, {name: _site(directory, ranks, name, found[name]) for name in found}, heads)
+
+
+def _site(directory: AdapterDirectory, ranks: Ranks, module: str, tensors: dict[str, TensorInfo]) -> Site:
+    missing = {"lora_A", "lora_B"} - set(tensors)
+    if missing:
+        raise AdapterFileError(
+            "A factor of a module is missing.",
+            where=f"{directory.tensors_path}: {module}",
+            found=", ".join(sorted(tensors)),
+            expected="lora_A and lora_B",
+            fix="save the adapter again with save_pretrained",
+        )
+    rank, alpha = ranks(module)
+    rows, columns = tensors["lora_A"].shape[0], tensors["lora_B"].shape[1]
+    if not rows == columns == rank:
+        raise AdapterFileError(
+            "The rank of a module is not that of the config.",
+            where=f"{directory.tensors_path}: {module}",
+            found=f"lora_A {tensors['lora_A'].shape}, lora_B {tensors['lora_B'].shape}",
+            expected=f"rank {rank} (r and rank_pattern of adapter_config.json)",
+            fix="config and tensors belong to different adapters: save the adapter again",
+        )
+    return Site(tensors, rank, alpha, _scaling(directory, module, rank, alpha))
+
+
+def _scaling(directory: AdapterDirectory, module: str, rank: int, alpha: float) -> float:
+    scaling = alpha / (math.sqrt(rank) if directory.config.get("use_rslora") else rank)
+    if not (math.isfinite(scaling) and scaling > 0):
+        raise AdapterFileError(
+            "The scaling of a module is not a positive number.",
+            where=f"{directory.path}: {module}",
+            found=f"alpha {alpha}, rank {rank}",
+            expected="alpha > 0",
+            fix="correct lora_alpha in adapter_config.json",
+        )
+    return scaling
+
+
+KIND = StructureKind(
+    "lora",
+    "adamergex.structures.settings:Lora",
+    "adamergex.adapters.in_peft",
+    peft_type="LORA",
+    trained_on=("query", "key", "value", "output", "up", "down"),
+    rule="additive",
+    selection="attention-qv",
+    pattern=re.compile(r"(?P<module>.+)\.(?P<role>lora_[AB])\.weight"),
+    # In a live model the adapter's name stands between: lora_A.default.weight.
+    live=re.compile(r"(?P<module>.+)\.(?P<role>lora_[AB])(?:\.[^.]+)?\.weight"),
+    roles=frozenset(("lora_A", "lora_B")),
+    tensors="lora_A and lora_B weights",
+    layout=layout,
+    random=("lora_A",),
+    random_name="the A factors",
+    shape={"rank": "r", "alpha": "lora_alpha"},
+    low_rank=True,
+    task_vectors=True,
+)

@@ -1,0 +1,70 @@
+"""What LoRA and (IA)³ directories of PEFT have in common: the variants that are no plain ones, and linear modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from adamergex.files.directory import FLOATS, AdapterDirectory, TensorInfo
+from adamergex.structures.kind import StructureKind
+from adamergex.structures.layout import by_module, require_modules, unsupported
+
+_UNSUPPORTED = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA",
+    "alora_invocation_tokens": "aLoRA",
+    "kasa_config": "KaSA",
+    "velora_config": "VeLoRA",
+    "monteclora_config": "MonteCLoRA",
+    "arrow_config": "Arrow",
+    "lora_bias": "LoRA biases",
+    "target_parameters": "LoRA on parameters",
+    "trainable_token_indices": "trainable tokens",
+    "layer_replication": "layer replication",
+}
+_BASE_CHANGING = ("pissa", "olora", "corda", "lora_ga", "loftq", "pmf")
+
+Modules = dict[str, dict[str, TensorInfo]]
+
+
+def linear_modules(directory: AdapterDirectory, kind: StructureKind) -> tuple[Modules, Mapping[str, TensorInfo]]:
+    """The tensors by module, in the order of their names, and heads.
+
+    Raises: IncompatibleAdaptersError for what is no plain LoRA or (IA)³; AdapterFileError for no modules."""
+    _require_supported(directory)
+    found, heads = by_module(directory, kind)
+    for name in heads:
+        _require_head(directory, name, kind.name)
+    require_modules(directory, kind, found)
+    for module in sorted(found):
+        _require_linear(directory, found[module])
+    return {module: found[module] for module in sorted(found)}, heads
+
+
+def _require_supported(directory: AdapterDirectory) -> None:
+    config = directory.config
+    for name, what in _UNSUPPORTED.items():
+        if config.get(name):
+            raise unsupported(directory, what, f"{name}: {config[name]}")
+    if config.get("bias", "none") != "none":
+        raise unsupported(directory, "Trained biases", f"bias: {config['bias']}")
+    start = str(config.get("init_lora_weights", "")).lower()
+    if start.startswith(_BASE_CHANGING):
+        raise unsupported(directory, "A start that changes the base's weights", f"init_lora_weights: {start}")
+
+
+def _require_head(directory: AdapterDirectory, name: str, kind: str) -> None:
+    if "lora_embedding" in name:
+        raise unsupported(directory, "LoRA on embeddings", name)
+    if "lora_magnitude" in name:
+        raise unsupported(directory, "DoRA", name)
+    if any(part.startswith(("lora", "ia3")) for part in name.split(".")):
+        raise unsupported(directory, f"A tensor that is no part of plain {kind}", name)
+
+
+def _require_linear(directory: AdapterDirectory, tensors: Mapping[str, TensorInfo]) -> None:
+    for info in tensors.values():
+        if info.dtype not in FLOATS:
+            raise unsupported(directory, f"Adapter tensors of dtype {info.dtype}", info.name)
+        if len(info.shape) != 2:
+            raise unsupported(directory, "An adapter on a module that is not linear", f"{info.name}: {info.shape}")

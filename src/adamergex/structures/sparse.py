@@ -1,0 +1,16 @@
+"""LF-SFT: fine-tuning of the entries that move most, kept as a sparse difference to the base. Source: 2110.07560."""
+
+from __future__ import annotations
+
+from adamergex.structures.full import snippet
+from adamergex.structures.kind import StructureKind
+
+KIND = StructureKind(
+    "sparse",
+    "adamergex.structures.settings:Sparse",
+    "adamergex.adapters.weights_backed",
+    adapter=False,
+    stands_on_others=True,
+    weight_decay=False,
+    card=snippet,
+)
