@@ -54,7 +54,7 @@ PUBLIC = {
     "adamergex.backbones.head_file": ["compose"],
     "adamergex.backbones.embedding_rows": ["body_sha256"],
     "adamergex.adapters.peft_backed": ["attach", "save", "load"],
-    "adamergex.data.reader": ["read", "data_hash"],
+    "adamergex.data.reader": ["read", "content_hash"],
     "adamergex.data.file_formats": ["FileFormat"],
     "adamergex.graph.steps": ["Step", "Store"],
     "adamergex.graph.local": ["run"],

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -70,6 +71,37 @@ def test_the_house_is_small() -> None:
     rooms = {room(path) for path in modules()} - {"__init__", "__main__"}
     assert rooms == RANK.keys() - {"__init__", "__main__"}
     assert len(rooms) <= 22 and len(LAYERS) <= 11
+
+
+UNTYPED = re.compile(r"\b(?:dict|Mapping)\[str, Any\]")
+CROSSING, ANY_SHARE = 40, 0.008
+"""At most so many annotations and such a share of all lines; both may only fall."""
+
+
+def public_annotations(body: list[ast.stmt]) -> Iterator[ast.expr]:
+    """The annotations of a module's public functions, and of the fields and methods of its public classes."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name == "__init__"):
+            named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+            yield from (argument.annotation for argument in named if argument and argument.annotation)
+            yield from [node.returns] if node.returns else []
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_annotations(node.body)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id[0] != "_":
+            yield node.annotation
+
+
+def test_values_that_cross_a_modules_border_have_types() -> None:
+    crossing, untyped, total = [], 0, 0
+    for path in modules():
+        text = path.read_text(encoding="utf-8")
+        total += len(text.splitlines())
+        untyped += sum("Any" in re.findall(r"\w+", line.partition("#")[0]) for line in text.splitlines())
+        found = public_annotations(ast.parse(text).body)
+        lines = {item.lineno for item in found if UNTYPED.search(ast.unparse(item))}
+        crossing += [f"{path.relative_to(SOURCE)}:{line}" for line in sorted(lines)]
+    assert len(crossing) <= CROSSING, "\n".join(crossing)
+    assert untyped / total <= ANY_SHARE, f"Any stands on {untyped} of {total} lines"
 
 
 def test_the_page_shows_the_rooms_and_files_that_are_there() -> None:

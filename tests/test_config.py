@@ -13,7 +13,7 @@ from adamergex.config.transfer import load, parse
 from adamergex.errors import ConfigError
 from adamergex.tables.demo import CORPUS
 from adamergex.tables.plan import Plan, train_job
-from adamergex.tables.study_plan import assumed_facts
+from adamergex.tables.sketch import assumed_facts, needs_references, sketched
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -45,9 +45,7 @@ def rates(kind: str, **optimisation: Any) -> set[tuple[str, float, float]]:
     config = parse(settings(structure={"kind": kind}, methods=["adamergex", "mad_x", "full_fine_tuning"],
                             task=own, reference=reference, merge={"weight": 0.5}))  # fmt: skip
     jobs = [step.job for step in Plan(config, assumed_facts(config, Assumed())).trainings]
-    return {
-        (job["structure"]["kind"], job["optimisation"]["learning_rate"], job["optimisation"]["warmup"]) for job in jobs
-    }
+    return {(job.structure.kind, job.optimisation.learning_rate, job.optimisation.warmup) for job in jobs}
 
 
 @pytest.mark.parametrize(
@@ -141,3 +139,31 @@ def test_shipped_settings_are_valid(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "examples").glob("*.yaml")), ids=lambda p: p.name)
 def test_example_settings_are_valid(path: Path) -> None:
     assert load(path).targets
+
+
+@pytest.mark.parametrize(
+    ("methods", "needed", "bare"),
+    [
+        (["vanilla"], False, True),
+        (["xlt"], False, True),
+        (["english_tuning", "full_fine_tuning", "mad_x", "lf_sft"], False, False),
+        (["average"], True, False),
+        (["layer_swapping"], True, False),
+        (["ties_factors"], True, False),
+        (["adamergex_cross"], True, False),
+    ],
+)
+def test_what_a_recipe_asks_for_is_seen_in_what_it_builds(methods: list[str], needed: bool, bare: bool) -> None:
+    own = {"train": "en.jsonl", "validation": "{language}.jsonl", "test": "{language}.jsonl", "labels": ["a", "b"]}
+    config = parse(settings(methods=methods, task=own))
+    assert needs_references(config) is needed
+    assert (sketched(config, methods[0], "sw")[1] is None) is bare
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_what_a_users_own_recipe_asks_for_is_seen_too(tmp_path: Path, asks: bool) -> None:
+    trained = "x.train(x.reference, x.target)" if asks else "x.train(x.task, x.source)"
+    (tmp_path / "own.py").write_text(f"def mine(x):\n    return {trained}\n")
+    own = {"train": "en.jsonl", "test": "{language}.jsonl", "labels": ["a", "b"]}
+    config = parse(settings(methods=[f"{tmp_path}/own.py:mine"], task=own, proxy=None))
+    assert needs_references(config) is asks

@@ -240,10 +240,11 @@ def jobs(base: Path, data: Path, structure: Structure) -> list[Step]:
             rows=rows,
             optimisation=quick,
             seed=seed,
-        ).model_dump(mode="json")
-        found.append(Step("train", job, job, label=f"task {seed}"))
-        job = EvaluateJob(base=str(base), task=task, language="sw", rows=test).model_dump(mode="json")
-        found.append(Step("evaluate", job, job, {"adapter": found[-1]}, label=f"evaluate {seed}"))
+        )
+        found.append(Step("train", job.model_dump(mode="json"), job, label=f"task {seed}"))
+        test_job = EvaluateJob(base=str(base), task=task, language="sw", rows=test)
+        identity = test_job.model_dump(mode="json")
+        found.append(Step("evaluate", identity, test_job, {"adapter": found[-1]}, label=f"evaluate {seed}"))
     for language in ("en", "sw"):
         job = TrainJob(
             base=str(base),
@@ -252,8 +253,8 @@ def jobs(base: Path, data: Path, structure: Structure) -> list[Step]:
             language=language,
             rows=text,
             optimisation=quick,
-        ).model_dump(mode="json")
-        found.append(Step("train", job, job, label=f"reference {language}"))
+        )
+        found.append(Step("train", job.model_dump(mode="json"), job, label=f"reference {language}"))
     return found
 
 
@@ -310,7 +311,7 @@ def test_steps_of_one_backbone_follow_each_other(tiny_encoder: Path, small_data:
 
     def noted(job: Any, inputs: Any, output: Path, workdir: Path) -> None:
         output.mkdir()
-        order.append(job["task"]["kind"])
+        order.append(job.task.kind)
 
     fake = {"train": noted, "evaluate": noted}
     run([replace(item) for item in mixed], Store(tmp_path), fake, silent, group=actions.backbone_group)

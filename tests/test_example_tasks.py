@@ -14,6 +14,7 @@ import yaml
 from adamergex.config.task import BuiltIn
 from adamergex.config.transfer import load, parse
 from adamergex.errors import ConfigError
+from adamergex.report.results_file import plain
 from adamergex.tables.plan import Plan, absolute, facts
 from adamergex.tables.transfer import transfer
 from adamergex.tasks import catalogue
@@ -58,7 +59,7 @@ def small(path: Path, output: Path, data: str) -> dict[str, Any]:
 @pytest.mark.skipif(REAL is None, reason="ADAMERGEX_DATA names no data folder")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_examples_of_tasks_run(path: Path, tmp_path: Path) -> None:
-    results = transfer(parse(small(path, tmp_path / "run", str(REAL))), say=silent)
+    results = plain(transfer(parse(small(path, tmp_path / "run", str(REAL))), say=silent))
     task = catalogue.task_file(path.stem).TASK
     assert results["metric"] == task.metric
     for cell in results["cells"]:
@@ -70,7 +71,7 @@ def test_the_examples_of_tasks_run(path: Path, tmp_path: Path) -> None:
         )
         assert cell["scores"] == pytest.approx(own)  # the number of the report is the task's own
     assert (tmp_path / "run" / "report.html").stat().st_size > 0
-    again = transfer(parse(small(path, tmp_path / "run", str(REAL))), say=silent)
+    again = plain(transfer(parse(small(path, tmp_path / "run", str(REAL))), say=silent))
     assert again["cells"] == results["cells"] and all(item["reused"] for item in again["adapters"])
 
 
@@ -92,7 +93,7 @@ def test_every_task_runs_on_models_that_write_too(name: str, base: str, roomy_t5
             "max_length": 1600,
             **({"max_new_tokens": 4} if name in ("mgsm", "tata") else {}),
         }
-    results = transfer(parse(settings), say=silent)
+    results = plain(transfer(parse(settings), say=silent))
     assert [cell["n"] for cell in results["cells"]] == [6, 6]
 
 
@@ -170,7 +171,7 @@ def own_task(folder: Path) -> dict[str, Any]:
 
 
 def test_a_users_own_tags_run_to_a_report(tmp_path: Path, tiny_encoder: Path) -> None:
-    results = transfer(parse({**own_task(tmp_path), "base": str(tiny_encoder)}), say=silent)
+    results = plain(transfer(parse({**own_task(tmp_path), "base": str(tiny_encoder)}), say=silent))
     assert results["metric"] == "f1" and {cell["n"] for cell in results["cells"]} == {4}
     assert "F1 in percent" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     compared = [cell["against"] for cell in results["cells"] if cell["against"]]
@@ -207,7 +208,7 @@ def test_the_task_that_the_documentation_adds_runs(tmp_path: Path, tiny_encoder:
         reference={"text": "{language}.txt", "segment": 16, "segments": 4, "optimisation": quick},
         merge={"grid": [0.5]}, output=str(tmp_path / "run"),
     )  # fmt: skip
-    results = transfer(parse(config), say=silent)
+    results = plain(transfer(parse(config), say=silent))
     assert results["metric"] == "accuracy" and {cell["n"] for cell in results["cells"]} == {5}
     (moved := tmp_path / "moved").mkdir()
     for path in [*tmp_path.glob("*.csv"), *tmp_path.glob("*.txt"), tmp_path / "plausible.py"]:

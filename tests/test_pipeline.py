@@ -18,6 +18,7 @@ from adamergex.errors import ConfigError, DataError, ModelError
 from adamergex.graph.steps import Store
 from adamergex.merging import merge
 from adamergex.merging.prepare import MergeSpec, prepare
+from adamergex.report.results_file import load, plain
 from adamergex.search import tuning
 from adamergex.tables import actions
 from adamergex.tables.plan import Plan, absolute, facts
@@ -74,7 +75,8 @@ def silent(line: str) -> None:
 
 def test_the_whole_way(tiny_encoder: Path, small_data: Path, tmp_path: Path, counted: Counting) -> None:
     config = parse(settings(tiny_encoder, small_data, tmp_path / "run"))
-    results = transfer(config, say=silent)
+    measured = transfer(config, say=silent)
+    results = plain(measured)
     # One task adapter and one reference for each of en, fr, sw, tr serve six methods and two targets.
     assert counted.runs["train"] == 5
     assert counted.runs["tune"] == 3  # adamergex, its delta space and the crossed rule
@@ -101,17 +103,19 @@ def test_the_whole_way(tiny_encoder: Path, small_data: Path, tmp_path: Path, cou
         items[cell["method"], cell["language"], cell["seed"]] = [json.loads(line) for line in text.splitlines()]
     samples = {cell: statistics.Sample.read(found) for cell, found in items.items()}
     targets = tuple(results["targets"])
-    assert results["pooled"] == statistics.pooled(samples, targets)
-    assert results["comparisons"] == statistics.comparisons(samples, targets, "english_tuning")
+    assert measured.pooled == statistics.pooled(samples, targets)
+    assert measured.comparisons == statistics.comparisons(samples, targets, "english_tuning")
+    assert load(tmp_path / "run" / "results.json") == measured  # one writer, one reader
+    assert json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8")) == results
     assert {row["language"] for row in results["comparisons"]} == {*targets, "mean"}
-    table = summary(results, tmp_path / "run")
+    table = summary(measured, tmp_path / "run")
     assert "AdaMergeX (delta)" in table and "tuned on fr" in table
     means = next(row for row in results["pooled"] if (row["method"], row["language"]) == ("average", "mean"))
     line = next(line for line in table.splitlines() if line.startswith("AriMerge"))
     assert line.rstrip(" *").endswith("{:.1f} [{:.1f}, {:.1f}]".format(means["score"], *means["interval"]))
 
     counted.runs.clear()
-    again = transfer(config, say=silent)
+    again = plain(transfer(config, say=silent))
     assert sum(counted.runs.values()) == 0
     assert again["cells"] == results["cells"]
     assert all(adapter["reused"] for adapter in again["adapters"])
@@ -196,7 +200,7 @@ def test_a_prefix_is_merged_in_the_span_and_form_that_is_asked_for(
         wanted = settings(tiny_encoder, small_data, tmp_path, **shared, merge={"grid": [0.5], **merge})
         config = absolute(parse(wanted))
         steps = Plan(config, facts(config)).wanted
-        return {step.key: step.job for step in steps if step.kind in ("merge", "tune")}
+        return {step.key: step.job.model_dump(mode="json") for step in steps if step.kind in ("merge", "tune")}
 
     usual = jobs()
     assert usual == jobs(span="per_layer", form="left")
@@ -204,7 +208,9 @@ def test_a_prefix_is_merged_in_the_span_and_form_that_is_asked_for(
     other = jobs(span="whole", form="literal")
     assert [job["rule"] for key, job in other.items() if key in usual] == ["average"]  # which has neither
     merging = {"grid": [0.5], "span": "whole", "form": "literal"}
-    results = transfer(parse(settings(tiny_encoder, small_data, tmp_path / "run", **shared, merge=merging)), say=silent)
+    results = plain(
+        transfer(parse(settings(tiny_encoder, small_data, tmp_path / "run", **shared, merge=merging)), say=silent)
+    )
     [cell] = [cell for cell in results["cells"] if cell["method"] == "adamergex"]
     lineage = json.loads((tmp_path / "run" / cell["adapter"] / "lineage.json").read_text(encoding="utf-8"))
     assert (lineage["merge"]["span"], lineage["merge"]["form"]) == ("whole", "literal")
@@ -254,7 +260,7 @@ def test_a_killed_run_goes_on(
 
 def test_python_entry_takes_a_mapping(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
     wanted = settings(tiny_encoder, small_data, tmp_path / "ignored", methods=["english_tuning"], targets=["sw"])
-    results = adamergex.transfer(wanted, output=tmp_path / "chosen")
+    results = plain(adamergex.transfer(wanted, output=tmp_path / "chosen"))
     assert results["cells"][0]["method"] == "english_tuning"
     assert (tmp_path / "chosen" / "report.html").exists() and not (tmp_path / "ignored").exists()
 

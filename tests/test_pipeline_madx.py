@@ -18,8 +18,9 @@ from adamergex.errors import ConfigError
 from adamergex.evaluation import evaluate
 from adamergex.files import lineage
 from adamergex.graph.steps import Store
-from adamergex.jobs.settings import EvaluateJob
 from adamergex.merging import merge
+from adamergex.report.results_file import parse as parse_results
+from adamergex.report.results_file import plain
 from adamergex.tables.demo import CORPUS
 from adamergex.tables.plan import Plan, absolute, facts
 from adamergex.tables.transfer import summary, transfer
@@ -49,7 +50,7 @@ def test_the_whole_way(
 ) -> None:
     base = bases[family]
     config = parse(stacked(base, small_data, tmp_path / "run", methods=["english_tuning", *METHODS]))
-    results = transfer(config, say=silent)
+    results = plain(transfer(config, say=silent))
     # Language adapters of en, sw, tr, with and without their invertible part; four task adapters: LoRA, one on each
     # kind of source language adapter, and one alone.
     assert counted.runs["train"] == 6 + 4 and counted.runs["merge"] == counted.runs["tune"] == 0
@@ -68,7 +69,7 @@ def test_the_whole_way(
     assert task.lineage is not None and task.lineage.parents["below"]["language"] == "en"
     without = tmp_path / "run" / "adapters" / "mad_x_no_invertible-sw-seed0"
     assert not read_adapter(without / "language").config.invertible
-    table = summary(results, tmp_path / "run")
+    table = summary(parse_results(results), tmp_path / "run")
     assert "MAD-X −INV" in table and "MAD-X −LAD −INV" in table
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "MAD-X task on language" in page
@@ -76,7 +77,7 @@ def test_the_whole_way(
     assert {"language · sw · seed 0", "language −INV · en · seed 0", "MAD-X task · en · seed 0"} <= names
 
     counted.runs.clear()
-    assert transfer(config, say=silent)["cells"] == results["cells"]
+    assert plain(transfer(config, say=silent))["cells"] == results["cells"]
     assert sum(counted.runs.values()) == 0
 
 
@@ -135,7 +136,7 @@ def test_a_bottleneck_is_a_structure_like_any_other(
 ) -> None:
     shape = {"kind": "bottleneck", "reduction": 4, "leave_out": [1]}
     wanted = settings(tiny_encoder, small_data, tmp_path / "run", structure=shape, methods=["english_tuning"])
-    results = transfer(parse(wanted), say=silent)
+    results = plain(transfer(parse(wanted), say=silent))
     assert counted.runs["train"] == 1 and len(results["cells"]) == 2 and results["structure"] == "bottleneck"
     config = absolute(parse(wanted))
     (step,) = Plan(config, facts(config)).trainings
@@ -293,7 +294,7 @@ def test_adapters_are_merged_and_their_weight_is_tuned(
     )  # fmt: skip
     for part in ("task", "reference"):
         wanted[part]["optimisation"] = quick
-    results = transfer(parse(wanted), say=silent)
+    results = plain(transfer(parse(wanted), say=silent))
     (curve,) = results["tuning"]
     assert [point["weight"] for point in curve["curve"]] == [0.0, 0.5, 1.0]
     merged = tmp_path / "run" / "adapters" / "average-sw-seed0"
@@ -305,7 +306,7 @@ def test_adapters_are_merged_and_their_weight_is_tuned(
     plan, store = Plan(config, facts(config)), Store(tmp_path / "run" / "store")
     (search,) = plan.tunings.values()
     inputs = {role: store.path(step) for role, step in search.inputs.items()}
-    job = EvaluateJob.model_validate(search.job["evaluate"])
+    job = search.job.evaluate
     for point in curve["curve"]:
         output = tmp_path / f"merged-{point['weight']}"
         merge(**inputs, weight=point["weight"], output=output)

@@ -22,6 +22,8 @@ from adamergex.jobs.settings import (
     SpanAnswering,
 )
 from adamergex.methods import RECIPES
+from adamergex.report.results_file import parse as parse_results
+from adamergex.report.results_file import plain
 from adamergex.tables.estimate import estimate
 from adamergex.tables.plan import Plan, absolute, facts
 from adamergex.tables.transfer import summary, transfer
@@ -50,7 +52,7 @@ def test_the_whole_way(
     base = tiny_encoder if family == "encoder" else tiny_decoder
     given = settings(base, small_data, tmp_path / "run", methods=["english_tuning", *WEIGHTS], **RIVALS)
     config = parse(given)
-    results = transfer(config, say=silent)
+    results = plain(transfer(config, say=silent))
     # LoRA's task; the task on the base, on en, sw and tr; whole languages en, sw, tr; sparse ones; the sparse task.
     assert counted.runs["train"] == 1 + 4 + 3 + 3 + 1
     assert {(cell["method"], cell["language"]) for cell in results["cells"]} == {
@@ -59,7 +61,7 @@ def test_the_whole_way(
     for cell in results["cells"]:
         found = (tmp_path / "run" / cell["predictions"]).read_text(encoding="utf-8").splitlines()
         assert cell["n"] == len(found) == 24
-    table = summary(results, tmp_path / "run")
+    table = summary(parse_results(results), tmp_path / "run")
     assert all(label in table for label in ("Full-FT", "MLM-SRC", "MLM-TRG", "LF-SFT"))
     sizes = {item["name"].partition(" ·")[0]: item for item in results["adapters"]}
     # K, and what moved exactly as far as the K-th (in the paper's code too): few steps of Adam move much equally far.
@@ -73,7 +75,7 @@ def test_the_whole_way(
     lineage = json.loads((folder / "task" / "lineage.json").read_text(encoding="utf-8"))
     assert lineage["parents"]["below"]["language"] == "en" and lineage["language"] == "en"
     counted.runs.clear()
-    assert transfer(config, say=silent)["cells"] == results["cells"]
+    assert plain(transfer(config, say=silent))["cells"] == results["cells"]
     assert sum(counted.runs.values()) == 0
     store, plan = Store(tmp_path / "run" / "store"), Plan(absolute(config), facts(absolute(config)))
     for (method, language, _), (*_, top) in plan.adapters.items():
@@ -109,7 +111,7 @@ def test_languages_may_have_steps_of_their_own(tiny_encoder: Path, small_data: P
     # The target's own, and what is learned on them: MLM-TRG's task. Those of en and tr keep their keys.
     changed = {label for label in before if before[label].key != after[label].key}
     assert changed - own == {"full task on full language · sw · en · seed 0"}
-    assert {after[label].job["optimisation"]["steps"] for label in own} == {2}
+    assert {after[label].job.optimisation.steps for label in own} == {2}
     assert all(before[label].job == after[label].job for label in before.keys() - own)
     with pytest.raises(ConfigError) as caught:
         trainings({"swa": 2})
@@ -124,7 +126,7 @@ def test_the_task_of_lf_sft_freezes_layer_norms(tiny_encoder: Path, small_data: 
         rivals = {**RIVALS, "lf_sft": {**RIVALS["lf_sft"], "task": {**RIVALS["lf_sft"]["task"], **given}}}
         config = absolute(parse(settings(tiny_encoder, small_data, tmp_path, methods=["lf_sft"], **rivals)))
         (step,) = (step for step in Plan(config, facts(config)).trainings if step.label.startswith("sparse task"))
-        assert step.job["structure"]["freeze_norms"] is frozen
+        assert step.job.structure.freeze_norms is frozen
 
 
 def test_the_estimate_counts_both_phases(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
@@ -141,12 +143,12 @@ def test_xlt_asks_the_base_and_the_tuned_model(
 ) -> None:
     methods = ["vanilla", "english_tuning", "xlt", "xlt_english_tuning"]
     config = parse(settings(tiny_decoder, small_data, tmp_path / "run", methods=methods, proxy=None))
-    results = transfer(config, say=silent)
+    results = plain(transfer(config, say=silent))
     assert counted.runs["train"] == 1 and len(results["cells"]) == 8
     config = absolute(config)
     plan = Plan(config, facts(config))
     asked = {cell[0]: step for cell, step in plan.evaluations.items() if cell[1] == "sw"}
-    prompt = asked["xlt"].job["task"]["prompt"]
+    prompt = asked["xlt"].job.task.prompt
     assert prompt.startswith(
         "I want you to act as a text classification expert for Swahili.\n{text}\nYou should retell"
     )
@@ -187,10 +189,10 @@ def test_xlt_writes_and_reads_what_follows_its_mark(
         "kind": "multiple-choice", "context": "{premise}", "train": f"{tmp_path}/{{language}}.train.jsonl",
         "test": f"{tmp_path}/{{language}}.test.jsonl",
     }  # fmt: skip
-    (cell,) = transfer(parse(given), say=silent)["cells"]  # for real: nothing that it writes has the mark
+    (cell,) = plain(transfer(parse(given), say=silent))["cells"]  # for real: nothing that it writes has the mark
     assert cell["unparsable"] == 4 and cell["score"] == 0
     monkeypatch.setattr("adamergex.tasks.answering.generating.generate", write)
-    (cell,) = transfer(parse(given | {"output": str(tmp_path / "said")}), say=silent)["cells"]
+    (cell,) = plain(transfer(parse(given | {"output": str(tmp_path / "said")}), say=silent))["cells"]
     (prompts, options), *_ = seen
     assert prompts[0] == (
         "I want you to act as a commonsense reasoning expert for Swahili.\n"
@@ -311,7 +313,7 @@ def test_a_method_of_the_users_own(tiny_encoder: Path, small_data: Path, tmp_pat
     (tmp_path / "my_recipe.py").write_text(code, encoding="utf-8")
     methods = ["english_tuning", "average", "my_recipe.py:target_heavy"]
     given = settings(tiny_encoder, small_data, tmp_path / "run", methods=methods, proxy=None, folder=str(tmp_path))
-    results = transfer(parse(given), say=silent)
+    results = plain(transfer(parse(given), say=silent))
     assert counted.runs["train"] == 3 and counted.runs["merge"] == 4  # AriMerge's adapters serve it as well
     own = results["methods"][-1]
     assert (own["name"], own["label"]) == ("target_heavy", "target heavy") and own["about"].startswith("AriMerge")

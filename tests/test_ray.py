@@ -155,7 +155,7 @@ def test_a_real_study_on_the_cluster(cluster: Any, tiny_encoder: Path, small_dat
 
     wanted = settings(tiny_encoder, small_data, tmp_path / "ray", ["topics"], targets=["sw"])
     found = run_study(parse_study(wanted), engine=Engine("ray"), say=silent)
-    assert found["steps"]["missing"] == 0
+    assert found.steps.missing == 0
     here = {**wanted, "output": str(tmp_path / "here")}
     run_study(parse_study(here), say=silent)
     for path in sorted((tmp_path / "here" / "store").glob("*/*/adapter_model.safetensors")):

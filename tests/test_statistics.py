@@ -179,21 +179,21 @@ def test_the_mean_over_languages_is_no_surer_than_its_items() -> None:
     one = Sample.read(answers(marks))
     cells = {("m", language, 0): one for language in ("sw", "tr", "yo", "ha")}
     found = statistics.pooled(cells, ("sw", "tr", "yo", "ha"))
-    assert [row["language"] for row in found] == ["mean"]
-    assert found[0]["interval"] == pytest.approx(statistics.interval(one), abs=0.4)  # translations add nothing here
+    assert [row.language for row in found] == ["mean"]
+    assert found[0].interval == pytest.approx(statistics.interval(one), abs=0.4)  # translations add nothing here
     apart = {
         ("m", language, 0): Sample(tuple(f"{language}{i}" for i in range(200)), one.groups, one.hits, one.of)
         for language in ("sw", "tr", "yo", "ha")
     }
-    low, high = statistics.pooled(apart, ("sw", "tr", "yo", "ha"))[0]["interval"]
-    assert (high - low) / (found[0]["interval"][1] - found[0]["interval"][0]) == pytest.approx(0.5, abs=0.03)
+    low, high = statistics.pooled(apart, ("sw", "tr", "yo", "ha"))[0].interval
+    assert (high - low) / (found[0].interval[1] - found[0].interval[0]) == pytest.approx(0.5, abs=0.03)
 
 
 def test_languages_with_other_items_and_sizes() -> None:
     cells = {("m", "sw", 0): Sample.read(answers("x" * 30 + "." * 10)), ("m", "tr", 0): Sample.read(answers("x." * 10))}
     row = statistics.pooled(cells, ("sw", "tr"))[0]
-    assert row["score"] == pytest.approx((75 + 50) / 2) and row["interval"][0] < 62.5 < row["interval"][1]
-    assert statistics.pooled(cells, ("sw", "tr", "yo")) == []  # the mean of what is not there is not shown
+    assert row.score == pytest.approx((75 + 50) / 2) and row.interval[0] < 62.5 < row.interval[1]
+    assert statistics.pooled(cells, ("sw", "tr", "yo")) == ()  # the mean of what is not there is not shown
 
 
 def test_seeds_are_doubted_too() -> None:
@@ -270,9 +270,9 @@ def test_more_methods_widen_every_interval_and_raise_every_p() -> None:
     few = {(name, "sw", 0): Sample.read(answers(marks)) for name, marks in (("base", base), ("a", better))}
     many = few | {(f"other {index}", "sw", 0): Sample.read(answers(base)) for index in range(3)}
     one, four = (statistics.comparisons(cells, ("sw",), "base")[0] for cells in (few, many))
-    assert one["p"] == four["p"] == one["adjusted"] == pytest.approx(2 / 2**7)
-    assert four["adjusted"] == pytest.approx(4 * one["p"]) and four["adjusted"] > 0.05
-    assert one["interval"][0] > 0 >= four["interval"][0]
+    assert one.p == four.p == one.adjusted == pytest.approx(2 / 2**7)
+    assert four.adjusted == pytest.approx(4 * one.p) and four.adjusted > 0.05
+    assert one.interval[0] > 0 >= four.interval[0]
 
 
 def test_an_interval_is_moved_only_where_it_contradicts_p() -> None:

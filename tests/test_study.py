@@ -80,8 +80,9 @@ class Recorder:
 
     def __getitem__(self, kind: str) -> Callable[..., None]:
         def work(job: Any, inputs: Any, output: Path, workdir: Path) -> None:
-            name = job.get("task", {}).get("name", job.get("task", {}).get("kind", ""))
-            if self.fails and self.fails == f"{kind} {name} {job.get('language')}":
+            task = getattr(job, "task", None)
+            name = getattr(task, "name", getattr(task, "kind", ""))
+            if self.fails and self.fails == f"{kind} {name} {getattr(job, 'language', None)}":
                 raise ValueError("broken on purpose")
             self.runs[kind] += 1
             output.mkdir()
@@ -130,7 +131,7 @@ def test_ablations_share_what_they_do_not_change(tiny_encoder: Path, wide_data: 
     assert list(plan.tables) == [
         f"{task}{name}" for task in TASKS[:2] for name in names if task == "topics" or name != "-from-de"
     ]
-    trained = Counter(step.job["structure"]["kind"] for step in plan.steps if step.kind == "train")
+    trained = Counter(step.job.structure.kind for step in plan.steps if step.kind == "train")
     # LoRA: references of en, fr, sw, tr, de; two English task adapters and a German one. (IA)³ lacks the German two.
     assert trained == Counter(lora=8, ia3=6)
 
@@ -316,7 +317,7 @@ def test_a_real_study_writes_every_table(finished: tuple[dict[str, Any], Path]) 
     assert len(list((output / "store" / "train").iterdir())) == 6  # four references, two tasks
     lines: list[str] = []
     again = run_study(parse_study(wanted), say=lines.append)
-    assert again["steps"]["reused"] == again["steps"]["all"] and not [line for line in lines if line.startswith("[")]
+    assert again.steps.reused == again.steps.all and not [line for line in lines if line.startswith("[")]
 
 
 def test_what_failed_leaves_other_tables_whole(finished: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
@@ -381,7 +382,7 @@ def test_processes_give_the_same_bytes(finished: tuple[dict[str, Any], Path], tm
     wanted, whole = finished
     study = parse_study({**wanted, "output": str(tmp_path), "variants": {}, "targets": ["sw"]})
     found = run_study(study, engine=Engine(workers=2), say=silent)
-    assert found["steps"]["missing"] == 0
+    assert found.steps.missing == 0
     written = sorted((tmp_path / "store").glob("*/*/adapter_model.safetensors"))
     assert len(written) == 7  # references of en, fr, sw; two tasks; a merge of each
     for path in written:

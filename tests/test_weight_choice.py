@@ -19,6 +19,7 @@ from adamergex.files import records
 from adamergex.graph.steps import Store
 from adamergex.report import ways
 from adamergex.report.results_file import parse as parse_results
+from adamergex.report.results_file import plain
 from adamergex.report.summary import headline, score_table, subject
 from adamergex.report.tables import scores_csv, summary_csv
 from adamergex.search import weight_choice
@@ -38,7 +39,7 @@ def plan_of(base: Path, data: Path, output: Path, **changes: Any) -> Plan:
 
 
 def table(base: Path, data: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    return transfer(parse(settings(base, data, output, **changes)), say=silent)
+    return plain(transfer(parse(settings(base, data, output, **changes)), say=silent))
 
 
 def searched(folder: Path, right: dict[float, list[int]], **more: Any) -> Path:
@@ -157,7 +158,7 @@ def test_several_proxies_are_averaged(tiny_encoder: Path, small_data: Path, tmp_
         and tuning["proxy"] == "fr, tr"
     )
     assert results["cells"][-1]["weight"] == tuning["chosen"]
-    assert "tuned on fr, tr: adamergex" in summary(results, tmp_path)
+    assert "tuned on fr, tr: adamergex" in summary(parse_results(results), tmp_path)
     assert "The weight λ on other languages" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     counted.runs.clear()
     table(
@@ -184,11 +185,11 @@ def test_each_target_is_tuned_on_the_others(
     assert len(plan.trainings) == 5  # a task, and references of en, fr, sw, tr
     for (_, language, _), (merge,) in plan.adapters.items():
         if merge.kind == "merge":
-            read = {step.job["evaluate"]["language"] for step in merge.inputs["weight"].inputs.values()}
+            read = {step.job.evaluate.language for step in merge.inputs["weight"].inputs.values()}
             assert read == set(THREE["targets"]) - {language}
     costs = estimate(plan.wanted, Store(tmp_path / "empty"), Assumed()).kinds
     assert costs["choose"].steps == 3 and costs["choose"].flops == 0 < costs["tune"].flops
-    assert "all targets but sw λ=" in summary(results, tmp_path)
+    assert "all targets but sw λ=" in summary(parse_results(results), tmp_path)
 
 
 def test_a_validation_set_that_is_missing_is_told_before_anything_is_trained(
@@ -293,7 +294,7 @@ def test_the_oracle_is_no_method(with_oracle: tuple[Path, dict[str, Any]]) -> No
     assert {row["p"] for row in rows if row["method"] == "adamergex_oracle"} == {""}
     sums = [row for row in csv.DictReader(summary_csv([checked]).splitlines()) if row["method"] == "adamergex_oracle"]
     assert {row["label"] for row in sums} == {name} and {row["beyond_noise"] for row in sums} == {""}
-    terminal = summary(results, folder)
+    terminal = summary(parse_results(results), folder)
     assert (
         name in terminal and "oracle of AdaMergeX: λ is chosen on the test set itself. mean of fr, tr loses" in terminal
     )

@@ -43,8 +43,9 @@ class AdamergexError(Exception):
     ) -> None:
         self.problem, self.where, self.found, self.expected, self.fix = problem, where, found, expected, fix
         parts = (("where", where), ("found", found), ("expected", expected), ("next", fix))
-        lines = [f"  {name}: {printable(value)}" for name, value in parts if value is not None]
-        super().__init__("\n".join([printable(problem, SHOWN_PROBLEM), *lines]))
+        self.lines = [printable(problem, SHOWN_PROBLEM)]
+        self.lines += [f"{name}: {printable(value)}" for name, value in parts if value is not None]
+        super().__init__("\n  ".join(self.lines))
 
 
 class AdapterFileError(AdamergexError):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from adamergex import statistics
 from adamergex.data import reader
+from adamergex.data.values import Row
 from adamergex.errors import AdapterFileError, ConfigError, DataError, ModelError
 from adamergex.files import lineage, lineage_fields
+from adamergex.files.inputs import Json
 from adamergex.files.names import path_part
 from adamergex.files.outputs import require_free, staged_directory
 from adamergex.files.records import PREDICTIONS, read_predictions
@@ -30,7 +32,7 @@ def evaluate(
     output: Path | None = None,
     *,
     backbone: Loaded | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Predict and score one labelled set; write predictions.jsonl and scores.json into ``output``.
 
     ``adapter``: a directory, or those of a stack, the first lowest, whose last one has the task: its head (encoders)
@@ -63,7 +65,7 @@ def evaluate(
             finally:
                 placed.detach()
     every = measuring.scores(job.task, found.items, job.language)
-    ignored = sum(row.get("ignored", 0) for row in rows)
+    ignored = sum(int(str(row.get("ignored", 0))) for row in rows)
     scores = {**score(found.items, job.task.metric), "scores": every, "truncated": found.truncated}
     scores |= {"unparsable": found.unparsable} | ({"ignored_entities": ignored} if ignored else {})
     if output is not None:
@@ -81,7 +83,7 @@ def load_for(job: EvaluateJob, *, bare: bool) -> Loaded:
     return running.load_for(job.task, job.base, bare=bare)
 
 
-def predict(job: EvaluateJob, loaded: Loaded, model: nn.Module, rows: Sequence[Mapping[str, Any]]) -> Answers:
+def predict(job: EvaluateJob, loaded: Loaded, model: nn.Module, rows: Sequence[Row]) -> Answers:
     """A prediction for every row, in order, how many inputs were cut, and how many answers could not be read.
 
     Each holds id, SHA-256 of the item (16 digits), gold and predicted answer; a score (natural logarithm) a label or
@@ -95,10 +97,10 @@ def predict(job: EvaluateJob, loaded: Loaded, model: nn.Module, rows: Sequence[M
     return running.predict(job.task, rows, loaded, model, job.language, job.batch_tokens, where)
 
 
-Predictions = Sequence[Mapping[str, Any]] | Path | str
+Predictions = Sequence[Mapping[str, object]] | Path | str
 
 
-def score(predictions: Predictions, metric: str = "accuracy") -> dict[str, Any]:
+def score(predictions: Predictions, metric: str = "accuracy") -> dict[str, Json]:
     """The metric in percent, number of items, and its 95 % interval (see ``statistics.intervals``).
 
     Items are right or wrong, or have a ``tally``; those of one ``group`` (a passage, a premise) count as a cluster.
@@ -109,7 +111,15 @@ def score(predictions: Predictions, metric: str = "accuracy") -> dict[str, Any]:
     return {metric: 100 * found.score, "metric": metric, "n": len(found.ids), "interval": ends}
 
 
-def paired_difference(predictions_a: Predictions, predictions_b: Predictions) -> dict[str, Any]:
+class Difference(TypedDict):
+    """One system minus another, in percentage points, with the 95 % interval and a two-sided p."""
+
+    difference: float
+    interval: tuple[float, float]
+    p: float
+
+
+def paired_difference(predictions_a: Predictions, predictions_b: Predictions) -> Difference:
     """Score of a minus score of b on the same items: percentage points, 95 % interval, two-sided p.
 
     p is exact for right or wrong answers (McNemar) and a paired permutation test for others, of the groups where items
@@ -125,8 +135,8 @@ def paired_difference(predictions_a: Predictions, predictions_b: Predictions) ->
             fix="evaluate both on the same rows",
         )
     found = statistics.compare([[sample(a)]], [[sample(b)]])
-    ends = [float(end) for end in found.interval()]
-    return {"difference": found.difference, "interval": ends, "p": found.p}
+    low, high = found.interval()
+    return {"difference": found.difference, "interval": (float(low), float(high)), "p": found.p}
 
 
 def sample(predictions: Predictions) -> statistics.Sample:
@@ -146,7 +156,7 @@ def evaluate_directory(
     output: str | Path,
     columns: Mapping[str, str] | None = None,
     task_file: str | Path | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Evaluate an adapter directory, or a stack of them, on a file; base, task and prompt come from the (last) one's
     lineage.
 
@@ -187,7 +197,7 @@ def evaluate_directory(
     return evaluate(job, stack or None, Path(output))
 
 
-def _task(fields: Mapping[str, Any], adapter: Path, task_file: str | Path | None) -> Target:
+def _task(fields: Mapping[str, Json], adapter: Path, task_file: str | Path | None) -> Target:
     """The task of a lineage, scored by a shipped task or by the user's file.
 
     Raises: AdapterFileError for a task that is none, or whose score is a file that the user has not given.
@@ -202,7 +212,7 @@ def _task(fields: Mapping[str, Any], adapter: Path, task_file: str | Path | None
         catalogue.task_file(str(task_file))  # there, and complete
         fields = {**fields, "measured_as": str(task_file)}
         wanted = None if wanted in (None, catalogue.identity(str(task_file))) else wanted
-    if wanted and lineage_fields.OWN_TASK.fullmatch(wanted):
+    if wanted and lineage_fields.OWN_TASK.fullmatch(str(wanted)):
         raise AdapterFileError(
             "the adapter's task is measured by a file of its author's; nothing that an adapter names is run",
             where=adapter / lineage.FILE_NAME,
@@ -224,19 +234,19 @@ def _task(fields: Mapping[str, Any], adapter: Path, task_file: str | Path | None
     return task
 
 
-def write_predictions(path: Path, predictions: Sequence[Mapping[str, Any]]) -> None:
+def write_predictions(path: Path, predictions: Sequence[Mapping[str, object]]) -> None:
     """One JSON object a line."""
     lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in predictions)
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def _predictions(given: Predictions) -> list[Mapping[str, Any]]:
+def _predictions(given: Predictions) -> list[Mapping[str, object]]:
     if not isinstance(given, (str, Path)):
         return list(given)
     return list(read_predictions(given))
 
 
-def _item(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def _item(row: Mapping[str, object]) -> tuple[object, ...]:
     return row["id"], row.get("text_sha256"), row["gold"]
 
 

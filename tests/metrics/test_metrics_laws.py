@@ -75,7 +75,6 @@ def test_a_number_is_found_in_any_writing(number: int) -> None:
 
 METRICS: dict[str, tuple[Callable[..., float], Any]] = {
     "accuracy": (accuracy.accuracy, st.tuples(TAG, TAG)),
-    "macro F1": (accuracy.macro_f1, st.tuples(TAG, TAG)),
     "exact match": (numbers.exact_match, st.tuples(TEXT, st.integers(-20, 20))),
     "rougeL": (rouge_score, st.tuples(TEXT, WORDS)),
     "span F1": (lambda p, r: spans.span_scores(p, [[gold] for gold in r], "ar").f1, st.tuples(TEXT, WORDS)),
@@ -122,9 +121,7 @@ def test_the_prompt_is_cut_off_whatever_its_white_space(prompt: str, answer: str
     assert without_prompt(answer, prompt + " and more") == answer
 
 
-@pytest.mark.parametrize(
-    "metric", [accuracy.accuracy, accuracy.macro_f1, numbers.exact_match, rouge_score, entity_f1, None]
-)
+@pytest.mark.parametrize("metric", [accuracy.accuracy, numbers.exact_match, rouge_score, entity_f1, None])
 def test_lengths_nothing_and_a_single_string_are_refused(metric: Any) -> None:
     metric = metric or partial(spans.span_scores, language="en")
     with pytest.raises(DataError, match="not as many predictions"):

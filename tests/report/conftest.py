@@ -38,7 +38,7 @@ def sample(
         "comparisons": [],
         "targets": list(LANGUAGES),
         "seeds": list(seeds),
-        "methods": [{**method, "about": f"{method['about']}{text}", "oracle": False} for method in METHODS],
+        "methods": [{**method, "about": f"{method['about']}{text}"} for method in METHODS],
         "cells": cells,
         "tuning": [_tuning(seed, chosen) for seed in seeds],
         "weights": [_weights(language, seed, chosen, text) for language in LANGUAGES for seed in seeds],
@@ -87,16 +87,15 @@ def _tuning(seed: int, chosen: float) -> dict[str, Any]:
         {"weight": index / 10, "score": height, "interval": [height - 7.5, height + 7.0]}
         for index, height in enumerate(moved)
     ]
-    found = {"method": "adamergex", "proxy": "fr", "seed": seed, "chosen": chosen, "curve": curve}
-    return {**found, "measure": None, "layers": None, "languages": [], "best": None, "error": None}
+    return {"method": "adamergex", "proxy": "fr", "seed": seed, "chosen": chosen, "curve": curve}
 
 
 def _weights(language: str, seed: int, chosen: float, text: str) -> dict[str, Any]:
     ways = [
         {"way": f"fr{text}", "weight": chosen, "score": 60.0, "own": True},
-        {"way": "λ = 0 (Eng-FT)", "weight": 0.0, "score": 58.0, "own": False},
+        {"way": "λ = 0 (Eng-FT)", "weight": 0.0, "score": 58.0},
     ]
-    oracle = {"way": "oracle (upper bound, not a method)", "weight": 0.6, "score": 61.5, "own": False}
+    oracle = {"way": "oracle (upper bound, not a method)", "weight": 0.6, "score": 61.5}
     return {"method": "adamergex", "language": language, "seed": seed, "oracle": oracle, "ways": ways}
 
 

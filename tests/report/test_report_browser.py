@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from adamergex.report import report, write_report
+from adamergex.report import parse, report, write_report
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -58,7 +58,7 @@ def seen(tmp_path: Path, page: str, probe: str) -> tuple[list[str], list[str]]:
 
 
 def test_opens_on_a_phone_sorts_and_is_silent(sample: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    write_report(sample(text=" <script>alert(1)</script>" + "long" * 40), tmp_path)
+    write_report(parse(sample(text=" <script>alert(1)</script>" + "long" * 40)), tmp_path)
     (first, down, up, state, width, drawn), console = seen(tmp_path, "report.html", PROBE)
     assert console == []
     assert first == "Vanilla,Eng-FT,AriMerge,AdaMergeX (factors)"

@@ -104,7 +104,7 @@ def rows_of(data: dict[str, Any]) -> dict[str, list[str]]:
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
 def test_every_file_holds_the_same_numbers(sample: Sample, tmp_path: Path, seeds: tuple[int, ...]) -> None:
     data = sample(seeds=seeds)
-    path = write_report(data, tmp_path)
+    path = write_report(parse(data), tmp_path)
     assert path == tmp_path / "report.html"
     wanted = rows_of(data)
     html = Reader(path.read_text(encoding="utf-8")).tables[0]
@@ -131,7 +131,7 @@ def test_every_file_holds_the_same_numbers(sample: Sample, tmp_path: Path, seeds
 
 def test_csv_has_every_cell_with_all_digits(sample: Sample, tmp_path: Path) -> None:
     data = sample(seeds=(0, 1))
-    write_report(data, tmp_path)
+    write_report(parse(data), tmp_path)
     with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(data["cells"]) == 40
@@ -198,7 +198,7 @@ def test_several_tables_share_a_page_without_clashes(sample: Sample) -> None:
 def test_hostile_text_stays_text_in_the_other_files(sample: Sample, tmp_path: Path) -> None:
     data = sample(text=HOSTILE)
     data["methods"][3]["label"] = "A|B <script> 50 % & $x_1$ (IA)³"
-    write_report(data, tmp_path)
+    write_report(parse(data), tmp_path)
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     prose = re.sub(r"```.*?```", "", markdown, flags=re.S)
     assert "<script" not in prose and "<img" not in prose and r"A\|B &lt;script&gt;" in prose
@@ -210,14 +210,14 @@ def test_missing_cells_empty_tuning_and_nothing_at_all(sample: Sample, tmp_path:
     data = sample()
     data["cells"] = [c for c in data["cells"] if (c["method"], c["language"]) != ("average", "tr")]
     data.update(tuning=[], weights=[], adapters=[], merges=[], environment={}, commands=[], notes=[], proxy=None)
-    text = write_report(data, tmp_path).read_text(encoding="utf-8")
+    text = write_report(parse(data), tmp_path).read_text(encoding="utf-8")
     row = Reader(text).tables[0][3]
     assert row[3] == "– no result" and row[-1] == "– 4 of 5"
     assert 'id="weight"' not in text and 'id="ways"' not in text and 'id="cost"' not in text and "no language" in text
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "| AriMerge | " in markdown and "λ on the proxy" not in markdown
     data.update(cells=[], methods=[])
-    assert "Nothing was measured." in write_report(data, tmp_path).read_text(encoding="utf-8")
+    assert "Nothing was measured." in write_report(parse(data), tmp_path).read_text(encoding="utf-8")
 
 
 def test_one_language_one_point_flat_curve(sample: Sample) -> None:

@@ -142,7 +142,7 @@ def test_failed_cells_show_as_such_and_are_filled_later(
     real = actions.ACTIONS["train"]
 
     def without_turkish(job: Any, *others: Any) -> None:
-        if job["language"] == "tr":
+        if job.language == "tr":
             raise DataError("no Turkish today", where="tr.txt")
         real(job, *others)
 

@@ -40,6 +40,7 @@ from adamergex.jobs.settings import (
     TrainJob,
 )
 from adamergex.merging import merge
+from adamergex.report.results_file import plain
 from adamergex.search import tuning
 from adamergex.tables.transfer import transfer
 from adamergex.tasks.answering import scoring
@@ -334,7 +335,7 @@ def test_the_whole_way(
         "merge": {"grid": [0.5, 1.0]},
         "output": str(tmp_path / "run"),
     }
-    results = transfer(parse(settings), say=lambda line: None)
+    results = plain(transfer(parse(settings), say=lambda line: None))
     assert {cell["method"] for cell in results["cells"]} == set(settings["methods"])
     assert {curve["method"] for curve in results["tuning"]} == {"adamergex", "adamergex_cross"}
     for curve in results["tuning"]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from topic_sentences import TOPICS, sentences
 from torch import nn
 
-from adamergex import evaluation
+from adamergex import evaluation, statistics
 from adamergex.adapters import peft_backed
 from adamergex.backbones import loading
 from adamergex.errors import ConfigError, DataError, ModelError
@@ -35,7 +35,7 @@ from adamergex.jobs.settings import (
     TrainJob,
 )
 from adamergex.search import tuning
-from adamergex.tasks import measuring, resampling
+from adamergex.tasks import measuring
 from adamergex.tasks.answering.choice_heads import choice_examples, pair_examples
 from adamergex.tasks.answering.written import read_entities, written_entities
 from adamergex.tasks.rows import read
@@ -396,17 +396,18 @@ def test_resampled_scores_are_those_of_a_plain_bootstrap() -> None:
     generator = np.random.default_rng(1)
     a = np.stack([generator.random(60), generator.integers(1, 4, 60)], 1)
     b = np.stack([np.clip(a[:, 0] - generator.random(60) / 3, 0, 1), a[:, 1]], 1)
-    found = resampling.paired(a, b)
+    ours, theirs = ([[statistics.Sample.of_tallies(tallies)]] for tallies in (a, b))
+    found = statistics.compare(ours, theirs)
     plain = []
     for _ in range(4000):
         chosen = generator.integers(60, size=60)
         plain.append(100 * a[chosen, 0].sum() / a[chosen, 1].sum() - 100 * b[chosen, 0].sum() / b[chosen, 1].sum())
     low, high = np.percentile(plain, [2.5, 97.5])
-    assert found["difference"] == pytest.approx(100 * (a[:, 0].sum() - b[:, 0].sum()) / a[:, 1].sum())
-    assert found["interval"] == pytest.approx([low, high], abs=0.4)
-    assert found["p"] < 0.01 and resampling.paired(b, a)["p"] == found["p"]
+    assert found.difference == pytest.approx(100 * (a[:, 0].sum() - b[:, 0].sum()) / a[:, 1].sum())
+    assert found.interval() == pytest.approx([low, high], abs=0.4)
+    assert found.p < 0.01 and statistics.compare(theirs, ours).p == found.p
     right = np.stack([np.arange(100) < 80, np.ones(100)], 1).astype(float)
-    assert resampling.interval(right) == pytest.approx([72, 87.5], abs=1)
+    assert statistics.interval(statistics.Sample.of_tallies(right)) == pytest.approx([72, 87.5], abs=1)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from adamergex.adapters import peft_backed, prefix
 from adamergex.adapters.sites import target_modules
+from adamergex.files.inputs import Json
 from adamergex.structures.settings import OnProjections
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[st
 
 
 def place(
-    model: PreTrainedModel, config: Mapping[str, Any], contents: Tensors, *, where: object, fresh: tuple[str, ...] = ()
+    model: PreTrainedModel, config: Mapping[str, Json], contents: Tensors, *, where: object, fresh: tuple[str, ...] = ()
 ) -> InPeft:
     """Put an adapter that is in memory on a model. Raises: AdapterFileError, ModelError."""
     return InPeft(peft_backed.place(model, config, contents, where=where, fresh=fresh))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from adamergex.adapters.labels import require_labels
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
 from adamergex.files import tensor_files
 from adamergex.files.directory import read_config
+from adamergex.files.inputs import Json
 from adamergex.files.registry import named_in_code
 from adamergex.structures import held, kind_named
 from adamergex.structures.kind import StructureKind
@@ -89,7 +90,7 @@ class Backend(Protocol):
     def place(
         self,
         model: PreTrainedModel,
-        config: Mapping[str, Any],
+        config: Mapping[str, Json],
         contents: Tensors,
         *,
         where: object,
@@ -155,14 +156,14 @@ def _kind_in(directory: str | Path) -> StructureKind:
     return _kind(read_config(Path(directory)))
 
 
-def _kind(config: Mapping[str, Any]) -> StructureKind:
+def _kind(config: Mapping[str, Json]) -> StructureKind:
     """Of a PEFT type that is no structure here PEFT says what it lacks; of another config AdapterHub's reader."""
     return held(config) or kind_named("lora" if "peft_type" in config else "bottleneck")
 
 
 def place(
     model: PreTrainedModel,
-    config: Mapping[str, Any],
+    config: Mapping[str, Json],
     contents: Tensors,
     *,
     where: object,

@@ -40,6 +40,7 @@ from adamergex.adapters.sparse import (
     write_file,
 )
 from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError
+from adamergex.files.inputs import Json
 from adamergex.files.tensor_files import require_same
 from adamergex.structures.card import write_beside
 from adamergex.structures.settings import Sparse
@@ -137,7 +138,7 @@ class InWeights:
         for name, start in (self._start | self._new_head).items():
             self._own[name].copy_(start)
 
-    def write_choice(self, path: Path, about: Mapping[str, Any]) -> None:
+    def write_choice(self, path: Path, about: Mapping[str, Json]) -> None:
         """Keep the choice, and what the first phase came to, for a run that is stopped in the second."""
         partial = path.with_suffix(".partial")
         save_tensors(
@@ -147,11 +148,11 @@ class InWeights:
         )
         partial.replace(path)
 
-    def read_choice(self, path: Path) -> dict[str, Any]:
+    def read_choice(self, path: Path) -> dict[str, Json]:
         """Take a choice that was kept; what the first phase came to."""
         with safe_open(path, "pt") as file:
             self._chosen = {name: file.get_tensor(name).to(start.device) for name, start in self._start.items()}
-            about: dict[str, Any] = json.loads(file.metadata()["about"])
+            about: dict[str, Json] = json.loads(file.metadata()["about"])
         return about
 
     def start_sha256(self) -> str:

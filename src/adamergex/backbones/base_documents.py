@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from adamergex.backbones.base_files import checkpoint_file, resolve
 from adamergex.errors import AdamergexError, ModelError
@@ -35,7 +34,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_|]*")
 _LAYERS = re.compile(r"n_layers?|num_layers|n_blocks|num_blocks|num_\w*layers|\w+_layers")
 
 
-def require_config(base: str) -> dict[str, Any]:
+def require_config(base: str) -> dict[str, object]:
     """The ``config.json`` of a base as it stands, where it is one that may be given to transformers.
 
     Raises: ModelError: no file, not strict JSON, larger than ``inputs.SETTINGS_BYTES``, more than ``LAYERS`` layers,
@@ -117,7 +116,7 @@ def unreadable(base: str, error: BaseException, part: str = "model") -> ModelErr
     )
 
 
-def _settings(value: Any) -> Iterator[tuple[str, Any]]:
+def _settings(value: object) -> Iterator[tuple[str, object]]:
     """Every named value of a document, also those inside others; its depth is bounded by the reader."""
     if isinstance(value, dict):
         for name, inner in value.items():
@@ -128,7 +127,7 @@ def _settings(value: Any) -> Iterator[tuple[str, Any]]:
             yield from _settings(inner)
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, dict):  # an implementation for each part of a model
         return all(_is_plain(inner) for inner in value.values())
     return value is None or (isinstance(value, str) and _PLAIN.fullmatch(value) is not None)

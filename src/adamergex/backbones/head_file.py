@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +27,9 @@ from adamergex.files.inputs import open_regular, read_json_object
 from adamergex.files.outputs import staged_directory
 from adamergex.files.tensor_files import read_safetensors
 from adamergex.files.tensor_header import read_header
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FILE = "masked_lm_head.safetensors"
 HEAD_RECORD = "masked_lm_head.json"
@@ -197,7 +200,7 @@ def _for_rows(file: HeadFile, rows: Tensor, path: Path) -> dict[str, Tensor]:
     return result
 
 
-def write_base(model: Any, base: str, stage: Path) -> None:
+def write_base(model: PreTrainedModel, base: str, stage: Path) -> None:
     """The model as a checkpoint, with the base's tokenizer and pooling; config.json is the base's, the class aside."""
     with quiet():
         model.save_pretrained(stage)

@@ -27,6 +27,8 @@ from adamergex.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from transformers import PreTrainedModel
+
 SCALES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
 
 
@@ -76,9 +78,9 @@ def with_new_head(base: str) -> tuple[Any, dict[str, nn.Parameter]]:
     return model.eval(), new
 
 
-def _start(base: str, model: Any, name: str, parameter: nn.Parameter) -> None:
+def _start(base: str, model: PreTrainedModel, name: str, parameter: nn.Parameter) -> None:
     owner = model.get_submodule(name.rpartition(".")[0])
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = len(next(model.get_input_embeddings().parameters()))
     with torch.no_grad():
         if parameter.dim() == 2 and parameter.shape[0] == parameter.shape[1] and isinstance(owner, nn.Linear):
             parameter.copy_(torch.eye(parameter.shape[0]))
@@ -97,13 +99,13 @@ def _start(base: str, model: Any, name: str, parameter: nn.Parameter) -> None:
 
 
 def calibrate(
-    model: Any, new: Mapping[str, nn.Parameter], batches: Iterable[Mapping[str, Tensor]], counts: Tensor
+    model: PreTrainedModel, new: Mapping[str, nn.Parameter], batches: Iterable[Mapping[str, Tensor]], counts: Tensor
 ) -> float:
     """Give bias and layer norm of a new head their start; the loss that it has on the batches, in nats a token.
 
     ``counts`` [V]: how often the text has each token.
     """
-    rows, embeddings, counts = len(counts), model.get_input_embeddings().weight, counts.to(model.device)
+    rows, embeddings, counts = len(counts), next(model.get_input_embeddings().parameters()), counts.to(model.device)
     bias = next((item for item in new.values() if item.shape == (rows,)), None)
     logarithms = torch.log((counts.float() + 0.1) / (counts.float() + 0.1).sum())
     norm = next((module for name, module in model.named_modules() if _is_new_norm(name, module, new)), None)
@@ -135,7 +137,7 @@ def _is_new_norm(name: str, module: nn.Module, new: Mapping[str, nn.Parameter]) 
     return isinstance(module, nn.LayerNorm) and f"{name}.weight" in new
 
 
-def _normalised(model: Any, norm: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+def _normalised(model: PreTrainedModel, norm: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """What a module gives in a forward pass; the logits, which cost most of it, are not computed."""
     seen: list[Tensor] = []
 
@@ -159,7 +161,7 @@ def _normalised(model: Any, norm: nn.Module, batch: Mapping[str, Tensor]) -> Ten
 class LowRank:
     """ΔW = (alpha / rank)·B·A on every linear layer of a model's body, to be folded into the weights in the end."""
 
-    def __init__(self, model: Any, rank: int, alpha: float) -> None:
+    def __init__(self, model: PreTrainedModel, rank: int, alpha: float) -> None:
         self.scale, self.factors, self._on = alpha / rank, dict[str, tuple[nn.Parameter, nn.Parameter]](), True
         self.model, self._handles = model, []
         for name, module in linear_layers(model).items():
@@ -200,7 +202,7 @@ class LowRank:
             del module.low_rank_a, module.low_rank_b
 
 
-def linear_layers(model: Any) -> dict[str, nn.Linear]:
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """The linear layers of a model's body, by name; not those of a pooler."""
     prefix = f"{model.base_model_prefix}."
     return {
@@ -210,7 +212,7 @@ def linear_layers(model: Any) -> dict[str, nn.Linear]:
     }
 
 
-def fold(model: Any, factors: Mapping[str, tuple[Tensor, Tensor]], scale: float) -> None:
+def fold(model: PreTrainedModel, factors: Mapping[str, tuple[Tensor, Tensor]], scale: float) -> None:
     """W ← W + scale·B·A. Raises: ModelError where a layer is not there, or has another shape."""
     layers = linear_layers(model)
     with torch.no_grad():

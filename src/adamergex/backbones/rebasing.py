@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from adamergex.backbones.base_files import base_sha256
 from adamergex.backbones.embedding_rows import Rows
@@ -16,7 +15,7 @@ from adamergex.errors import AdapterFileError, ModelError
 from adamergex.files import lineage as lineages
 from adamergex.files.directory import CONFIG, AdapterDirectory
 from adamergex.files.hashing import file_sha256
-from adamergex.files.inputs import read_json_object
+from adamergex.files.inputs import Json, read_json_object
 from adamergex.files.outputs import staged_directory
 from adamergex.files.tensor_files import read_safetensors
 from adamergex.files.tensor_header import read_header
@@ -54,7 +53,7 @@ def rebase(adapter: str | Path, source: str, target: str, output: str | Path) ->
             base={"name": target, "sha256": base_sha256(target)},
             parents={**lineage.parents, _ROLE: parent},
         )
-        write_beside(stage, moved, task_type=settings.get("task_type"))
+        write_beside(stage, moved, task_type=str(settings["task_type"]) if settings.get("task_type") else None)
 
 
 def _copy(directory: Path, stage: Path) -> None:
@@ -71,7 +70,7 @@ def _copy(directory: Path, stage: Path) -> None:
         shutil.copyfile(path, stage / path.name)
 
 
-def _settings(path: Path, target: str) -> dict[str, Any]:
+def _settings(path: Path, target: str) -> dict[str, Json]:
     settings = read_json_object(path, what="the adapter's config", error=AdapterFileError)
     if "base_model_name_or_path" in settings:
         settings["base_model_name_or_path"] = target

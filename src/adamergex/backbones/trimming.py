@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Tokenizer
@@ -26,12 +26,15 @@ from adamergex.backbones.embedding_rows import body_sha256, write_tensors
 from adamergex.backbones.loading import skeleton, tokenizer, vocabulary_size
 from adamergex.backbones.pooling import POOLING_FILE
 from adamergex.backbones.token_subsets import Vocabulary, require_kind
-from adamergex.data import reader
+from adamergex.data import reader, values
 from adamergex.errors import ConfigError, DataError, ModelError
 from adamergex.files.hashing import file_sha256
 from adamergex.files.inputs import DOCUMENT_BYTES, read_json_object
 from adamergex.files.outputs import staged_directory
 from adamergex.jobs.settings import Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 RECORD = "trimmed.json"
 KEPT = "kept_rows.safetensors"
@@ -105,20 +108,20 @@ def trim(base: str, texts: Sequence[str | Path], output: str | Path, *, columns:
         }
         (stage / RECORD).write_text(_json(record), encoding="utf-8")
         write_tensors(stage / KEPT, {"rows": torch.tensor(sorted(new), dtype=torch.int32)}, {"format": "pt"})
-        (stage / "README.md").write_text(_card(base, trimmed, record), encoding="utf-8")
+        (stage / "README.md").write_text(_card(base, trimmed, files), encoding="utf-8")
     return trimmed
 
 
-def _texts(paths: Sequence[str | Path], columns: Sequence[str]) -> tuple[list[str], list[dict[str, Any]]]:
+def _texts(paths: Sequence[str | Path], columns: Sequence[str]) -> tuple[list[str], list[dict[str, str | int]]]:
     """All different texts, and what the record says of their files. Raises: DataError."""
     contents: dict[str, None] = {}
-    files = []
+    files: list[dict[str, str | int]] = []
     for path in paths:
         rows = reader.read(Rows(path=str(path)), "", names=tuple(columns), also=())
         for row in rows:
             for name in columns:
-                values = row[name] if isinstance(row[name], list) else [row[name]]
-                if not all(isinstance(value, str) for value in values):
+                found = row[name]
+                if not all(isinstance(value, str) for value in (found if isinstance(found, list) else [found])):
                     raise DataError(
                         "a column holds something that is not text",
                         where=f"{path}, column {name!r}",
@@ -126,14 +129,21 @@ def _texts(paths: Sequence[str | Path], columns: Sequence[str]) -> tuple[list[st
                         expected="a text, or a list of texts",
                         fix="name the columns of text with --column",
                     )
-                contents |= dict.fromkeys([*values, " ".join(values)])
+                words = values.texts(found)
+                contents |= dict.fromkeys([*words, " ".join(words)])
         files.append({"file": Path(path).name, "rows": len(rows), "sha256": file_sha256(path)})
     return list(contents), files
 
 
 def _covering(
-    base: str, pieces: Any, place: str, vocabulary: Vocabulary, texts: Sequence[str], named: set[int], stage: Path
-) -> tuple[dict[str, Any], dict[int, int]]:
+    base: str,
+    pieces: PreTrainedTokenizerBase,
+    place: str,
+    vocabulary: Vocabulary,
+    texts: Sequence[str],
+    named: set[int],
+    stage: Path,
+) -> tuple[dict[str, object], dict[int, int]]:
     """The tokenizer's files written to ``stage``, once every text is tokenised as before; old id -> new id."""
     full, texts = _plain(pieces.backend_tokenizer), _as_read(pieces, vocabulary.kind, texts)
     used = {index for batch in _encoded(full, texts) for ids in batch for index in ids}
@@ -158,7 +168,7 @@ def _covering(
     return document, new
 
 
-def _as_read(pieces: Any, kind: str, texts: Sequence[str]) -> list[str]:
+def _as_read(pieces: PreTrainedTokenizerBase, kind: str, texts: Sequence[str]) -> list[str]:
     """The texts as a model meets them: after a word as well (other tokens in BPE), and what a chat template writes."""
     found = [*texts, *(f" {text}" for text in texts)] if kind == "BPE" else list(texts)
     if pieces.chat_template:
@@ -187,7 +197,7 @@ def _encoded(backend: Tokenizer, texts: Sequence[str]) -> Iterator[list[list[int
         yield [item.ids for item in backend.encode_batch_fast(list(texts[start : start + _CHUNK]))]
 
 
-def _plain(backend: Any) -> Tokenizer:
+def _plain(backend: Tokenizer) -> Tokenizer:
     """A copy that neither cuts nor pads."""
     plain = Tokenizer.from_str(backend.to_str())
     plain.no_truncation()
@@ -195,7 +205,7 @@ def _plain(backend: Any) -> Tokenizer:
     return plain
 
 
-def _write_tokenizer(place: str, document: dict[str, Any], new: Mapping[int, int], stage: Path) -> None:
+def _write_tokenizer(place: str, document: dict[str, object], new: Mapping[int, int], stage: Path) -> None:
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
     (stage / "tokenizer.json").write_text(text, encoding="utf-8")
     settings = checkpoint_file(place, "tokenizer_config.json")
@@ -218,15 +228,15 @@ def _with_config(place: str, stage: Path) -> str:
     return str(stage)
 
 
-def _named_ids(settings: Mapping[str, Any]) -> set[int]:
+def _named_ids(settings: Mapping[str, object]) -> set[int]:
     """The ids of tokens that settings name: ``eos_token_id`` and the like, one or several."""
     values = [value for name, value in settings.items() if name.endswith("_token_id")]
     flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
     return {item for item in flat if isinstance(item, int) and not isinstance(item, bool) and item >= 0}
 
 
-def _renumbered(settings: dict[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
-    def renumber(value: Any) -> Any:
+def _renumbered(settings: dict[str, object], new: Mapping[int, int]) -> dict[str, object]:
+    def renumber(value: object) -> object:
         if isinstance(value, list):
             return [renumber(item) for item in value]
         return new.get(value) if type(value) is int and value >= 0 else value
@@ -249,7 +259,7 @@ def _require_positions(base: str, new: Mapping[int, int]) -> None:
             )
 
 
-def _document(place: str, name: str) -> dict[str, Any]:
+def _document(place: str, name: str) -> dict[str, object]:
     path = checkpoint_file(place, name)
     if path is None:
         raise ModelError(
@@ -261,15 +271,15 @@ def _document(place: str, name: str) -> dict[str, Any]:
     return read_json_object(path, what=name, error=ModelError, limit=4 * DOCUMENT_BYTES)
 
 
-def _json(values: Mapping[str, Any]) -> str:
+def _json(values: Mapping[str, object]) -> str:
     return json.dumps(values, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
 
 
-def _card(base: str, trimmed: Trimmed, record: Mapping[str, Any]) -> str:
-    texts = "\n".join(f"- {item['file']}: {item['rows']} rows, SHA-256 `{item['sha256']}`" for item in record["texts"])
+def _card(base: str, trimmed: Trimmed, files: Sequence[Mapping[str, str | int]]) -> str:
+    texts = "\n".join(f"- {item['file']}: {item['rows']} rows, SHA-256 `{item['sha256']}`" for item in files)
     return (
         f"# {base}, vocabulary trimmed\n\n"
-        f"Made by adamergex from `{base}`, SHA-256 `{record['base']['sha256']}`; the licence is that of the base. All "
+        f"Made by adamergex from `{base}`, SHA-256 `{base_sha256(base)}`; the licence is that of the base. All "
         f"weights are the base's; the embeddings keep {trimmed.tokens:,} of {trimmed.tokens_before:,} rows.\n\n"
         f"## Texts that are tokenised as before\n\n{texts}\n\n## Sizes\n\n```text\n{trimmed}\n```\n"
     )

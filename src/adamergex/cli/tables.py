@@ -61,7 +61,7 @@ def study(arguments: argparse.Namespace) -> None:
         return
     engine = Engine(arguments.engine, arguments.workers, arguments.address, arguments.gpus)
     result = run_study(wanted, engine=engine, force=arguments.force, say=say, command=command())
-    say(f"{len(result['tables'])} tables, {result['steps']['all']} steps, {result['steps']['reused']} of them reused")
+    say(f"{len(result.tables)} tables, {result.steps.all} steps, {result.steps.reused} of them reused")
     say(f"written: {Path(wanted.output) / 'study.json'}")
 
 
@@ -72,10 +72,13 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
     from adamergex.evaluation import evaluate_directory
+    from adamergex.files.records import read_scores
 
     quiet()
-    scores = evaluate_directory(
+    evaluate_directory(
         base=arguments.base,
         adapter=arguments.adapter,
         test=arguments.test,
@@ -84,8 +87,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
         columns=dict(arguments.column),
         task_file=arguments.task_file,
     )
-    low, high = scores["interval"]
-    say(f"{scores['metric']} {scores[scores['metric']]:.1f} % [{low:.1f}, {high:.1f}] on {scores['n']} items")
+    scores = read_scores(Path(arguments.output))
+    low, high = scores.interval
+    say(f"{scores.metric} {scores.score:.1f} % [{low:.1f}, {high:.1f}] on {scores.n} items")
     say(f"written: {arguments.output}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from adamergex.errors import ConfigError
 from adamergex.files.inputs import Malformed, parse_yaml
@@ -14,9 +14,9 @@ class Change(NamedTuple):
     """A value and its place in the settings; None takes the setting away."""
 
     place: tuple[str, ...]
-    value: Any
+    value: object
 
-    def of(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def of(self, settings: Mapping[str, object]) -> dict[str, object]:
         """The settings with this change; mappings on the way are made where there are none.
 
         Raises:
@@ -43,7 +43,7 @@ def parse_change(text: str) -> Change:
         raise ConfigError("the value is not valid YAML", where=f"--set {text}", found=problem) from None
 
 
-def check_removal(settings: Iterable[Mapping[str, Any]], change: Change) -> None:
+def check_removal(settings: Iterable[Mapping[str, object]], change: Change) -> None:
     """That what a change takes away is in one of the settings: a misspelt name would leave it in place.
 
     Raises:
@@ -51,7 +51,7 @@ def check_removal(settings: Iterable[Mapping[str, Any]], change: Change) -> None
     """
     if change.value is not None:
         return
-    inner: list[Any] = list(settings)
+    inner: list[object] = list(settings)
     for depth, name in enumerate(change.place):
         mappings = [item for item in inner if isinstance(item, Mapping)]
         inner = [item[name] for item in mappings if name in item]
@@ -66,7 +66,7 @@ def check_removal(settings: Iterable[Mapping[str, Any]], change: Change) -> None
             )
 
 
-def _changed(settings: Mapping[str, Any], place: tuple[str, ...], change: Change) -> dict[str, Any]:
+def _changed(settings: Mapping[str, object], place: tuple[str, ...], change: Change) -> dict[str, object]:
     name, *rest = place
     result = dict(settings)
     if rest:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from adamergex.files.strict import (
     Count,
     Entries,
-    Layer,
     Layers,
     Penalty,
     Positive,
@@ -21,6 +20,7 @@ from adamergex.files.strict import (
     distinct,
     shown,
 )
+from adamergex.jobs.merge import SwapConfig
 from adamergex.jobs.settings import (
     Activation,
     Optimisation,
@@ -36,7 +36,7 @@ def _with_zero(grid: tuple[float, ...]) -> tuple[float, ...]:
 LANGUAGE = Optimisation(steps=50_000, learning_rate=1e-4, batch_size=64, schedule="linear", warmup=0, max_grad_norm=1.0)
 
 
-def _like_a_language(value: Any) -> Any:
+def _like_a_language(value: object) -> object:
     return {**LANGUAGE.model_dump(), **value} if isinstance(value, dict) else value
 
 
@@ -45,7 +45,7 @@ LanguageOptimisation = Annotated[Optimisation, BeforeValidator(_like_a_language)
 segments at 1e-4, falling linearly, gradients cut at norm 1."""
 
 
-def _several(value: Any) -> Any:
+def _several(value: object) -> object:
     """One value or several, as text: a paper's tables have numbers and names."""
     several = value if isinstance(value, list | tuple) else (value,)
     strange = [item for item in several if not isinstance(item, str | int) or isinstance(item, bool)]
@@ -73,14 +73,6 @@ class PapersConfig(Settings):
     def chosen(self) -> dict[str, tuple[str, ...]]:
         """Column -> its values, of the columns that matter."""
         return {name: values for name, values in self if values}
-
-
-class SwapConfig(Settings):
-    """Layers that layer_swapping takes from the target's reference (2410.01335)."""
-
-    bottom: Layer = 1
-    top: Layer = 1
-    transition: Layer = Field(default=0, description="averaged layers beside the bottom and beside the top")
 
 
 class CombineConfig(Settings):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
-from typing import Any, TypeVar, get_args
+from collections.abc import Collection, Sequence
+from typing import TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from adamergex.config.references import REFERENCES, TextReference
 from adamergex.config.task import known_fields
@@ -18,11 +19,20 @@ from adamergex.structures.settings import Structure, every_setting
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def typed(model: type[Model], settings: Any) -> Model | list[str]:
+def typed(
+    model: type[Model], settings: object, filled_in: str | None = None, of_task: Collection[str] = ()
+) -> Model | list[str]:
+    """Validated settings, or a sentence for each problem; none on ``filled_in``, a place that the user did not write.
+    ``of_task``: settings that belong under 'task' where they stand beside it."""
     try:
         return model.model_validate(settings)
     except ValidationError as error:
-        return _sentences(error.errors(), model)
+        kept = [item for item in error.errors() if filled_in is None or not _inside(place_of(item["loc"]), filled_in)]
+        return _sentences(kept, model, of_task)
+
+
+def _inside(place: str, other: str) -> bool:
+    return place == other or place.startswith(f"{other}.")
 
 
 SHOWN_PROBLEMS = 40
@@ -38,7 +48,7 @@ def refused(where: str, problems: list[str]) -> ConfigError:
     return ConfigError(f"{count} in the settings:\n" + "\n".join(lines), where=where)
 
 
-def _sentences(problems: Sequence[Any], model: type[BaseModel]) -> list[str]:
+def _sentences(problems: Sequence[ErrorDetails], model: type[BaseModel], of_task: Collection[str]) -> list[str]:
     """One sentence for each place: what could be one of several types has a problem with each of them."""
     places = [problem["loc"] for problem in problems]
     said: dict[str, str] = {}
@@ -47,6 +57,8 @@ def _sentences(problems: Sequence[Any], model: type[BaseModel]) -> list[str]:
         if problem["type"] == "too_short" and any(len(other) > len(here) == _shared(other, here) for other in places):
             continue  # of a list whose items are wrong, pydantic says that it is empty
         place, sentence = place_of(here), _sentence(problem, model)
+        if problem["type"] == "extra_forbidden" and place in of_task:
+            sentence = f"{place}: belongs under 'task'"
         if place and place in said:
             said[place] += f"; or: {sentence.removeprefix(f'{place}: ')}"
         else:
@@ -54,11 +66,11 @@ def _sentences(problems: Sequence[Any], model: type[BaseModel]) -> list[str]:
     return list(said.values())
 
 
-def _shared(one: tuple[Any, ...], other: tuple[Any, ...]) -> int:
+def _shared(one: tuple[object, ...], other: tuple[object, ...]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
-def _sentence(problem: Any, model: type[BaseModel]) -> str:
+def _sentence(problem: ErrorDetails, model: type[BaseModel]) -> str:
     place, kind, context = place_of(problem["loc"]), problem["type"], problem.get("ctx", {})
     if kind == "union_tag_invalid":
         kinds = context["expected_tags"]
@@ -77,7 +89,7 @@ def _sentence(problem: Any, model: type[BaseModel]) -> str:
     return f"{place}: {problem['msg']} (found {shown(problem['input'])})"
 
 
-def place_of(place: tuple[Any, ...]) -> str:
+def place_of(place: tuple[object, ...]) -> str:
     """A place in the settings as the user wrote it: without the names that pydantic gives to members of unions."""
     parts = [str(part) for part in _without_forms(place) if not _MEMBER.match(str(part))]
     return ".".join(part if len(part) <= 60 else f"{part[:60]}…" for part in parts)
@@ -86,14 +98,14 @@ def place_of(place: tuple[Any, ...]) -> str:
 _MEMBER = re.compile(r"(?:literal|constrained-|function-|tuple\[|\[key\]|str$|int$|float$)")
 
 
-def _without_forms(place: tuple[Any, ...]) -> tuple[Any, ...]:
+def _without_forms(place: tuple[object, ...]) -> tuple[object, ...]:
     """Inside a task or a reference, pydantic puts the form of it (see task_config.tag_of) into the place."""
     if place[:1] == ("reference",):
         return place[:1] + _without_forms(place[2:])
     return place[:1] + place[2:] if place[:1] == ("task",) else place
 
 
-def _names_at(model: type[BaseModel], place: tuple[Any, ...]) -> list[str]:
+def _names_at(model: type[BaseModel], place: tuple[object, ...]) -> list[str]:
     """The settings that exist at a place, by walking the models."""
     if place[:1] == ("reference",) and len(place) > 1:
         model, place = REFERENCES.get(str(place[1]), TextReference), place[2:]

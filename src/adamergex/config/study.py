@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ from adamergex.config.transfer import TransferConfig, read_yaml, validated
 from adamergex.files.strict import Count, Name, PathText, Settings, hint, shown
 from adamergex.structures.settings import Lora
 
-Raw = dict[str, Any]
+Raw = dict[str, object]
 
 
 class Assumed(Settings):
@@ -37,10 +37,10 @@ class StudyConfig(Settings):
     title: PathText = "Study"
     output: PathText = Field(default="runs/study", description="a folder a table, and study.json")
     store: PathText | None = Field(default=None, description="where all adapters are kept; default: OUTPUT/store")
-    tasks: dict[Name, dict[str, Any]] = Field(
+    tasks: dict[Name, dict[str, object]] = Field(
         min_length=1, description="name -> what this task sets: 'task', and perhaps proxy, targets, methods, …"
     )
-    variants: dict[Name, dict[str, Any]] = Field(
+    variants: dict[Name, dict[str, object]] = Field(
         default_factory=dict, description="name -> what an ablation changes; 'only' names the tasks that it is for"
     )
     assumed: Assumed = Field(default=Assumed(), description="for --dry-run")
@@ -67,7 +67,7 @@ def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     return parse_study(read_yaml(path), str(path), [parse_change(text) for text in changes])
 
 
-def parse_study(settings: Mapping[str, Any], where: str = "settings", changes: Sequence[Change] = ()) -> Study:
+def parse_study(settings: Mapping[str, object], where: str = "settings", changes: Sequence[Change] = ()) -> Study:
     """A validated study.
 
     Changes of what only a study has (``tasks.topics.proxy``, ``output``) are changes of the file; those of a table's
@@ -110,7 +110,7 @@ def parse_study(settings: Mapping[str, Any], where: str = "settings", changes: S
     return Study(title=config.title, output=config.output, store=store, tables=tables, assumed=config.assumed)
 
 
-def inherited(common: Mapping[str, Any], changes: Mapping[str, Any]) -> Raw:
+def inherited(common: Mapping[str, object], changes: Mapping[str, object]) -> Raw:
     """``common`` with ``changes``: mappings are merged name by name, anything else is replaced.
 
     A mapping of another ``kind`` replaces the whole mapping; null takes an inherited setting away.
@@ -127,7 +127,7 @@ def inherited(common: Mapping[str, Any], changes: Mapping[str, Any]) -> Raw:
     return result
 
 
-def _same_kind(name: str, before: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+def _same_kind(name: str, before: Mapping[str, object], value: Mapping[str, object]) -> bool:
     if "kind" not in value:
         return True
     return bool(before.get("kind", _UNNAMED_KIND.get(name, value["kind"])) == value["kind"])
@@ -149,13 +149,13 @@ def _tables(config: StudyConfig) -> Iterator[tuple[str, list[Raw]]]:
                 yield f"{task}-{variant}", [{**changes, **named}, rest]
 
 
-def _only(change: Mapping[str, Any], tasks: Mapping[str, Any]) -> Sequence[Any]:
+def _only(change: Mapping[str, object], tasks: Mapping[str, object]) -> Sequence[object]:
     """The tasks that a variant is for."""
     only = change.get("only", list(tasks))
     return only if isinstance(only, list) else [only]
 
 
-def _unknown_names(settings: Mapping[str, Any]) -> Iterator[str]:
+def _unknown_names(settings: Mapping[str, object]) -> Iterator[str]:
     known = [*StudyConfig.model_fields, *TransferConfig.model_fields]
     for name in settings:
         if name not in known:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from adamergex.config.references import AdapterReference, TaskReference
 from adamergex.config.task import BuiltIn, Own, kind_of
@@ -12,12 +12,15 @@ from adamergex.jobs.settings import Optimisation, unprobed
 from adamergex.structures import kind_named
 from adamergex.tasks import kinds
 
+if TYPE_CHECKING:
+    from adamergex.config.transfer import TransferConfig
+
 ORACLE = "_oracle"
 """What follows a method's name where its λ is chosen on the target's own test set."""
 
 
-def weight_problems(config: Any, task: Own | BuiltIn | None) -> Iterator[str]:
-    """What is wrong with how λ is chosen. ``config``: a TransferConfig; ``task``: None where it is wrong itself."""
+def weight_problems(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[str]:
+    """What is wrong with how λ is chosen. ``task``: None where it is wrong itself."""
     merge = config.merge
     if config.source in config.proxy:
         yield f"proxy: '{config.source}' is the source; λ would be tuned where no transfer happens"
@@ -44,7 +47,7 @@ def weight_problems(config: Any, task: Own | BuiltIn | None) -> Iterator[str]:
         yield "merge.granularity: a λ a layer is found by entropy only; set merge.weight to entropy"
 
 
-def _of_ways(config: Any, task: Own | BuiltIn | None, own: set[str], compared: set[str]) -> Iterator[str]:
+def _of_ways(config: TransferConfig, task: Own | BuiltIn | None, own: set[str], compared: set[str]) -> Iterator[str]:
     """What the table's own way of choosing λ, and those that are compared with it, lack."""
     ways = own | compared
     if "proxy" in ways and not config.proxy:
@@ -59,7 +62,7 @@ def _of_ways(config: Any, task: Own | BuiltIn | None, own: set[str], compared: s
         yield from _of_entropy(config, task)
 
 
-def _of_entropy(config: Any, task: Own | BuiltIn | None) -> Iterator[str]:
+def _of_entropy(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[str]:
     merge, structure = config.merge, kind_named(config.structure.kind)
     place = "merge.weight" if merge.weight == "entropy" else "merge.compare"
     if task is not None:
@@ -76,8 +79,8 @@ def _of_entropy(config: Any, task: Own | BuiltIn | None) -> Iterator[str]:
         yield f"merge.granularity: a λ a layer is for factors, here is {'space delta' if delta else 'a prefix'}"
 
 
-def head_start_problems(config: Any, task: Own | BuiltIn | None) -> Iterator[str]:
-    """Probes where nothing has a head. ``config``: a TransferConfig; ``task``: None where it is wrong itself."""
+def head_start_problems(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[str]:
+    """Probes where nothing has a head. ``task``: None where it is wrong itself."""
     reference, text = config.reference, "text"
     places: list[tuple[str, Optimisation | None, str | None]] = [
         ("mad_x.language.", config.mad_x.language.optimisation, text),

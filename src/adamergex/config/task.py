@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
@@ -14,7 +14,7 @@ from adamergex.files.strict import Names, PathText, Settings, hint, shown
 from adamergex.jobs.kinds import OneOf, adapter_of, settings_of
 from adamergex.jobs.settings import Limit, Optimisation, Rows, Sample, SampleSeed, Target, TaskRows
 from adamergex.tasks import catalogue, kinds
-from adamergex.tasks.kinds import TaskKind, labelled_kinds
+from adamergex.tasks.kinds import AnyKind, labelled_kinds
 from adamergex.tasks.measuring import require_metric
 
 Role = Literal["train", "validation", "test"]
@@ -22,7 +22,7 @@ BUILT_IN = "built-in"
 Self = TypeVar("Self", bound=Settings)
 
 
-def _rows_from_text(value: Any) -> Any:
+def _rows_from_text(value: object) -> object:
     return {"path": value} if isinstance(value, str) else value
 
 
@@ -65,11 +65,11 @@ class Own(Settings):
         kind = kinds.kind_of(values["kind"])
         given = {kind.labels.setting: labels} if kind.labels else {}
         try:
-            task: Any = kind.settings.model_validate({**given, **values})
+            task: Target = kind.settings.model_validate({**given, **values})
         except ValidationError as error:  # of the labels that the rows brought: the settings alone were checked
             said = "; ".join(str(problem.get("ctx", {}).get("error", problem["msg"])) for problem in error.errors())
             raise ConfigError("the task does not fit its labels", where=self.train.path, found=said) from None
-        return task  # type: ignore[no-any-return]
+        return task
 
     @property
     def open_labels(self) -> bool:
@@ -97,7 +97,7 @@ class BuiltIn(Settings):
     train: Part = Part()
     validation: Part = Part()
     test: Part = Part()
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, object] = Field(default_factory=dict)
     optimisation: Optimisation = Optimisation()
 
     def rows(self, role: Role) -> TaskRows:
@@ -128,7 +128,7 @@ class BuiltIn(Settings):
 
     def problems(self) -> Iterator[str]:
         """What is wrong with name and settings, each with the nearest that there is."""
-        fields: Any = ()
+        fields: Iterable[str] = ()
         try:
             fields = type(catalogue.task_file(self.name).TASK).model_fields
             self.task()
@@ -143,7 +143,7 @@ class BuiltIn(Settings):
                 )
                 yield f"task.settings.{place}: " + (f"no such setting{hint(place, fields)}" if unknown else said)
         except AdamergexError as error:
-            yield "task.name: " + ", ".join(line.strip() for line in str(error).splitlines())
+            yield "task.name: " + ", ".join(error.lines)
 
 
 def own_forms() -> dict[str, type[Own]]:
@@ -152,13 +152,14 @@ def own_forms() -> dict[str, type[Own]]:
 
 
 @cache
-def _own_form(kind: TaskKind) -> type[Own]:
+def _own_form(kind: AnyKind) -> type[Own]:
     fields: dict[str, Any] = {}
     if kind.labels is not None:
         names = Annotated[Names, Field(min_length=kind.labels.needs)] | None
         fields[kind.labels.setting] = (names, Field(default=None, description=_OPEN))
-    bases: Any = (Own, kind.settings)
-    own: type[Own] = create_model(f"Own{kind.settings.__name__}", __base__=bases, __doc__=kind.rows, **fields)
+    own: type[Own] = create_model(
+        f"Own{kind.settings.__name__}", __base__=(Own, kind.settings), __doc__=kind.rows, **fields
+    )
     return own
 
 
@@ -177,10 +178,10 @@ def measurable(task: Own | BuiltIn, place: str = "task") -> Iterator[str]:
     try:
         require_metric(task.task(()))
     except AdamergexError as error:
-        yield f"{place}.metric: " + ", ".join(line.strip() for line in str(error).splitlines())
+        yield f"{place}.metric: " + ", ".join(error.lines)
 
 
-def tag_of(value: Any) -> str:
+def tag_of(value: object) -> str:
     """Which form of ``task:`` is meant: "built-in" where there is ``data``, else the kind (classification)."""
     if isinstance(value, dict):
         named = value.get("name") in catalogue.NAMES and not {"kind", "train", "test"} & value.keys()
@@ -188,7 +189,7 @@ def tag_of(value: Any) -> str:
     return BUILT_IN if isinstance(value, BuiltIn) else str(getattr(value, "kind", "classification"))
 
 
-def _forms(value: Any) -> TypeAdapter[Any]:
+def _forms(value: object) -> TypeAdapter[object]:
     if (tag := tag_of(value)) != BUILT_IN:
         settings_of(tag)  # imports the package that brings the kind
     forms: dict[str, type[Settings]] = {**own_forms(), BUILT_IN: BuiltIn}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
@@ -35,7 +35,7 @@ from adamergex.jobs.settings import (
 from adamergex.structures import find
 
 
-def _one(value: Any) -> Any:
+def _one(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
@@ -50,10 +50,10 @@ class _TrainConfig(Settings):
     folder: str = Field(".", description="what relative paths are relative to; set to the config file's folder")
 
 
-def _bottleneck(**defaults: Any) -> BeforeValidator:
+def _bottleneck(**defaults: object) -> BeforeValidator:
     """The structure of a ``train`` file is a bottleneck adapter unless it says otherwise."""
 
-    def complete(value: Any) -> Any:
+    def complete(value: object) -> object:
         if not isinstance(value, dict) or value.get("kind", "bottleneck") != "bottleneck":
             return value
         return {"kind": "bottleneck", **defaults, **value}
@@ -80,8 +80,10 @@ class LanguageTraining(_TrainConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_the_structure_has_it(cls, values: Any) -> Any:
-        structure = values.get("structure") if isinstance(values, dict) else None
+    def _as_the_structure_has_it(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        structure = values.get("structure")
         kind = find(str(structure.get("kind"))) if isinstance(structure, dict) else None
         own = kind.optimisation if kind else None
         given = values.get("optimisation", {}) if own else None
@@ -100,9 +102,8 @@ class TaskTraining(_TrainConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _trained_only(cls, values: Any) -> Any:
-        task = values.get("task") if isinstance(values, dict) else None
-        if isinstance(task, dict) and "train" in task:
+    def _trained_only(cls, values: object) -> object:
+        if isinstance(values, dict) and isinstance(task := values.get("task"), dict) and "train" in task:
             return {**values, "task": {"test": task["train"], **task}}
         return values
 
@@ -110,7 +111,7 @@ class TaskTraining(_TrainConfig):
 HEAD = Optimisation(steps=500, learning_rate=1e-3, warmup=0.05, max_grad_norm=1.0)
 
 
-def _like_a_head(value: Any) -> Any:
+def _like_a_head(value: object) -> object:
     return {**HEAD.model_dump(), **value} if isinstance(value, dict) else value
 
 
@@ -152,19 +153,25 @@ TRAININGS: dict[str, type[Training]] = {
 }
 
 
-def parse_training(settings: Any, where: str = "settings") -> Training:
+def parse_training(settings: object, where: str = "settings") -> Training:
     """Validated settings of ``train``.
 
     Raises:
         ConfigError: one error that lists every problem.
     """
-    kind = settings.get("kind") if isinstance(settings, dict) else None
+    settings = settings if isinstance(settings, Mapping) else {}
+    kind = settings.get("kind")
     if not isinstance(kind, str) or kind not in TRAININGS:
         found = "kind: missing" if kind is None else f"kind: {shown(kind)} is none of {', '.join(TRAININGS)}"
         raise refused(where, [found + (hint(kind, TRAININGS) or f"; one of {', '.join(TRAININGS)}")])
-    config = typed(TRAININGS[kind], settings)
+    filled_in, of_task = None, set[str]()
+    if kind == "task":
+        task = settings.get("task")
+        filled_in = None if isinstance(task, dict) and "test" in task else "task.test"
+        of_task = {name for tag in (*own_forms(), BUILT_IN) for name in known_fields(tag).model_fields}
+    config = typed(TRAININGS[kind], settings, filled_in, of_task)
     if isinstance(config, list):
-        raise refused(where, list(_said(kind, settings, config)))
+        raise refused(where, config)
     if problems := list(_contradictions(config)):
         raise refused(where, problems)
     return config
@@ -186,21 +193,6 @@ def _contradictions(config: Training) -> Iterator[str]:
     kind = kind_of(config.task.placed(Path(config.folder))) if isinstance(config, TaskTraining) else "text"
     if kind and (problem := unprobed(kind, optimisation)):
         yield f"task.{problem}" if isinstance(config, TaskTraining) else problem
-
-
-def _said(kind: str, settings: dict[str, Any], problems: list[str]) -> Iterator[str]:
-    """The problems as the user made them: nothing on the test rows that ``TaskTraining`` filled in, and what stands
-    beside ``task`` but belongs into it is told so."""
-    task = settings.get("task")
-    filled_in = kind == "task" and not (isinstance(task, dict) and "test" in task)
-    forms = (*own_forms(), BUILT_IN) if kind == "task" else ()
-    inside = {name for tag in forms for name in known_fields(tag).model_fields}
-    for problem in problems:
-        place = problem.partition(":")[0]
-        if filled_in and (place == "task.test" or place.startswith("task.test.")):
-            continue
-        misplaced = place in inside - TaskTraining.model_fields.keys() and ": no such setting" in problem
-        yield f"{place}: belongs under 'task'" if misplaced else problem
 
 
 def load_training(path: Path) -> Training:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -73,7 +73,7 @@ def _method(name: str) -> str:
     return path_text(name)
 
 
-def _one_or_several(value: Any) -> Any:
+def _one_or_several(value: object) -> object:
     return () if value is None else (value,) if isinstance(value, str) else value
 
 
@@ -133,7 +133,7 @@ class TransferConfig(Settings):
         return tuple(language for language in self.targets if language != target)
 
 
-def parse(settings: Any, where: str = "settings") -> TransferConfig:
+def parse(settings: object, where: str = "settings") -> TransferConfig:
     """Validated settings.
 
     Raises:
@@ -145,7 +145,7 @@ def parse(settings: Any, where: str = "settings") -> TransferConfig:
     return found
 
 
-def validated(settings: Any) -> TransferConfig | list[str]:
+def validated(settings: object) -> TransferConfig | list[str]:
     """Validated settings, or a sentence for each of their problems."""
     found = typed(TransferConfig, settings)
     return found if isinstance(found, list) else list(_contradictions(found)) or found
@@ -160,7 +160,7 @@ def load(path: Path) -> TransferConfig:
     return parse(read_yaml(path), str(path))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, object]:
     """A settings file as it stands, with the folder that its relative paths start from.
 
     Raises:

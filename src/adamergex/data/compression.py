@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from adamergex.errors import DataError
 from adamergex.files import inputs
@@ -25,7 +25,7 @@ class Unpacked(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         block = self._unpacked.read1(len(buffer))
         buffer[: len(block)] = block
         self._count += len(block)

@@ -12,18 +12,19 @@ import io
 import itertools
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from adamergex.data import values
 from adamergex.data.compression import SWALLOWED, Unpacked, require_ratio
+from adamergex.data.values import Row
 from adamergex.errors import DataError
 from adamergex.files import inputs
 from adamergex.files.registry import Registry
 from adamergex.files.strict import shown
 
-Numbered = Iterator[tuple[int, Mapping[str, Any]]]
+Numbered = Iterator[tuple[int, Row]]
 Reader = Callable[[Path, "Lines", int], Numbered]
 _MAGIC = (
     (b"\xff\xfe", "UTF-16 text"), (b"\xfe\xff", "UTF-16 text"), (b"\x1f\x8b", "gzip data"),

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from adamergex.data import values
 from adamergex.data.file_formats import Numbered, rows_of
 from adamergex.data.sampling import sampled
+from adamergex.data.values import Row
 from adamergex.errors import DataError
+from adamergex.files.inputs import Json
 from adamergex.files.strict import nearest, shown
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ TEXTS = ("text", "premise", "hypothesis", "context", "question")
 
 def read(
     rows: Rows, language: str, names: Sequence[str] = ("text",), also: Sequence[str] = OURS
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Json]]:
     """The rows of one language: ``{language}`` in path, config and split is replaced by its code.
 
     ``names``: the columns that must be there; of the others, ``also`` come along, and what ``columns`` maps.
@@ -44,7 +46,7 @@ def read(
 
 def read_numbered(
     rows: Rows, language: str, names: Sequence[str] = ("text",), also: Sequence[str] = OURS
-) -> list[tuple[int, dict[str, Any]]]:
+) -> list[tuple[int, dict[str, Json]]]:
     """What ``read`` returns, each row with its number in the file, from 1."""
     where = source(rows, language)
     numbered = _hub(rows, language) if rows.path is None else rows_of(Path(where), _positions(rows))
@@ -74,13 +76,8 @@ def _positions(rows: Rows) -> int:
     return max(map(int, columns)) + 1 if columns and numbers else 0
 
 
-def data_hash(rows: Rows, language: str) -> str:
-    """SHA-256 of what ``read`` returns, as JSON lines with sorted names: the same text elsewhere has the same hash."""
-    return content_hash(read(rows, language))
-
-
-def content_hash(contents: Iterable[Mapping[str, Any]]) -> str:
-    """SHA-256 of rows that are already read."""
+def content_hash(contents: Iterable[Row]) -> str:
+    """SHA-256 of rows, as JSON lines with sorted names: the same text elsewhere has the same hash."""
     digest = hashlib.sha256()
     for row in contents:
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
@@ -90,11 +87,11 @@ def content_hash(contents: Iterable[Mapping[str, Any]]) -> str:
 def _row(
     where: str,
     number: int,
-    found: Mapping[str, Any],
+    found: Row,
     columns: Mapping[str, str],
     needed: set[str],
     texts: Sequence[str],
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     result = {}
     for name, column in columns.items():
         if column in found:

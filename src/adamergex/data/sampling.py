@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from adamergex.data.values import Row
 
 Item = TypeVar("Item")
 
 
-def sampled(items: Sequence[Item], size: int | None, seed: int, row: Callable[[Item], Mapping[str, Any]]) -> list[Item]:
+def sampled(items: Sequence[Item], size: int | None, seed: int, row: Callable[[Item], Row]) -> list[Item]:
     """``size`` of the items, drawn without replacement and in their own order; all of them where there are no more.
 
     The ``size`` smallest of SHA-256(seed, id) are drawn, where id is the row's ``id`` or else its place; of rows that
@@ -29,7 +31,7 @@ def sampled(items: Sequence[Item], size: int | None, seed: int, row: Callable[[I
     return [items[place] for _, place in sorted(sorted(keys)[:size], key=lambda key: key[1])]
 
 
-def _identity(value: Any, place: int) -> Any:
+def _identity(value: object, place: int) -> object:
     """An id, 7.0 as 7 (a table with gaps makes whole numbers so); a row without one goes by its place."""
     if value is None:
         return place

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_serializer, model_validator
 
@@ -17,7 +17,7 @@ Sample = Annotated[
 SampleSeed = Annotated[Seed, Field(description="seed of the sample")]
 
 
-def without_unused_sample(written: dict[str, Any]) -> dict[str, Any]:
+def without_unused_sample(written: dict[str, object]) -> dict[str, object]:
     """Written settings of rows: without a sample's where none is drawn, so that step keys stay as they were."""
     drawn = written.get("sample") is not None
     return {name: value for name, value in written.items() if drawn or name not in ("sample", "seed")}
@@ -39,7 +39,7 @@ class Rows(Settings):
     seed: SampleSeed = 0
 
     @model_serializer(mode="wrap")
-    def _without_unused(self, write: Callable[[Rows], dict[str, Any]]) -> dict[str, Any]:
+    def _without_unused(self, write: Callable[[Rows], dict[str, object]]) -> dict[str, object]:
         return without_unused_sample(write(self))
 
     @model_validator(mode="after")
@@ -63,5 +63,5 @@ class TaskRows(Settings):
     seed: SampleSeed = 0
 
     @model_serializer(mode="wrap")
-    def _without_unused(self, write: Callable[[TaskRows], dict[str, Any]]) -> dict[str, Any]:
+    def _without_unused(self, write: Callable[[TaskRows], dict[str, object]]) -> dict[str, object]:
         return without_unused_sample(write(self))

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import TypeAlias, cast
 
 from adamergex.errors import DataError
+from adamergex.files.inputs import Json
 from adamergex.metrics.text import is_blank
 
+Row: TypeAlias = Mapping[str, Json]
+"""A row of data: column -> value."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,16}(\.0*)?")
 _EMPTY_WORDS = ("nan", "none", "null", "nat", "<na>", "n/a", "#n/a")
 
 
-def plain_row(found: Mapping[Any, Any], where: str) -> dict[str, Any]:
+def plain_row(found: Mapping[Hashable, object] | Mapping[str, object], where: str) -> dict[str, Json]:
     """The row in Python's own types: no numpy or pandas values, None for everything that is missing (NaN, NA, NaT).
 
     Raises: DataError: half a surrogate pair in a text, which no UTF-8 file can hold.
@@ -28,7 +31,7 @@ def plain_row(found: Mapping[Any, Any], where: str) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any, where: str) -> Any:
+def _plain(value: object, where: str) -> Json:
     if isinstance(value, str):
         if half := _SURROGATE.search(value):
             raise DataError("a text holds half a surrogate pair", where=where, found=f"{half[0]!r}",
@@ -41,19 +44,20 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item, where) for item in value]
     # pandas' NA cannot be compared, NaT and NaN are no equals of themselves
-    return None if type(value).__name__ in ("NAType", "NaTType") or _not_a_number(value) else value
+    missing = type(value).__name__ in ("NAType", "NaTType") or _not_a_number(value)
+    return None if missing else cast(Json, value)  # a date or the like is refused where a text is read
 
 
-def _not_a_number(value: Any) -> bool:
+def _not_a_number(value: object) -> bool:
     return isinstance(value, Real) and value != value
 
 
-def is_text(value: Any) -> bool:
+def is_text(value: object) -> bool:
     """Whether a value is text as it stands, and not blank."""
     return type(value) is str and (value[:1].isalnum() or not is_blank(value))
 
 
-def text_of(value: Any, what: str, where: str, *, numbers: bool = True) -> str:
+def text_of(value: object, what: str, where: str, *, numbers: bool = True) -> str:
     """A text, or a number as text (18.0 is "18").
 
     Raises: DataError: it is missing or blank, or neither text nor (with ``numbers``) a number.
@@ -73,7 +77,12 @@ def text_of(value: Any, what: str, where: str, *, numbers: bool = True) -> str:
     return str(int(value)) if isinstance(value, Integral) else str(value).removesuffix(".0")
 
 
-def label_of(value: Any, where: str) -> str:
+def texts(value: Json) -> list[str]:
+    """The texts of a column that was checked: those of a list, or the only one."""
+    return [str(item) for item in (value if isinstance(value, Sequence) and not isinstance(value, str) else [value])]
+
+
+def label_of(value: object, where: str) -> str:
     """A label: text, a whole number or a truth value, as text. Raises: DataError: it is missing, or a list."""
     return str(value) if isinstance(value, bool) else text_of(value, "label", where)
 
@@ -87,22 +96,21 @@ def require_written(label: str, known: Collection[str], where: str) -> None:
         )  # fmt: skip
 
 
-def position_of(value: Any, what: str, where: str) -> int | None:
+def position_of(value: object, what: str, where: str) -> int | None:
     """A whole number from 0 on, also as 4.0, "4" or "4.0"; None where it is missing or blank.
 
     Raises: DataError: anything else.
     """
     if value is None or (isinstance(value, str) and is_blank(value)):
         return None
-    number: Any = value
-    if isinstance(value, str) and value.isascii() and _WHOLE.fullmatch(value.strip()):
-        number = float(value)
-    whole = isinstance(number, Real) and not isinstance(number, bool)
-    whole = whole and (isinstance(number, Integral) or float(number).is_integer())
-    if not whole or not 0 <= number < 2**53:
+    written = isinstance(value, str) and value.isascii() and _WHOLE.fullmatch(value.strip())
+    number, place = float(str(value)) if written else value, -1
+    if isinstance(number, Real) and not isinstance(number, bool):
+        place = int(number) if isinstance(number, Integral) else int(-1 if number % 1 else float(number))
+    if not 0 <= place < 2**53:
         raise DataError(f"{_a(what)} is not a position", where=where, found=repr(value),
                         expected="a whole number from 0 on", fix="correct the row")  # fmt: skip
-    return int(number)
+    return place
 
 
 def _a(what: str) -> str:

@@ -10,9 +10,9 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from adamergex.errors import AdamergexError
 
@@ -36,6 +36,8 @@ UNPACKED_BYTES, UNPACKED_RATIO = 64 << 20, 200
 DIGITS = 1000
 """Most digits of a whole number in YAML."""
 
+Json: TypeAlias = "str | int | float | bool | None | Sequence[Json] | Mapping[str, Json]"
+"""A value as JSON, YAML or a row of data has it; for reading."""
 ErrorType = type[AdamergexError]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Required, TypedDict, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -111,10 +111,21 @@ class Merged(Record):
 
 class _Prediction(Record):
     id: str | int
-    gold: Any
-    predicted: Any
+    gold: object
+    predicted: object
     text_sha256: str | None = None
     tally: Interval | None = None
+
+
+class Prediction(TypedDict, total=False):
+    """A row of ``predictions.jsonl``; it may hold more, such as the ``scores`` of the labels."""
+
+    id: Required[str | int]
+    gold: Required[object]
+    predicted: Required[object]
+    text_sha256: str | None
+    group: str | None
+    tally: tuple[float, float]
 
 
 Kind = TypeVar("Kind", bound=Record)
@@ -148,7 +159,7 @@ def read_merged(directory: Path) -> Merged:
     return valid(Merged, read_json_object(path, what="the merge's report", error=DataError, limit=DOCUMENT_BYTES), path)
 
 
-def predictions(path: str | Path) -> Iterator[dict[str, Any]]:
+def predictions(path: str | Path) -> Iterator[Prediction]:
     """The rows of a ``predictions.jsonl``, one after the other: id, gold, predicted, and in some a tally.
 
     Raises: DataError, with the line, when it gets there.
@@ -172,10 +183,10 @@ def predictions(path: str | Path) -> Iterator[dict[str, Any]]:
                 tallied = "tally" in row
             if tallied != ("tally" in row):
                 raise _invalid(where, "some rows have a tally and some have none")
-            yield row
+            yield cast(Prediction, row)
 
 
-def read_predictions(path: str | Path) -> list[dict[str, Any]]:
+def read_predictions(path: str | Path) -> list[Prediction]:
     """All rows of a ``predictions.jsonl``, at least one. Raises: DataError."""
     rows = list(predictions(path))
     if not rows:
@@ -183,7 +194,7 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def valid(kind: type[Kind], found: dict[str, Any], where: object) -> Kind:
+def valid(kind: type[Kind], found: dict[str, object], where: object) -> Kind:
     """A document as a record of this kind. Raises: DataError, with what does not fit."""
     try:
         return kind.model_validate(found)
@@ -202,6 +213,6 @@ def _invalid(where: object, found: object) -> DataError:
     )
 
 
-def as_json(value: Any) -> str:
+def as_json(value: object) -> str:
     """A document for people and programs: indented, in UTF-8, without numbers that JSON lacks."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from adamergex.errors import AdamergexError, AdapterFileError
 from adamergex.files import inputs, tensor_names
 from adamergex.files.directory import CONFIG, PROMPT_TYPES, TENSORS, AdapterDirectory, require_gathered
+from adamergex.files.inputs import Json
 from adamergex.files.tensor_header import TensorInfo, read_header
 
 MOST_BYTES = 16 << 30
@@ -191,7 +192,7 @@ def _unusual(tensor: torch.Tensor) -> str:
     return ""
 
 
-def read_peft_pickle(path: Path, config: Mapping[str, Any]) -> Tensors:
+def read_peft_pickle(path: Path, config: Mapping[str, Json]) -> Tensors:
     """The tensors of PEFT's ``adapter_model.bin`` under PEFT's names. Raises: AdapterFileError."""
     tensors = plain_tensors(read_pickle(path), path)
     try:

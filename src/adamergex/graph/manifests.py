@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from adamergex.errors import AdamergexError
 from adamergex.files.inputs import read_json_object
@@ -37,7 +36,7 @@ class Manifest:
     kind: str
     version: int
     label: str
-    identity: Mapping[str, Any]
+    identity: Mapping[str, object]
     inputs: Mapping[str, str]
     files: Mapping[str, str]
     bytes: int
@@ -75,13 +74,13 @@ def is_key(value: object) -> bool:
     return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
-def digest(contents: Mapping[str, Any]) -> str:
+def digest(contents: Mapping[str, object]) -> str:
     """SHA-256 of a manifest without its own hash."""
     text = json.dumps(contents, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _problem(contents: dict[str, Any], stated: object) -> str | None:
+def _problem(contents: dict[str, object], stated: object) -> str | None:
     """What is wrong with a manifest, or None."""
     expected = set(Manifest.__dataclass_fields__)
     if missing := sorted(expected - set(contents)):
@@ -97,15 +96,15 @@ def _problem(contents: dict[str, Any], stated: object) -> str | None:
     )
 
 
-def _is_part(value: Any) -> bool:
+def _is_part(value: object) -> bool:
     try:
-        path_part(value, what="a kind", error=StoreError)
+        path_part(str(value), what="a kind", error=StoreError)
     except StoreError:
         return False
-    return True
+    return isinstance(value, str)
 
 
-def _is_inside(name: Any) -> bool:
+def _is_inside(name: object) -> bool:
     """Whether this is the plain relative path of a file below the entry."""
     if not isinstance(name, str) or not name or len(name) > 1000 or "\\" in name or "\0" in name:
         return False
@@ -120,7 +119,7 @@ def _utc(text: str) -> datetime:
     return found.astimezone(UTC)
 
 
-def _is_date(text: Any) -> bool:
+def _is_date(text: object) -> bool:
     try:
         return isinstance(text, str) and _utc(text) is not None
     except (ValueError, OverflowError):

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from adamergex.files.hashing import file_sha256
+from adamergex.files.inputs import Json
 from adamergex.files.locks import held
 from adamergex.files.outputs import remove, sync, sync_tree
 from adamergex.graph import manifests
@@ -32,7 +32,7 @@ PARTIAL = "partial"
 STAGE = ".stage-"
 
 
-def canonical(value: Any) -> str:
+def canonical(value: object) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text. NaN is refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -44,14 +44,14 @@ class Step:
     Args:
         kind: which action does it.
         identity: what decides the result, without paths (contents are named by their hashes); part of the key.
-        job: what the action is given; may hold paths of this machine; not part of the key.
+        job: what the action is given (see ``jobs``); may hold paths of this machine; not part of the key.
         inputs: steps whose result directories the action reads.
         label: for people.
     """
 
     kind: str
-    identity: Mapping[str, Any]
-    job: Mapping[str, Any]
+    identity: Mapping[str, Json]
+    job: object
     inputs: Mapping[str, Step] = field(default_factory=dict)
     label: str = ""
 

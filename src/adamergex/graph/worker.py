@@ -12,7 +12,7 @@ from adamergex.errors import AdamergexError
 from adamergex.graph.manifests import StoreError
 from adamergex.graph.steps import Step, Store
 
-Action = Callable[[Mapping[str, Any], Mapping[str, Path], Path, Path], None]
+Action = Callable[[Any, Mapping[str, Path], Path, Path], None]
 """(job, input directories, output directory to make, directory for resuming) -> None"""
 
 

@@ -69,7 +69,7 @@ class OneOf:
     def __init__(self, union: Callable[[Any], TypeAdapter[Any]]) -> None:
         self.union = union
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(
             lambda value: self.union(value).validate_python(value), serialization=core_schema.simple_ser_schema("any")
         )

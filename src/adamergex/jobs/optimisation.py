@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
@@ -47,9 +47,9 @@ class Optimisation(Settings):
     )
 
     @model_serializer(mode="wrap")
-    def _without_unused(self, write: Callable[[Optimisation], dict[str, Any]]) -> dict[str, Any]:
+    def _without_unused(self, write: Callable[[Optimisation], dict[str, object]]) -> dict[str, object]:
         # Trainings without them keep the keys that they had before there were such settings.
-        unused: dict[str, Any] = {"precision": "auto", "attention": "auto"}
+        unused: dict[str, object] = {"precision": "auto", "attention": "auto"}
         unused |= {"head_start": "random", "probe_c": self.probe_c} if self.head_start == "random" else {}
         return {name: value for name, value in write(self).items() if unused.get(name) != value}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import Field, model_serializer, model_validator
 
@@ -50,7 +50,7 @@ class LabelledTask(Settings):
     )
 
     @model_serializer(mode="wrap")
-    def _without_unused(self, write: Callable[[LabelledTask], dict[str, Any]]) -> dict[str, Any]:
+    def _without_unused(self, write: Callable[[LabelledTask], dict[str, object]]) -> dict[str, object]:
         # Steps of tasks without them keep the keys that they had before there were such settings.
         unused = (("answer_after", None), ("chat", False), ("too_long", "reject"))
         return {name: value for name, value in write(self).items() if (name, value) not in unused}
@@ -59,11 +59,12 @@ class LabelledTask(Settings):
 Stops = tuple[Annotated[str, Field(min_length=1)], ...]
 AnswerBy = Literal["likelihood", "generate"]
 HeadInput = Literal["auto", "cls", "mean"]
+Spoken = TypeVar("Spoken", "Classification", "PairClassification")
 HEAD = "encoders: what the head reads, the first token or the mean over the text; auto: mean for sentence encoders"
 Objective = Literal["auto", "span-corruption", "continuation"]
 
 
-def _spoken(task: Any) -> Any:
+def _spoken(task: Spoken) -> Spoken:
     """The task, when each of its labels has a word of its own. Raises: ValueError."""
     unknown = sorted(set(task.words) - set(task.labels)) if task.labels else []
     if unknown:

@@ -10,6 +10,7 @@ from typing import Any
 from adamergex.errors import NothingMergedError
 from adamergex.files import lineage as lineages
 from adamergex.files.directory import CONFIG
+from adamergex.files.inputs import Json
 from adamergex.files.lineage import Lineage
 from adamergex.merging import report
 from adamergex.merging.checks import Adapter
@@ -17,7 +18,7 @@ from adamergex.merging.report import MergeReport
 from adamergex.structures import card
 
 
-def parents(adapters: list[Adapter], hashes: list[str]) -> dict[str, dict[str, Any]]:
+def parents(adapters: list[Adapter], hashes: list[str]) -> dict[str, dict[str, Json]]:
     """Role -> path, SHA-256 and language of each input."""
     return {
         adapter.role.replace(" ", "_"): {
@@ -29,7 +30,7 @@ def parents(adapters: list[Adapter], hashes: list[str]) -> dict[str, dict[str, A
     }
 
 
-def require_change(summary: MergeReport, parents: Mapping[str, Mapping[str, Any]]) -> None:
+def require_change(summary: MergeReport, parents: Mapping[str, Mapping[str, Json]]) -> None:
     """Raises: NothingMergedError where a weight is not 0 and no stored bit differs from the task's."""
     if not any(summary.layers or (summary.weight,)) or summary.changed:
         return
@@ -49,9 +50,9 @@ def require_change(summary: MergeReport, parents: Mapping[str, Mapping[str, Any]
 def merged_lineage(
     own: Adapter,
     others: list[Adapter],
-    parents: Mapping[str, Mapping[str, Any]],
+    parents: Mapping[str, Mapping[str, Json]],
     summary: MergeReport,
-    config: Mapping[str, Any],
+    config: Mapping[str, Json],
 ) -> Lineage:
     """What the merged adapter was made from."""
     inherited = own.lineage or Lineage()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from adamergex.errors import AdamergexError, ConfigError
 from adamergex.graph.steps import Step
@@ -43,13 +43,14 @@ def average(x: Experiment) -> Step:
     )
 
 
-def adamergex(x: Experiment, **choices: Any) -> Step:
+def adamergex(x: Experiment, *, rule: str = "adaptive", space: str | None = None) -> Step:
     """The task in the source language, moved by the divergence of the languages (2402.18913, Eq 5)."""
     return x.merge(
         task=x.train(x.task, x.source),
         target_reference=x.train(x.reference, x.target),
         source_reference=x.train(x.reference, x.source),
-        **choices,
+        rule=rule,
+        space=space,
     )  # the weight λ is tuned on the proxy language unless the settings fix it
 
 
@@ -90,7 +91,7 @@ def layer_swapping(x: Experiment) -> Step:
         rule="average",
         space="factors",
         modules="all",
-        weight=x.config.merge.swap.model_dump(),
+        weight=x.config.merge.swap,
     )
 
 
@@ -182,7 +183,7 @@ def recipe(method: str) -> Recipe:
     return Recipe(name.replace("_", " "), _checked(found, method))
 
 
-def _checked(build: Callable[[Experiment], Any], method: str) -> Build:
+def _checked(build: Build, method: str) -> Build:
     """A user's function whose mistakes are told as such."""
 
     @wraps(build)

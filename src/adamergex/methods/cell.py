@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
+from adamergex.config.methods import CombineConfig
 from adamergex.config.references import AdapterReference, TaskReference
 from adamergex.config.transfer import TransferConfig
 from adamergex.errors import ConfigError
+from adamergex.files.inputs import Json
 from adamergex.graph.steps import Step
+from adamergex.jobs.merge import ChooseJob, MergeJob, SwapConfig, TuneJob
 from adamergex.jobs.settings import (
     AnyRows,
     Bottleneck,
@@ -88,8 +91,7 @@ class Experiment:
     def _given(self, language: str) -> Step:
         assert self.facts.given is not None  # facts() made it
         found = self.facts.given(language)
-        job = {"path": str(found.path), "shapes": [list(shape) for shape in found.shapes]}
-        return Step("import", {"files": found.files}, job, label=f"reference · {language} · given")
+        return Step("import", {"files": {**found.files}}, found, label=f"reference · {language} · given")
 
     def language(self, language: str, *, invertible: bool = True) -> Step:
         """MAD-X's language adapter, on all the text of a language: the same step for every task and method."""
@@ -143,10 +145,10 @@ class Experiment:
             rows=rows,
             optimisation=optimisation.of(structure),
             seed=self.seed,
-        ).model_dump(mode="json")
+        )
         inputs = {} if below is None else {"below": below}
         label = f"{name} · {language} · seed {self.seed}"
-        return Step("train", self._identity(job, task, rows, language), job, inputs, label=label)
+        return Step("train", self._identity(job), job, inputs, label=label)
 
     def learned_from(self, task: Task) -> tuple[AnyRows, Optimisation]:
         """The rows that teach a task, and how they are learned from."""
@@ -171,41 +173,39 @@ class Experiment:
         rule: str = "adaptive",
         space: str | None = None,
         modules: str | None = None,
-        weight: float | dict[str, int] | None = None,
-        more: Mapping[str, Any] | None = None,
+        weight: float | dict[str, int] | SwapConfig | None = None,
+        combine: CombineConfig | None = None,
     ) -> Step:
         """A merge; what is not given comes from the settings. A weight of None is tuned (see ``adapter``), one of
-        ``bottom``, ``top`` and ``transition`` swaps layers. ``more`` is for what ``combine`` makes."""
+        ``bottom``, ``top`` and ``transition`` swaps layers. ``combine``: of TIES and DARE."""
         settings = self.config.merge
         chosen = space or settings.space
         if chosen == "factors":
             for step in (target_reference, source_reference):
-                if step is not None and step.kind == "import":
-                    require_factors(step.job["shapes"], self.config.structure, step.label)
+                if step is not None and isinstance(step.job, GivenAdapter):
+                    require_factors(step.job.shapes, self.config.structure, step.label)
         if weight is None and isinstance(settings.weight, int | float):
             weight = float(settings.weight)
-        job = {
-            "rule": rule,
-            "space": chosen,
-            "modules": modules or settings.modules,
-            "rank": settings.rank if chosen == "delta" else None,
-            "weight": weight,
-            # Said only where it is not usual, so that other merges keep the keys that they had before.
-            **(settings.model_dump(include={"span", "form"}, exclude_defaults=True) if rule == "adaptive" else {}),
-            **(more or {}),
-        }
+        own = settings.model_dump(include={"span", "form"}, exclude_defaults=True) if rule == "adaptive" else {}
+        if combine is not None:
+            own = {**combine.model_dump(), "seed": self.seed if rule.startswith("dare") else None}
+        job = MergeJob(
+            rule=rule,
+            space=chosen,
+            modules=modules or settings.modules,
+            rank=settings.rank if chosen == "delta" else None,
+            weight=SwapConfig(**weight) if isinstance(weight, dict) else weight,
+            **own,
+        )
         inputs = {"task": task, "target_reference": target_reference}
         if source_reference is not None:
             inputs["source_reference"] = source_reference
         label = f"{chosen if rule == 'adaptive' else rule} · {self.target} · seed {self.seed}"
-        return Step("merge", job, job, inputs, label=label)
+        return Step("merge", job.model_dump(mode="json"), job, inputs, label=label)
 
     def combine(self, method: str) -> Step:
         """A[T,s] and A[R,g] combined by TIES or DARE, on task vectors or (``_factors``) on A and B."""
-        settings, low_rank = self.config.merge.combine, kind_named(self.config.structure.kind).low_rank
-        more: dict[str, Any] = {"density": settings.density, "weights": settings.weights}
-        if method.startswith("dare"):
-            more["seed"] = self.seed
+        low_rank = kind_named(self.config.structure.kind).low_rank
         return self.merge(
             task=self.train(self.task, self.source),
             target_reference=self.train(self.reference, self.target),
@@ -213,7 +213,7 @@ class Experiment:
             space="delta" if low_rank and not method.endswith("_factors") else "factors",
             modules="all",
             weight=1.0,
-            more=more,
+            combine=self.config.merge.combine,
         )
 
     def evaluate(self, stack: Stack, language: str, asks: Callable[[Target, str], Target] | None = None) -> Step:
@@ -230,17 +230,17 @@ class Experiment:
         what = "base" if not stack else "stack" if len(stack) > 1 else stack[-1].kind
         label = f"{language} · {what} · seed {self.seed}"
         inputs = dict(zip(names, stack, strict=True))
-        return Step("evaluate", self._identity(job, self.task, rows, language), job, inputs, label=label)
+        return Step("evaluate", self._identity(job), job, inputs, label=label)
 
-    def _evaluate_job(self, language: str, rows: AnyRows) -> dict[str, Any]:
-        return EvaluateJob(base=self.config.base, task=self.task, language=language, rows=rows).model_dump(mode="json")
+    def _evaluate_job(self, language: str, rows: AnyRows) -> EvaluateJob:
+        return EvaluateJob(base=self.config.base, task=self.task, language=language, rows=rows)
 
     def adapter(self, recipe: Build) -> Stack:
         """The recipe's adapters; an untuned weight becomes an input that tunes it, as the settings say."""
         found = recipe(self)
         if found is None or isinstance(found, tuple):
             return found or ()
-        if found.kind != "merge" or found.job["weight"] is not None:
+        if not _untuned(found):
             return (found,)
         search = self.most_certain(found) if self.config.merge.weight == "entropy" else self.tuning(recipe)
         return (replace(found, inputs={**found.inputs, "weight": search}),)
@@ -250,7 +250,7 @@ class Experiment:
         for a recipe without a λ to choose."""
         free = self._free()
         found = recipe(free)
-        if not isinstance(found, Step) or found.kind != "merge" or found.job["weight"] is not None:
+        if not isinstance(found, Step) or not _untuned(found):
             return None
         return replace(found, inputs={**found.inputs, "weight": free.search(recipe, self.target, "test")})
 
@@ -280,11 +280,9 @@ class Experiment:
         most = "limit" if rows.sample is None else "sample"
         kept = min(getattr(rows, most) or settings.unlabelled_rows, settings.unlabelled_rows)
         rows = rows.model_copy(update={most: kept})
-        evaluation = self._evaluate_job(self.target, rows)
-        shared = {"merge": merge.job, "grid": list(settings.grid), "granularity": granularity or settings.granularity}
-        identity = {**shared, "evaluate": self._identity(evaluation, self.task, rows, self.target, labelled=False)}
-        label = f"{merge.label} (unlabelled)"
-        return Step("tune", identity, {**shared, "evaluate": evaluation}, merge.inputs, label=label)
+        job = self._tune_job(merge, self.target, rows)
+        job = job.model_copy(update={"granularity": granularity or settings.granularity})
+        return self._search(merge, job, "unlabelled")
 
     def tuning(self, recipe: Build) -> Step:
         """The search of λ for a recipe, on the validation sets of the proxies or of the other targets."""
@@ -298,10 +296,11 @@ class Experiment:
         if len(languages) == 1 and not settings.one_standard_error:
             return self.search(recipe, languages[0], "validation")
         searches = {name: self.search(recipe, name, "validation", answers=True) for name in languages}
-        job = {"languages": list(languages), "one_standard_error": settings.one_standard_error}
-        first = next(iter(searches.values()))
-        label = f"{first.job['merge']['space']} · seed {self.seed} (λ of {', '.join(languages)})"
-        return Step("choose", job, job, searches, label=label)
+        job = ChooseJob(languages=languages, one_standard_error=settings.one_standard_error)
+        first = next(iter(searches.values())).job
+        assert isinstance(first, TuneJob)
+        label = f"{first.merge.space} · seed {self.seed} (λ of {', '.join(languages)})"
+        return Step("choose", job.model_dump(mode="json"), job, searches, label=label)
 
     def search(self, recipe: Build, language: str, role: Literal["validation", "test"], answers: bool = False) -> Step:
         """The scores of the recipe's merge in a language over the grid, on the language's own rows."""
@@ -310,21 +309,31 @@ class Experiment:
             raise ConfigError(_NOTHING_SAID, where=f"task.{role}", fix=_SAY)
         merge = recipe(replace(self, target=language))
         assert isinstance(merge, Step)
-        evaluation = self._evaluate_job(language, rows)
-        shared = {"merge": merge.job, "grid": list(self.config.merge.grid), **({"answers": True} if answers else {})}
-        identity = {**shared, "evaluate": self._identity(evaluation, self.task, rows, language)}
-        label = f"{merge.label} ({'oracle' if role == 'test' else 'proxy'})"
-        return Step("tune", identity, {**shared, "evaluate": evaluation}, merge.inputs, label=label)
+        job = self._tune_job(merge, language, rows).model_copy(update={"answers": answers})
+        return self._search(merge, job, "oracle" if role == "test" else "proxy")
 
-    def _identity(
-        self, job: Mapping[str, Any], task: Task, rows: AnyRows, language: str, *, labelled: bool = True
-    ) -> dict[str, Any]:
+    def _tune_job(self, merge: Step, language: str, rows: AnyRows) -> TuneJob:
+        assert isinstance(merge.job, MergeJob)
+        return TuneJob(merge=merge.job, grid=self.config.merge.grid, evaluate=self._evaluate_job(language, rows))
+
+    def _search(self, merge: Step, job: TuneJob, what: str) -> Step:
+        evaluation = self._identity(job.evaluate, labelled=job.granularity is None)
+        identity = {**job.model_dump(mode="json"), "evaluate": evaluation}
+        return Step("tune", identity, job, merge.inputs, label=f"{merge.label} ({what})")
+
+    def _identity(self, job: TrainJob | EvaluateJob, *, labelled: bool = True) -> dict[str, Json]:
         """The job with contents in the place of names: the same base, text or task file elsewhere is the same step;
         adapters below are inputs."""
-        named = {key: value for key, value in job.items() if key not in ("base", "rows", "below")}
+        named: dict[str, Json] = job.model_dump(mode="json", exclude={"base", "rows", "below"})
+        task = job.task
         if isinstance(task, SentenceAlignment):  # its rows hold the translations
-            named["task"] = {name: value for name, value in job["task"].items() if not name.startswith("pivot")}
+            named["task"] = task.model_dump(mode="json", exclude={"pivot", "pivot_language"})
         elif isinstance(task, LabelledTask):
-            named["task"] = {**job["task"], "measured_as": identity(task.measured_as)}
-        content = self.facts.content(task, rows, language, labelled)
+            named["task"] = {**task.model_dump(mode="json"), "measured_as": identity(task.measured_as)}
+        content = self.facts.content(task, job.rows, job.language, labelled)
         return {**named, "base": self.facts.base_sha256, "rows": content}
+
+
+def _untuned(step: Step) -> bool:
+    """Whether it is a merge whose λ is to be searched for."""
+    return isinstance(step.job, MergeJob) and step.job.weight is None

@@ -1,11 +1,9 @@
-"""Accuracy and macro-F1 over labels."""
+"""Accuracy over labels."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from numbers import Integral
-from typing import Any
 
 from adamergex.errors import DataError
 from adamergex.metrics.checks import check_pairs, percent
@@ -21,19 +19,7 @@ def accuracy(predictions: Sequence[Hashable], references: Sequence[Hashable]) ->
     return percent([prediction == reference for prediction, reference in zip(predictions, references, strict=True)])
 
 
-def macro_f1(predictions: Sequence[Hashable], references: Sequence[Hashable]) -> float:
-    """Mean over labels of the label's F1, in percent; labels: all that are predicted or referred to.
-
-    F1_l = 2 TP_l / (predicted_l + referred_l). Raises: DataError (lengths, no items).
-    Source: scikit-learn ``f1_score(average="macro")``.
-    """
-    check_pairs(predictions, references, "macro F1")
-    hits = Counter(p for p, r in zip(predictions, references, strict=True) if p == r)
-    predicted, referred = Counter(predictions), Counter(references)
-    return percent([2 * hits[label] / (predicted[label] + referred[label]) for label in predicted.keys() | referred])
-
-
-def gold_labels(values: Sequence[Any], names: Sequence[str], where: str) -> list[str]:
+def gold_labels(values: Sequence[object], names: Sequence[str], where: str) -> list[str]:
     """Names of reference labels that are given as names or as positions in ``names``, which may be text ("2").
 
     Raises: DataError: a label that is not known.
@@ -47,7 +33,7 @@ def gold_labels(values: Sequence[Any], names: Sequence[str], where: str) -> list
     return [label for label in labels if label is not None]
 
 
-def predicted_labels(values: Sequence[Any], names: Sequence[str], where: str) -> list[str | None]:
+def predicted_labels(values: Sequence[object], names: Sequence[str], where: str) -> list[str | None]:
     """The same for predictions: text (or ``None``) that is no label, as generation gives, is ``None`` and so wrong.
 
     Raises: DataError: a position outside ``names``, or neither text nor a position.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from adamergex.errors import DataError
 
 Value = TypeVar("Value")
 
 
-def check_pairs(predictions: Sequence[Any], references: Sequence[Any], where: str) -> None:
+def check_pairs(predictions: Sequence[object], references: Sequence[object], where: str) -> None:
     """Both are sequences (not one string) of the same length, and there is at least one item.
 
     Raises: DataError.
@@ -31,7 +31,7 @@ def check_pairs(predictions: Sequence[Any], references: Sequence[Any], where: st
         raise DataError("there is nothing to score", where=where, found="no items", expected="at least one")
 
 
-def check_texts(texts: Iterable[Any], where: str) -> None:
+def check_texts(texts: Iterable[object], where: str) -> None:
     """Every one is a string; an empty string is an answer (a wrong one), ``None`` is not.
 
     Raises: DataError.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -72,12 +71,6 @@ def rouge_l(prediction: str, reference: str, tokenizer: Tokenizer = "mixed") -> 
     return _scores(_common_subsequence(found, gold), len(found), len(gold))
 
 
-def rouge_n(prediction: str, reference: str, n: int, tokenizer: Tokenizer = "mixed") -> Rouge:
-    """Common n-grams with their counts, in percent; 0 where a side has none. Source: Lin 2004, "ROUGE", §2."""
-    found, gold = (Counter(_ngrams(tokens(text, tokenizer), n)) for text in (prediction, reference))
-    return _scores((found & gold).total(), found.total(), gold.total())
-
-
 def corpus_rouge_l(
     predictions: Sequence[str], references: Sequence[str | Sequence[str]], *, tokenizer: Tokenizer = "mixed"
 ) -> float:
@@ -122,10 +115,6 @@ def _common_subsequence(first: list[str], second: list[str]) -> int:
         matches = row & positions.get(token, 0)
         row = ((row + matches) | (row - matches)) & full
     return len(first) - row.bit_count()
-
-
-def _ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
-    return [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
 
 
 def _scores(common: int, found: int, gold: int) -> Rouge:

@@ -14,12 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from adamergex.errors import AdamergexError, DataError
 from adamergex.files import lineage
 from adamergex.files.lineage import Lineage
-from adamergex.files.records import predictions
+from adamergex.files.records import Prediction, predictions
 from adamergex.merging import Similarity, similarity
 from adamergex.report.numbers import number
 from adamergex.report.results import Cell, Results
@@ -100,16 +99,12 @@ def _items(cell: Cell, folder: Path, notes: list[str]) -> tuple[Item, ...]:
     return (*wrong, *right)
 
 
-def _item(row: Mapping[str, Any]) -> Item:
-    if "tally" in row:
-        hits, of = row["tally"]
-        share = float(hits) / of if of else 1.0
-    else:
-        share = float(row["gold"] == row["predicted"])
-    return Item(str(row["id"]), _words(row["gold"]), _words(row["predicted"]), share)
+def _item(row: Prediction) -> Item:
+    hits, of = row.get("tally", (row["gold"] == row["predicted"], 1))
+    return Item(str(row["id"]), _words(row["gold"]), _words(row["predicted"]), hits / of if of else 1.0)
 
 
-def _words(value: Any) -> str:
+def _words(value: object) -> str:
     words = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     words = " ".join(words.split())
     return words if len(words) <= LENGTH else words[: LENGTH - 1] + "…"
@@ -141,7 +136,7 @@ class _Family:
         try:
             own = lineage.read(path)
         except AdamergexError as error:
-            self.notes.append(str(error).splitlines()[0] + f" ({relative})")
+            self.notes.append(f"{error.lines[0]} ({relative})")
             own = None
         if own is None:  # a stack: its adapters lie in folders of their own
             folders = sorted(path.iterdir()) if depth == 0 else []
@@ -154,7 +149,7 @@ class _Family:
         title = trained.name if trained else "merged" if own.merge else "trained"
         return Ancestor("", title, _detail(own), relative, parents)
 
-    def _parent(self, role: str, record: Mapping[str, Any], depth: int) -> Ancestor:
+    def _parent(self, role: str, record: Mapping[str, object], depth: int) -> Ancestor:
         """Where it was, else the adapter of the same key in today's store, else what was recorded of it."""
         was = Path(str(record.get("path")))
         places = (was if is_entry(was) else None, self._keys.get(was.name))
@@ -183,9 +178,11 @@ def _detail(own: Lineage) -> str:
     return ", ".join(word for word in words if word)
 
 
-def _amount(value: Any) -> float | None:
+def _amount(value: object) -> float | None:
     """A number of a lineage, or None for what is none."""
-    return value if type(value) in (int, float) and abs(value) < 1e15 else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) < 1e15 else None
 
 
 def _similarity(results: Results, folder: Path, notes: list[str]) -> Similarity | None:
@@ -199,7 +196,7 @@ def _similarity(results: Results, folder: Path, notes: list[str]) -> Similarity 
         try:
             found.append(similarity(source, places))
         except AdamergexError as error:
-            notes.append(f"No similarity of divergences: {str(error).splitlines()[0]}")
+            notes.append(f"No similarity of divergences: {error.lines[0]}")
             return None
     if not found or len({item.languages for item in found}) > 1:
         return None

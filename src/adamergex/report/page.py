@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adamergex.errors import printable
 from adamergex.files.outputs import filled_directory, write_files
@@ -21,7 +21,6 @@ from adamergex.report.papers import Quoted, beside
 from adamergex.report.papers import read as read_papers
 from adamergex.report.pooling import completed
 from adamergex.report.results import Results
-from adamergex.report.results_file import parse
 from adamergex.report.runs import placed, read_runs
 from adamergex.report.tables import scores_csv, scores_latex, summary_csv
 
@@ -29,16 +28,15 @@ if TYPE_CHECKING:
     import jinja2
 
 
-def write_report(results: Results | Mapping[str, Any], directory: str | Path) -> Path:
+def write_report(results: Results, directory: str | Path) -> Path:
     """Write report.html, report.md, scores.csv, summary.csv and scores.tex into a directory; the path of report.html.
 
     Paths of predictions and adapters in the results are taken from that directory.
 
     Raises:
-        DataError: plain data that are not valid results.
         OSError: the directory cannot be written.
     """
-    return _write([results if isinstance(results, Results) else parse(results)], Path(directory))
+    return _write([results], Path(directory))
 
 
 def report(runs: Sequence[str | Path], output: str | Path, papers: Sequence[str | Path] = ()) -> Path:

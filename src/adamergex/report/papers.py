@@ -56,7 +56,9 @@ def read(paths: Iterable[str | Path]) -> tuple[Quoted, ...]:
 def _read(path: Path) -> list[Quoted]:
     if path.suffix != ".csv":
         raise DataError("the papers' numbers are not csv", where=path, expected="a .csv file", fix="check the path")
-    found = [_quoted(path, number, row) for number, row in rows_of(path, 0)]
+    found = [
+        _quoted(path, number, {name: str(value) for name, value in row.items()}) for number, row in rows_of(path, 0)
+    ]
     if not found:
         raise DataError("the papers' numbers have other columns, or no rows", where=path, expected=", ".join(COLUMNS))
     return found

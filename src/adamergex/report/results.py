@@ -5,9 +5,12 @@ All scores, differences and intervals are in percent (points); ``p`` is a probab
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pydantic import ConfigDict
+from adamergex.statistics.table import Checked
+from adamergex.statistics.table import Pooled as Pooled
+from adamergex.statistics.table import PooledComparison as PooledComparison
 
 Interval = tuple[float, float]
 BASELINE = "english_tuning"
@@ -17,14 +20,8 @@ BASELINE = "english_tuning"
 MEASURES = {"accuracy": "Accuracy", "f1": "F1", "exact_match": "Exact match", "rougeL": "ROUGE-L"}
 
 
-class _Record:
-    """Unknown keys and numbers that are not finite are refused on reading."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
 @dataclass(frozen=True)
-class Method(_Record):
+class Method(Checked):
     """One row of the tables. ``space`` is the merging space of LoRA ("factors", "delta"), where there is one."""
 
     name: str
@@ -43,7 +40,7 @@ class Method(_Record):
 
 
 @dataclass(frozen=True)
-class Comparison(_Record):
+class Comparison(Checked):
     """A paired comparison on the same items: this cell minus ``method``, its interval, and its p-value."""
 
     method: str
@@ -52,8 +49,8 @@ class Comparison(_Record):
     p: float | None = None
 
 
-@dataclass(frozen=True)
-class Cell(_Record):
+@dataclass(frozen=True, kw_only=True)
+class Cell(Checked):
     """One method in one language with one seed: the results' metric, and in ``scores`` all that the task has.
 
     ``predictions`` and ``adapter`` (what answered, merged or trained) are paths from the report's folder.
@@ -63,11 +60,11 @@ class Cell(_Record):
     language: str
     seed: int
     score: float
+    scores: dict[str, float] = field(default_factory=dict)
     n: int
     interval: Interval
     truncated: int = 0
     unparsable: int = 0
-    scores: dict[str, float] = field(default_factory=dict)
     weight: float | None = None
     predictions: str | None = None
     adapter: str | None = None
@@ -75,36 +72,7 @@ class Cell(_Record):
 
 
 @dataclass(frozen=True)
-class Pooled(_Record):
-    """A method's score over its seeds in a language, or in "mean" of the targets, with the 95 % interval."""
-
-    method: str
-    language: str
-    seeds: int
-    score: float
-    interval: Interval
-
-
-@dataclass(frozen=True)
-class PooledComparison(_Record):
-    """A method minus ``against`` on the same items over the seeds, in a language or in "mean" of the targets.
-
-    ``adjusted`` is p after Holm for the methods compared there; the interval leaves out 0 exactly where it is below
-    0.05. ``sd`` is over seeds."""
-
-    method: str
-    against: str
-    language: str
-    seeds: int
-    difference: float
-    interval: Interval
-    sd: float | None
-    p: float
-    adjusted: float
-
-
-@dataclass(frozen=True)
-class Missing(_Record):
+class Missing(Checked):
     """A cell that a run could not fill, and the step that is not done."""
 
     method: str
@@ -114,7 +82,7 @@ class Missing(_Record):
 
 
 @dataclass(frozen=True)
-class CurvePoint(_Record):
+class CurvePoint(Checked):
     """The proxy language's validation score at one λ."""
 
     weight: float
@@ -123,7 +91,7 @@ class CurvePoint(_Record):
 
 
 @dataclass(frozen=True)
-class Tuning(_Record):
+class Tuning(Checked):
     """One search for λ: the curve over the grid and the λ that was taken (of one λ a layer, ``layers``, the mean).
 
     ``proxy`` is the language that it looked at; ``measure`` is what the curve holds, where it is not the metric:
@@ -135,15 +103,15 @@ class Tuning(_Record):
     seed: int
     chosen: float
     curve: tuple[CurvePoint, ...]
-    measure: str | None = None
-    layers: tuple[float, ...] | None = None
     languages: tuple[str, ...] = ()
     best: float | None = None
     error: float | None = None
+    measure: str | None = None
+    layers: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
-class Way(_Record):
+class Way(Checked):
     """A way of choosing λ: what it takes, and the test score there. ``own``: the table's."""
 
     way: str
@@ -153,7 +121,7 @@ class Way(_Record):
 
 
 @dataclass(frozen=True)
-class Weights(_Record):
+class Weights(Checked):
     """All ways of choosing the λ of one cell, and the oracle, which looks at the cell's own test set."""
 
     method: str
@@ -164,7 +132,7 @@ class Weights(_Record):
 
 
 @dataclass(frozen=True)
-class Adapter(_Record):
+class Adapter(Checked):
     """One trained adapter and what it cost. ``reused``: the store already held it.
 
     ``name`` starts with "task" or "reference" where the adapter is merged; with several seeds it also holds "seed N",
@@ -183,7 +151,7 @@ class Adapter(_Record):
 
 
 @dataclass(frozen=True)
-class ModuleChange(_Record):
+class ModuleChange(Checked):
     """What a merge did to one module: Frobenius norms of the task's part, the divergence and the change."""
 
     module: str
@@ -193,7 +161,7 @@ class ModuleChange(_Record):
 
 
 @dataclass(frozen=True)
-class Merge(_Record):
+class Merge(Checked):
     """One merged adapter, module by module."""
 
     method: str
@@ -203,8 +171,8 @@ class Merge(_Record):
     modules: tuple[ModuleChange, ...]
 
 
-@dataclass(frozen=True)
-class Results(_Record):
+@dataclass(frozen=True, kw_only=True)
+class Results(Checked):
     """Everything a report shows; the content of ``results.json``.
 
     ``pooled`` and ``comparisons`` hold what follows from the single items; results of older versions lack them.
@@ -213,25 +181,25 @@ class Results(_Record):
     title: str
     base: str
     task: str
+    metric: str = "accuracy"
     structure: str
     source: str
+    proxy: str | None = None
     targets: tuple[str, ...]
     seeds: tuple[int, ...]
     methods: tuple[Method, ...]
     cells: tuple[Cell, ...]
-    metric: str = "accuracy"
-    proxy: str | None = None
     pooled: tuple[Pooled, ...] = ()
     comparisons: tuple[PooledComparison, ...] = ()
-    tuning: tuple[Tuning, ...] = ()
     weights: tuple[Weights, ...] = ()
+    tuning: tuple[Tuning, ...] = ()
     adapters: tuple[Adapter, ...] = ()
     merges: tuple[Merge, ...] = ()
     missing: tuple[Missing, ...] = ()
-    environment: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    environment: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+    papers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    papers: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def measure(self) -> str:

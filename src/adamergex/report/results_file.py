@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -31,7 +30,7 @@ def _adapter() -> TypeAdapter[Results]:
     return TypeAdapter(Results)
 
 
-def parse(data: Mapping[str, Any], where: object = "results") -> Results:
+def parse(data: Mapping[str, object], where: object = "results") -> Results:
     """Checked results from plain data (what ``json.load`` gives).
 
     Raises:
@@ -61,13 +60,30 @@ def load(path: str | Path) -> Results:
 def save(results: Results, path: str | Path) -> Path:
     """Write results as JSON, the same bytes for the same results; returns the path."""
     path = Path(path)
-    write_files(path.parent, {path.name: as_json(dataclasses.asdict(results))})
+    write_files(path.parent, {path.name: as_json(plain(results))})
     return path
 
 
-def _unbounded(data: Any) -> str | None:
+def plain(results: Results) -> dict[str, object]:
+    """The results as ``results.json`` has them, which ``parse`` reads."""
+    return dataclasses.asdict(results, dict_factory=_written)
+
+
+_UNUSUAL = {"oracle": False, "own": False, "languages": (), "best": None, "error": None, "measure": None}
+"""Written only where they say something else."""
+
+
+def _written(fields: list[tuple[str, object]]) -> dict[str, object]:
+    said = ((name, value) for name, value in fields if name not in _UNUSUAL or value != _UNUSUAL[name])
+    found = {name: list(value) if isinstance(value, tuple) else value for name, value in said}
+    if "measure" not in found:  # one λ a layer is found by another measure alone
+        found.pop("layers", None)
+    return found
+
+
+def _unbounded(data: object) -> str | None:
     """That a number is larger than any measurement, too large to reckon with; or None."""
-    waiting = [data]
+    waiting: list[object] = [data]
     while waiting:
         item = waiting.pop()
         if isinstance(item, (int, float)) and _LARGEST < abs(item) != math.inf:

@@ -74,19 +74,38 @@ def _tables(folder: Path, notes: list[str]) -> list[Path]:
     return places
 
 
-class _Table(Record):
+class TableRecord(Record):
+    """A table of a study: where it is, what it compares, and whether all of it is done."""
+
+    output: str = ""
+    methods: list[str] = []
+    targets: list[str] = []
     complete: bool = True
 
 
-class _Study(Record):
-    tables: dict[str, _Table]
-    title: str | None = None
+class StepCounts(Record):
+    """The steps of a study: all, those that its store held before, and those that are not done."""
+
+    all: int = 0
+    reused: int = 0
+    missing: int = 0
+
+
+class StudyRecord(Record):
+    """``study.json``: the tables, and the steps that are not done."""
+
+    title: str = ""
+    tables: dict[str, TableRecord]
+    steps: StepCounts = StepCounts()
     missing: list[str] = []
+    seconds: float = 0
+    environment: dict[str, str] = {}
+    commands: list[str] = []
 
 
-def _study(path: Path) -> _Study:
+def _study(path: Path) -> StudyRecord:
     found = read_json_object(path, what="the file of the study", error=DataError, limit=DOCUMENT_BYTES)
-    study = valid(_Study, found, path)
+    study = valid(StudyRecord, found, path)
     if outside := [name for name in study.tables if not inside(name)]:
         raise DataError("a table lies outside its study", where=path, found=outside[0], fix="run the study again")
     return study

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from adamergex.errors import printable
 from adamergex.report import ways
 from adamergex.report.numbers import number, span
 from adamergex.report.results import BASELINE, Results
-from adamergex.report.results_file import parse
 from adamergex.report.summary import MEAN, differences, score_table
 
 
-def table(results: Results | Mapping[str, Any]) -> list[str]:
-    """Methods × target languages and the mean, each with its 95 % interval; a star marks what is beyond noise.
-
-    Raises: DataError: plain data that are not valid results.
-    """
-    checked = results if isinstance(results, Results) else parse(results)
-    scores, starred = score_table(checked), {(d.method.name, d.language) for d in differences(checked) if d.sign}
-    places = [scores.languages.index(language) for language in checked.targets]
-    header = ["", *map(shown, checked.targets), *([MEAN] if len(places) > 1 else [])]
+def table(results: Results) -> list[str]:
+    """Methods × target languages and the mean, each with its 95 % interval; a star marks what is beyond noise."""
+    scores, starred = score_table(results), {(d.method.name, d.language) for d in differences(results) if d.sign}
+    places = [scores.languages.index(language) for language in results.targets]
+    header = ["", *map(shown, results.targets), *([MEAN] if len(places) > 1 else [])]
     rows = [header]
     for row in scores.rows:
         texts = [shown(row.method.label)]
@@ -36,9 +28,9 @@ def table(results: Results | Mapping[str, Any]) -> list[str]:
             texts.append(f"{number(whole.mean)}{ends}{star}" if whole else "– ")
         rows.append(texts)
     many = f", mean of {scores.seeds} seeds" if scores.seeds > 1 else ""
-    about = f"{checked.metric} in percent [95 % interval]{many}, no labels seen in these languages"
-    legend = [*_legend(bool(starred), checked), *_oracle_legend(checked)]
-    return [f"\n{shown(checked.title)}: {about}\n", *_aligned(rows), *legend]
+    about = f"{results.metric} in percent [95 % interval]{many}, no labels seen in these languages"
+    legend = [*_legend(bool(starred), results), *_oracle_legend(results)]
+    return [f"\n{shown(results.title)}: {about}\n", *_aligned(rows), *legend]
 
 
 def _oracle_legend(results: Results) -> list[str]:

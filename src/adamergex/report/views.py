@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Any
 from urllib.parse import quote
 
 from adamergex.report import charts, matrices, pictures, ways
-from adamergex.report.evidence import Evidence
+from adamergex.report.evidence import Behind, Evidence
 from adamergex.report.numbers import ADJUSTED, by_chance, small_print, spread_print
 from adamergex.report.results import Method, Results, Tuning
 from adamergex.report.summary import MEAN, ScoreTable, differences, headline, languages, score_table, weight_heading
 
 
-def run_view(results: Results, evidence: Evidence, prefix: str = "") -> dict[str, Any]:
+def run_view(results: Results, evidence: Evidence, prefix: str = "") -> dict[str, object]:
     """Everything that ``run.html.j2`` names. ``prefix`` stands before every id, so that several tables share a page."""
     table = score_table(results)
     return {
@@ -48,7 +47,7 @@ def _places(results: Results, prefix: str) -> dict[tuple[str, str], str]:
     }
 
 
-def _behind(results: Results, evidence: Evidence) -> list[tuple[Method, list[tuple[str, list[Any]]]]]:
+def _behind(results: Results, evidence: Evidence) -> list[tuple[Method, list[tuple[str, list[Behind]]]]]:
     """Method -> language -> its seeds' cells with their evidence."""
     columns = languages(results)
     found = []
@@ -59,7 +58,7 @@ def _behind(results: Results, evidence: Evidence) -> list[tuple[Method, list[tup
     return [(method, cells) for method, cells in found if cells]
 
 
-def _pictures(results: Results, evidence: Evidence, table: ScoreTable, prefix: str) -> dict[str, Any]:
+def _pictures(results: Results, evidence: Evidence, table: ScoreTable, prefix: str) -> dict[str, object]:
     """What the template shows of each picture: SVG, which is markup, and the words beside it."""
     compared = differences(results)
     limits = charts.difference_range(compared)

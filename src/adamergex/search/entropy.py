@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from adamergex import statistics
 from adamergex.adapters import resident
 from adamergex.backbones.loading import quiet
 from adamergex.errors import ConfigError
@@ -24,7 +25,6 @@ from adamergex.merging import merged_tensors
 from adamergex.merging.layers import numbered, spread
 from adamergex.merging.prepare import MergeSpec, Prepared, prepare
 from adamergex.search.tuning import on_model, widened
-from adamergex.tasks import resampling
 from adamergex.tasks.certainty import Unlabelled
 from adamergex.tasks.rows import read, source
 
@@ -118,7 +118,8 @@ def _measured(inputs: Unlabelled, placed: resident.Resident, batch_tokens: int) 
     found = np.ones((len(inputs), 2))
     for indices, entropies in inputs.entropies(placed.model, batch_tokens):
         found[indices, 0] = entropies.double().cpu().numpy() / inputs.most
-    return {"score": resampling.percent(found), "interval": resampling.interval(found)}
+    sample = statistics.Sample.of_tallies(found)
+    return {"score": 100 * sample.score, "interval": list(statistics.interval(sample))}
 
 
 class _Way(NamedTuple):

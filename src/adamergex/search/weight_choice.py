@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from adamergex import statistics
 from adamergex.errors import ConfigError, DataError
+from adamergex.files.inputs import Json
 from adamergex.files.outputs import staged_directory
 from adamergex.files.records import ANSWERS, TUNING, Answers, Point, Search, read_answers, read_search
 from adamergex.statistics import Sample
@@ -36,7 +36,7 @@ def within(curve: Sequence[Point], error: float) -> float:
 
 def choose(
     searches: Mapping[str, Path], *, one_standard_error: bool = False, output: Path | None = None
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """The λ of several searches with their answers (``tuning.tune``), by language.
 
     Returns, and writes to ``output``/tuning.json, ``{"chosen": λ, "best": λ of the highest mean, "error": its standard
@@ -67,7 +67,7 @@ def choose(
     error = next(
         statistics.standard_error(own) for point, own in zip(curve, samples, strict=True) if point.weight == highest
     )
-    result = {
+    result: dict[str, Json] = {
         "chosen": within(curve, error) if one_standard_error else highest,
         "best": highest,
         "error": error,
@@ -82,7 +82,7 @@ def choose(
     return result
 
 
-def answers_of(points: Sequence[tuple[float, Sequence[Mapping[str, Any]]]]) -> dict[str, Any]:
+def answers_of(points: Sequence[tuple[float, Sequence[Mapping[str, Json]]]]) -> dict[str, Json]:
     """What ``choose`` needs of the predictions at every λ: items, their groups, and what counts of each."""
     items = points[0][1] if points else ()
     return {

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,7 @@ class Sample:
     of: Floats
 
     @classmethod
-    def read(cls, items: Sequence[Mapping[str, Any]]) -> Sample:
+    def read(cls, items: Sequence[Mapping[str, object]]) -> Sample:
         """Predictions as ``evaluate`` writes them: right or wrong, or with a ``tally`` [hits, of].
 
         ``group`` (or ``context_id``) names the group; an item without one stands alone.
@@ -114,5 +113,5 @@ class _Sets:
         self._parents[high] = low
 
 
-def _hashable(value: Any) -> Hashable:
+def _hashable(value: object) -> Hashable:
     return value if isinstance(value, Hashable) else str(value)

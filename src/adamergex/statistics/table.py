@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from adamergex.statistics.comparisons import Comparison, compare
 from adamergex.statistics.holm import holm
-from adamergex.statistics.intervals import pooled_interval
+from adamergex.statistics.intervals import Ends, pooled_interval
 from adamergex.statistics.samples import Sample
 
 MEAN = "mean"
@@ -17,25 +17,60 @@ Cells = Mapping[tuple[str, str, int], Sample]
 """(method, language, seed) -> answers."""
 
 
-def pooled(cells: Cells, targets: Sequence[str]) -> list[dict[str, Any]]:
+class Checked:
+    """A record of results: on reading, unknown keys and numbers that are not finite are refused."""
+
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
+
+
+@dataclass(frozen=True)
+class Pooled(Checked):
+    """A method's score over its seeds in a language, or in "mean" of the targets, with the 95 % interval."""
+
+    method: str
+    language: str
+    seeds: int
+    score: float
+    interval: Ends
+
+
+@dataclass(frozen=True)
+class PooledComparison(Checked):
+    """A method minus ``against`` on the same items over the seeds, in a language or in "mean" of the targets.
+
+    ``adjusted`` is p after Holm for the methods compared there; the interval leaves out 0 exactly where it is below
+    0.05. ``sd`` is over seeds."""
+
+    method: str
+    against: str
+    language: str
+    seeds: int
+    difference: float
+    interval: Ends
+    sd: float | None
+    p: float
+    adjusted: float
+
+
+def pooled(cells: Cells, targets: Sequence[str]) -> tuple[Pooled, ...]:
     """Each method on the mean of the targets, and in each language with several seeds: score and interval."""
-    return [
-        {
-            "method": method,
-            "language": language,
-            "seeds": len(seeds),
-            "score": 100 * float(np.mean([[sample.score for sample in samples] for samples in seeds])),
-            "interval": list(pooled_interval(seeds)),
-        }
+    return tuple(
+        Pooled(
+            method,
+            language,
+            len(seeds),
+            100 * float(np.mean([[sample.score for sample in samples] for samples in seeds])),
+            pooled_interval(seeds),
+        )
         for method in _methods(cells)
         for language, columns in _columns(cells, targets)
         if len(seeds := _seeds(cells, [method], columns)[method]) > (language != MEAN)
-    ]
+    )
 
 
-def comparisons(cells: Cells, targets: Sequence[str], baseline: str) -> list[dict[str, Any]]:
+def comparisons(cells: Cells, targets: Sequence[str], baseline: str) -> tuple[PooledComparison, ...]:
     """Each method against the baseline in each language, and on the mean of the targets, adjusted for the methods."""
-    found = []
+    found: list[PooledComparison] = []
     methods = [method for method in _methods(cells) if method != baseline]
     for language, columns in _columns(cells, targets):
         rows: list[tuple[str, Comparison]] = []
@@ -45,20 +80,12 @@ def comparisons(cells: Cells, targets: Sequence[str], baseline: str) -> list[dic
                 rows.append((method, compare(pair[method], pair[baseline])))
         levels = holm([row.p for _, row in rows])
         found += [
-            {
-                "method": method,
-                "against": baseline,
-                "language": language,
-                "seeds": row.seeds,
-                "difference": row.difference,
-                "interval": list(row.interval(level)),
-                "sd": row.sd,
-                "p": row.p,
-                "adjusted": adjusted,
-            }
+            PooledComparison(
+                method, baseline, language, row.seeds, row.difference, row.interval(level), row.sd, row.p, adjusted
+            )
             for (method, row), (adjusted, level) in zip(rows, levels, strict=True)
         ]
-    return found
+    return tuple(found)
 
 
 def _methods(cells: Cells) -> list[str]:

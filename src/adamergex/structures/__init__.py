@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import Any
 
+from adamergex.files.inputs import Json
 from adamergex.files.registry import STRUCTURES
 from adamergex.structures.kind import StructureKind
 
@@ -34,12 +34,12 @@ def every() -> Iterator[StructureKind]:
     return map(kind_named, STRUCTURES)
 
 
-def held(config: Mapping[str, Any]) -> StructureKind | None:
+def held(config: Mapping[str, Json]) -> StructureKind | None:
     """The structure that an ``adapter_config.json`` is of."""
     return next((kind for kind in every() if kind.holds(config)), None)
 
 
-def structure_kind(config: Mapping[str, Any]) -> str:
+def structure_kind(config: Mapping[str, Json]) -> str:
     """The name of the structure that an ``adapter_config.json`` is of; of unknown ones the PEFT type in lower case."""
     kind = held(config)
     return kind.name if kind else str(config.get("peft_type")).lower()

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from adamergex.errors import AdapterFileError
 from adamergex.files.directory import FLOATS, AdapterDirectory, TensorInfo
+from adamergex.files.inputs import Json
 from adamergex.files.lineage import Lineage
 from adamergex.structures.card import base_in_code
 from adamergex.structures.kind import StructureKind
@@ -20,7 +20,7 @@ from adamergex.structures.layout import Layout, Site
 _FREE = ("dropout", "init_weights", "init_weights_seed", "stochastic_depth")
 
 
-def recognised(config: Mapping[str, Any]) -> bool:
+def recognised(config: Mapping[str, Json]) -> bool:
     """AdapterHub's config: no PEFT type, and a reduction factor."""
     return config.get("peft_type") is None and "reduction_factor" in str(config.get("config", ""))
 

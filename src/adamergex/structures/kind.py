@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from adamergex.files.inputs import Json
 from adamergex.files.registry import named_in_code
 from adamergex.files.tensor_names import PREFIX
 
@@ -59,7 +60,7 @@ class StructureKind:
     settings: str
     module: str
     peft_type: str | None = None
-    recognised: Callable[[Mapping[str, Any]], bool] | None = None
+    recognised: Callable[[Mapping[str, Json]], bool] | None = None
     adapter: bool = True
     stands_on_others: bool = False
     optimisation: Mapping[str, float] = field(default_factory=dict)
@@ -88,7 +89,7 @@ class StructureKind:
         found: type[Structure] = named_in_code(self.settings)
         return found
 
-    def holds(self, config: Mapping[str, Any]) -> bool:
+    def holds(self, config: Mapping[str, Json]) -> bool:
         """Whether an ``adapter_config.json`` is of this structure."""
         if self.recognised is not None:
             return self.recognised(config)

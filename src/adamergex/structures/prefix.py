@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from adamergex.errors import AdapterFileError
 from adamergex.files.directory import FLOATS, AdapterDirectory, TensorInfo
+from adamergex.files.inputs import Json
 from adamergex.structures.kind import StructureKind
 from adamergex.structures.layout import Layout, Site, unsupported
 
@@ -32,7 +33,7 @@ class Shape(NamedTuple):
         return 2 * self.num_layers * self.token_dim
 
 
-def shape(config: Mapping[str, Any], where: object) -> Shape:
+def shape(config: Mapping[str, Json], where: object) -> Shape:
     """The shape in a PEFT config. Raises AdapterFileError unless all of it is there."""
     found = {name: config.get(name) for name in Shape._fields}
     if any(type(value) is not int or value < 1 for value in found.values()):

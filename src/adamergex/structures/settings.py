@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_serializer, model_validator
 
+from adamergex.files.inputs import Json
 from adamergex.files.registry import STRUCTURES
 from adamergex.files.strict import Count, Entries, Layers, Names, Penalty, Positive, Reduction, Settings, Size
 from adamergex.structures import every, find
@@ -38,7 +39,7 @@ class Structure(Settings):
         return found
 
     @model_serializer
-    def _own_settings(self) -> dict[str, Any]:
+    def _own_settings(self) -> dict[str, object]:
         # Also where a field is annotated with Structure, of which pydantic knows the kind alone.
         return {name: getattr(self, name) for name in type(self).model_fields}
 
@@ -47,7 +48,7 @@ class Structure(Settings):
         """The positions of the model's context that the adapter takes from the text."""
         return 0
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Json]:
         """What a lineage says of the structure."""
         return self.model_dump(mode="json")
 
@@ -78,7 +79,7 @@ class Ia3(_OfRank):
 
     kind: Literal["ia3"] = "ia3"
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Json]:
         """What a lineage says of the structure."""
         return {name: value for name, value in super().described().items() if name in ("kind", "modules")}
 

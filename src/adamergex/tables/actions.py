@@ -3,112 +3,116 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import fields
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from adamergex.graph.steps import Step
+from adamergex.graph.worker import Action
+from adamergex.jobs.merge import ChooseJob, MergeJob, SwapConfig, TuneJob
+from adamergex.jobs.settings import EvaluateJob, TrainJob
 
-Job = Mapping[str, Any]
+if TYPE_CHECKING:
+    from adamergex.methods.given import GivenAdapter
+
 Inputs = Mapping[str, Path]
+_SPEC = {"rule", "space", "modules", "rank", "span", "form"}
 
 
-def train(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
-    from adamergex.jobs.settings import TrainJob
+def train(job: TrainJob, inputs: Inputs, output: Path, workdir: Path) -> None:
     from adamergex.training.train import train as train_adapter
 
-    below = [str(inputs["below"])] if "below" in inputs else []
-    train_adapter(TrainJob.model_validate({**job, "below": below}), output, workdir=workdir, progress=True)
+    below = (str(inputs["below"]),) if "below" in inputs else ()
+    train_adapter(TrainJob(**{**dict(job), "below": below}), output, workdir=workdir, progress=True)
 
 
-def import_given(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
+def import_given(job: GivenAdapter, inputs: Inputs, output: Path, workdir: Path) -> None:
     from adamergex.methods.given import copy_given
 
-    copy_given(job["path"], output)
+    copy_given(job.path, output)
 
 
-def merge(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
+def merge(job: MergeJob, inputs: Inputs, output: Path, workdir: Path) -> None:
     from adamergex.merging import merge as merge_adapters
-    from adamergex.merging.layers import Swap
+    from adamergex.merging.layers import Swap, Weight
 
-    if "density" in job:
+    if job.density is not None:
         from adamergex.adapters.combining import combine
 
-        given: dict[str, Any] = {name: job[name] for name in ("density", "weights", "rank")}
-        given["seed"] = job.get("seed", 0)
         combine(
-            task=inputs["task"], target_reference=inputs["target_reference"], method=job["rule"], output=output, **given
+            task=inputs["task"],
+            target_reference=inputs["target_reference"],
+            method=job.rule,
+            density=job.density,
+            weights=job.weights,
+            rank=job.rank,
+            seed=job.seed or 0,
+            output=output,
         )
         return
-    weight = job["weight"]
-    if weight is None:
+    weight: Weight
+    if job.weight is None:
         from adamergex.files.records import read_search
 
         found = read_search(inputs["weight"])
         weight = found.layers or found.chosen
-    elif isinstance(weight, Mapping):
-        weight = Swap(**weight)
+    else:
+        weight = Swap(**dict(job.weight)) if isinstance(job.weight, SwapConfig) else job.weight
     merge_adapters(
         task=inputs["task"],
         target_reference=inputs["target_reference"],
         source_reference=inputs.get("source_reference"),
         weight=weight,
         output=output,
-        **_spec(job),
+        **job.model_dump(include=_SPEC),
     )
 
 
-def tune(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
-    from adamergex.jobs.settings import EvaluateJob
+def tune(job: TuneJob, inputs: Inputs, output: Path, workdir: Path) -> None:
+    from functools import partial
 
-    search: Callable[..., Any]
-    if "granularity" in job:
+    search: Callable[..., object]
+    if job.granularity is not None:
         from adamergex.search.entropy import minimise
 
-        search = partial(minimise, granularity=job["granularity"])
+        search = partial(minimise, granularity=job.granularity)
     else:
-        from adamergex.search.tuning import tune as search
+        from adamergex.search.tuning import tune as scored
+
+        search = partial(scored, answers=job.answers)
     search(
         task=inputs["task"],
         target_reference=inputs["target_reference"],
         source_reference=inputs.get("source_reference"),
-        job=EvaluateJob.model_validate(job["evaluate"]),
-        grid=job["grid"],
+        job=job.evaluate,
+        grid=job.grid,
         output=output,
-        **_spec(job["merge"]),
-        **({"answers": True} if job.get("answers") else {}),
+        **job.merge.model_dump(include=_SPEC),
     )
 
 
-def _spec(job: Job) -> dict[str, Any]:
-    """How a job merges; what it does not say has its default."""
-    from adamergex.merging.prepare import MergeSpec
-
-    return {item.name: job[item.name] for item in fields(MergeSpec) if item.name in job}
-
-
-def choose(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
+def choose(job: ChooseJob, inputs: Inputs, output: Path, workdir: Path) -> None:
     from adamergex.search.weight_choice import choose as choose_weight
 
-    searches = {language: inputs[language] for language in job["languages"]}
-    choose_weight(searches, one_standard_error=job["one_standard_error"], output=output)
+    searches = {language: inputs[language] for language in job.languages}
+    choose_weight(searches, one_standard_error=job.one_standard_error, output=output)
 
 
-def evaluate(job: Job, inputs: Inputs, output: Path, workdir: Path) -> None:
+def evaluate(job: EvaluateJob, inputs: Inputs, output: Path, workdir: Path) -> None:
     from adamergex.evaluation import evaluate as evaluate_adapter
-    from adamergex.jobs.settings import EvaluateJob
 
     stack = [inputs[name] for name in ("below", "adapter") if name in inputs]
-    evaluate_adapter(EvaluateJob.model_validate(job), stack or None, output)
+    evaluate_adapter(job, stack or None, output)
 
 
-ACTIONS = {"train": train, "import": import_given, "merge": merge, "tune": tune, "choose": choose, "evaluate": evaluate}
+ACTIONS: dict[str, Action] = {
+    "train": train, "import": import_given, "merge": merge, "tune": tune, "choose": choose, "evaluate": evaluate,
+}  # fmt: skip
 
 
 def backbone_group(step: Step) -> Hashable:
     """Steps of one group can use one loaded backbone: the same base under the same head."""
-    job = step.job.get("evaluate", step.job)
-    task = job.get("task", {})
-    bare = "base" in job and "structure" not in job and not step.inputs
-    return job.get("base"), task.get("kind"), tuple(task.get("labels") or ()), bare
+    job = step.job.evaluate if isinstance(step.job, TuneJob) else step.job
+    if not isinstance(job, TrainJob | EvaluateJob):
+        return None, None, (), False
+    labels = getattr(job.task, "labels", ())
+    return job.base, job.task.kind, labels, isinstance(job, EvaluateJob) and not step.inputs

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
 from adamergex.config.study import Assumed
 from adamergex.errors import AdamergexError, DataError
 from adamergex.graph.steps import Step, Store
-from adamergex.jobs.settings import AnyRows, Optimisation, Sparse, Structure, Task, first_phase
+from adamergex.jobs.merge import TuneJob
+from adamergex.jobs.settings import (
+    AnyRows,
+    EvaluateJob,
+    LanguageModeling,
+    Optimisation,
+    Sparse,
+    Task,
+    TrainJob,
+    first_phase,
+)
 from adamergex.structures import kind_named
 from adamergex.tables.devices import DEVICES
 
@@ -80,12 +89,10 @@ def estimate(steps: Iterable[Step], store: Store, assumed: Assumed) -> Estimate:
         if store.has(step):
             cost.present += 1
             continue
-        tokens, factor = _work(step, facts)
-        job = step.job.get("evaluate", step.job)
-        flops = tokens * factor * facts.parameters(str(job["base"])) if tokens else 0.0
+        tokens, flops = _work(step, facts)
         cost.tokens += tokens
         cost.flops += flops
-        if factor > 2:
+        if isinstance(step.job, TrainJob):
             trained += tokens
     if trained:
         training = sum(cost.flops for kind, cost in result.kinds.items() if kind not in ("evaluate", "tune", "merge"))
@@ -94,48 +101,44 @@ def estimate(steps: Iterable[Step], store: Store, assumed: Assumed) -> Estimate:
     return result
 
 
-def flops_factor(job: Mapping[str, Any]) -> int:
+def flops_factor(job: TrainJob | EvaluateJob) -> int:
     """FLOPs a token and parameter of a job: 6 to train everything, 4 to train an adapter, 2 to evaluate."""
-    if "optimisation" not in job:
+    if isinstance(job, EvaluateJob):
         return 2
-    return 4 if kind_named((job.get("structure") or {}).get("kind", "full")).adapter else 6
+    return 4 if kind_named(job.structure.kind).adapter else 6
 
 
-def _work(step: Step, facts: _Facts) -> tuple[float, int]:
-    """Tokens of a step, and FLOPs a token and parameter; a merge has none."""
-    if "evaluate" in step.job:  # a search of λ: one evaluation for each of the grid
-        job = step.job["evaluate"]
-        times = len(step.job.get("grid", [0]))
-        if step.job.get("granularity") == "layer":  # then a descent, whose steps go forward and back
+def _work(step: Step, facts: _Facts) -> tuple[float, float]:
+    """Tokens of a step, and its FLOPs; a merge has none."""
+    job, times = step.job, 1.0
+    if isinstance(job, TuneJob):  # a search of λ: one evaluation for each of the grid
+        times = len(job.grid)
+        if job.granularity == "layer":  # then a descent, whose steps go forward and back
             from adamergex.search.entropy import STEPS
 
             times += 2 * (STEPS + 1)
-        return facts.tokens(job, training=False) * times, 2
-    if "rows" not in step.job or "base" not in step.job:
-        return 0.0, 0
-    training = "optimisation" in step.job
-    tokens = facts.tokens(step.job, training=training)
-    if training:
-        epochs = sum(_epochs(phase, facts.examples(step.job, training=True)) for phase in _phases(step.job))
-        if step.job["optimisation"].get("head_start") == "probe":  # reads all rows once, forward only
-            epochs += 2 / flops_factor(step.job)
-        tokens *= epochs
-    return tokens, flops_factor(step.job)
+        job = job.evaluate
+    if not isinstance(job, TrainJob | EvaluateJob):
+        return 0.0, 0.0
+    factor = flops_factor(job)
+    if isinstance(job, TrainJob):
+        times = sum(_epochs(phase, facts.examples(job)) for phase in _phases(job))
+        if job.optimisation.head_start == "probe":  # reads all rows once, forward only
+            times += 2 / factor
+    tokens = facts.tokens(job) * times
+    return tokens, tokens * factor * facts.parameters(job.base) if tokens else 0.0
 
 
-def _phases(job: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _phases(job: TrainJob) -> list[Optimisation]:
     """How each phase of a training goes: a sparse fine-tuning has one before the last, which chooses."""
-    last = job["optimisation"]
-    structure = Structure.model_validate(job["structure"]) if job.get("structure") else None
-    if not isinstance(structure, Sparse):
-        return [last]
-    return [first_phase(structure, Optimisation.model_validate(last)).model_dump(), last]
+    first = [first_phase(job.structure, job.optimisation)] if isinstance(job.structure, Sparse) else []
+    return [*first, job.optimisation]
 
 
-def _epochs(optimisation: Mapping[str, Any], examples: float) -> float:
-    if optimisation.get("steps"):
-        return float(optimisation["steps"] * optimisation["batch_size"] / max(examples, 1.0))
-    return float(optimisation["epochs"])
+def _epochs(optimisation: Optimisation, examples: float) -> float:
+    if optimisation.steps:
+        return optimisation.steps * optimisation.batch_size / max(examples, 1.0)
+    return optimisation.epochs
 
 
 class _Facts:
@@ -152,31 +155,27 @@ class _Facts:
     def notes(self) -> list[str]:
         return list(self.noted)
 
-    def tokens(self, job: Mapping[str, Any], *, training: bool) -> float:
+    def tokens(self, job: TrainJob | EvaluateJob) -> float:
         """Of all examples of a job, once."""
-        task = job.get("task") or {}
-        if "segment" in task:
-            return self._segments(job) * float(task["segment"])
-        rows, pieces = self._of_rows(job, training=training)
-        return rows * min(pieces, float(task.get("max_length") or math.inf))
+        if isinstance(job.task, LanguageModeling):
+            return self._segments(job, job.task) * float(job.task.segment)
+        rows, pieces = self._of_rows(job)
+        return rows * min(pieces, float(getattr(job.task, "max_length", math.inf)))
 
-    def examples(self, job: Mapping[str, Any], *, training: bool) -> float:
-        if "segment" in (job.get("task") or {}):
-            return self._segments(job)
-        return self._of_rows(job, training=training)[0]
+    def examples(self, job: TrainJob | EvaluateJob) -> float:
+        return self._segments(job, job.task) if isinstance(job.task, LanguageModeling) else self._of_rows(job)[0]
 
-    def _segments(self, job: Mapping[str, Any]) -> float:
+    def _segments(self, job: TrainJob | EvaluateJob, task: LanguageModeling) -> float:
         """Of raw text: as many as the settings say, or as the text has."""
-        task = job["task"]
-        if task.get("segments"):
-            return float(task["segments"])
+        if task.segments:
+            return float(task.segments)
         if self._found(job) is None:
             self.noted[f"segments of a language's text, which is not here: {self.assumed.segments}"] += 1
             return float(self.assumed.segments)
-        rows, pieces = self._of_rows(job, training=True)
-        return rows * pieces / float(task["segment"])
+        rows, pieces = self._of_rows(job)
+        return rows * pieces / task.segment
 
-    def _of_rows(self, job: Mapping[str, Any], *, training: bool) -> tuple[float, float]:
+    def _of_rows(self, job: TrainJob | EvaluateJob) -> tuple[float, float]:
         found = self._found(job)
         if found is None:
             self.noted[f"rows that are not here: {self.assumed.rows} to train, {self.assumed.test_rows} to test"] += 1
@@ -184,14 +183,12 @@ class _Facts:
         if pieces is None:
             self.noted[f"pieces of a row: {self.assumed.tokens}"] += 1
         if count is None:
-            assumed = self.assumed.rows if training else self.assumed.test_rows
-            kept = (job["rows"].get(name) or assumed for name in ("limit", "sample"))
-            count = float(min(assumed, *kept))
+            assumed = self.assumed.rows if isinstance(job, TrainJob) else self.assumed.test_rows
+            count = float(min(assumed, job.rows.limit or assumed, job.rows.sample or assumed))
         return count, pieces or float(self.assumed.tokens)
 
-    def _found(self, job: Mapping[str, Any]) -> tuple[float, float | None] | None:
-        task, rows = (json.dumps(job[name], sort_keys=True) for name in ("task", "rows"))
-        return self._measured(task, rows, str(job["language"]), str(job["base"]))
+    def _found(self, job: TrainJob | EvaluateJob) -> tuple[float, float | None] | None:
+        return self._measured(job.task.model_dump_json(), job.rows.model_dump_json(), job.language, job.base)
 
     def _measure(self, task: str, rows: str, language: str, base: str) -> tuple[float, float | None] | None:
         """Number of rows, and the mean pieces of their texts: of the first ones, every text of a row counted."""
@@ -205,7 +202,7 @@ class _Facts:
                 found = read(kind, place, language, labelled=False)
         except AdamergexError:
             return None
-        tokenizer: Any = self._tokenizer(base)
+        tokenizer = self._tokenizer(base)
         if tokenizer is None:
             return float(len(found)), None
         counts = [len(ids) for ids in tokenizer([_text(row) for row in found[:SAMPLE]])["input_ids"]]
@@ -232,7 +229,7 @@ def _tokenizer(base: str) -> PreTrainedTokenizerBase | None:
         return None
 
 
-def _text(row: Mapping[str, Any]) -> str:
+def _text(row: Mapping[str, object]) -> str:
     """Every text of a row, tokens and several answers too."""
     values = [value for name, value in row.items() if name not in ("id", "language", "tags")]
     lists = [value if isinstance(value, list) else [value] for value in values]

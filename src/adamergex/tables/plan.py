@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adamergex.config.references import AdapterReference, AlignmentReference, TaskReference, TextReference
 from adamergex.config.table_checks import ORACLE
 from adamergex.config.task import BuiltIn, Own
 from adamergex.config.train import LanguageTraining, MaskedLmHeadTraining, TaskTraining
-from adamergex.config.transfer import COMBINED, TransferConfig, method_name
+from adamergex.config.transfer import TransferConfig, method_name
 from adamergex.errors import ConfigError, DataError
 from adamergex.graph.steps import Step
+from adamergex.jobs.merge import TuneJob
 from adamergex.jobs.settings import (
     AnyRows,
     LanguageModeling,
@@ -25,6 +26,7 @@ from adamergex.jobs.settings import (
 from adamergex.methods import Recipe, recipe
 from adamergex.methods.cell import Experiment, Facts, Stack
 from adamergex.methods.given import GivenAdapter, pattern_of, read_given
+from adamergex.tables.sketch import needs_references, sketched
 
 if TYPE_CHECKING:
     from adamergex.training.masked_lm_head import HeadSettings
@@ -34,7 +36,7 @@ def absolute(config: TransferConfig) -> TransferConfig:
     """The settings with paths that no longer depend on the settings file's folder."""
     folder = Path(config.folder)
     text = config.reference.text
-    placed: dict[str, Any] = {"text": None if text is None else _placed(folder, text)}
+    placed: dict[str, object] = {"text": None if text is None else _placed(folder, text)}
     if isinstance(config.reference, TaskReference):
         placed["task"] = config.reference.task.placed(folder)
     if isinstance(config.reference, AlignmentReference) and config.reference.pivot is not None:
@@ -139,7 +141,7 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
 
     task = _task(config.task, config.source)
     for method in config.methods:  # before anything is trained
-        asks, bare = recipe(method).asks, method in ("vanilla", "xlt")
+        asks, bare = recipe(method).asks, sketched(config, method, config.targets[0])[1] is None
         found = running.model_kind(task if asks is None else asks(task, config.source), config.base, bare=bare)
         if asks is not None and found not in ("causal-lm", "sequence-to-sequence"):
             raise ConfigError(
@@ -201,7 +203,7 @@ def _segments(config: TransferConfig, languages: Iterable[str] | None) -> int | 
     pieces, masked = tokenizer(config.base), family(load_config(config.base)) != "decoder"
     chosen = dict.fromkeys(languages or languages_of(config))
     text = config.reference.text
-    texts = {language: [row["text"] for row in read(LanguageModeling(), text, language)] for language in chosen}
+    texts = {language: [str(row["text"]) for row in read(LanguageModeling(), text, language)] for language in chosen}
     segment = config.reference.segment
     counts = {name: count_segments(own, pieces, segment, masked=masked) for name, own in texts.items()}
     if min(counts.values()) < 1:
@@ -214,23 +216,16 @@ def _segments(config: TransferConfig, languages: Iterable[str] | None) -> int | 
     return min(counts.values())
 
 
-def needs_references(config: TransferConfig) -> bool:
-    """Whether a method of the table trains adapters on the reference task."""
-    if any(":" in method for method in config.methods):
-        return True  # a method of the user's own may
-    return config.merges or not {"average", "layer_swapping", *COMBINED}.isdisjoint(config.methods)
-
-
 def searched_on(search: Step, x: Experiment) -> str:
     """The languages that a cell's search of λ looks at."""
-    if search.kind != "choose":
-        return str(search.job["evaluate"]["language"])
+    if isinstance(search.job, TuneJob):
+        return search.job.evaluate.language
     if x.config.merge.leave_one_out:
         return f"all targets but {x.target}"
-    return ", ".join(search.job["languages"])
+    return ", ".join(search.inputs)
 
 
-Cell = tuple[str, str, int]
+Place = tuple[str, str, int]
 """Method, target language, seed."""
 
 
@@ -243,11 +238,11 @@ class Plan:
     def __init__(self, config: TransferConfig, known: Facts) -> None:
         self.config = config
         self.metric = known.task.metric
-        self.adapters: dict[Cell, Stack] = {}
-        self.evaluations: dict[Cell, Step] = {}
-        self.tunings: dict[Cell, Step] = {}  # by method, what is searched on, seed
-        self.oracles: dict[Cell, Step] = {}  # searches on the cell's own test set
-        self.ways: dict[Cell, dict[str, Step]] = {}  # of cells with an oracle: way -> search
+        self.adapters: dict[Place, Stack] = {}
+        self.evaluations: dict[Place, Step] = {}
+        self.tunings: dict[Place, Step] = {}  # by method, what is searched on, seed
+        self.oracles: dict[Place, Step] = {}  # searches on the cell's own test set
+        self.ways: dict[Place, dict[str, Step]] = {}  # of cells with an oracle: way -> search
         for seed in config.seeds:
             for method in config.methods:
                 for language in config.targets:
@@ -265,7 +260,7 @@ class Plan:
         if x.config.merge.oracle:
             self._add_oracle(cell, x, way)
 
-    def _add_oracle(self, cell: Cell, x: Experiment, way: Recipe) -> None:
+    def _add_oracle(self, cell: Place, x: Experiment, way: Recipe) -> None:
         bound = x.oracle(way.build)
         if bound is None:
             return

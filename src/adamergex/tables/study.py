@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from adamergex.config.study import Study, load_study, parse_study
 from adamergex.errors import AdamergexError
@@ -16,6 +15,7 @@ from adamergex.graph.engines import Work, engine_named
 from adamergex.graph.inventory import record
 from adamergex.graph.steps import Step, Store, in_order
 from adamergex.graph.worker import Action
+from adamergex.report.runs import StepCounts, StudyRecord, TableRecord
 from adamergex.tables.actions import ACTIONS, backbone_group
 from adamergex.tables.devices import DEVICES
 from adamergex.tables.estimate import estimate
@@ -46,7 +46,7 @@ def run_study(
     say: Say = print,
     command: str | None = None,
     actions: Mapping[str, Action] | None = None,
-) -> dict[str, Any]:
+) -> StudyRecord:
     """Do what the store lacks of all tables; write results and report of each to ``OUTPUT/<table>/``, and study.json.
 
     ``force``: a kind or (a part of) a label; these steps, and what needs them, are done again. Tables whose steps are
@@ -80,7 +80,7 @@ def _run(
     output: Path,
     again: Mapping[str, Step],
     command: str | None,
-) -> dict[str, Any]:
+) -> StudyRecord:
     store, say = work.store, work.say
     reused = {step.key for step in plan.steps if store.has(step)} - again.keys()
     record(store, plan.study.title, output, plan.steps)
@@ -91,46 +91,44 @@ def _run(
         run(work)
     except AdamergexError as error:
         failure = error
-    written = {}
-    for name, table in plan.tables.items():
+    for table in plan.tables.values():
         if any(store.has(step) for step in table.evaluations.values()):
             with filled_directory(table.config.output) as folder:
-                written[name] = write_table(table, store, folder, reused, command)
-            say(summary(written[name], table.config.output))
+                results = write_table(table, store, folder, reused, command)
+            say(summary(results, table.config.output))
         else:
             say(f"\n{table.config.title}: nothing of it is done, see the failed steps")
-    result = _record_of(plan, store, written, reused, time.monotonic() - began, command)
-    write_files(output, {"study.json": as_json(result)})
+    result = _record_of(plan, store, reused, time.monotonic() - began, command)
+    write_files(output, {"study.json": as_json(result.model_dump())})
     if failure is not None:
-        say("\n".join(["\nnot done:", *(f"  {line}" for line in result["missing"])]))
+        say("\n".join(["\nnot done:", *(f"  {line}" for line in result.missing)]))
         raise failure
     return result
 
 
-def _record_of(
-    plan: StudyPlan, store: Store, written: Mapping[str, Any], reused: set[str], seconds: float, command: str | None
-) -> dict[str, Any]:
+def _record_of(plan: StudyPlan, store: Store, reused: set[str], seconds: float, command: str | None) -> StudyRecord:
     missing = [step for step in plan.steps if not store.has(step)]
-    return {
-        "title": plan.study.title,
-        "tables": {
-            name: {
-                "output": table.config.output,
-                "methods": list(table.config.methods),
-                "targets": list(table.config.targets),
-                "complete": all(store.has(step) for step in table.wanted),
-            }
-            for name, table in plan.tables.items()
-        },
-        "steps": {"all": len(plan.steps), "reused": len(reused), "missing": len(missing)},
-        "missing": [f"{step.kind} {step.label} (for {', '.join(plan.users(step))})" for step in missing],
-        "seconds": round(seconds, 1),
-        "environment": environment(),
-        "commands": [command] if command else [],
+    tables = {
+        name: TableRecord(
+            output=table.config.output,
+            methods=list(table.config.methods),
+            targets=list(table.config.targets),
+            complete=all(store.has(step) for step in table.wanted),
+        )
+        for name, table in plan.tables.items()
     }
+    return StudyRecord(
+        title=plan.study.title,
+        tables=tables,
+        steps=StepCounts(all=len(plan.steps), reused=len(reused), missing=len(missing)),
+        missing=[f"{step.kind} {step.label} (for {', '.join(plan.users(step))})" for step in missing],
+        seconds=round(seconds, 1),
+        environment=environment(),
+        commands=[command] if command else [],
+    )
 
 
-def study_of(settings: str | Path | Mapping[str, Any], *, engine: Engine = Engine()) -> dict[str, Any]:
+def study_of(settings: str | Path | Mapping[str, object], *, engine: Engine = Engine()) -> StudyRecord:
     """Run a study from a settings file or a mapping of the same shape; what stands in study.json. See ``run_study``.
 
     Raises: ConfigError: the settings have problems; all are named at once.

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 
-from adamergex.config.references import TaskReference
-from adamergex.config.study import Assumed, Study
-from adamergex.config.task import BuiltIn, Own
+from adamergex.config.study import Study
 from adamergex.config.transfer import TransferConfig
 from adamergex.errors import AdamergexError, ConfigError
 from adamergex.graph.steps import Step, canonical, in_order
-from adamergex.jobs.settings import AnyRows, Target, Task
+from adamergex.jobs.settings import AnyRows, Task
 from adamergex.methods.cell import Content, Facts
 from adamergex.methods.given import GivenAdapter
-from adamergex.tables.plan import Plan, absolute, facts, languages_of, needs_references
+from adamergex.tables.plan import Plan, absolute, facts, languages_of
+from adamergex.tables.sketch import assumed_adapter, assumed_facts, named, needs_references
 from adamergex.tasks.rows import source
 
 
@@ -32,17 +30,18 @@ class StudyPlan:
         self.study = study
         self.absent: dict[str, list[str]] = {}  # what is not on this machine -> where it was asked for
         tables = {name: absolute(config) for name, config in study.tables.items()}
+        needing = {name: config for name, config in tables.items() if needs_references(config)}
         content: Content | None = None
         segments: dict[str, int | None] = {}
         self.tables: dict[str, Plan] = {}
         for name, config in tables.items():
-            group, languages = _reference(config), _languages(tables.values(), config)
-            if segments.get(group) is not None and needs_references(config):
+            group, languages = _reference(config), _languages(needing.values(), config)
+            if segments.get(group) is not None and name in needing:
                 reference = config.reference.model_copy(update={"segments": segments[group]})
                 config = config.model_copy(update={"reference": reference})
             known = self._facts(name, config, languages) if assume else facts(config, languages)
             content = content or (self._lenient(known.content) if assume else known.content)
-            if needs_references(config):
+            if name in needing:
                 segments.setdefault(group, known.segments)
             self.tables[name] = Plan(config, known._replace(content=content))
 
@@ -99,7 +98,7 @@ class StudyPlan:
             except AdamergexError as error:
                 tables = self.absent.setdefault(_what(error), [])
                 tables.extend([name] if name not in tables else [])
-                return _assumed_adapter(language)
+                return assumed_adapter(language)
 
         return read
 
@@ -114,40 +113,14 @@ class StudyPlan:
                 except AdamergexError:
                     where = source(rows, language)
                     self.absent.setdefault(f"rows of {where}", []).append(language)
-                    absent[place] = _named(place)
+                    absent[place] = named(place)
             return absent[place]
 
         return hashed
 
 
-def assumed_facts(config: TransferConfig, assumed: Assumed) -> Facts:
-    """Facts without model and data: names in the place of hashes, the assumed amount of text."""
-    reference, segments, labelled = config.reference, None, None
-    if isinstance(reference, TaskReference):
-        labelled = _assumed_task(reference.task)
-    else:
-        segments = getattr(reference, "segments", None) or (assumed.segments if needs_references(config) else None)
-    return Facts(
-        base_sha256=_named(config.base),
-        task=_assumed_task(config.task),
-        segments=segments,
-        content=lambda task, rows, language, labelled=True: _named((rows.model_dump_json(), language)),
-        reference=labelled,
-        given=_assumed_adapter,
-    )
-
-
-def _assumed_adapter(language: str) -> GivenAdapter:
-    return GivenAdapter(Path(language), {"assumed": _named(language)}, ())
-
-
-def _assumed_task(config: Own | BuiltIn) -> Target:
-    return config.task(("assumed 1", "assumed 2") if config.open_labels else ())
-
-
 def _what(error: AdamergexError) -> str:
-    lines = str(error).splitlines()
-    return lines[0] + "".join(f": {line[9:]}" for line in lines if line.startswith("  where: "))
+    return error.problem + ("" if error.where is None else f": {error.where}")
 
 
 def _some(names: list[str], shown: int = 4) -> str:
@@ -155,15 +128,11 @@ def _some(names: list[str], shown: int = 4) -> str:
     return ", ".join(names[:shown]) + rest
 
 
-def _named(value: object) -> str:
-    return hashlib.sha256(f"assumed {canonical(value)}".encode()).hexdigest()
-
-
 def _reference(config: TransferConfig) -> str:
     return canonical([str(Path(config.base)), config.reference.model_dump(mode="json")])
 
 
 def _languages(tables: Iterable[TransferConfig], config: TransferConfig) -> list[str]:
-    """All languages that tables with this base and reference text need."""
-    alike = [other for other in tables if needs_references(other) and _reference(other) == _reference(config)]
+    """All languages that tables with this base and reference text need, of those that need references."""
+    alike = [other for other in tables if _reference(other) == _reference(config)]
     return list(dict.fromkeys(language for other in alike or [config] for language in languages_of(other)))

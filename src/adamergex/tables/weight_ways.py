@@ -6,13 +6,13 @@ off its curve; nothing of this is a method.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from adamergex.files.records import Search, read_search
 from adamergex.graph.steps import Step, Store
+from adamergex.report.results import Cell, Way, Weights
 from adamergex.search.weight_choice import best, within
-from adamergex.tables.plan import Cell, Plan
+from adamergex.tables.plan import Place, Plan
 
 ORACLE_LABEL = "oracle (upper bound, not a method)"
 STANDARD_ERROR = ", one standard error"
@@ -21,9 +21,9 @@ Ways = dict[str, float]
 """A way's name -> its λ."""
 
 
-def compared_ways(plan: Plan, store: Store, cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def compared_ways(plan: Plan, store: Store, cells: Iterable[Cell]) -> tuple[Weights, ...]:
     """For every cell with an oracle that is done: the oracle's λ and score, and those of all other ways."""
-    scored = {(cell["method"], cell["language"], cell["seed"]): cell for cell in cells}
+    scored = {(cell.method, cell.language, cell.seed): cell for cell in cells}
     found = []
     for cell, search in plan.oracles.items():
         if not store.has(search):
@@ -32,21 +32,16 @@ def compared_ways(plan: Plan, store: Store, cells: Iterable[Mapping[str, Any]]) 
         scores = {point.weight: point.score for point in curve}
         top = best(curve)
         ways = [
-            {"way": way, "weight": weight, "score": scores[weight]}
-            for way, weight in _ways(plan, store, cell).items()
-            if weight in scores
+            Way(way, weight, scores[weight]) for way, weight in _ways(plan, store, cell).items() if weight in scores
         ]
         own, name = scored.get(cell), own_way(plan, cell)
-        if own is not None and own["weight"] is not None:  # what was measured goes before what the curve says
-            measured = {"way": name, "weight": own["weight"], "score": own["score"], "own": True}
-            ways = [measured, *(item for item in ways if item["way"] != name)]
-        method, language, seed = cell
-        oracle = {"way": ORACLE_LABEL, "weight": top, "score": scores[top]}
-        found.append({"method": method, "language": language, "seed": seed, "oracle": oracle, "ways": ways})
-    return found
+        if own is not None and own.weight is not None:  # what was measured goes before what the curve says
+            ways = [Way(name, own.weight, own.score, own=True), *(item for item in ways if item.way != name)]
+        found.append(Weights(*cell, Way(ORACLE_LABEL, top, scores[top]), tuple(ways)))
+    return tuple(found)
 
 
-def own_way(plan: Plan, cell: Cell) -> str:
+def own_way(plan: Plan, cell: Place) -> str:
     """How the table itself chooses the λ of a cell."""
     settings = plan.config.merge
     if isinstance(settings.weight, int | float):
@@ -61,7 +56,7 @@ def _languages(languages: tuple[str, ...]) -> str:
     return ("mean of " if len(languages) > 1 else "") + ", ".join(languages)
 
 
-def _ways(plan: Plan, store: Store, cell: Cell) -> Ways:
+def _ways(plan: Plan, store: Store, cell: Place) -> Ways:
     """The ways whose searches are done, the table's own first, and λ = 0."""
     config, found = plan.config, Ways()
     for way, step in plan.ways[cell].items():

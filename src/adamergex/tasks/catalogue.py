@@ -10,18 +10,20 @@ import importlib
 import importlib.util
 import itertools
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from adamergex.data import values
 from adamergex.data.sampling import sampled
 from adamergex.errors import ConfigError, DataError
 from adamergex.files.hashing import file_sha256
+from adamergex.files.inputs import Json
 from adamergex.files.lineage_fields import TASKS
 from adamergex.jobs.settings import Target, TaskRows
 from adamergex.metrics.checks import known
+from adamergex.tasks.task_kind import Items
 
 NAMES = TASKS
 _WANTED = ("TASK", "rows", "score")
@@ -34,9 +36,9 @@ class TaskFile(Protocol):
 
     TASK: Target
 
-    def rows(self, source: str | Path, language: str, split: str) -> list[dict[str, Any]]: ...
+    def rows(self, source: str | Path, language: str, split: str) -> list[dict[str, Json]]: ...
 
-    def score(self, predictions: Sequence[Any], references: Sequence[Any], language: str) -> dict[str, float]: ...
+    def score(self, predictions: Items, references: Items, language: str) -> dict[str, float]: ...
 
 
 def task_file(name: str) -> TaskFile:
@@ -95,9 +97,9 @@ def split_for(name: str, data: str, role: str) -> str:
     return splits.get(role, role)
 
 
-def read_rows(rows: TaskRows, language: str) -> list[tuple[int, dict[str, Any]]]:
+def read_rows(rows: TaskRows, language: str) -> list[tuple[int, dict[str, Json]]]:
     """The rows of a task in a language, each with its number from 1. Raises: DataError, as the task's own ``rows``."""
-    given: Any = task_file(rows.task).rows(rows.data, language, rows.split, **rows.options)
+    given: object = task_file(rows.task).rows(rows.data, language, rows.split, **rows.options)
     where = f"{rows.task} {rows.split}, {language}"
     if hasattr(given, "columns") and hasattr(given, "to_dict"):  # a table of pandas
         given = given.to_dict("records")

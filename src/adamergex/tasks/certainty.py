@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch.nn import functional
 from adamergex.adapters.peft_backed import virtual_tokens
 from adamergex.backbones.loading import Loaded
 from adamergex.backbones.logits import IGNORE, logits_at
+from adamergex.data.values import Row
 from adamergex.jobs.settings import Target
 from adamergex.tasks import Examples
 from adamergex.tasks.answering.reading import by_length
@@ -20,8 +20,6 @@ from adamergex.tasks.classification import AnswerExamples
 from adamergex.tasks.kinds import kind_of
 from adamergex.tasks.running import train_examples
 from adamergex.tasks.sequences import on_device
-
-Row = Mapping[str, Any]
 
 
 class Unlabelled:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,11 @@ from torch.nn import functional
 
 from adamergex.backbones.loading import frame
 from adamergex.backbones.logits import IGNORE, labelled, labelled_loss
+from adamergex.data.values import Row
 from adamergex.errors import ConfigError
 from adamergex.tasks import pieces_of
 from adamergex.tasks.answering.prompts import Pieces, Prompt, fitted, following, framed, prompt_of
-from adamergex.tasks.labels import label_indices
+from adamergex.tasks.labels import Labelled, label_indices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -131,7 +132,7 @@ def answered(
 
 
 def head_examples(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,
     task: Classification,
     *,
@@ -151,7 +152,7 @@ def head_examples(
 
 
 def prompt_examples(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,
     task: Classification,
     *,
@@ -198,7 +199,7 @@ def text_prompts(texts: Sequence[str], prompt: str) -> list[Prompt]:
     return [prompt_of(Prompt(text, lambda part: prompt.replace("{text}", part))) for text in texts]
 
 
-def answer_pieces(tokenizer: PreTrainedTokenizerBase, task: Classification, family: Family = "decoder") -> list[Pieces]:
+def answer_pieces(tokenizer: PreTrainedTokenizerBase, task: Labelled, family: Family = "decoder") -> list[Pieces]:
     """What a model says for each label: the label's word (by default the label).
 
     A decoder, and an encoder's cloze, say it after the prompt's end, with which it is tokenised; the decoder of an

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeAlias
 
 from adamergex.data.values import label_of, require_written
 from adamergex.errors import DataError
+from adamergex.files.inputs import Json
+from adamergex.jobs.settings import Classification, PairClassification
 from adamergex.metrics.text import comparable
+from adamergex.statistics.samples import Floats
 from adamergex.tasks.task_kind import Answers, Labels, Options, Request, Row
 
+Labelled: TypeAlias = Classification | PairClassification
 
-def label_indices(rows: Sequence[Mapping[str, Any]], task: Any, where: object) -> list[int]:
+
+def label_indices(rows: Sequence[Row], task: Labelled, where: object) -> list[int]:
     """The place of each row's label among the task's. Raises: DataError for one that is not there."""
     places = {label: index for index, label in enumerate(task.labels)}
     result = []
@@ -31,7 +36,7 @@ def label_indices(rows: Sequence[Mapping[str, Any]], task: Any, where: object) -
     return result
 
 
-def check_label(task: Any, row: Row, where: str) -> dict[str, Any]:
+def check_label(task: Labelled, row: Row, where: str) -> dict[str, Json]:
     """The row with its label as the task writes it. Raises: DataError: it is missing, or no text or whole number."""
     label = label_of(row["label"], f"{where}, column 'label'")
     require_written(label, task.labels, f"{where}, column 'label'")
@@ -41,13 +46,13 @@ def check_label(task: Any, row: Row, where: str) -> dict[str, Any]:
     return {**row, "label": label}
 
 
-def check_labels(task: Any, rows: Sequence[Row], where: object) -> None:
+def check_labels(task: Labelled, rows: Sequence[Row], where: object) -> None:
     """Raises: DataError: a row has a label that the task lacks."""
     if task.labels:
         label_indices(rows, task, where)
 
 
-def ranked(labels: Sequence[Any], gold: Sequence[Any], scores: Sequence[Any]) -> list[dict[str, Any]]:
+def ranked(labels: Sequence[str | int], gold: Sequence[Json], scores: Sequence[Floats]) -> list[dict[str, Json]]:
     """Of each row its gold label, the label with the highest score (of equal ones the first), and all scores."""
     return [
         {
@@ -59,7 +64,7 @@ def ranked(labels: Sequence[Any], gold: Sequence[Any], scores: Sequence[Any]) ->
     ]
 
 
-def classified(request: Request, scores: Sequence[Any], truncated: int) -> Answers:
+def classified(request: Request[Labelled], scores: Sequence[Floats], truncated: int) -> Answers:
     """The answers of scores of the task's labels."""
     gold = [request.task.labels[index] for index in label_indices(request.rows, request.task, request.where)]
     return Answers(ranked(request.task.labels, gold, scores), truncated)
@@ -71,10 +76,12 @@ OPEN_LABELS = Labels(
     2,
     "the training rows have fewer than two labels",
 )
-LABEL_OPTIONS = Options(lambda task: len(task.labels), lambda task, row, index: {**row, "label": task.labels[index]})
+LABEL_OPTIONS = Options[Labelled](
+    lambda task: len(task.labels), lambda task, row, index: {**row, "label": task.labels[index]}
+)
 
 
-def example(task: Any) -> tuple[str, str]:
+def example(task: Labelled) -> tuple[str, str]:
     """A right answer, as far as the labels are known."""
     label = (task.labels or ("1",))[0]
     return label, label

@@ -8,17 +8,18 @@ Resampling items resamples both sums (see ``statistics``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from adamergex.data.values import Row
 from adamergex.errors import ConfigError
+from adamergex.files.inputs import Json
 from adamergex.jobs.settings import Target
 from adamergex.metrics.checks import known
 from adamergex.tasks.catalogue import task_file
 from adamergex.tasks.kinds import kind_of
-from adamergex.tasks.task_kind import right_or_wrong
+from adamergex.tasks.task_kind import Items, right_or_wrong
 
-Item = Mapping[str, Any]
+Item = Row
 Tally = tuple[float, float]
 
 
@@ -27,7 +28,7 @@ def scores(task: Target, items: Sequence[Item], language: str) -> dict[str, floa
     return _score(task)([item["predicted"] for item in items], [item["gold"] for item in items], language)
 
 
-def _score(task: Target) -> Callable[[Sequence[Any], Sequence[Any], str], dict[str, float]]:
+def _score(task: Target) -> Callable[[Items, Items, str], dict[str, float]]:
     """What measures the answers: the kind's own score, or that of the file that ``measured_as`` names."""
     return kind_of(task).score if task.measured_as is None else task_file(task.measured_as).score
 
@@ -45,7 +46,7 @@ def require_metric(task: Target) -> None:
     known(task.metric, found, "metric", f"the scores of {task.name}")
 
 
-def tallied(task: Target, items: Sequence[dict[str, Any]], language: str) -> list[dict[str, Any]]:
+def tallied(task: Target, items: Sequence[dict[str, Json]], language: str) -> list[dict[str, Json]]:
     """The items with their ``tally`` [hits, of]; labels need none, they are right or wrong.
 
     Raises: ConfigError: the task's ``metric`` is none of its scores, or is not the ratio of the items' sums.

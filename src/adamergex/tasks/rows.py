@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 from adamergex.data import reader
 from adamergex.data.values import text_of
 from adamergex.errors import DataError
-from adamergex.jobs.settings import AnyRows, Rows, Task, TaskRows
+from adamergex.files.inputs import Json
+from adamergex.jobs.settings import AnyRows, LabelledTask, Rows, Task, TaskRows
 from adamergex.tasks.answering.templates import names_in
 from adamergex.tasks.catalogue import read_rows
 from adamergex.tasks.grouping import COLUMNS
 from adamergex.tasks.kinds import kind_of
-from adamergex.tasks.task_kind import NumberedRows, Options, Row
+from adamergex.tasks.task_kind import NumberedRows, Row
 
 
-def read(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> list[dict[str, Any]]:
+def read(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> list[dict[str, Json]]:
     """The rows of one language: text and id for language modelling; else the kind's ``columns``, checked.
 
     A csv may hold tokens and tags divided by blanks, and one answer with its start. Of files of choices and of tags
@@ -28,13 +29,13 @@ def read(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> lis
     elif labelled or kind.options is None:
         numbered = _file_rows(task, rows, language)
     else:
-        numbered = _unlabelled(task, rows, language, kind.options)
-    if not kind.labelled:
+        numbered = _unlabelled(task, rows, language, kind.options.chosen)
+    if not isinstance(task, LabelledTask):
         return kind.make_rows(task, numbered, where)
     return [_checked(task, row, f"{where}, row {number}") for number, row in numbered]
 
 
-def _checked(task: Any, row: Row, where: str) -> dict[str, Any]:
+def _checked(task: LabelledTask, row: Row, where: str) -> dict[str, Json]:
     """The row with every column that the task uses: texts that are not blank, and what the kind's own check makes."""
     kind = kind_of(task)
     learned = names_in(getattr(task, "target", None) or "")  # what is written alone; a task's test rows may lack it
@@ -62,12 +63,12 @@ def _file_rows(task: Task, rows: Rows, language: str) -> NumberedRows:
     return reader.read_numbered(rows, language, columns(task), also=(*reader.OURS, *COLUMNS, *kind.optional_columns))
 
 
-def _unlabelled(task: Task, rows: Rows, language: str, options: Options) -> NumberedRows:
+def _unlabelled(task: Task, rows: Rows, language: str, chosen: Callable[[Task, Row, int], Row]) -> NumberedRows:
     kind = kind_of(task)
     gold = kind.gold(task)
     rows = rows.model_copy(update={"columns": {name: column for name, column in rows.columns.items() if name != gold}})
     numbered = reader.read_numbered(rows, language, [name for name in columns(task) if name != gold], also=("id",))
-    return [(number, options.chosen(task, row, 0)) for number, row in numbered]
+    return [(number, dict(chosen(task, row, 0))) for number, row in numbered]
 
 
 def source(rows: AnyRows, language: str) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adamergex.data.values import Row, texts
 from adamergex.errors import ConfigError
 from adamergex.jobs.settings import SpanAnswering
 from adamergex.tasks import pieces_of
@@ -25,7 +26,6 @@ from adamergex.tasks.sequences import Sequences, on_device, pair_frame, require_
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Row = Mapping[str, Any]
 Offsets = list[tuple[int, int]]
 
 
@@ -97,7 +97,7 @@ def span_examples(
     require_fast(tokenizer, "span answering")
     frame = pair_frame(tokenizer)
     questions = pieces_of(tokenizer, [str(row["question"]) for row in rows])
-    contexts: Any = tokenizer(
+    contexts = tokenizer(
         [str(row["context"]) for row in rows], add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
     windows: list[Window] = []
@@ -176,8 +176,8 @@ def _starts(count: int, task: SpanAnswering, room: int) -> Iterator[tuple[int, i
 
 def _target(row: Row, window: Window) -> tuple[int, int]:
     """First and last piece of the first gold answer in a window; 0, 0 unless it holds all of it."""
-    start = row["starts"][0]
-    end = start + len(row["answers"][0])
+    start = int(texts(row["starts"])[0])
+    end = start + len(texts(row["answers"])[0])
     inside = [index for index, (begin, stop) in enumerate(window.offsets) if begin < end and stop > start]
     if not inside or window.offsets[inside[0]][0] > start or window.offsets[inside[-1]][1] < end:
         return 0, 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from adamergex.backbones.loading import frame
 from adamergex.backbones.logits import IGNORE
+from adamergex.data.values import Row, texts
 from adamergex.errors import ModelError
 from adamergex.jobs.settings import Tagging
 from adamergex.metrics.entities import repaired
@@ -26,8 +27,6 @@ from adamergex.tasks.sequences import Sequences, on_device, require_fast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Row = Mapping[str, Any]
 
 
 class Part(NamedTuple):
@@ -83,11 +82,11 @@ def tag_examples(task: Tagging, rows: Sequence[Row], tokenizer: PreTrainedTokeni
     for number, words in enumerate(_words(rows, tokenizer)):
         truncated += sum(len(pieces) > room for _, pieces in words)
         for group in _groups([(token, pieces[:room]) for token, pieces in words], room):
-            made, marks, places = list(before), [IGNORE] * len(before), []
+            made, marks, places, tags = list(before), [IGNORE] * len(before), [], texts(rows[number]["tags"])
             for token, pieces in group:
                 places.append(len(made))
                 made += pieces
-                marks += [number_of[rows[number]["tags"][token]], *[IGNORE] * (len(pieces) - 1)]
+                marks += [number_of[tags[token]], *[IGNORE] * (len(pieces) - 1)]
             ids.append(made + after)
             labels.append(marks + [IGNORE] * len(after))
             parts.append(Part(number, [token for token, _ in group], places))
@@ -101,7 +100,7 @@ def predicted_tags(
     """The likeliest tag of every token, as well-formed IOB2 (an I that continues nothing becomes B, as conlleval
     reads it); O for a token of which the tokenizer makes no piece."""
     names = tag_names(task)
-    result = [["O"] * len(row["tokens"]) for row in rows]
+    result = [["O"] * len(texts(row["tokens"])) for row in rows]
     for indices in by_length(examples.lengths, batch_tokens):
         best = model(**on_device(model, examples.sequences.inputs(indices))).logits.argmax(-1).cpu()
         for place, index in enumerate(indices):
@@ -114,8 +113,8 @@ def predicted_tags(
 def _words(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[tuple[int, Pieces]]]:
     """Of each row the tokens that have pieces, with them."""
     try:
-        found: Any = tokenizer(
-            [list(row["tokens"]) for row in rows], is_split_into_words=True, add_special_tokens=False, verbose=False
+        found = tokenizer(
+            [texts(row["tokens"]) for row in rows], is_split_into_words=True, add_special_tokens=False, verbose=False
         )
     except AssertionError as error:  # GPT-2's and RoBERTa's: divided text needs a blank before each word
         raise ModelError(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
+from adamergex.data.values import Row as Row
+from adamergex.files.inputs import Json
 from adamergex.jobs.settings import LabelledTask, UnlabelledTask
 from adamergex.metrics.accuracy import accuracy
 
@@ -16,17 +18,23 @@ if TYPE_CHECKING:
     from adamergex.tasks import Examples
     from adamergex.tasks.answering.prompts import Prompt
 
-Row: TypeAlias = Mapping[str, Any]
-NumberedRows: TypeAlias = list[tuple[int, dict[str, Any]]]
+S = TypeVar("S", bound=LabelledTask | UnlabelledTask)
+S_co = TypeVar("S_co", covariant=True)
+S_in = TypeVar("S_in", contravariant=True)
+"""The settings of a kind."""
+AnyKind: TypeAlias = "TaskKind[Any]"
+Items: TypeAlias = Sequence[object]
+"""Predictions or references: labels, texts, lists of tags."""
+NumberedRows: TypeAlias = list[tuple[int, dict[str, Json]]]
 """Rows with their numbers in the file, from 1."""
 
 
-class Request(NamedTuple):
+class Request(NamedTuple, Generic[S_co]):
     """Rows of a task for one model, to learn from or to answer. ``longest``: tokens of the model's input; ``where``:
     how errors name the rows."""
 
-    kind: TaskKind
-    task: Any
+    kind: AnyKind
+    task: S_co
     rows: Sequence[Row]
     loaded: Loaded
     longest: int
@@ -36,10 +44,10 @@ class Request(NamedTuple):
     @property
     def limit(self) -> int:
         """The tokens that task and model allow."""
-        return min(int(self.task.max_length), self.longest)
+        return min(int(getattr(self.task, "max_length", self.longest)), self.longest)
 
     @property
-    def writing(self) -> Writing:
+    def writing(self) -> Writing[S_co]:
         """How a model that writes is asked."""
         assert self.kind.writing is not None  # a kind whose answering has writers says how they are asked
         return self.kind.writing
@@ -49,27 +57,27 @@ class Answers(NamedTuple):
     """A prediction for every row, in order (gold, predicted, and scores where there are any), how many inputs were cut,
     and how many answers could not be read."""
 
-    items: list[dict[str, Any]]
+    items: list[dict[str, Json]]
     truncated: int
     unparsable: int = 0
 
 
-class Answering(NamedTuple):
+class Answering(NamedTuple, Generic[S_in]):
     """How one kind of model learns a task, and how it answers (model, tokens per batch); None where it cannot."""
 
-    train_examples: Callable[[Request], Examples] | None
-    predict: Callable[[Request, nn.Module, int], Answers] | None
+    train_examples: Callable[[Request[S_in]], Examples] | None
+    predict: Callable[[Request[S_in], nn.Module, int], Answers] | None
 
 
-class Writing(NamedTuple):
+class Writing(NamedTuple, Generic[S_in]):
     """How models that write are asked: the prompt of a row, the answers that teach it, the prediction that is read from
     a written text and whether all of it had the expected form; ``choices``: what could be said, where that is scored
     and not written."""
 
-    prompt: Callable[[Any, Row], Prompt]
-    answers: Callable[[Any, Row], Sequence[str]]
-    read: Callable[[Any, Row, str], tuple[Any, bool]]
-    choices: Callable[[Any, Row], Sequence[str]] | None = None
+    prompt: Callable[[S_in, Row], Prompt]
+    answers: Callable[[S_in, Row], Sequence[str]]
+    read: Callable[[S_in, Row, str], tuple[Json, bool]]
+    choices: Callable[[S_in, Row], Sequence[str]] | None = None
 
 
 class Labels(NamedTuple):
@@ -81,13 +89,13 @@ class Labels(NamedTuple):
     too_few: str
 
 
-class Options(NamedTuple):
+class Options(NamedTuple, Generic[S_in]):
     """Answers of which a model gives a distribution: how many there are, and the row as if one were its gold one.
 
     ``per_token``: heads give one for every token."""
 
-    count: Callable[[Any], int]
-    chosen: Callable[[Any, Row, int], dict[str, Any]]
+    count: Callable[[S_in], int]
+    chosen: Callable[[S_in, Row, int], dict[str, Json]]
     per_token: bool = False
 
 
@@ -103,13 +111,13 @@ class XltForm(NamedTuple):
     written: bool = True
 
 
-def right_or_wrong(predictions: Sequence[Any], references: Sequence[Any], language: str) -> dict[str, float]:
+def right_or_wrong(predictions: Items, references: Items, language: str) -> dict[str, float]:
     """Accuracy, in percent: the score of a kind that names no other."""
     return {"accuracy": accuracy(predictions, references)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TaskKind:
+class TaskKind(Generic[S]):
     """One kind of task.
 
     Settings and rows:
@@ -133,25 +141,25 @@ class TaskKind:
         tally: an item's [hits, of] in the score, unless it is the score of the item alone.
     """
 
-    settings: type[LabelledTask] | type[UnlabelledTask]
-    answering: Mapping[Kind, Answering]
-    columns: Callable[[Any], tuple[str, ...]]
+    settings: type[S]
+    answering: Mapping[Kind, Answering[S]]
+    columns: Callable[[S], tuple[str, ...]]
     optional_columns: tuple[str, ...] = ()
     rows: str = ""
-    gold: Callable[[Any], str] = lambda task: "label"
+    gold: Callable[[S], str] = lambda task: "label"
     raw_columns: tuple[str, ...] = ()
-    check_row: Callable[[Any, Row, str], dict[str, Any]] = lambda task, row, where: dict(row)
-    check_rows: Callable[[Any, Sequence[Row], object], object] = lambda task, rows, where: None
-    make_rows: Callable[[Any, NumberedRows, str], list[dict[str, Any]]] = lambda task, rows, where: [r for _, r in rows]
+    check_row: Callable[[S, Row, str], dict[str, Json]] = lambda task, row, where: dict(row)
+    check_rows: Callable[[S, Sequence[Row], object], object] = lambda task, rows, where: None
+    make_rows: Callable[[S, NumberedRows, str], list[dict[str, Json]]] = lambda task, rows, where: [r for _, r in rows]
     labels: Labels | None = None
     head: Head | None = None
-    outputs: Callable[[Any], Sequence[str] | None] = lambda task: None
-    encoder: Callable[[Any, str], Kind] = lambda task, base: "masked-lm"
-    writing: Writing | None = None
-    xlt: Callable[[Any], XltForm] | None = None
-    options: Options | None = None
-    score: Callable[[Sequence[Any], Sequence[Any], str], dict[str, float]] = right_or_wrong
-    example: Callable[[Any], tuple[Any, Any]] = lambda task: ("1", "1")
+    outputs: Callable[[S], Sequence[str] | None] = lambda task: None
+    encoder: Callable[[S, str], Kind] = lambda task, base: "masked-lm"
+    writing: Writing[S] | None = None
+    xlt: Callable[[S], XltForm] | None = None
+    options: Options[S] | None = None
+    score: Callable[[Items, Items, str], dict[str, float]] = right_or_wrong
+    example: Callable[[S], tuple[object, object]] = lambda task: ("1", "1")
     tally: Callable[[Row], tuple[float, float]] | None = None
 
     @property

@@ -15,23 +15,23 @@ import json
 import math
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from adamergex.adapters import resident
 from adamergex.adapters.saving import unwritable
 from adamergex.errors import AdapterFileError, ConfigError, TrainingError
 from adamergex.files.hashing import file_sha256
-from adamergex.files.inputs import read_json_object
+from adamergex.files.inputs import Json, read_json_object
 from adamergex.files.outputs import remove
 from adamergex.files.tensor_files import LARGEST
 from adamergex.jobs.settings import TrainJob
@@ -84,7 +84,7 @@ def fit(
     team: Team,
     progress: bool,
     callbacks: Sequence[TrainerCallback],
-) -> dict[str, Any]:
+) -> Mapping[str, Json]:
     """Run the optimisation, from the last checkpoint in ``folder`` on; what came out of it, for the lineage."""
     settings, lengths = job.optimisation, examples.lengths
     steps = settings.steps or math.ceil(settings.epochs * math.ceil(len(lengths) / settings.batch_size))
@@ -186,7 +186,14 @@ def _arguments(job: TrainJob, folder: Path, steps: int) -> TrainingArguments:
     return arguments
 
 
-class _Steps(Dataset[dict[str, Any]]):
+class _Batch(TypedDict):
+    """A step's tensors, and what their loss weighs among those of other processes."""
+
+    batch: dict[str, Tensor]
+    weight: float
+
+
+class _Steps(Dataset[_Batch]):
     """Item i is the batch of step i of the whole run, so skipping to a step is exact and costs nothing.
 
     Of several processes, this one's share of the rows and its loss's weight. Masks and padding are those of the whole
@@ -198,7 +205,7 @@ class _Steps(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
+    def __getitem__(self, step: int) -> _Batch:
         indices, team = self.plan[step], self.team
         batch = self.examples.batch(indices, step)
         if team.size == 1 or getattr(self.examples, "coupled", False):
@@ -219,16 +226,16 @@ class _Trainer(Trainer):
         self.trainable = [parameter for parameter in adapter.model.parameters() if parameter.requires_grad]
         super().__init__(model=adapter.model, train_dataset=steps, **settings)
 
-    def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def get_train_dataloader(self) -> DataLoader[_Batch]:
         return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_alone)
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: object = None
     ) -> Tensor:
         loss = self.steps.examples.loss(model, inputs["batch"])
         return loss if self.steps.team.size == 1 else loss * inputs["weight"]
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: object = None) -> Tensor:
         # Without Trainer's model.train(), which walks every module at every step; once before the first is enough.
         # The loss may call the encoder inside the model, which accelerate's autocast around ``forward`` does not reach.
         with self.compute_loss_context_manager(), self.accelerator.autocast():
@@ -237,7 +244,7 @@ class _Trainer(Trainer):
         self.require_finite("the loss", loss)
         return loss.detach()
 
-    def _clip_grad_norm(self, model: Any) -> Tensor:
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         norm = torch.nn.utils.clip_grad_norm_(self.trainable, self.args.max_grad_norm)
         self.require_finite("the gradient's norm", norm)
         return norm
@@ -254,13 +261,13 @@ class _Trainer(Trainer):
                     fix="lower the learning rate; where the first step fails, check that the base's weights are finite",
                 )
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> None:
+    def _get_num_items_in_batch(self, batch_samples: list[object], device: object) -> None:
         """The loss is a mean over its own labels already."""
 
-    def floating_point_ops(self, inputs: Any) -> int:
+    def floating_point_ops(self, inputs: object) -> int:
         return 0  # counting walks all parameters every step
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:
         # PEFT's own saving asks the hub about the base at every checkpoint.
         if self.steps.team.first:
             self.adapter.write_tensors(Path(output_dir or str(self.args.output_dir)))
@@ -271,7 +278,7 @@ class _Trainer(Trainer):
         except RuntimeError as error:  # what torch.save raises where the disk is full
             raise unwritable(str(self.args.output_dir), error) from error
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: object = None) -> None:
         self.adapter.replace(resident.read_tensors(Path(resume_from_checkpoint)), where=resume_from_checkpoint)
 
 
@@ -281,17 +288,19 @@ class _Checkpoints(TrainerCallback):
     def __init__(self, team: Team) -> None:
         self.team = team
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+    def on_step_end(
+        self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> TrainerControl:
         # Losses are logged before a save and at the end, so that a resumed run reports the same means.
         if control.should_save or state.global_step >= state.max_steps:
             control.should_log = True
         return control
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         self.team.wait()  # every process adds the state of its generators
         if not self.team.first:
             return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         hashes = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
         partial = folder / f"{MANIFEST}.partial"
         partial.write_text(json.dumps(hashes, indent=1), encoding="utf-8")
@@ -320,5 +329,5 @@ def _is_complete(path: Path) -> bool:
         return False
 
 
-def _alone(items: list[dict[str, Any]]) -> dict[str, Any]:
+def _alone(items: list[_Batch]) -> _Batch:
     return items[0]

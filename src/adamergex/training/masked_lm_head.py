@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from adamergex.backbones.logits import labelled, labelled_loss
 from adamergex.data import reader
 from adamergex.errors import ConfigError, DataError
 from adamergex.files.directory import TENSORS
+from adamergex.files.inputs import Json
 from adamergex.files.lineage import package_versions
 from adamergex.files.outputs import staged_directory
 from adamergex.jobs.settings import Full, LanguageModeling, Optimisation, Rows, TrainJob
@@ -36,6 +37,9 @@ from adamergex.tasks.language_modeling import Segments, segments
 from adamergex.training.loop import fit
 from adamergex.training.processes import joined
 from adamergex.training.train import own_randomness
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 HELD_OUT = 16
 """Segments of each language (at most a tenth of them) on which losses before and after are measured."""
@@ -68,7 +72,7 @@ class HeadSettings:
             seed=self.seed,
         )
 
-    def said(self) -> dict[str, Any]:
+    def said(self) -> dict[str, Json]:
         """As JSON."""
         return {
             "languages": list(self.languages),
@@ -128,15 +132,20 @@ class _Text:
     train: Segments
     held_out: Mapping[str, Segments]
     counts: Tensor
-    sources: Mapping[str, Mapping[str, Any]]
+    sources: Mapping[str, Mapping[str, Json]]
 
 
-def _read(settings: HeadSettings, model: Any) -> _Text:
-    words, every, held_out, sources = tokenizer(settings.base), list[Segments](), dict[str, Segments](), {}
+def _read(settings: HeadSettings, model: PreTrainedModel) -> _Text:
+    words, every, held_out, sources = (
+        tokenizer(settings.base),
+        list[Segments](),
+        dict[str, Segments](),
+        dict[str, Mapping[str, Json]](),
+    )
     for language in settings.languages:
         rows = reader.read(settings.text, language, also=())
         found = segments(
-            [row["text"] for row in rows],
+            [str(row["text"]) for row in rows],
             words,
             settings.task,
             masked=True,
@@ -160,7 +169,7 @@ def _read(settings: HeadSettings, model: Any) -> _Text:
         sources[language] = {"segments": len(ids), "sha256": reader.content_hash(rows), "text": len(rows)}
     most = max(len(item.ids) for item in every)
     ids = np.concatenate([item.ids[np.arange(most) % len(item.ids)] for item in every])
-    rows_of_model = model.get_input_embeddings().weight.shape[0]
+    rows_of_model = len(next(model.get_input_embeddings().parameters()))
     counts = torch.from_numpy(np.bincount(ids.ravel(), minlength=rows_of_model))
     return _Text(Segments(ids, every[0].masking, settings.seed), held_out, counts, sources)
 
@@ -226,7 +235,7 @@ def _mean_vectors(model: Any, ids: Tensor) -> Tensor:
     return hidden.float().mean(1)
 
 
-def _losses(model: Any, text: _Text) -> dict[str, float]:
+def _losses(model: PreTrainedModel, text: _Text) -> dict[str, float]:
     """Nats a masked token on the held-out segments of each language; the masks are always the same."""
     found = {}
     with torch.no_grad():
@@ -242,7 +251,7 @@ def _losses(model: Any, text: _Text) -> dict[str, float]:
 class _Head:
     """What the loop trains and keeps in checkpoints."""
 
-    model: Any
+    model: PreTrainedModel
     new: Mapping[str, nn.Parameter]
     low_rank: LowRank | None
     tensors: dict[str, nn.Parameter] = field(init=False)
@@ -283,7 +292,7 @@ def _identity(settings: HeadSettings, text: _Text) -> str:
 def _record(
     settings: HeadSettings,
     text: _Text,
-    outcome: dict[str, Any],
+    outcome: Mapping[str, Json],
     start: float,
     before: Mapping[str, float],
     after: Mapping[str, float],

@@ -4,14 +4,15 @@ weights, and every merge on the names of its modules.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from adamergex.adapters import resident
 from adamergex.adapters.heads import head_modules
 from adamergex.backbones.chat import in_chat
 from adamergex.backbones.loading import HEADS, head_input, outline
 from adamergex.graph.steps import Step
+from adamergex.jobs.merge import MergeJob, SwapConfig
 from adamergex.jobs.settings import LanguageModeling, Structure, TrainJob
 from adamergex.merging.layers import Swap, numbered
 from adamergex.merging.select import select
@@ -40,15 +41,15 @@ def require_possible(steps: Iterable[Step]) -> None:
     tried: set[str] = set()
     for step in steps:
         trained = step if step.kind == "train" else step.inputs.get("task") if step.kind == "merge" else None
-        if trained is None or trained.kind != "train":
+        if trained is None or not isinstance(trained.job, TrainJob):
             continue
-        job = TrainJob.model_validate({**trained.job, "below": []})
+        job = trained.job
         loaded = _outlined(job, outlines)
         chosen = f"{job.optimisation.attention} {job.optimisation.head_start}"
         known = f"{job.base} {job.structure} {job.task} {job.rows} {job.language} {chosen}"
         if loaded is None:
             continue
-        if step.kind == "merge":
+        if isinstance(step.job, MergeJob):
             _require_mergeable(step.job, job.structure, loaded)
         elif known not in tried:
             tried.add(known)
@@ -94,12 +95,12 @@ def _require_trainable(job: TrainJob, loaded: Loaded) -> None:
         require_every_label(job, made)
 
 
-def _require_mergeable(job: Mapping[str, Any], structure: Structure, loaded: Loaded) -> None:
-    weight, names = job.get("weight"), _modules(structure, loaded)
-    if names and isinstance(weight, Mapping):
-        Swap(**weight).weights(numbered(names)[1])
-    if names and job.get("modules"):
-        select(names, job["modules"])
+def _require_mergeable(job: MergeJob, structure: Structure, loaded: Loaded) -> None:
+    names = _modules(structure, loaded)
+    if names and isinstance(job.weight, SwapConfig):
+        Swap(**dict(job.weight)).weights(numbered(names)[1])
+    if names and job.modules:
+        select(names, job.modules)
 
 
 def _modules(structure: Structure, loaded: Loaded) -> list[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adamergex.errors import ConfigError, ModelError, TrainingError
+from adamergex.files.inputs import Json
 from adamergex.tasks.sequences import on_device
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Probe(NamedTuple):
     accuracy: float
 
 
-def start_head(job: TrainJob, adapter: Trained, examples: Examples, folder: Path, team: Team) -> dict[str, Any]:
+def start_head(job: TrainJob, adapter: Trained, examples: Examples, folder: Path, team: Team) -> dict[str, Json]:
     """Fit the head's last layer where the job says so; what came of it, for the lineage.
 
     The first process fits, and the others read what it wrote. Raises: ConfigError, ModelError, TrainingError.
@@ -64,7 +65,7 @@ def start_head(job: TrainJob, adapter: Trained, examples: Examples, folder: Path
     with safe_open(path, "pt") as file, torch.no_grad():
         layer.weight.copy_(file.get_tensor("weight"))
         layer.bias.copy_(file.get_tensor("bias"))
-        about: dict[str, Any] = json.loads(file.metadata()["about"])
+        about: dict[str, Json] = json.loads(file.metadata()["about"])
     adapter.keep_head_start()
     return {"probe": about}
 
@@ -84,9 +85,9 @@ def last_layer(head: Sequence[nn.Module], classes: int, where: str) -> nn.Linear
     return found[-1]
 
 
-def require_every_label(job: TrainJob, examples: Any) -> Tensor:
+def require_every_label(job: TrainJob, examples: Examples) -> Tensor:
     """The labels of the examples. Raises: ConfigError: one of the task's has no row: nothing would bound its score."""
-    labels: Sequence[int] = examples.labels
+    labels: Sequence[int] = getattr(examples, "labels")  # noqa: B009
     missing = sorted(set(range(len(job.task.labels))) - set(labels))  # type: ignore[union-attr]
     if missing:
         names = ", ".join(repr(job.task.labels[index]) for index in missing)  # type: ignore[union-attr]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from adamergex.jobs.settings import LabelledTask, TrainJob
 
+Logs = dict[str, float] | None
 _PAUSE = 15.0  # seconds between lines where standard error is not a terminal
 
 
@@ -22,10 +22,10 @@ class Progress(TrainerCallback):
         self.began = self.said = time.monotonic()
         self.first = 0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
         self.began, self.first = time.monotonic(), state.global_step
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(self, args: object, state: TrainerState, control: object, logs: Logs = None, **kwargs: object) -> None:
         if not logs or "loss" not in logs:
             return
         now, moving = time.monotonic(), sys.stderr.isatty()

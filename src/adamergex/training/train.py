@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +25,10 @@ from adamergex.adapters import resident
 from adamergex.adapters.weights_backed import InWeights
 from adamergex.backbones.loading import HEADS, Loaded, frame, head_input, longest_input, quiet
 from adamergex.data import reader
+from adamergex.data.values import Row
 from adamergex.errors import AdapterFileError, ConfigError, ModelError
 from adamergex.files.hashing import file_sha256
+from adamergex.files.inputs import Json
 from adamergex.files.lineage import Lineage, package_versions, require_base
 from adamergex.files.outputs import staged_directory
 from adamergex.graph.versions import version
@@ -90,9 +91,9 @@ def train(
             own = stack.enter_context(tempfile.TemporaryDirectory()) if team.first else ""
             workdir = Path(team.agree(own))
         folder = Path(workdir) / _identity(job, loaded, content, parents)
-        shared: dict[str, Any] = {"examples": examples, "team": team, "progress": progress, "callbacks": callbacks}
         probed = start_head(job, adapter, examples, folder, team)
-        outcome = probed | _phases(job, adapter, folder, team, partial(fit, adapter=adapter, **shared))
+        fitted = partial(fit, adapter=adapter, examples=examples, team=team, progress=progress, callbacks=callbacks)
+        outcome = {**probed, **_phases(job, adapter, folder, team, fitted)}
         if stage is not None:
             lineage = _lineage(job, loaded, examples, start, {"sha256": content, "rows": len(rows)}, outcome)
             adapter.save(stage, replace(lineage, parents=parents))
@@ -120,7 +121,7 @@ def _fitting(job: TrainJob, backbone: Loaded | None) -> Loaded:
     return backbone
 
 
-def examples_of(job: TrainJob, loaded: Loaded, rows: Sequence[Mapping[str, Any]]) -> Examples:
+def examples_of(job: TrainJob, loaded: Loaded, rows: Sequence[Row]) -> Examples:
     """The training examples that a job makes of its rows. Raises: DataError, ConfigError."""
     taken = require_room(job, loaded)
     where = source(job.rows, job.language)
@@ -143,8 +144,8 @@ def require_room(job: TrainJob, loaded: Loaded) -> int:
 
 
 def _phases(
-    job: TrainJob, adapter: resident.Resident, folder: Path, team: Team, fitted: Callable[..., dict[str, Any]]
-) -> dict[str, Any]:
+    job: TrainJob, adapter: resident.Resident, folder: Path, team: Team, fitted: Callable[..., Mapping[str, Json]]
+) -> Mapping[str, Json]:
     """Train once; or, to choose what a sparse difference changes, twice. What came out of it, for the lineage."""
     if not isinstance(adapter, InWeights) or not adapter.chooses:
         return fitted(job, folder=folder)
@@ -160,12 +161,12 @@ def _phases(
     if team.first:
         shutil.rmtree(folder / "first", ignore_errors=True)
     outcome = fitted(job, folder=folder)
-    tokens = outcome["tokens"] + first["tokens"]
+    tokens = int(str(outcome["tokens"])) + int(str(first["tokens"]))
     parted = {"output_matrix": "frozen, parted from the embeddings"} if adapter.parted else {}
-    return outcome | {"tokens": tokens, "parameters": adapter.moving, "first_phase": first, **parted}
+    return {**outcome, "tokens": tokens, "parameters": adapter.moving, "first_phase": first, **parted}
 
 
-def _kept_choice(adapter: InWeights, path: Path) -> dict[str, Any]:
+def _kept_choice(adapter: InWeights, path: Path) -> dict[str, Json]:
     """What the first phase chose and came to. Raises: AdapterFileError, where the file is damaged."""
     try:
         return adapter.read_choice(path)
@@ -178,9 +179,9 @@ def _kept_choice(adapter: InWeights, path: Path) -> dict[str, Any]:
         ) from None
 
 
-def _parents(job: TrainJob, loaded: Loaded) -> dict[str, dict[str, Any]]:
+def _parents(job: TrainJob, loaded: Loaded) -> dict[str, dict[str, Json]]:
     """The frozen adapters below. Raises: ModelError for one of another base."""
-    parents = {}
+    parents: dict[str, dict[str, Json]] = {}
     for number, path in enumerate(job.below, 1):
         found = require_base(path, loaded.base, loaded.sha256)
         parents["below" if number == 1 else f"below_{number}"] = {
@@ -191,7 +192,7 @@ def _parents(job: TrainJob, loaded: Loaded) -> dict[str, dict[str, Any]]:
     return parents
 
 
-def _identity(job: TrainJob, loaded: Loaded, content: str, parents: Mapping[str, Mapping[str, Any]]) -> str:
+def _identity(job: TrainJob, loaded: Loaded, content: str, parents: Mapping[str, Mapping[str, Json]]) -> str:
     """A name for the run's folder: another job, base, text, stack, library or trainer version never resumes it."""
     below = [parent["sha256"] for parent in parents.values()]
     own = job.model_dump(mode="json", exclude={"rows", "below"})
@@ -200,7 +201,7 @@ def _identity(job: TrainJob, loaded: Loaded, content: str, parents: Mapping[str,
 
 
 def _lineage(
-    job: TrainJob, loaded: Loaded, examples: Examples, start: str, found: dict[str, Any], outcome: dict[str, Any]
+    job: TrainJob, loaded: Loaded, examples: Examples, start: str, found: dict[str, Json], outcome: dict[str, Json]
 ) -> Lineage:
     task = job.task.model_dump(mode="json")
     if task.get("measured_as"):

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from adamergex.adapters.saving import save_tensors
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
 from adamergex.files import lineage as lineages
 from adamergex.files.directory import CONFIG, TENSORS, AdapterDirectory, read_config
+from adamergex.files.inputs import Json
 from adamergex.files.outputs import staged_directory
 from adamergex.files.tensor_files import read_directory
 from adamergex.files.tensor_names import PREFIX
@@ -78,7 +79,7 @@ class PeftAdapter(nn.Module):
     Tensors are named as in PEFT's file, with ``/`` in paths: ``parts.model/layers/0/self_attn/q_proj.lora_A.weight``.
     """
 
-    def __init__(self, config: Mapping[str, Any], lineage: lineages.Lineage | None) -> None:
+    def __init__(self, config: Mapping[str, Json], lineage: lineages.Lineage | None) -> None:
         super().__init__()
         self.config, self.lineage = config, lineage
         self.parts = nn.ModuleDict()

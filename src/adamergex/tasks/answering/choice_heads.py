@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adamergex.data.values import Row
 from adamergex.jobs.settings import MultipleChoice, PairClassification
 from adamergex.tasks.answering.reading import by_length
 from adamergex.tasks.answering.scoring import Scores
@@ -20,8 +21,6 @@ from adamergex.tasks.sequences import Sequences, on_device, pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,13 @@ def choice_examples(
     contexts = [filled(task.context, row) for row in rows for _ in task.choices]
     choices = [str(row[name]) for row in rows for name in task.choices]
     sequences, truncated = pairs(contexts, choices, tokenizer, min(task.max_length, longest))
-    return ChoiceExamples(sequences, [int(row["label"]) for row in rows], len(task.choices), truncated)
+    return ChoiceExamples(sequences, [int(str(row["label"])) for row in rows], len(task.choices), truncated)
 
 
 @torch.inference_mode()
 def choice_head_scores(model: nn.Module, examples: ChoiceExamples, batch_tokens: int) -> Scores:
     """log p(label, or choice) [items, labels or choices]."""
-    found: dict[int, np.ndarray[Any, np.dtype[np.float64]]] = {}
+    found: dict[int, Scores] = {}
     for indices in by_length(examples.lengths, batch_tokens):
         logits = model(**on_device(model, examples.inputs(indices))).logits
         found.update(zip(indices, logits.float().log_softmax(-1).double().cpu().numpy(), strict=True))

@@ -7,7 +7,7 @@ side by side in one pass where the model is known to follow any mask, else over 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ def piece_scores(
     return result
 
 
-def _reads_beside(model: Any) -> bool:
+def _reads_beside(model: nn.Module) -> bool:
     """Whether the model is known to follow a mask and positions of any shape: one pass then, and no copied cache."""
     config = without_adapter(model).config
     return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -149,7 +149,7 @@ def _until(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     return (text[: min(places)], True) if places else (text, False)
 
 
-def _end_pieces(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def _end_pieces(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The tokenizer's end piece, and those of the model's generation settings (chat models end turns otherwise)."""
     named = getattr(model.generation_config, "eos_token_id", None)
     several = named if isinstance(named, (list, tuple)) else [named]

@@ -8,8 +8,8 @@ after the text, and the label's word: "Topic: food".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from adamergex.backbones.loading import frame, is_sentence_encoder
 from adamergex.backbones.pooling import all_text_vectors
+from adamergex.data.values import Row
 from adamergex.tasks import pieces_of
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def answers_by_name(task: Classification, base: str) -> bool:
 
 def nearest_scores(
     model: nn.Module,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,
     task: Classification,
     *,

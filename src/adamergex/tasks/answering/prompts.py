@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from adamergex.data.values import Row
 from adamergex.errors import ConfigError
 from adamergex.tasks import pieces_of
 
@@ -25,7 +26,7 @@ class Prompt(NamedTuple):
     keep: Literal["start", "end"] = "start"
 
     @classmethod
-    def of(cls, template: str, fields: Mapping[str, Any], cut: str) -> Prompt:
+    def of(cls, template: str, fields: Row, cut: str) -> Prompt:
         """``template`` with its {fields}; the field named ``cut`` loses its end where the whole is too long."""
         return cls(str(fields[cut]), lambda text: template.format(**{**fields, cut: text}))
 

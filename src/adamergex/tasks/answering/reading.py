@@ -49,7 +49,7 @@ class Reading:
     def go_on(self, ids: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
         """Read on: ids [rows, pieces] with padding (``real`` 0) on the right. Logits [n, V] at the n ``wanted``."""
         self.seen = torch.cat([self.seen, real], 1)
-        given: dict[str, Any] = {"past_key_values": self.cache, "use_cache": True}
+        given: dict[str, object] = {"past_key_values": self.cache, "use_cache": True}
         if self.encoded is None:
             positions = (self.seen.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
             given |= {"input_ids": ids, "attention_mask": self.seen, **_positions(self.model, positions)}
@@ -98,7 +98,7 @@ def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _positions(model: Any, positions: Tensor) -> dict[str, Tensor]:
+def _positions(model: nn.Module, positions: Tensor) -> dict[str, Tensor]:
     return {"position_ids": positions} if "position_ids" in signature(model.forward).parameters else {}
 
 

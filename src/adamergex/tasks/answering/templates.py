@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
+from adamergex.data.values import Row
 from adamergex.errors import ConfigError, DataError
 from adamergex.tasks.answering.prompts import Prompt
 
-Row = Mapping[str, Any]
 _NAME = re.compile(r"\{(\w+)\}")
 _PREFIX = re.compile(r"([^\W\d_][^:：\n.?!{}]*?)\s*[:：]\s*$")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adamergex.tasks.labels import ranked
 from adamergex.tasks.task_kind import Answering, Answers, Request
@@ -18,7 +18,7 @@ _WRITTEN, _THOUGHT = 48, 256
 """Tokens that a label or a choice may take when it is written; and, at least, what leads to an answer."""
 
 
-def train_examples(request: Request) -> Examples:
+def train_examples(request: Request[Any]) -> Examples:
     """Every answer of every row after the row's prompt. Raises: DataError, ConfigError."""
     from adamergex.tasks.answering.generating import answer_examples
 
@@ -37,7 +37,7 @@ def train_examples(request: Request) -> Examples:
     )
 
 
-def predict(request: Request, model: nn.Module, batch_tokens: int) -> Answers:
+def predict(request: Request[Any], model: nn.Module, batch_tokens: int) -> Answers:
     """By log-likelihood where the task has choices (and does not ask for ``generate``), else written."""
     from adamergex.tasks.answering.choosing import choice_scores
 
@@ -59,13 +59,13 @@ def predict(request: Request, model: nn.Module, batch_tokens: int) -> Answers:
     return Answers(ranked(labels, gold, scores), truncated)
 
 
-WRITERS: Mapping[Kind, Answering] = dict.fromkeys(
+WRITERS: Mapping[Kind, Answering[Any]] = dict.fromkeys(
     ("causal-lm", "sequence-to-sequence"), Answering(train_examples, predict)
 )
 """How every model that writes learns and answers a kind of task that has ``writing``."""
 
 
-def _written(request: Request, model: nn.Module, batch_tokens: int) -> Answers:
+def _written(request: Request[Any], model: nn.Module, batch_tokens: int) -> Answers:
     from adamergex.tasks.answering.generating import generate
 
     task, writing, gold = request.task, request.writing, request.kind.gold(request.task)

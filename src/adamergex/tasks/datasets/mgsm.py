@@ -13,12 +13,13 @@ is: exact match of the last number (``metrics.numbers``). A base model of 10 M p
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from adamergex.data.reader import read
+from adamergex.data.values import Row
 from adamergex.errors import DataError
+from adamergex.files.inputs import Json
 from adamergex.jobs.settings import Generation, Rows
 from adamergex.metrics.checks import known
 from adamergex.metrics.echo import without_prompts
@@ -85,7 +86,7 @@ _OWN_WORDS = {
 SPLIT_LANGUAGES = {"train": ("en",), "exemplars": LANGUAGES, "test": LANGUAGES}
 
 
-def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Any]]:
+def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Json]]:
     """Rows {id, language, question, answer, rationale where there is one} from "hub" or a data folder.
 
     ``split``: train (GSM8K, en), exemplars (8 with chains of thought), test. ``answer`` is a number in canonical form;
@@ -100,7 +101,7 @@ def rows(source: str | Path, language: str, split: str = "test") -> list[dict[st
     return [_row(found, language, split, number) for number, found in enumerate(read(place, language))]
 
 
-def prompt(row: Mapping[str, Any]) -> str:
+def prompt(row: Row) -> str:
     """The papers' prompt (AdaMergeX, Table 1)."""
     return PROMPT.format(question=row["question"])
 
@@ -127,7 +128,7 @@ def score(
     return {"exact_match": exact_match(answers, references, extractor=extractor, language=language)}
 
 
-def _row(found: Mapping[str, Any], language: str, split: str, number: int) -> dict[str, Any]:
+def _row(found: Row, language: str, split: str, number: int) -> dict[str, Json]:
     text = str(found["answer"])
     # GSM8K on the hub: a chain of thought with <<48/2=24>> marks, "####", the answer.
     rationale, _, _ = text.rpartition("####")
@@ -137,10 +138,10 @@ def _row(found: Mapping[str, Any], language: str, split: str, number: int) -> di
     row = {
         "id": found.get("id", f"mgsm-{split}-{number:03d}"),
         "language": language,
-        "question": without_own_words(found["text"], language),
+        "question": without_own_words(str(found["text"]), language),
         "answer": answer,
     }
-    thought = without_own_words(found.get("rationale") or _without_marks(rationale), language)
+    thought = without_own_words(str(found.get("rationale") or _without_marks(rationale)), language)
     return {**row, "rationale": thought} if thought else row
 
 

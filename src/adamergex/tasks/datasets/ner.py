@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from adamergex.data.reader import hub_loader
+from adamergex.data.values import Row, texts
 from adamergex.errors import DataError
+from adamergex.files.inputs import Json
 from adamergex.jobs.settings import Tagging
 from adamergex.metrics.checks import check_pairs, known
 from adamergex.metrics.entities import Mode, check_iob2, entity_scores, repaired
@@ -51,7 +53,7 @@ def rows(
     split: str = "test",
     corpus: str | None = None,
     broken: Literal["reject", "repair"] = "reject",
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Json]]:
     """Rows {id, language, tokens, tags} from "hub" or a data folder. ``split``: train, validation, test.
 
     ``corpus``: a name of ``TYPES``; by default the one that has the language: of the hub WikiANN, of a folder
@@ -69,8 +71,9 @@ def rows(
         found = _file(Path(source) / corpus / f"{language}.{FILE_SPLITS[split]}.jsonl.gz")
     result = [_row(row, language, f"{where}, row {number}", number) for number, row in enumerate(found)]
     for number, row in enumerate(result):
-        row["tags"] = repaired(row["tags"]) if broken == "repair" else row["tags"]
-        check_iob2(row["tags"], f"{where}, row {number}", types)
+        tags = texts(row["tags"])
+        row["tags"] = tags = repaired(tags) if broken == "repair" else tags
+        check_iob2(tags, f"{where}, row {number}", types)
     if not result:
         raise DataError("there are no rows", where=where, expected="at least one")
     return result
@@ -100,7 +103,7 @@ def score(
     return {"f1": entity_scores(answers, references, mode=mode).f1}
 
 
-def _row(found: Mapping[str, Any], language: str, where: str, number: int) -> dict[str, Any]:
+def _row(found: Row, language: str, where: str, number: int) -> dict[str, Json]:
     tokens, tags = found.get("tokens"), found.get("tags")
     if not isinstance(tokens, list) or not isinstance(tags, list) or not tokens or len(tokens) != len(tags):
         raise DataError(
@@ -109,7 +112,7 @@ def _row(found: Mapping[str, Any], language: str, where: str, number: int) -> di
     return {"id": str(found.get("id", number)), "language": language, "tokens": tokens, "tags": tags}
 
 
-def _file(path: Path) -> Iterable[Mapping[str, Any]]:
+def _file(path: Path) -> Iterable[Row]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as stream:
             return [json.loads(line) for line in stream if line.strip()]
@@ -119,7 +122,7 @@ def _file(path: Path) -> Iterable[Mapping[str, Any]]:
         raise DataError("the file cannot be read", where=path, found=error, expected="gzipped JSON lines") from error
 
 
-def _hub(corpus: str, language: str, split: str) -> Iterable[Mapping[str, Any]]:
+def _hub(corpus: str, language: str, split: str) -> Iterable[Row]:
     table = HUB_LANGUAGES.get(corpus, {language: language})
     code = known(language, table, "language", f"{corpus} on the hub")
     named = {name: value.replace("{language}", code) for name, value in HUB[corpus].items()}

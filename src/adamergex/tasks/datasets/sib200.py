@@ -10,11 +10,12 @@ prompt is ours. Train and validation exist in every language; zero-shot transfer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from adamergex.data.reader import read
+from adamergex.data.values import Row
+from adamergex.files.inputs import Json
 from adamergex.jobs.settings import Classification, Rows
 from adamergex.metrics.accuracy import accuracy, gold_labels, predicted_labels
 from adamergex.metrics.checks import known
@@ -45,7 +46,7 @@ LOCAL = {
 }
 
 
-def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Any]]:
+def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Json]]:
     """Rows {id, language, text, label (a name)} from "hub" or a data folder. ``split``: train, validation, test.
 
     Raises: DataError (split, an unknown label, anything missing or empty in the data).
@@ -58,7 +59,7 @@ def rows(source: str | Path, language: str, split: str = "test") -> list[dict[st
     return [_row(row, language) for row in found]
 
 
-def prompt(row: Mapping[str, Any]) -> str:
+def prompt(row: Row) -> str:
     """Our prompt: the topics, the text."""
     return PROMPT.format(text=row["text"])
 
@@ -72,6 +73,6 @@ def score(predictions: Sequence[int | str | None], references: Sequence[int | st
     return {"accuracy": accuracy(predicted_labels(predictions, LABELS, "SIB-200"), golds)}
 
 
-def _row(found: Mapping[str, Any], language: str) -> dict[str, Any]:
+def _row(found: Row, language: str) -> dict[str, Json]:
     label = gold_labels([found["label"]], LABELS, f"SIB-200 {language}, {found['id']}")[0]
     return {"id": str(found["id"]), "language": language, "text": found["text"], "label": label}

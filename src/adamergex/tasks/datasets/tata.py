@@ -11,12 +11,13 @@ authors report chrF and a learned metric. Not a task of the AdaMergeX papers: th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from adamergex.data.reader import read
+from adamergex.data.values import Row, texts
 from adamergex.errors import DataError
+from adamergex.files.inputs import Json
 from adamergex.jobs.settings import Generation, Rows
 from adamergex.metrics.checks import known
 from adamergex.metrics.echo import without_prompts
@@ -42,7 +43,7 @@ LOCAL = {
 }
 
 
-def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Any]]:
+def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Json]]:
     """Rows {id, language, input, targets (references)} from "hub" or a data folder.
 
     ``split``: train, test; the hub also has validation, which is the folder's train. Rows without a reference are
@@ -54,14 +55,14 @@ def rows(source: str | Path, language: str, split: str = "test") -> list[dict[st
         found = read(place.model_copy(update={"path": str(Path(source) / place.path)}), language)
     else:
         place = HUB["ru"] if language == "ru" and split == "test" else place
-        found = [row for row in read(place, language) if f"-{language}-" in row["id"]]
+        found = [row for row in read(place, language) if f"-{language}-" in str(row["id"])]
     kept = [_row(row, language) for row in found if row["targets"]]
     if not kept:
         raise DataError("there are no rows", where=f"TaTA {language} {split}", fix="check language and split")
     return kept
 
 
-def prompt(row: Mapping[str, Any]) -> str:
+def prompt(row: Row) -> str:
     """Our prompt: what to do, the table."""
     return PROMPT.format(input=row["input"])
 
@@ -83,5 +84,5 @@ def score(
     return {"rougeL": corpus_rouge_l(answers, references, tokenizer=tokenizer)}
 
 
-def _row(found: Mapping[str, Any], language: str) -> dict[str, Any]:
-    return {"id": found["id"], "language": language, "input": found["text"], "targets": list(found["targets"])}
+def _row(found: Row, language: str) -> dict[str, Json]:
+    return {"id": found["id"], "language": language, "input": found["text"], "targets": texts(found["targets"])}

@@ -12,12 +12,13 @@ the same English item.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from adamergex.data.reader import read
+from adamergex.data.values import Row
 from adamergex.errors import DataError
+from adamergex.files.inputs import Json
 from adamergex.jobs.settings import MultipleChoice, Rows
 from adamergex.metrics.accuracy import accuracy, gold_labels, predicted_labels
 from adamergex.metrics.checks import known
@@ -52,7 +53,7 @@ LOCAL = {
 }
 
 
-def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Any]]:
+def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Json]]:
     """Rows {id, language, premise, question, choice1, choice2, label (0 or 1)} from "hub" or a data folder.
 
     ``split``: train (en only; the folder's also holds the 400 mirrored Balanced COPA items), validation, test.
@@ -65,10 +66,10 @@ def rows(source: str | Path, language: str, split: str = "test") -> list[dict[st
         return _hub_rows(language, split)
     place = LOCAL[split]
     found = read(place.model_copy(update={"path": str(Path(source) / str(place.path))}), language)
-    return [_row(row, language, str(row["id"]), row["question"]) for row in found]
+    return [_row(row, language, str(row["id"]), str(row["question"])) for row in found]
 
 
-def prompt(row: Mapping[str, Any]) -> str:
+def prompt(row: Row) -> str:
     """The papers' prompt (AdaMergeX, Table 1)."""
     return PROMPT.format(**{name: row[name] for name in ("premise", "question", "choice1", "choice2")})
 
@@ -82,7 +83,7 @@ def score(predictions: Sequence[int | str | None], references: Sequence[int | st
     return {"accuracy": accuracy(predicted_labels(predictions, LABELS, "XCOPA"), golds)}
 
 
-def _hub_rows(language: str, split: str) -> list[dict[str, Any]]:
+def _hub_rows(language: str, split: str) -> list[dict[str, Json]]:
     if language == "en":
         place = {"train": HUB["train"], "validation": HUB_ENGLISH_VALIDATION}.get(split)
         if place is None:
@@ -91,18 +92,18 @@ def _hub_rows(language: str, split: str) -> list[dict[str, Any]]:
                 where="XCOPA test, en",
                 fix="read it from a data folder: rows(folder, 'en', 'test')",
             )
-        questions: dict[Any, str] = {}
+        questions: dict[str, Json] = {}
     else:
         known(language, dict.fromkeys(HUB_LANGUAGES), "language", f"XCOPA {split}")
         place = HUB[split]
-        questions = {row["item"]: row["question"] for row in read(place, HUB_TRUE_QUESTIONS)}
+        questions = {str(row["item"]): row["question"] for row in read(place, HUB_TRUE_QUESTIONS)}
     return [
-        _row(row, language, f"copa-{split}-{row['item']}", questions.get(row["item"], row["question"]))
+        _row(row, language, f"copa-{split}-{row['item']}", str(questions.get(str(row["item"]), row["question"])))
         for row in read(place, language)
     ]
 
 
-def _row(found: Mapping[str, Any], language: str, identity: str, question: str) -> dict[str, Any]:
+def _row(found: Row, language: str, identity: str, question: str) -> dict[str, Json]:
     where = f"XCOPA {language}, {identity}"
     known(question, {"cause": None, "effect": None}, "question", where)
     label = int(gold_labels([found["label"]], LABELS, where)[0])

@@ -12,12 +12,13 @@ and ours do not compare; name the tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from adamergex.data.reader import hub_loader, read
+from adamergex.data.values import Row
 from adamergex.errors import DataError
+from adamergex.files.inputs import Json
 from adamergex.jobs.settings import Generation, Rows
 from adamergex.metrics.checks import known
 from adamergex.metrics.echo import without_prompts
@@ -47,7 +48,7 @@ LOCAL = Rows(
 """The hub's rows as JSON lines, where somebody has written them; the project's data folder holds none (its licence)."""
 
 
-def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Any]]:
+def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Json]]:
     """Rows {id, language, title, text, summary} from "hub" or a data folder. ``split``: train, validation, test.
 
     Raises: DataError (split, language, anything missing or empty in the data).
@@ -55,7 +56,7 @@ def rows(source: str | Path, language: str, split: str = "test") -> list[dict[st
     known(split, dict.fromkeys(SPLITS), "split", "XLSum")
     folder = known(language, HUB_FOLDERS, "language", "XLSum")
     if source == "hub":
-        found: Iterable[Mapping[str, Any]] = _hub(folder, split)
+        found: Iterable[Row] = _hub(folder, split)
     else:
         path = Path(source) / str(LOCAL.path).replace("{split}", split)
         found = read(LOCAL.model_copy(update={"path": str(path)}), language)
@@ -63,7 +64,7 @@ def rows(source: str | Path, language: str, split: str = "test") -> list[dict[st
     return [{"language": language, **{name: row[name] for name in names}} for row in found]
 
 
-def prompt(row: Mapping[str, Any]) -> str:
+def prompt(row: Row) -> str:
     """The papers' prompt (AdaMergeX, Table 1)."""
     return PROMPT.format(title=row["title"], text=row["text"])
 
@@ -85,10 +86,10 @@ def score(
     return {"rougeL": corpus_rouge_l(answers, references, tokenizer=tokenizer)}
 
 
-def _hub(folder: str, split: str) -> Iterable[Mapping[str, Any]]:
+def _hub(folder: str, split: str) -> Iterable[Row]:
     load_dataset = hub_loader(HUB["path"])
     try:
-        found: Iterable[Mapping[str, Any]] = load_dataset(**HUB, data_dir=folder, split=split)
+        found: Iterable[Row] = load_dataset(**HUB, data_dir=folder, split=split)
     except Exception as error:  # datasets raises whatever its builders, and the network, raise
         raise DataError(
             "the hub dataset cannot be loaded",

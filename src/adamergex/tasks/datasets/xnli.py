@@ -11,11 +11,12 @@ XNLI. Test: Conneau et al. 2018, XNLI (arXiv 1809.05053), 5010 items; Ebrahimi e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from adamergex.data.reader import read
+from adamergex.data.values import Row
+from adamergex.files.inputs import Json
 from adamergex.jobs.settings import PairClassification, Rows
 from adamergex.metrics.accuracy import accuracy, gold_labels, predicted_labels
 from adamergex.metrics.checks import known
@@ -59,7 +60,7 @@ LOCAL = {
 SPLITS = ("train", "validation", "test")
 
 
-def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Any]]:
+def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Json]]:
     """Rows {id, language, premise, hypothesis, label (a name)} from "hub" or a data folder.
 
     ``split``: train (MultiNLI; in XNLI's other languages its machine translation), validation, test: of XNLI or of
@@ -80,7 +81,7 @@ def rows(source: str | Path, language: str, split: str = "test") -> list[dict[st
     return [_row(row, language, f"xnli-{split}-{number:04d}") for number, row in enumerate(found)]
 
 
-def prompt(row: Mapping[str, Any]) -> str:
+def prompt(row: Row) -> str:
     """The papers' prompt (AdaMergeX, Table 1)."""
     return PROMPT.format(premise=row["premise"], hypothesis=row["hypothesis"])
 
@@ -94,7 +95,7 @@ def score(predictions: Sequence[int | str | None], references: Sequence[int | st
     return {"accuracy": accuracy(predicted_labels(predictions, LABELS, "XNLI"), golds)}
 
 
-def _row(found: Mapping[str, Any], language: str, identity: str) -> dict[str, Any]:
+def _row(found: Row, language: str, identity: str) -> dict[str, Json]:
     label = gold_labels([found["label"]], LABELS, f"XNLI {language}, {identity}")[0]
     return {
         "id": found.get("id", identity),

@@ -15,16 +15,18 @@ learns from XQuAD in a language that SQuAD lacks is tested on other articles.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from adamergex.data.reader import read
+from adamergex.data.values import Row, position_of
 from adamergex.errors import DataError
+from adamergex.files.inputs import Json
 from adamergex.jobs.settings import Rows, SpanAnswering
 from adamergex.metrics.checks import known
 from adamergex.metrics.echo import without_prompts
 from adamergex.metrics.spans import Normalisation, span_scores
+from adamergex.tasks.kinds.span import answers_of
 
 METRICS = ("exact_match", "f1")
 LANGUAGES = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
@@ -60,7 +62,7 @@ TASK = SpanAnswering(name="xquad", prompt=PROMPT)
 
 def rows(
     source: str | Path, language: str, split: str = "test", folds: Collection[int] | None = None
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Json]]:
     """Rows {id, language, context, question, answers (texts), starts (characters)} from "hub" or a data folder.
 
     ``split``: "hub" has train and validation (SQuAD, en) and test; a folder has train, held-out and test (``FOLDS``,
@@ -79,22 +81,19 @@ def rows(
             where=f"XQuAD {split}, {language}" + (f", folds {folds}" if folds is not None else ""),
             expected="train and validation in en (SQuAD, without folds), test, folds of test",
         )
-    rows = [
-        _row(row, language, row["context"], row["answers"]["text"], row["answers"]["answer_start"])
-        for row in read(place, language)
-    ]
+    rows = [_row(row, language, str(row["context"])) for row in read(place, language)]
     return rows if folds is None else _in_folds(rows, folds)
 
 
-def _in_folds(rows: Sequence[dict[str, Any]], folds: Collection[int]) -> list[dict[str, Any]]:
+def _in_folds(rows: Sequence[dict[str, Json]], folds: Collection[int]) -> list[dict[str, Json]]:
     """The rows whose article is in the folds: the hub names no article, but its paragraphs come in order."""
     numbers: dict[str, int] = {}
     for row in rows:
-        row["fold"] = numbers.setdefault(row["context"], len(numbers)) // PARAGRAPHS % 4
+        row["fold"] = numbers.setdefault(str(row["context"]), len(numbers)) // PARAGRAPHS % 4
     return [row for row in rows if row["fold"] in folds]
 
 
-def prompt(row: Mapping[str, Any]) -> str:
+def prompt(row: Row) -> str:
     """The papers' prompt (AdaMergeX, Table 1)."""
     return PROMPT.format(context=row["context"], question=row["question"])
 
@@ -116,31 +115,30 @@ def score(
     return span_scores(answers, references, language, normalisation=normalisation)._asdict()
 
 
-def _folder_rows(folder: Path, language: str, folds: Collection[int]) -> list[dict[str, Any]]:
+def _folder_rows(folder: Path, language: str, folds: Collection[int]) -> list[dict[str, Json]]:
     places = (place.model_copy(update={"path": str(folder / str(place.path))}) for place in (CONTEXTS, QUESTIONS))
     found_contexts, questions = (read(place, language) for place in places)
-    contexts = {row["context_id"]: row for row in found_contexts}
+    contexts = {str(row["context_id"]): row for row in found_contexts}
     result = []
     for row in questions:
-        context = known(row["context_id"], contexts, "context", f"XQuAD {language}, {row['id']}")
+        context = known(str(row["context_id"]), contexts, "context", f"XQuAD {language}, {row['id']}")
         if context["fold"] in folds:
-            texts, starts = ([answer[name] for answer in row["answers"]] for name in ("text", "start"))
-            result.append({**_row(row, language, context["text"], texts, starts), "fold": context["fold"]})
+            result.append({**_row(row, language, str(context["text"])), "fold": context["fold"]})
     if not result:
         raise DataError("there are no rows in these folds", where=f"XQuAD {language}", found=folds, expected="0 to 3")
     return result
 
 
-def _row(
-    found: Mapping[str, Any], language: str, context: str, texts: Sequence[str], starts: Sequence[int]
-) -> dict[str, Any]:
-    for text, start in zip(texts, starts, strict=True):
+def _row(found: Row, language: str, context: str) -> dict[str, Json]:
+    where = f"XQuAD {language}, {found['id']}"
+    answers = [(str(text), position_of(start, "start", where) or 0) for text, start in answers_of(found, where)]
+    for text, start in answers:
         if context[start : start + len(text)] != text:
             raise DataError(
                 "an answer is not where its start says",
-                where=f"XQuAD {language}, {found['id']}",
+                where=where,
                 found=repr(context[start : start + len(text)]),
                 expected=repr(text),
             )
     named = {"id": found["id"], "language": language, "context": context, "question": found["text"]}
-    return {**named, "answers": list(texts), "starts": list(starts)}
+    return {**named, "answers": [text for text, _ in answers], "starts": [start for _, start in answers]}

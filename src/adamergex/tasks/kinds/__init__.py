@@ -21,6 +21,7 @@ from adamergex.tasks.kinds import (
 )
 from adamergex.tasks.task_kind import Answering as Answering
 from adamergex.tasks.task_kind import Answers as Answers
+from adamergex.tasks.task_kind import AnyKind as AnyKind
 from adamergex.tasks.task_kind import Labels as Labels
 from adamergex.tasks.task_kind import Options as Options
 from adamergex.tasks.task_kind import Request as Request
@@ -28,10 +29,10 @@ from adamergex.tasks.task_kind import TaskKind as TaskKind
 from adamergex.tasks.task_kind import Writing as Writing
 from adamergex.tasks.task_kind import XltForm as XltForm
 
-_KINDS: dict[str, TaskKind] = {}
+_KINDS: dict[str, AnyKind] = {}
 
 
-def register(kind: TaskKind) -> TaskKind:
+def register(kind: AnyKind) -> AnyKind:
     """Make a kind known to settings, trainings, evaluations and tables.
 
     Raises: ConfigError: another kind has its name.
@@ -40,14 +41,14 @@ def register(kind: TaskKind) -> TaskKind:
     return _KINDS.setdefault(kind.name, kind)
 
 
-def kind_of(task: Task | str) -> TaskKind:
+def kind_of(task: Task | str) -> AnyKind:
     """The kind of a task, or of a name that settings know."""
     name = task if isinstance(task, str) else task.kind
     settings_of(name)  # imports the package that brings it
     return _KINDS[name]
 
 
-def labelled_kinds() -> dict[str, TaskKind]:
+def labelled_kinds() -> dict[str, AnyKind]:
     """The kinds that have labels, by name, shipped ones first."""
     return {name: kind for name, kind in _KINDS.items() if kind.labelled}
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from adamergex.tasks.classification import HeadExamples
 
 
-def _head_examples(request: Request) -> HeadExamples:
+def _head_examples(request: Request[Classification]) -> HeadExamples:
     from adamergex.tasks.classification import head_examples
 
     return head_examples(
@@ -24,14 +24,14 @@ def _head_examples(request: Request) -> HeadExamples:
     )
 
 
-def _head_answers(request: Request, model: nn.Module, batch_tokens: int) -> Answers:
+def _head_answers(request: Request[Classification], model: nn.Module, batch_tokens: int) -> Answers:
     from adamergex.tasks.answering.scoring import head_scores
 
     examples = _head_examples(request)
     return labels.classified(request, list(head_scores(model, examples, batch_tokens)), examples.truncated)
 
 
-def _word_examples(request: Request) -> Examples:
+def _word_examples(request: Request[Classification]) -> Examples:
     from adamergex.tasks.classification import prompt_examples
 
     loaded = request.loaded
@@ -40,7 +40,7 @@ def _word_examples(request: Request) -> Examples:
     )
 
 
-def _word_answers(request: Request, model: nn.Module, batch_tokens: int) -> Answers:
+def _word_answers(request: Request[Classification], model: nn.Module, batch_tokens: int) -> Answers:
     from adamergex.tasks.answering.scoring import cloze_scores, word_scores
 
     score = cloze_scores if request.loaded.kind == "masked-lm" else word_scores
@@ -51,7 +51,7 @@ def _word_answers(request: Request, model: nn.Module, batch_tokens: int) -> Answ
     return labels.classified(request, list(scores), truncated)
 
 
-def _nearest_answers(request: Request, model: nn.Module, batch_tokens: int) -> Answers:
+def _nearest_answers(request: Request[Classification], model: nn.Module, batch_tokens: int) -> Answers:
     from adamergex.tasks.answering.nearest import nearest_scores
 
     tokenizer = request.loaded.tokenizer

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from adamergex.data.values import text_of
+from adamergex.files.inputs import Json
 from adamergex.jobs.settings import Generation
 from adamergex.tasks.answering.templates import asked, filled, names_in
 from adamergex.tasks.answering.writing import WRITERS
@@ -16,7 +15,7 @@ def _columns(task: Generation) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*names_in(task.prompt), task.reference, *names_in(task.target or "")]))
 
 
-def _check_row(task: Generation, row: Row, where: str) -> dict[str, Any]:
+def _check_row(task: Generation, row: Row, where: str) -> dict[str, Json]:
     value, place = row[task.reference], f"{where}, column {task.reference!r}"
     if isinstance(value, list) and value:
         return {**row, task.reference: [text_of(text, "reference", place) for text in value]}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from adamergex.tasks import Examples
 
 
-def _segments(request: Request) -> Examples:
+def _segments(request: Request[LanguageModeling]) -> Examples:
     from adamergex.tasks.denoising import pairs
     from adamergex.tasks.language_modeling import segments
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adamergex.data.values import label_of, position_of
 from adamergex.errors import DataError
+from adamergex.files.inputs import Json
 from adamergex.jobs.settings import MultipleChoice
 from adamergex.tasks.answering.templates import asked, names_in
 from adamergex.tasks.answering.writing import WRITERS
@@ -23,7 +24,7 @@ def _columns(task: MultipleChoice) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*names_in(task.context), *names_in(task.prompt), *task.choices, "label"]))
 
 
-def _check_row(task: MultipleChoice, row: Row, where: str) -> dict[str, Any]:
+def _check_row(task: MultipleChoice, row: Row, where: str) -> dict[str, Json]:
     label_of(row["label"], f"{where}, column 'label'")
     try:
         label = position_of(row["label"], "label", where)
@@ -39,13 +40,13 @@ def _check_row(task: MultipleChoice, row: Row, where: str) -> dict[str, Any]:
     return {**row, "label": label}
 
 
-def _train_examples(request: Request) -> ChoiceExamples:
+def _train_examples(request: Request[MultipleChoice]) -> ChoiceExamples:
     from adamergex.tasks.answering.choice_heads import choice_examples
 
     return choice_examples(request.task, request.rows, request.loaded.tokenizer, request.longest, request.where)
 
 
-def _predict(request: Request, model: nn.Module, batch_tokens: int) -> Answers:
+def _predict(request: Request[MultipleChoice], model: nn.Module, batch_tokens: int) -> Answers:
     from adamergex.tasks.answering.choice_heads import choice_head_scores
 
     examples = _train_examples(request)
@@ -92,7 +93,7 @@ KIND = TaskKind(
     answering={"multiple-choice": Answering(_train_examples, _predict), **WRITERS},
     writing=Writing(
         lambda task, row: asked(task.prompt, row, task.cut),
-        lambda task, row: [_choices(task, row)[row["label"]]],
+        lambda task, row: [_choices(task, row)[int(str(row["label"]))]],
         _read,
         _choices,
     ),

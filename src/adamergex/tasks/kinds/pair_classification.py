@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from adamergex.jobs.settings import PairClassification
 from adamergex.tasks import labels
@@ -18,20 +19,20 @@ if TYPE_CHECKING:
     from adamergex.tasks.answering.prompts import Prompt
 
 
-def _head_examples(request: Request) -> ChoiceExamples:
+def _head_examples(request: Request[PairClassification]) -> ChoiceExamples:
     from adamergex.tasks.answering.choice_heads import pair_examples
 
     return pair_examples(request.task, request.rows, request.loaded.tokenizer, request.longest, request.where)
 
 
-def _head_answers(request: Request, model: nn.Module, batch_tokens: int) -> Answers:
+def _head_answers(request: Request[PairClassification], model: nn.Module, batch_tokens: int) -> Answers:
     from adamergex.tasks.answering.choice_heads import choice_head_scores
 
     examples = _head_examples(request)
     return labels.classified(request, list(choice_head_scores(model, examples, batch_tokens)), examples.truncated)
 
 
-def _cloze_answers(request: Request, model: nn.Module, batch_tokens: int) -> Answers:
+def _cloze_answers(request: Request[PairClassification], model: nn.Module, batch_tokens: int) -> Answers:
     from adamergex.tasks.answering.scoring import cloze_of
     from adamergex.tasks.classification import answer_pieces
 
@@ -68,7 +69,7 @@ _XLT = XltForm(
 
 def _xlt(task: PairClassification) -> XltForm:
     """The words of the labels, in the paper's order where they are XNLI's."""
-    ordered: Any = _NLI_ORDER if set(task.labels) == set(_NLI_ORDER) else task.labels
+    ordered: Sequence[str] = _NLI_ORDER if set(task.labels) == set(_NLI_ORDER) else task.labels
     *first, last = (task.words.get(label, label) for label in ordered)
     listed = ", ".join(first) + (f", and {last}" if len(first) > 1 else f" and {last}" if first else last)
     return _XLT._replace(goal=_XLT.goal.replace("{labels}", listed))
@@ -90,7 +91,7 @@ KIND = TaskKind(
     },
     writing=Writing(
         _prompt,
-        lambda task, row: [task.words.get(row["label"], row["label"])],
+        lambda task, row: [task.words.get(label := str(row["label"]), label)],
         _read,
         lambda task, row: _words(task),
     ),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adamergex.data import reader
 from adamergex.data.values import text_of
 from adamergex.errors import DataError
+from adamergex.files.inputs import Json
 from adamergex.jobs.settings import SentenceAlignment
 from adamergex.tasks.task_kind import Answering, NumberedRows, Request, TaskKind
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from adamergex.tasks import Examples
 
 
-def _translated(task: SentenceAlignment, found: NumberedRows, where: str) -> list[dict[str, Any]]:
+def _translated(task: SentenceAlignment, found: NumberedRows, where: str) -> list[dict[str, Json]]:
     """The rows with their translation as ``pivot``: by id where both sides have ids, else line by line."""
     if task.pivot is None:
         return [{**row, "pivot": text_of(row["pivot"], "pivot", f"{where}, row {number}")} for number, row in found]
@@ -25,7 +26,7 @@ def _translated(task: SentenceAlignment, found: NumberedRows, where: str) -> lis
     if own and others:
         texts: dict[str, str] = {}
         for name, (number, row) in zip(others, pivots, strict=True):
-            if texts.setdefault(name, row["text"]) != row["text"]:
+            if texts.setdefault(name, str(row["text"])) != row["text"]:
                 raise DataError(
                     "an id has two translations", where=f"{there}, row {number}", found=f"id {name!r}",
                     expected="each id once", fix="give each row an id of its own",
@@ -64,7 +65,7 @@ def _ids(found: NumberedRows, where: str) -> list[str]:
     return []
 
 
-def _train_examples(request: Request) -> Examples:
+def _train_examples(request: Request[SentenceAlignment]) -> Examples:
     from adamergex.tasks.sentences import alignment
 
     texts, pivots = ([str(row[name]) for row in request.rows] for name in ("text", "pivot"))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from adamergex.tasks import Examples
 
 
-def _train_examples(request: Request) -> Examples:
+def _train_examples(request: Request[SentenceContrast]) -> Examples:
     from adamergex.tasks.sentences import contrast
 
     texts = [str(row["text"]) for row in request.rows]

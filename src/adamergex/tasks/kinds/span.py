@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from adamergex.data.values import position_of, text_of
+from adamergex.data.values import position_of, text_of, texts
 from adamergex.errors import DataError
+from adamergex.files.inputs import Json
 from adamergex.jobs.settings import SpanAnswering
 from adamergex.tasks.answering.templates import asked
 from adamergex.tasks.answering.writing import WRITERS
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
     from adamergex.tasks.spans import SpanExamples
 
 
-def _check_row(task: SpanAnswering, row: Row, where: str) -> dict[str, Any]:
-    found = _answers(row, where)
+def _check_row(task: SpanAnswering, row: Row, where: str) -> dict[str, Json]:
+    found = answers_of(row, where)
     if not found:
         raise DataError("a question has no answer", where=where, found=repr(row["answers"]), expected=_SHAPES,
                         fix="remove the row: every question has an answer in its context")  # fmt: skip
-    context, answers, starts = row["context"], [], []
+    context, answers, starts = str(row["context"]), list[str](), list[int]()
     for answer, start in found:
         text = text_of(answer, "answer", f"{where}, column 'answers'")
         place = position_of(start, "start", where)
@@ -48,7 +49,7 @@ _SHAPES = (
 )
 
 
-def _answers(row: Row, where: str) -> list[tuple[Any, Any]]:
+def answers_of(row: Row, where: str) -> list[tuple[Json, Json]]:
     """Each answer with its start (None: not told), of all the shapes that a row may have."""
     answers = row["answers"]
     starts = row.get("starts")
@@ -56,17 +57,19 @@ def _answers(row: Row, where: str) -> list[tuple[Any, Any]]:
     nested = [answers] if isinstance(answers, Mapping) else answers
     if isinstance(nested, list) and any(isinstance(answer, Mapping) for answer in nested):
         return [pair for answer in nested for pair in _nested(answer, where)]
-    texts = answers if isinstance(answers, list) else [answers]
-    places = starts if isinstance(starts, list) else [starts] if len(texts) == 1 else starts
+    said = answers if isinstance(answers, list) else [answers]
+    places = starts if isinstance(starts, list) else [starts] if len(said) == 1 else starts
     if places is None or places == "":
-        places = [None] * len(texts)
-    if texts and (not isinstance(places, list) or len(places) != len(texts)):
+        places = [None] * len(said)
+    if not said:
+        return []
+    if not isinstance(places, list) or len(places) != len(said):
         raise DataError("a question has not as many starts as answers", where=where,
                         found=f"answers {answers!r}, starts {starts!r}", expected=_SHAPES)  # fmt: skip
-    return list(zip(texts, places if texts else [], strict=True))
+    return list(zip(said, places, strict=True))
 
 
-def _nested(answer: Any, where: str) -> list[tuple[Any, Any]]:
+def _nested(answer: Json, where: str) -> list[tuple[Json, Json]]:
     """SQuAD's own shapes: texts and starts in two lists, or one text with its start."""
     found = answer if isinstance(answer, Mapping) else {}
     texts, starts = found.get("text"), found.get("answer_start", found.get("start"))
@@ -78,18 +81,18 @@ def _nested(answer: Any, where: str) -> list[tuple[Any, Any]]:
     return list(zip(texts, starts, strict=True))
 
 
-def _train_examples(request: Request) -> SpanExamples:
+def _train_examples(request: Request[SpanAnswering]) -> SpanExamples:
     from adamergex.tasks.spans import span_examples
 
     return span_examples(request.task, request.rows, request.loaded.tokenizer, request.longest)
 
 
-def _predict(request: Request, model: nn.Module, batch_tokens: int) -> Answers:
+def _predict(request: Request[SpanAnswering], model: nn.Module, batch_tokens: int) -> Answers:
     from adamergex.tasks.spans import span_answers
 
     spans = span_answers(request.task, request.rows, model, _train_examples(request), batch_tokens)
-    items = [
-        {"gold": list(row["answers"]), "predicted": answer.text, "start": answer.start, "score": answer.score}
+    items: list[dict[str, Json]] = [
+        {"gold": texts(row["answers"]), "predicted": answer.text, "start": answer.start, "score": answer.score}
         for row, answer in zip(request.rows, spans, strict=True)
     ]
     return Answers(items, 0, sum(not answer.text for answer in spans))  # long contexts are read in windows
@@ -112,7 +115,7 @@ KIND = TaskKind(
     answering={"question-answering": Answering(_train_examples, _predict), **WRITERS},
     writing=Writing(
         lambda task, row: asked(task.prompt, row, "context"),
-        lambda task, row: row["answers"][:1],
+        lambda task, row: texts(row["answers"])[:1],
         lambda task, row, text: (text, bool(text)),
     ),
     xlt=lambda task: _XLT,

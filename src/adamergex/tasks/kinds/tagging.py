@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from adamergex.data.values import text_of
+from adamergex.data.values import text_of, texts
 from adamergex.errors import DataError
+from adamergex.files.inputs import Json
 from adamergex.jobs.settings import Tagging
 from adamergex.metrics.entities import check_iob2, entities, iob_tag, repaired
 from adamergex.tasks.answering.templates import asked
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
     from adamergex.tasks.tagging import TagExamples
 
 
-def _words(value: Any) -> Any:
+def _words(value: Json) -> Json:
     return value.split() if isinstance(value, str) else value
 
 
-def _check_row(task: Tagging, row: Row, where: str) -> dict[str, Any]:
+def _check_row(task: Tagging, row: Row, where: str) -> dict[str, Json]:
     tokens, tags = _words(row["tokens"]), _words(row["tags"])
     if not tokens or not isinstance(tokens, list) or not isinstance(tags, list) or len(tokens) != len(tags):
         raise DataError(
@@ -46,7 +47,7 @@ def _check_row(task: Tagging, row: Row, where: str) -> dict[str, Any]:
 
 
 def _types(rows: Sequence[Row]) -> tuple[str, ...]:
-    return tuple(sorted({tag[2:] for row in rows for tag in row["tags"] if tag != "O"}))
+    return tuple(sorted({tag[2:] for row in rows for tag in texts(row["tags"]) if tag != "O"}))
 
 
 def tag_names(task: Tagging) -> tuple[str, ...]:
@@ -54,29 +55,31 @@ def tag_names(task: Tagging) -> tuple[str, ...]:
     return ("O", *(f"{prefix}-{kind}" for kind in task.types for prefix in "BI"))
 
 
-def _train_examples(request: Request) -> TagExamples:
+def _train_examples(request: Request[Tagging]) -> TagExamples:
     from adamergex.tasks.tagging import tag_examples
 
     return tag_examples(request.task, request.rows, request.loaded.tokenizer, request.longest)
 
 
-def _predict(request: Request, model: nn.Module, batch_tokens: int) -> Answers:
+def _predict(request: Request[Tagging], model: nn.Module, batch_tokens: int) -> Answers:
     from adamergex.tasks.tagging import predicted_tags
 
     examples = _train_examples(request)
     predicted = predicted_tags(request.task, request.rows, model, examples, batch_tokens)
-    items = [{"gold": row["tags"], "predicted": tags} for row, tags in zip(request.rows, predicted, strict=True)]
+    items: list[dict[str, Json]] = [
+        {"gold": row["tags"], "predicted": tags} for row, tags in zip(request.rows, predicted, strict=True)
+    ]
     return Answers(items, examples.truncated)
 
 
-def _all_outside(task: Tagging, row: Row, index: int) -> dict[str, Any]:
+def _all_outside(task: Tagging, row: Row, index: int) -> dict[str, Json]:
     words = _words(row["tokens"])
     return {**row, "tags": ["O"] * len(words) if isinstance(words, list) else []}
 
 
 def _tally(item: Row) -> tuple[float, float]:
     """2·TP, and predicted + gold entities: F1 is the ratio of their sums."""
-    predicted, gold = entities(item["predicted"]), entities(item["gold"])
+    predicted, gold = entities(texts(item["predicted"])), entities(texts(item["gold"]))
     return 2.0 * len(predicted & gold), float(len(predicted) + len(gold))
 
 
@@ -92,9 +95,9 @@ KIND = TaskKind(
     outputs=tag_names,
     answering={"token-classification": Answering(_train_examples, _predict), **WRITERS},
     writing=Writing(
-        lambda task, row: asked(task.prompt, {"text": " ".join(row["tokens"]), **row}, "text"),
-        lambda task, row: [written_entities(row["tokens"], row["tags"])],
-        lambda task, row, text: read_entities(row["tokens"], task.types, text),
+        lambda task, row: asked(task.prompt, {"text": " ".join(texts(row["tokens"])), **row}, "text"),
+        lambda task, row: [written_entities(texts(row["tokens"]), texts(row["tags"]))],
+        lambda task, row, text: read_entities(texts(row["tokens"]), task.types, text),
     ),
     options=Options(lambda task: 1 + 2 * len(task.types), _all_outside, per_token=True),
     example=lambda task: (["B-X"], ["B-X"]),

@@ -1,0 +1,67 @@
+"""Recipes on the settings alone: what they train and ask for is known before a model or a row is read."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adamergex.config.references import AdapterReference, TaskReference
+from adamergex.config.study import Assumed
+from adamergex.config.task import BuiltIn, Own
+from adamergex.config.transfer import TransferConfig
+from adamergex.graph.steps import Step, canonical
+from adamergex.jobs.settings import Target, Task
+from adamergex.methods import recipe
+from adamergex.methods.cell import Experiment, Facts, Stack
+from adamergex.methods.given import GivenAdapter
+
+
+@dataclass(frozen=True)
+class Sketch(Experiment):
+    """A cell that notes whether its recipe asks for the reference task. Its steps' keys mean nothing."""
+
+    asked: list[str] = field(default_factory=list)
+
+    @property
+    def reference(self) -> Task | AdapterReference:
+        self.asked.append("reference")
+        return super().reference
+
+
+def sketched(config: TransferConfig, method: str, target: str) -> tuple[Sketch, Step | Stack | None]:
+    """A method's cell, and the adapters that its recipe makes of it; None: the bare base."""
+    x = Sketch(config, assumed_facts(config, Assumed()), target, config.seeds[0])
+    return x, recipe(method).build(x)
+
+
+def needs_references(config: TransferConfig) -> bool:
+    """Whether a method of the table trains or takes adapters of the reference task."""
+    return any(sketched(config, method, target)[0].asked for method in config.methods for target in config.targets)
+
+
+def assumed_facts(config: TransferConfig, assumed: Assumed) -> Facts:
+    """Facts without model and data: names in the place of hashes, the assumed amount of text."""
+    reference = config.reference
+    return Facts(
+        base_sha256=named(config.base),
+        task=_assumed_task(config.task),
+        segments=getattr(reference, "segments", None) or assumed.segments,
+        content=lambda task, rows, language, labelled=True: named((rows.model_dump_json(), language)),
+        reference=_assumed_task(reference.task) if isinstance(reference, TaskReference) else None,
+        given=assumed_adapter,
+    )
+
+
+def assumed_adapter(language: str) -> GivenAdapter:
+    """An adapter that is not on this machine."""
+    return GivenAdapter(Path(language), {"assumed": named(language)}, ())
+
+
+def _assumed_task(config: Own | BuiltIn) -> Target:
+    return config.task(("assumed 1", "assumed 2") if config.open_labels else ())
+
+
+def named(value: object) -> str:
+    """What stands for the hash of something that was not read."""
+    return hashlib.sha256(f"assumed {canonical(value)}".encode()).hexdigest()
