@@ -210,7 +210,7 @@ def test_what_is_wrong_with_a_training_is_said_at_the_command_line(
         return capsys.readouterr().err
 
     known = "language, task, masked-lm-head"
-    assert f"kind: 'langauge' is none of {known}; did you mean 'language'?" in message(kind="langauge")
+    assert f"kind: 'langauge' is not one of {known}; did you mean 'language'?" in message(kind="langauge")
     several = message(kind="language", base="nano", language="sw", text="sw.txt", segmnt=3, optimisation={"steps": 0})
     assert "segmnt: no such setting; did you mean 'segment'?" in several and "output: missing" in several
     assert "optimisation.steps" in several and "3 problems" in several

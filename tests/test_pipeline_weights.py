@@ -286,7 +286,7 @@ def test_models_that_write_are_as_certain_as_their_label_scores(
 def test_what_entropy_cannot_search_is_refused(encoder: Trio) -> None:
     with pytest.raises(ConfigError, match=r"λ in \[0, 1\]"):
         minimise(**encoder.paths, job=encoder.job, grid=[0.0, 2.0])
-    with pytest.raises(ConfigError, match="a λ a layer is for the factors"):
+    with pytest.raises(ConfigError, match="a λ per layer is for the factors"):
         minimise(**encoder.paths, job=encoder.job, grid=[0.5], granularity="layer", space="delta")
 
 

@@ -177,7 +177,7 @@ def evaluate_directory(
     found = lineage.read(stack[-1]) if stack else None
     known = None if found is None else found.base.get("name")
     if base is None and not known:
-        raise ModelError("which base is meant is not known", where=stack[-1] if stack else None, fix="name it: --base")
+        raise ModelError("the base is not known", where=stack[-1] if stack else None, fix="name it: --base")
     task: Target
     kind = settings_of(found.task.get("kind")) if found is not None and found.task else None
     if found is not None and found.task and not (kind and issubclass(kind, UnlabelledTask)):

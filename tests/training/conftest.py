@@ -82,7 +82,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text file, one text a line."""
+    """A text file, one text per line."""
     path = tmp_path_factory.mktemp("data") / "en.txt"
     path.write_text("\n".join(sentences()) + "\n", encoding="utf-8")
     return path

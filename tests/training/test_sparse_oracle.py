@@ -253,7 +253,7 @@ def test_an_output_that_is_no_matrix_of_its_own_is_refused() -> None:
     """DeBERTa's newer head multiplies with the embeddings themselves: nothing there could be frozen."""
     model = made("deberta-v2", legacy=False)
     untouched = hashes(model)
-    with pytest.raises(ModelError, match="cannot be parted from its embeddings"):
+    with pytest.raises(ModelError, match="cannot be separated from its embeddings"):
         resident.attach(model, Structure(kind="sparse", entries=200), task_head=False, base_sha256="b")
     assert hashes(model) == untouched
 

@@ -126,7 +126,7 @@ def test_a_missing_directory_and_an_output_in_use_are_told_first(
         evaluation.evaluate_directory(**given, adapter=tmp_path / "none")
     (tmp_path / "there").touch()
     monkeypatch.setattr(evaluation, "predict", None)  # nothing is predicted before
-    with pytest.raises(AdapterFileError, match="The output is in use"):
+    with pytest.raises(AdapterFileError, match="the output exists already"):
         evaluation.evaluate_directory(**given, adapter=trained("xlm-r", "lora")["task"])
 
 

@@ -111,7 +111,7 @@ def test_no_padding_piece_is_invented(checkpoints: dict[str, str], tmp_path: Pat
     if works:
         assert loading.tokenizer(str(folder)).pad_token == "</s>"
     else:
-        with pytest.raises(ModelError, match="the tokenizer has no padding piece"):
+        with pytest.raises(ModelError, match="the tokenizer has no padding token"):
             loading.tokenizer(str(folder))
 
 

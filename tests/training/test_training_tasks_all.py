@@ -347,7 +347,7 @@ def test_slow_tokenizers_are_explained(
     tokenizer = loading.tokenizer(checkpoints["xlm-r"])
     monkeypatch.setattr(type(tokenizer), "is_fast", property(lambda self: False))
     make: Any = span_examples if kind == "span" else tag_examples
-    with pytest.raises(ModelError, match="which characters a piece stands for"):
+    with pytest.raises(ModelError, match="which characters a token covers"):
         make(TASKS[kind], rows_of(kind), tokenizer, 96)
 
 
@@ -421,7 +421,7 @@ def test_resampled_scores_are_those_of_a_plain_bootstrap() -> None:
         (TASKS["multiple-choice"], {"premise": "a", "choice1": "b", "label": 0}, "no column 'choice2'"),
         (TASKS["span"], {"context": "a b", "question": "c", "answers": ["b"], "starts": [0]}, "not where its start"),
         (TASKS["span"], {"context": "a b", "question": "c", "answers": ["x"]}, "not in its context"),
-        (TASKS["tagging"], {"tokens": ["a", "b"], "tags": ["O"]}, "not one tag a token"),
+        (TASKS["tagging"], {"tokens": ["a", "b"], "tags": ["O"]}, "not one tag per token"),
         (TASKS["tagging"], {"tokens": ["a"], "tags": ["I-PER"]}, "an I continues nothing"),
         (TASKS["tagging"], {"tokens": ["a"], "tags": ["B-ORG"]}, "entity type is not known"),
         (TASKS["generation"], {"text": "a", "target": " "}, "a reference is empty"),

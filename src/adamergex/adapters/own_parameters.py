@@ -52,10 +52,10 @@ def part_output(model: PreTrainedModel) -> bool:
     matrix, rows = getattr(outputs, "weight", None), len(model.get_input_embeddings().weight)  # type: ignore
     if outputs is not None and (matrix is None or matrix.ndim != 2 or len(matrix) < rows):
         raise ModelError(
-            "the output matrix of this model cannot be parted from its embeddings and frozen",
+            "the output matrix of this model cannot be separated from its embeddings and frozen",
             where=type(model).__name__,
             found=f"an output layer with {'no weight' if matrix is None else tuple(matrix.shape)}",
-            expected=f"a matrix of {rows} rows, one a token",
+            expected=f"a matrix of {rows} rows, one per token",
             fix="choose another base for lf_sft",
         )
     return tied

@@ -203,7 +203,7 @@ class InWeights:
         for name, tensor in values.items():
             if not torch.isfinite(tensor).all():
                 raise AdapterFileError(
-                    "the training left a weight that is no number", where=name, fix="lower the learning rate"
+                    "the training left a weight that is not a number", where=name, fix="lower the learning rate"
                 )
         write_file(directory, found)
         task_type = _TASK_TYPES.get(type(self.model).__name__.partition("For")[2])

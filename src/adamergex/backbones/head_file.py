@@ -129,7 +129,7 @@ def compose(base: str, head: str | Path | None, output: str | Path) -> None:
 
     A head that was trained on a trimmed base is for the full one too, and for others trimmed from that: tokens that
     its own base lacks get the lowest bias. Raises: ModelError: another file, or one for another base; AdapterFileError:
-    the output is in use.
+    the output exists already.
     """
     path = shipped(base) if head is None else Path(head) / FILE if Path(head).is_dir() else Path(head)
     file = HeadFile.read(path)

@@ -243,9 +243,9 @@ def tokenizer(base: str) -> PreTrainedTokenizerBase:
         # mask, and labels are set per position, never by comparing with the padding id.
         if found.eos_token_id is None or family(load_config(base)) == "encoder":
             raise ModelError(
-                "the tokenizer has no padding piece",
+                "the tokenizer has no padding token",
                 where=base,
-                found=f"special pieces {found.special_tokens_map}",
+                found=f"special tokens {found.special_tokens_map}",
                 fix="set pad_token in the checkpoint's tokenizer_config.json",
             )
         found.pad_token = found.eos_token
@@ -306,7 +306,7 @@ def decoder_inputs(model: Any, labels: torch.Tensor) -> torch.Tensor:
         shifted: torch.Tensor = model.prepare_decoder_input_ids_from_labels(labels=labels)
     except (TypeError, ValueError) as error:
         raise ModelError(
-            "the decoder's first piece is not known",
+            "the decoder's first token is not known",
             where=type(model).__name__,
             found=str(error),
             expected="decoder_start_token_id and pad_token_id in config.json",

@@ -49,7 +49,7 @@ def only_at(model: nn.Module, wanted: Tensor) -> Iterator[None]:
         hidden = args[0] if name is None else kwargs[name]
         if hidden.shape[:2] != wanted.shape:
             raise ModelError(
-                "the head is not called on one hidden state a position",
+                "the head is not called on one hidden state per position",
                 where=type(module).__name__,
                 found=tuple(hidden.shape),
                 expected=(*wanted.shape, "hidden size"),

@@ -75,7 +75,7 @@ def trim(base: str, texts: Sequence[str | Path], output: str | Path, *, columns:
     Kept beside them: special and added tokens, single characters, bytes, and what a chat template writes. Other text
     still has its tokens, shorter ones.
     Raises: ModelError: no tokenizer.json of Unigram, BPE or WordPiece, weights that are only a pickle, a tensor with a
-    row for each token that is not known. DataError: unreadable texts. AdapterFileError: the output is in use.
+    row for each token that is not known. DataError: unreadable texts. AdapterFileError: the output exists already.
     """
     with staged_directory(output) as stage:
         contents, files = _texts(texts, columns)

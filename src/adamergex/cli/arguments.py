@@ -37,12 +37,12 @@ def add_verb(
 
 def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of workers: 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of workers, 1 or more")
     return int(text)
 
 
 def pair(text: str) -> tuple[str, str]:
     ours, _, theirs = text.partition("=")
     if not ours or not theirs:
-        raise argparse.ArgumentTypeError(f"{text!r} is no OURS=THEIRS, such as text=sentence")
+        raise argparse.ArgumentTypeError(f"{text!r} is not OURS=THEIRS, such as text=sentence")
     return ours, theirs

@@ -30,9 +30,9 @@ def gc(arguments: argparse.Namespace) -> None:
         forget_study(store, arguments.forget)
     elif not studies(store):
         raise AdamergexError(
-            "no study has noted what it needs, so everything would go",
+            "no study has recorded what it needs, so everything would be removed",
             where=store.root,
-            fix="run the study or transfer once more (nothing is done again), or delete the folder yourself",
+            fix="run the study or transfer once more (finished steps are not run again), or delete the folder yourself",
         )
     found = garbage(store)
     if not found.entries and not found.leftovers:

@@ -59,7 +59,7 @@ def check_removal(settings: Iterable[Mapping[str, object]], change: Change) -> N
             known = list(dict.fromkeys(str(other) for item in mappings for other in item))
             near = nearest(name, known)
             raise ConfigError(
-                "there is nothing to take away",
+                "there is nothing to remove",
                 where=f"--set {'.'.join(change.place)}=null",
                 found=f"no '{'.'.join(change.place[: depth + 1])}'",
                 expected=f"perhaps '{near}'" if near else f"one of {', '.join(known) or 'nothing'}",

@@ -52,7 +52,7 @@ class _OfSentences(Settings):
     @classmethod
     def _of_several(cls, value: Optimisation) -> Optimisation:
         if value.batch_size < 2:
-            raise ValueError("a text is told from the others of its batch: batch_size must be 2 or more")
+            raise ValueError("each text is contrasted with the others of its batch: batch_size must be 2 or more")
         return value
 
 

@@ -35,7 +35,7 @@ class StudyConfig(Settings):
     """Tables over one store. Every other name at the top is a setting of all tables (see ``TransferConfig``)."""
 
     title: PathText = "Study"
-    output: PathText = Field(default="runs/study", description="a folder a table, and study.json")
+    output: PathText = Field(default="runs/study", description="a folder per table, and study.json")
     store: PathText | None = Field(default=None, description="where all adapters are kept; default: OUTPUT/store")
     tasks: dict[Name, dict[str, object]] = Field(
         min_length=1, description="name -> what this task sets: 'task', and perhaps proxy, targets, methods, …"

@@ -44,7 +44,7 @@ def weight_problems(config: TransferConfig, task: Own | BuiltIn | None) -> Itera
         yield from (f"methods: '{name}' is what the oracle of another is called" for name in names
                     if name.endswith(ORACLE) and name.removesuffix(ORACLE) in names)  # fmt: skip
     if merge.weight != "entropy" and merge.granularity != "all":
-        yield "merge.granularity: a λ a layer is found by entropy only; set merge.weight to entropy"
+        yield "merge.granularity: a λ per layer is found by entropy only; set merge.weight to entropy"
 
 
 def _of_ways(config: TransferConfig, task: Own | BuiltIn | None, own: set[str], compared: set[str]) -> Iterator[str]:
@@ -76,7 +76,7 @@ def _of_entropy(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[
         yield "merge.grid: entropy is minimised over λ in [0, 1]"
     delta = merge.space == "delta" or "adamergex_delta" in config.methods
     if merge.granularity == "layer" and (delta or structure.whole):
-        yield f"merge.granularity: a λ a layer is for factors, here is {'space delta' if delta else 'a prefix'}"
+        yield f"merge.granularity: a λ per layer is for factors, here is {'space delta' if delta else 'a prefix'}"
 
 
 def head_start_problems(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[str]:

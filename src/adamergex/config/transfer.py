@@ -67,7 +67,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 def _method(name: str) -> str:
     if name not in METHODS and ".py:" not in name:
         known = ", ".join(repr(method) for method in METHODS)
-        raise ValueError(f"{shown(name)} is none of {known}{hint(name, METHODS)}")
+        raise ValueError(f"{shown(name)} is not one of {known}{hint(name, METHODS)}")
     if ".py:" in name:
         plain(method_name(name))
     return path_text(name)
@@ -169,7 +169,7 @@ def read_yaml(path: Path) -> dict[str, object]:
     settings = inputs.read_yaml(path, what="the settings file", error=ConfigError)
     if not isinstance(settings, dict):
         raise ConfigError(
-            "the settings file holds no mapping", where=path, found=type(settings).__name__, expected="name: value"
+            "the settings file is not a mapping", where=path, found=type(settings).__name__, expected="name: value"
         )
     return {"folder": str(path.parent), **settings}
 

@@ -327,7 +327,7 @@ def _require_columns(path: Path, table: Any, size: int) -> None:
     if rows > max(size, 1_000_000):  # runs of one value take room in memory, not in the file
         raise DataError(
             "the file has more rows than bytes", where=path, found=f"{rows:,} rows in {size:,} bytes",
-            expected="a byte a row at least", fix="check where the file comes from",
+            expected="at least one byte per row", fix="check where the file comes from",
         )  # fmt: skip
 
 

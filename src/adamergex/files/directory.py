@@ -94,7 +94,7 @@ def _tensors_path(directory: Path) -> Path:
     others = sorted(item.name for item in directory.iterdir() if item.suffix in (".bin", ".pt", ".pth", ".safetensors"))
     convertible = {PICKLE, "pytorch_adapter.bin", "adapter.safetensors"} & set(others)  # PEFT's pickle, AdapterHub's
     raise AdapterFileError(
-        "The adapter has no safetensors file.",
+        "the adapter has no safetensors file",
         where=directory,
         found=", ".join(others[:8]) or "no tensors",
         expected=TENSORS,
@@ -111,7 +111,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
         there = sorted(item.name for item in directory.iterdir())[:8] if directory.is_dir() else ["no such directory"]
         raise AdapterFileError(
-            "The adapter has no config.",
+            "the adapter has no config",
             where=directory,
             found=", ".join(there) or "an empty directory",
             expected=CONFIG,
@@ -125,8 +125,8 @@ def require_gathered(tensors: Iterable[TensorInfo], where: object) -> None:
     empty = [info for info in tensors if not info.size]
     if empty:
         raise AdapterFileError(
-            "The adapter holds empty tensors: it was saved without gathering the shards of the model (DeepSpeed ZeRO-3 "
-            "or FSDP).",
+            "the adapter holds empty tensors: it was saved without gathering the shards of the model (DeepSpeed ZeRO-3 "
+            "or FSDP)",
             where=f"{where}: {empty[0].name}" + (f" and {len(empty) - 1} more" if len(empty) > 1 else ""),
             found=f"shape {empty[0].shape}",
             expected="tensors with values",

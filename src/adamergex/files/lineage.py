@@ -99,7 +99,7 @@ def require_base(directory: str | Path, name: str, sha256: str) -> Lineage | Non
 def _require_format(path: Path, found: Mapping[str, Any]) -> None:
     if found.get("format") != FORMAT:
         raise AdapterFileError(
-            "The lineage has another format.",
+            "the lineage has another format",
             where=path,
             found=found.get("format"),
             expected=FORMAT,
@@ -109,7 +109,7 @@ def _require_format(path: Path, found: Mapping[str, Any]) -> None:
     unknown = sorted(set(found) - known - {"format"})
     if unknown:
         raise AdapterFileError(
-            "The lineage has fields that are not known.",
+            "the lineage has fields that are not known",
             where=path,
             found=", ".join(unknown),
             expected=", ".join(sorted(known)),
@@ -120,7 +120,7 @@ def _require_format(path: Path, found: Mapping[str, Any]) -> None:
         kind: type = str if name in ("start", "language") else dict
         if not (isinstance(value, kind) or (optional and value is None)):
             raise AdapterFileError(
-                "A field of the lineage has the wrong type.",
+                "a field of the lineage has the wrong type",
                 where=f"{path}: {name}",
                 found=type(value).__name__,
                 expected=kind.__name__ + (" or null" if optional else ""),
@@ -129,7 +129,7 @@ def _require_format(path: Path, found: Mapping[str, Any]) -> None:
     if problem := lineage_fields.wrong(found):
         field_name, value, expected = problem
         raise AdapterFileError(
-            "A field of the lineage has the wrong type or value.",
+            "a field of the lineage has the wrong type or value",
             where=f"{path}: {field_name}",
             found=value,
             expected=expected,

@@ -23,7 +23,7 @@ def require_free(output: str | Path) -> Path:
     """The output path, if nothing is there but at most an empty directory.
 
     Raises:
-        AdapterFileError: the output is in use.
+        AdapterFileError: the output exists already.
     """
     path = Path(output)
     if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
@@ -38,7 +38,7 @@ def staged_directory(output: str | Path) -> Iterator[Path]:
     Only one process at a time writes an output: the others wait, and then find it in use.
 
     Raises:
-        AdapterFileError: the output is in use, or cannot be written.
+        AdapterFileError: the output exists already, or cannot be written.
     """
     path = require_free(output)
     with _alone(path):
@@ -221,7 +221,7 @@ def sync(path: Path) -> None:
 
 def _in_use(path: Path) -> AdapterFileError:
     return AdapterFileError(
-        "The output is in use.",
+        "the output exists already",
         where=path,
         found="a directory" if path.is_dir() else "a file or link",
         expected="a path where nothing is yet",
@@ -231,7 +231,7 @@ def _in_use(path: Path) -> AdapterFileError:
 
 def _unwritable(path: Path, error: OSError) -> AdapterFileError:
     return AdapterFileError(
-        "The output cannot be written.",
+        "the output cannot be written",
         where=path,
         found=error.strerror or str(error),
         fix="choose another output",

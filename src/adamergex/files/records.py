@@ -57,7 +57,7 @@ class Point(Record):
 
 
 class Search(Record):
-    """``tuning.json``: the λ that was taken, and the curve; of one λ a layer also those. Of several ``languages`` the
+    """``tuning.json``: the λ that was taken, and the curve; of one λ per layer also those. Of several ``languages`` the
     curve holds means, and ``error`` is the standard error of the highest, at ``best``."""
 
     chosen: Number

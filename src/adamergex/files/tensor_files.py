@@ -199,7 +199,7 @@ def read_peft_pickle(path: Path, config: Mapping[str, Json]) -> Tensors:
         names = tensor_names.canonical(tensors, prompt=config.get("peft_type") in PROMPT_TYPES)
     except tensor_names.WrongName as problem:
         raise AdapterFileError(
-            "The tensors are not named as PEFT names them.",
+            "the tensors are not named as PEFT names them",
             where=path,
             found=problem,
             expected=f"{tensor_names.PREFIX}<module>.lora_A.weight and the like, each once",

@@ -77,7 +77,7 @@ def read_header(path: Path, *, names: str = "own") -> Header:
             raise broken(path, *damage.args) from None
         except tensor_names.WrongName as problem:
             raise AdapterFileError(
-                "The tensors are not named as PEFT names them.",
+                "the tensors are not named as PEFT names them",
                 where=path,
                 found=problem,
                 expected=f"{tensor_names.PREFIX}<module>.lora_A.weight and the like, each once",
@@ -114,7 +114,7 @@ def _parsed(text: bytes, names: str) -> tuple[Header, int]:
     for info in sorted(tensors, key=lambda info: (info.offset, info.size)):
         if info.offset != position:
             raise _Damage(
-                f"The bytes of {info.name} overlap others or leave a hole.", info.offset, f"offset {position}"
+                f"the bytes of {info.name} overlap others or leave a hole", info.offset, f"offset {position}"
             )
         position += info.size * info.item_size
     return _named(tensors, metadata, names), position

@@ -74,7 +74,7 @@ def _connected(address: str | None) -> Any:
                 "there is no Ray cluster to connect to",
                 where=address,
                 found=str(error).splitlines()[0],
-                fix="start one (ray start --head), or leave --address away to use this machine alone",
+                fix="start one (ray start --head), or omit --address to use this machine alone",
             ) from error
     return ray
 

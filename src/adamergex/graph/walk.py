@@ -181,7 +181,7 @@ class _Walk:
             f"{len(failed)} of {len(self.steps)} steps failed",
             where="; ".join(f"{step.kind} {step.label}" for step in failed),
             found=f"{type(first).__name__}: {first}",
-            fix="mend the first one and run the same command again: what is done is kept",
+            fix="fix the first one and run the same command again: what is done is kept",
         ) from first
 
 

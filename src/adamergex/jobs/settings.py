@@ -68,7 +68,7 @@ def _spoken(task: Spoken) -> Spoken:
     """The task, when each of its labels has a word of its own. Raises: ValueError."""
     unknown = sorted(set(task.words) - set(task.labels)) if task.labels else []
     if unknown:
-        raise ValueError(f"words: {shown(unknown[0])} is none of the labels, {shown(list(task.labels), 300)}")
+        raise ValueError(f"words: {shown(unknown[0])} is not one of the labels, {shown(list(task.labels), 300)}")
     words = [task.words.get(label, label) for label in task.labels or ()] or [*task.words.values()]
     if any(not word.strip() for word in words):
         raise ValueError("words: a label's word is blank")

@@ -26,12 +26,12 @@ def require_arguments(
     """Which arguments go together. Raises ConfigError."""
     target, source, saved = given
     if numbers(weight) is None:
-        raise ConfigError("The weight is not a finite number.", where="weight", found=weight, fix="use one like 0.5")
+        raise ConfigError("the weight is not a finite number", where="weight", found=weight, fix="use one like 0.5")
     if space not in SPACES:
-        raise ConfigError("There is no such space.", where="space", found=space, expected=" or ".join(SPACES))
+        raise ConfigError("there is no such space", where="space", found=space, expected=" or ".join(SPACES))
     if rank is not None and (space != "delta" or rank < 1):
         raise ConfigError(
-            "A rank truncates delta merges.",
+            "a rank truncates delta merges",
             where="rank",
             found=f"rank {rank}, space {space}",
             expected="a positive rank and space delta",
@@ -42,7 +42,7 @@ def require_arguments(
     if not complete or (saved is not None and (averaging or target is not None or source is not None)):
         roles = zip(("target reference", "source reference", "divergence"), given, strict=True)
         raise ConfigError(
-            "The adapters of the merge are not complete, or too many.",
+            "the adapters of the merge are not complete, or too many",
             where=f"rule {rule}",
             found=", ".join(role for role, path in roles if path is not None) or "the task only",
             expected="a target reference" if averaging else "a target and a source reference, or one divergence",
@@ -54,7 +54,7 @@ def require_space(own: Adapter, rule: Rule, space: str) -> None:
     """Which structures and rules have a delta space. Raises ConfigError."""
     if space == "delta" and not own.layout.structure.low_rank:
         raise ConfigError(
-            "Delta space is for LoRA only.",
+            "delta space is for LoRA only",
             where="space",
             found=own.layout.kind,
             expected="lora",
@@ -62,7 +62,7 @@ def require_space(own: Adapter, rule: Rule, space: str) -> None:
         )
     if rule.function is not None and (space == "delta" or own.layout.structure.whole):
         raise ConfigError(
-            "A rule of whole tensors is for the tensors of modules, in space factors.",
+            "a rule of whole tensors is for the tensors of modules, in space factors",
             where="rule",
             found=f"{rule.name}, {own.layout.kind}, space {space}",
             expected="additive or average" if space == "delta" else "adaptive",
@@ -70,7 +70,7 @@ def require_space(own: Adapter, rule: Rule, space: str) -> None:
         )
     if space == "delta" and rule.name == "multiplicative":
         raise ConfigError(
-            "A ratio of weight differences has no low rank, so it cannot be saved as LoRA.",
+            "a ratio of weight differences has no low rank, so it cannot be saved as LoRA",
             where="rule",
             found="multiplicative in space delta",
             expected="additive or average",
@@ -83,10 +83,10 @@ def prefix_choices(kind: str, rule: Rule, span: str | None, form: str | None) ->
     whole = kind_named(kind).whole
     for name, found, known in (("span", span, prefix.SPANS), ("form", form, prefix.FORMS)):
         if found is not None and found not in known:
-            raise ConfigError(f"There is no such {name}.", where=name, found=found, expected=", ".join(known))
+            raise ConfigError(f"there is no such {name}", where=name, found=found, expected=", ".join(known))
         if found is not None and (not whole or (name == "form" and rule.name != "prefix")):
             raise ConfigError(
-                f"A {name} is for prefixes and their own rule only.",
+                f"a {name} is for prefixes and their own rule only",
                 where=name,
                 found=f"{kind}, rule {rule.name}",
                 expected="prefix, rule adaptive",
@@ -98,10 +98,10 @@ def prefix_choices(kind: str, rule: Rule, span: str | None, form: str | None) ->
 
 
 def require_one_weight(own: Adapter, space: str, weight: Weight) -> None:
-    """Which structures and spaces take a weight a layer. Raises ConfigError."""
+    """Which structures and spaces take a weight per layer. Raises ConfigError."""
     if not isinstance(weight, int | float) and (space != "factors" or own.layout.structure.whole):
         raise ConfigError(
-            "Weights by layer are for the factors of an adapter.",
+            "weights by layer are for the factors of an adapter",
             where="weight",
             found=f"{own.layout.kind}, space {space}",
             expected="LoRA, (IA)³ or bottlenecks in space factors",
@@ -114,7 +114,7 @@ def require_divergence(saved: Adapter, rule: Rule, space: str, span: str | None 
     lineage = saved.lineage
     if lineage is None or not lineage.is_divergence or lineage.merge is None:
         raise IncompatibleAdaptersError(
-            "This is no divergence.",
+            "the adapter is not a divergence",
             where=saved.where,
             found="an adapter" if lineage else "an adapter without lineage",
             expected="what adamergex divergence wrote, with its lineage.json",
@@ -125,7 +125,7 @@ def require_divergence(saved: Adapter, rule: Rule, space: str, span: str | None 
         option = f"--span {made[2]}" if made[2] else f"--space {made[1]}"
         named = "adaptive" if made[0] == "prefix" else made[0]
         raise IncompatibleAdaptersError(
-            "The divergence was made for another merge.",
+            "the divergence was made for another merge",
             where=saved.where,
             found=f"rule {made[0]}, space {made[1]}" + (f", span {made[2]}" if made[2] else ""),
             expected=f"rule {rule.name}, space {space}" + (f", span {span}" if span else ""),
@@ -138,7 +138,7 @@ def require_covered(other: Adapter, chosen: frozenset[str], there: Iterable[str]
     missing = sorted(chosen - set(there))
     if missing:
         raise IncompatibleAdaptersError(
-            "The divergence lacks modules of this merge.",
+            "the divergence lacks modules of this merge",
             where=other.where,
             found=f"no {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
             expected=f"all {len(chosen)} selected modules",

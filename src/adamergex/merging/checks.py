@@ -51,7 +51,7 @@ def require_fitting(adapters: Sequence[Adapter], space: str) -> None:
     for other in adapters[1:]:
         if first.layout.kind != other.layout.kind:
             raise _differ(
-                "The adapters have different structures.",
+                "the adapters have different structures",
                 first,
                 other,
                 other.layout.kind,
@@ -78,7 +78,7 @@ def _require_same_base(first: Adapter, other: Adapter) -> None:
         expected, found = (f"{name}, revision {revision}" for name, revision in zip(names, revisions, strict=True))
     if expected != found:
         raise _differ(
-            "The adapters belong to different base models.",
+            "the adapters belong to different base models",
             first,
             other,
             found,
@@ -117,7 +117,7 @@ def _require_same_modules(first: Adapter, other: Adapter) -> None:
         hint = "the names differ at their front only: train references on the same architecture class family"
     targets = [adapter.layout.directory.config.get("target_modules") for adapter in (first, other)]
     raise _differ(
-        "The adapters have other modules.",
+        "the adapters have other modules",
         first,
         other,
         f"{'; '.join(lines)} (target_modules {_listed(targets[1])})",
@@ -139,7 +139,7 @@ def _require_same_site(first: Adapter, other: Adapter, name: str, sites: tuple[S
     saved = other.role == "divergence"
     if space == "factors" and not saved and (ours.rank, ours.scaling) != (theirs.rank, theirs.scaling):
         raise _differ(
-            f"Rank or alpha of {name} differs.",
+            f"rank or alpha of {name} differs",
             first,
             other,
             f"rank {theirs.rank}, alpha {theirs.alpha:g}, scaling {theirs.scaling:g}",
@@ -152,7 +152,7 @@ def _require_same_site(first: Adapter, other: Adapter, name: str, sites: tuple[S
         shapes = [tuple(size for axis, size in enumerate(item.shape) if axis != free) for item in (info, theirs_info)]
         if shapes[0] != shapes[1]:
             raise _differ(
-                f"The shape of {info.name} differs.",
+                f"the shape of {info.name} differs",
                 first,
                 other,
                 theirs_info.shape,
@@ -184,9 +184,9 @@ def require_no_trained_base(adapter: Adapter) -> None:
         if not vocabulary and (parts[:1] == [] or parts[0] not in inside or "pooler" in parts):
             continue
         raise IncompatibleAdaptersError(
-            "A reference holds trained token embeddings or an output projection: another vocabulary is another base."
+            "a reference holds trained token embeddings or an output projection: another vocabulary is another base"
             if vocabulary
-            else "A reference holds trained weights of the base, which are neither adapter nor head.",
+            else "a reference holds trained weights of the base, which are neither adapter nor head",
             where=f"{adapter.where}: {name}",
             found=f"{name}, shape {layout.heads[name].shape}",
             expected="adapter tensors, and at most a head, which is left out",
@@ -204,7 +204,7 @@ def require_references(target: Adapter, source: Adapter | None, task: Adapter | 
         if adapter and adapter.lineage and adapter.lineage.is_divergence:
             kind = "task" if adapter is task else "reference"
             raise IncompatibleAdaptersError(
-                f"A saved divergence is no {kind} adapter.",
+                f"a saved divergence is not a {kind} adapter",
                 where=adapter.where,
                 found="a divergence",
                 expected=f"an adapter trained on the {'target' if adapter is task else 'reference'} task",
@@ -215,7 +215,7 @@ def require_references(target: Adapter, source: Adapter | None, task: Adapter | 
     one, two = target.lineage, source.lineage
     if one.task is not None and two.task is not None and _without_place(one.task) != _without_place(two.task):
         raise _differ(
-            "The references were trained on different tasks, so their difference is not one of languages.",
+            "the references were trained on different tasks, so their difference is not one of languages",
             source,
             target,
             dict(one.task),
@@ -224,7 +224,7 @@ def require_references(target: Adapter, source: Adapter | None, task: Adapter | 
         )
     if one.language and one.language == two.language:
         raise _differ(
-            "Both references are of one language.",
+            "both references are of one language",
             source,
             target,
             one.language,
@@ -234,7 +234,7 @@ def require_references(target: Adapter, source: Adapter | None, task: Adapter | 
     spoken = task.lineage.language if task and task.lineage else None
     if task and spoken and two.language and spoken != two.language:
         raise _differ(
-            "The task adapter is not of the source reference's language.",
+            "the task adapter is not of the source reference's language",
             task,
             source,
             two.language,
@@ -264,13 +264,13 @@ def require_same_start(adapters: Sequence[Adapter], allowed: bool) -> None:
     first = adapters[0]
     for other in adapters[1:]:
         starts = [adapter.lineage.start if adapter.lineage else None for adapter in (first, other)]
-        problem = "The adapters began from different random starts: their tensors cannot be combined."
+        problem = "the adapters began from different random starts: their tensors cannot be combined"
         if all(starts):
             same, found = starts[0] == starts[1], f"start {str(starts[1])[:12]}"
         elif structure.start == "told":
             continue
         elif "divergence" in (first.role, other.role):
-            problem = "It is not known whether the adapters began from one random start."
+            problem = "it is not known whether the adapters began from one random start"
             same, found = False, "no start in the lineage of " + (other.where if not starts[1] else first.where)
         else:
             cosine = _mean_cosine(first, other)

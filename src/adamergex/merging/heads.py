@@ -28,7 +28,7 @@ def require_head(directory: Path) -> None:
     if not os.path.lexists(directory / HEAD_TENSORS):
         if os.path.lexists(directory / HEAD_PICKLE):
             raise AdapterFileError(
-                "The head has no safetensors file.",
+                "the head has no safetensors file",
                 where=directory,
                 found=HEAD_PICKLE,
                 expected=HEAD_TENSORS,

@@ -48,7 +48,7 @@ def merged_tensors(
     merged = dict(task)
     if span is not None:
         if isinstance(weight, Mapping):
-            raise ConfigError("A prefix takes one weight.", where="weight", found="weights by module", expected="one")
+            raise ConfigError("a prefix takes one weight", where="weight", found="weights by module", expected="one")
         if form == "literal":
             chosen_rule = prefix.LITERAL
         elif weight == 0.0:
@@ -76,7 +76,7 @@ def merged_tensors(
 def _prompt(task: Tensors, layers: int | None, span: str) -> tuple[str, dict[str, slice]]:
     if PROMPT not in task or layers is None:
         raise ConfigError(
-            "A prefix is merged whole, and by layers.",
+            "a prefix is merged whole, and by layers",
             where="task",
             found=f"layers {layers}, tensors {', '.join(task)}",
             expected=f"{PROMPT}, and how many layers it has",
@@ -126,7 +126,7 @@ def _source(rule: Rule, key: str, task: Tensors, source: Tensors | None) -> Arra
         return None
     if source is None:
         raise ConfigError(
-            "The rule needs a source reference.",
+            "the rule needs a source reference",
             where=f"rule {rule.name}",
             found="none",
             fix="give the source's tensors",
@@ -137,7 +137,7 @@ def _source(rule: Rule, key: str, task: Tensors, source: Tensors | None) -> Arra
 def _same(key: str, task: Tensors, other: Tensors) -> Array:
     if key not in other or other[key].shape != task[key].shape:
         raise IncompatibleAdaptersError(
-            "A reference lacks a tensor of the task, or has it in another shape.",
+            "a reference lacks a tensor of the task, or has it in another shape",
             where=key,
             found=tuple(other[key].shape) if key in other else "no such tensor",
             expected=tuple(task[key].shape),

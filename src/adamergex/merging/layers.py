@@ -28,7 +28,7 @@ class Swap(NamedTuple):
         middle = count - self.bottom - self.top - 2 * self.transition
         if min(self) < 0 or middle < 0 or not self.bottom + self.top:
             raise ConfigError(
-                "These layers cannot be swapped.",
+                "these layers cannot be swapped",
                 where="weight",
                 found=f"bottom {self.bottom}, top {self.top}, transition {self.transition} on both sides",
                 expected=f"some of the adapter's {count} layers, each once",
@@ -81,11 +81,11 @@ def by_layer(weight: Weight, modules: Iterable[str]) -> tuple[float, ...] | None
     weights = weight.weights(count) if isinstance(weight, Swap) else tuple(map(float, weight))
     if len(weights) != count:
         raise ConfigError(
-            "There is not one weight a layer.",
+            "there is not one weight per layer",
             where="weight",
             found=f"{len(weights)} weights",
             expected=f"{count}, one for each layer of the adapter",
-            fix="give one weight, or one a layer",
+            fix="give one weight, or one per layer",
         )
     return weights
 

@@ -55,7 +55,7 @@ def merge(
         target_reference: the reference task in the target language.
         source_reference: the reference task in the source language; ``average`` takes none.
         divergence: instead of the two references, what ``divergence()`` wrote.
-        weight: λ; 0 gives the task adapter back. Also one λ a layer, or ``layers.Swap`` (factors; not of a prefix).
+        weight: λ; 0 gives the task adapter back. Also one λ per layer, or ``layers.Swap`` (factors; not of a prefix).
         output: a directory that does not exist yet.
         modules: ``attention-qv`` (default for LoRA), ``all`` (default for all others and ``average``), or a regular
             expression (PEFT's reading: it must match a whole name or its ending after a dot; of a prefix, its spans').
@@ -231,7 +231,7 @@ def _hashes(adapters: list[Adapter]) -> Iterator[Any]:
         found = digests.result()
         missing = [adapter for adapter, path in zip(adapters, paths, strict=True) if path not in found]
         if missing:
-            raise AdapterFileError("The adapter changed while it was read.", where=missing[0].where, fix="try again")
+            raise AdapterFileError("the adapter changed while it was read", where=missing[0].where, fix="try again")
         return [found[path] for path in paths]
 
     try:

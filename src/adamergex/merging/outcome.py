@@ -30,7 +30,7 @@ def require_loadable(stage: Path, summary: MergeReport, expected: Collection[str
     missing = sorted((changed | set(expected)) - set(written.sites))
     if missing or written.directory.stored:
         raise NothingMergedError(
-            "The merged adapter would not be loaded as it was written.",
+            "the merged adapter would not be loaded as it was written",
             where=str(stage),
             found=f"no {', '.join(missing[:4]) or next(iter(written.directory.stored.values()))} under PEFT's names",
             expected=f"{len(expected)} modules",

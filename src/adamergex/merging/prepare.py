@@ -129,7 +129,7 @@ def prepare(
 def _require_has_divergence(rule: Rule) -> None:
     if not rule.needs_source or rule.function is not None:
         raise ConfigError(
-            "This rule has no divergence." if rule.function else "Averaging has no divergence.",
+            "this rule has no divergence" if rule.function else "averaging has no divergence",
             where="rule",
             found=rule.name,
             expected="adaptive, additive or multiplicative",

@@ -37,7 +37,7 @@ def require_change(summary: MergeReport, parents: Mapping[str, Mapping[str, Json
     target, source = (parents.get(f"{side}_reference") for side in ("target", "source"))
     twice = target is not None and source is not None and target["sha256"] == source["sha256"]
     raise NothingMergedError(
-        "The merge changed nothing.",
+        "the merge changed nothing",
         where=f"{summary.matched} selected modules, weight {summary.weight}",
         found="target and source reference are the same file"
         if twice

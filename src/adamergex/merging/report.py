@@ -103,7 +103,7 @@ class MergeReport:
         found = {**vars(self), "modules": [], "counts": counts}
         if self.layers is None:
             del found["layers"]
-        # json indents in Python and does the rest in C: a line a module is ten times faster than an indented one.
+        # json indents in Python and does the rest in C: a line per module is ten times faster than an indented one.
         modules = (
             json.dumps(
                 {**vars(item), "relative": item.relative if item.task and math.isfinite(item.relative) else None},

@@ -47,7 +47,7 @@ def select(names: Iterable[str], modules: str) -> frozenset[str]:
         chosen = frozenset(patterns.matching(known))
     if not chosen:
         raise NothingMergedError(
-            "No module matches the selection.",
+            "no module matches the selection",
             where=f"modules {modules}",
             found=", ".join(_kinds(known)),
             expected="at least one module of the task adapter",
@@ -58,7 +58,7 @@ def select(names: Iterable[str], modules: str) -> frozenset[str]:
 
 def _fused(fused: list[str]) -> ConfigError:
     return ConfigError(
-        "Query and value are fused with the key in one projection here, so they cannot be selected alone.",
+        "query and value are fused with the key in one projection here, so they cannot be selected alone",
         where="modules attention-qv",
         found=", ".join(_kinds(fused)),
         expected="separate query and value projections",

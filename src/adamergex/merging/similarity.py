@@ -51,7 +51,7 @@ def similarity(
         IncompatibleAdaptersError: adapters that have no common divergence.
     """
     if not target_references:
-        raise ConfigError("No divergence to compare.", where="target_references", found="none", expected="one or more")
+        raise ConfigError("no divergence to compare", where="target_references", found="none", expected="one or more")
     spec = MergeSpec(modules="all", allow_different_start=allow_different_start)
     prepared = [
         prepare(spec, target_reference=path, source_reference=source_reference) for path in target_references.values()
@@ -59,7 +59,7 @@ def similarity(
     (_, source), _, rule, *_ = prepared[0]
     if source.layout.structure.whole:
         raise ConfigError(
-            "The divergences of prefixes are matrices on the left of each, with no common scale to compare on.",
+            "the divergences of prefixes are matrices on the left of each, with no common scale to compare on",
             where=source.layout.directory.path,
             found=source.layout.kind,
             expected="LoRA, (IA)³ or bottleneck adapters",

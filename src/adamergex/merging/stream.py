@@ -57,9 +57,9 @@ def finite_squares(chunk: Chunk) -> float:
     index = int(wrong[0]) if len(wrong) else int(np.abs(chunk.values).argmax())
     name, place = located(chunk, index)
     raise AdapterFileError(
-        "An adapter holds a number that is not finite."
+        "an adapter holds a number that is not finite"
         if len(wrong)
-        else "An adapter holds a number that is too large to be computed with.",
+        else "an adapter holds a number that is too large to be computed with",
         where=f"{chunk.reader.directory.tensors_path}: {name}{place}",
         found=chunk.values[index],
         expected="finite numbers" if len(wrong) else "numbers whose squares float64 holds",
@@ -94,7 +94,7 @@ _EIGHT = {"F8_E4M3": 0x7F, "F8_E5M2": 0x7C}
 def _require_eight(chunk: Chunk) -> None:
     if ((chunk.stored.view(np.uint8) & 0x7F) >= _EIGHT[chunk.info.dtype]).any():
         raise AdapterFileError(
-            "An adapter holds a number that is not finite.",
+            "an adapter holds a number that is not finite",
             where=f"{chunk.reader.directory.tensors_path}: {chunk.info.name}",
             found="NaN or infinity",
             expected="finite numbers",
@@ -108,7 +108,7 @@ def require_fits(reader: TensorReader, info: TensorInfo, stored: Array) -> None:
     wrong = (stored & 0x7F80) == 0x7F80 if stored.dtype == np.uint16 else ~np.isfinite(stored)
     if wrong.any():
         raise AdapterFileError(
-            f"The result for {info.name} does not fit its dtype.",
+            f"the result for {info.name} does not fit its dtype",
             where=reader.directory.path,
             found="a value that is not finite",
             expected=f"finite numbers of dtype {info.dtype}",
@@ -119,7 +119,7 @@ def require_fits(reader: TensorReader, info: TensorInfo, stored: Array) -> None:
 def overflowed(reader: TensorReader, what: str) -> AdapterFileError:
     """Finite inputs whose combination is not."""
     return AdapterFileError(
-        f"The numbers of {what} are too large to be combined.",
+        f"the numbers of {what} are too large to be combined",
         where=reader.directory.path,
         found="a result that is not finite",
         expected="adapters whose sums, products and their squares float64 holds",

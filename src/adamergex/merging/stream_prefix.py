@@ -37,7 +37,7 @@ def load(reader: TensorReader, layout: Layout) -> Array:
         return _finite(reader, tensors[PROMPT])
     if "embedding.weight" not in tensors:
         raise IncompatibleAdaptersError(
-            "A saved divergence is no adapter.",
+            "a saved divergence is not an adapter",
             where=layout.directory.path,
             found="a divergence",
             expected="an adapter with a prefix",

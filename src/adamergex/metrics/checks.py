@@ -21,10 +21,10 @@ def check_pairs(predictions: Sequence[object], references: Sequence[object], whe
             raise DataError(f"the {name} are not a list", where=where, found=type(values).__name__, expected="a list")
     if len(predictions) != len(references):
         raise DataError(
-            "there are not as many predictions as references",
+            "the numbers of predictions and references differ",
             where=where,
             found=f"{len(predictions)} predictions, {len(references)} references",
-            expected="one prediction an item, in the order of the references",
+            expected="one prediction per item, in the order of the references",
             fix="give an empty answer for an item without one",
         )
     if not references:

@@ -60,7 +60,7 @@ def entity_scores(
     for number, (found, truth) in enumerate(zip(predictions, references, strict=True)):
         if len(found) != len(truth):
             raise DataError(
-                "a sentence has not as many predicted tags as tokens",
+                "a sentence has fewer or more predicted tags than tokens",
                 where=f"entity F1, sentence {number}",
                 found=len(found),
                 expected=len(truth),

@@ -37,7 +37,7 @@ class Scale:
 
 
 def bar_panels(table: ScoreTable, prefix: str = "") -> list[str]:
-    """One panel a language and one for the mean, all on one scale from 0: a bar a method, its whiskers, a dashed line
+    """One panel a language and one for the mean, all on one scale from 0: a bar per method, its whiskers, a dashed line
     at Eng-FT."""
     tops = [item.interval[1] for row in table.rows for item in (*row.scores, _mean_score(row)) if item]
     marks = ticks(0, max([*tops, 1.0]))
@@ -165,7 +165,7 @@ def curve_caption(runs: Sequence[Tuning]) -> str:
     if runs[0].measure:
         opening = f"Least {runs[0].measure} on unlabelled {opening[len('Chosen on ') :]}"
         if runs[0].layers:
-            return opening + ", the mean of one λ a layer."
+            return opening + ", the mean of one λ per layer."
     if len(known) < len(runs):
         return opening + "."
     there, zero = (number(fmean(pair[side].score for pair in known)) for side in (0, 1))

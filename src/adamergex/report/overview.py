@@ -13,7 +13,7 @@ from adamergex.report.summary import Mean, mean
 
 @dataclass(frozen=True)
 class Overview:
-    """Means over the target languages, a column a table. ``best``: (method name, column) that no other exceeds.
+    """Means over the target languages, a column per table. ``best``: (method name, column) that no other exceeds.
 
     ``adapters``: every trained adapter once, however many tables used it."""
 

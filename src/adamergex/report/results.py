@@ -92,7 +92,7 @@ class CurvePoint(Checked):
 
 @dataclass(frozen=True)
 class Tuning(Checked):
-    """One search for λ: the curve over the grid and the λ that was taken (of one λ a layer, ``layers``, the mean).
+    """One search for λ: the curve over the grid and the λ that was taken (of one λ per layer, ``layers``, the mean).
 
     ``proxy`` is the language that it looked at; ``measure`` is what the curve holds, where it is not the metric:
     "entropy" in percent of the largest, which is minimised on unlabelled inputs of the target itself. Of several

@@ -76,7 +76,7 @@ _UNUSUAL = {"oracle": False, "own": False, "languages": (), "best": None, "error
 def _written(fields: list[tuple[str, object]]) -> dict[str, object]:
     said = ((name, value) for name, value in fields if name not in _UNUSUAL or value != _UNUSUAL[name])
     found = {name: list(value) if isinstance(value, tuple) else value for name, value in said}
-    if "measure" not in found:  # one λ a layer is found by another measure alone
+    if "measure" not in found:  # one λ per layer is found by another measure alone
         found.pop("layers", None)
     return found
 
@@ -154,5 +154,5 @@ def _contradictions(results: Results) -> list[str]:
 
 def _invalid(where: object, problems: list[str]) -> DataError:
     return DataError(
-        "The results are not valid.", where=where, found="; ".join(problems), fix="write them with `adamergex transfer`"
+        "the results are not valid", where=where, found="; ".join(problems), fix="write them with `adamergex transfer`"
     )

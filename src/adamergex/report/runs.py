@@ -40,7 +40,7 @@ def read_runs(folders: Iterable[str | Path]) -> tuple[tuple[Run, ...], tuple[str
             found.setdefault(place.resolve(), Run(place, load(place / RESULTS)))
     if not found:
         raise DataError(
-            "There is nothing to report: no table is done.",
+            "there is nothing to report: no table is done",
             where=", ".join(map(str, asked)) or "no folder",
             found="; ".join(notes) or "no run",
             expected="at least one finished table",
@@ -54,7 +54,7 @@ def _tables(folder: Path, notes: list[str]) -> list[Path]:
         return [folder]
     if not (folder / STUDY).is_file():
         raise DataError(
-            "This is not the folder of a run.",
+            "this is not the folder of a run",
             where=folder,
             found=", ".join(sorted(item.name for item in folder.iterdir())[:8]) if folder.is_dir() else "no folder",
             expected=f"a folder with {RESULTS} (adamergex transfer) or {STUDY} (adamergex study)",

@@ -62,7 +62,7 @@ def minimise(
     Returns, and writes to ``output``/tuning.json, ``{"chosen": λ, "layers": [λ_l, …] or null, "curve": [{"weight",
     "score", "interval"}, …], "reached", …}``: entropies in percent of the largest, ln(classes); ``chosen`` is the mean
     of the layers where there are some, ``reached`` the entropy at what was chosen.
-    Raises: as ``tuning.tune``; ConfigError for a grid beyond [0, 1], or a λ a layer where there can be none.
+    Raises: as ``tuning.tune``; ConfigError for a grid beyond [0, 1], or a λ per layer where there can be none.
     """
     weights = sorted({0.0, *map(float, grid)})
     if not 0 <= weights[0] <= weights[-1] <= 1:
@@ -72,7 +72,7 @@ def minimise(
     structure = prepared.own.layout.structure
     if granularity == "layer" and (spec.space != "factors" or structure.whole or prepared.rule.function):
         raise ConfigError(
-            "a λ a layer is for the factors of LoRA, (IA)³ and bottlenecks",
+            "a λ per layer is for the factors of LoRA, (IA)³ and bottlenecks",
             where="granularity",
             found=f"{structure.name}, rule {prepared.rule.name}, space {spec.space}",
             fix="use granularity all",

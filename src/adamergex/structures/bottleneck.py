@@ -32,7 +32,7 @@ def layout(directory: AdapterDirectory, kind: StructureKind) -> Layout:
         module, role = kind.split(name)
         if module is None:
             raise AdapterFileError(
-                "The file names its tensors otherwise than ours.",
+                "the tensors do not have the names that adamergex gives them",
                 where=f"{directory.tensors_path}: {name}",
                 found=name,
                 expected="layers.N.output.down.weight, …, invertible.F.0.weight, …",
@@ -42,7 +42,7 @@ def layout(directory: AdapterDirectory, kind: StructureKind) -> Layout:
     settings = directory.config.get("config")
     if not found or not isinstance(settings, dict):
         raise AdapterFileError(
-            "The adapter has no bottlenecks." if not found else "The adapter's config is of another dialect.",
+            "the adapter has no bottlenecks" if not found else "the adapter's config is of another dialect",
             where=directory.path,
             found=type(settings).__name__ if found else "no tensors",
             expected="tensors, and a config with all settings",
@@ -66,7 +66,7 @@ def _site(directory: AdapterDirectory, module: str, tensors: dict[str, TensorInf
     )
     if not fits or any(info.dtype not in FLOATS for info in tensors.values()):
         raise AdapterFileError(
-            "The tensors of a bottleneck do not belong together.",
+            "the tensors of a bottleneck do not belong together",
             where=f"{directory.tensors_path}: {module}",
             found=", ".join(f"{role} {info.shape} {info.dtype}" for role, info in sorted(tensors.items())),
             expected=f"{', '.join(sorted(wanted))} of one width, floating point",

@@ -68,7 +68,7 @@ def layout(directory: AdapterDirectory) -> Layout:
     kind = held(directory.config)
     if kind is None or kind.rule is None:
         raise IncompatibleAdaptersError(
-            f"Merging {structure_kind(directory.config)} adapters is not supported yet.",
+            f"merging {structure_kind(directory.config)} adapters is not supported yet",
             where=directory.path,
             found=directory.config.get("peft_type"),
             expected="LORA, IA3, PREFIX_TUNING or a bottleneck adapter",
@@ -87,7 +87,7 @@ def plain(directory: AdapterDirectory, kind: StructureKind) -> Layout:
     for module, tensors in found.items():
         if set(tensors) != kind.roles or any(info.dtype not in FLOATS for info in tensors.values()):
             raise AdapterFileError(
-                "The tensors of a module do not belong together.",
+                "the tensors of a module do not belong together",
                 where=f"{directory.tensors_path}: {module}",
                 found=", ".join(f"{role} {info.shape} {info.dtype}" for role, info in sorted(tensors.items())),
                 expected=f"{', '.join(sorted(kind.roles))}, floating point",
@@ -115,7 +115,7 @@ def require_modules(directory: AdapterDirectory, kind: StructureKind, modules: C
     """Raises: AdapterFileError: there is no module."""
     if not modules:
         raise AdapterFileError(
-            f"The adapter has no {kind.name} tensors.",
+            f"the adapter has no {kind.name} tensors",
             where=directory.tensors_path,
             found=", ".join(list(directory.tensors)[:4]) or "no tensors",
             expected=kind.tensors,
@@ -126,7 +126,7 @@ def require_modules(directory: AdapterDirectory, kind: StructureKind, modules: C
 def unsupported(directory: AdapterDirectory, what: str, found: object) -> IncompatibleAdaptersError:
     """The error for a variant of a structure that is known."""
     return IncompatibleAdaptersError(
-        f"{what} cannot be merged or stacked: not supported.",
+        f"{what} cannot be merged or stacked: not supported",
         where=directory.path,
         found=found,
         expected="plain LoRA or (IA)³ on linear modules",

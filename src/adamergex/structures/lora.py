@@ -24,7 +24,7 @@ def _site(directory: AdapterDirectory, ranks: Ranks, module: str, tensors: dict[
     missing = {"lora_A", "lora_B"} - set(tensors)
     if missing:
         raise AdapterFileError(
-            "A factor of a module is missing.",
+            "a factor of a module is missing",
             where=f"{directory.tensors_path}: {module}",
             found=", ".join(sorted(tensors)),
             expected="lora_A and lora_B",
@@ -34,7 +34,7 @@ def _site(directory: AdapterDirectory, ranks: Ranks, module: str, tensors: dict[
     rows, columns = tensors["lora_A"].shape[0], tensors["lora_B"].shape[1]
     if not rows == columns == rank:
         raise AdapterFileError(
-            "The rank of a module is not that of the config.",
+            "the rank of a module is not that of the config",
             where=f"{directory.tensors_path}: {module}",
             found=f"lora_A {tensors['lora_A'].shape}, lora_B {tensors['lora_B'].shape}",
             expected=f"rank {rank} (r and rank_pattern of adapter_config.json)",
@@ -47,7 +47,7 @@ def _scaling(directory: AdapterDirectory, module: str, rank: int, alpha: float) 
     scaling = alpha / (math.sqrt(rank) if directory.config.get("use_rslora") else rank)
     if not (math.isfinite(scaling) and scaling > 0):
         raise AdapterFileError(
-            "The scaling of a module is not a positive number.",
+            "the scaling of a module is not a positive number",
             where=f"{directory.path}: {module}",
             found=f"alpha {alpha}, rank {rank}",
             expected="alpha > 0",

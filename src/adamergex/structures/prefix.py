@@ -38,7 +38,7 @@ def shape(config: Mapping[str, Json], where: object) -> Shape:
     found = {name: config.get(name) for name in Shape._fields}
     if any(type(value) is not int or value < 1 for value in found.values()):
         raise AdapterFileError(
-            "The config does not say what shape the prefix has.",
+            "the config does not give the shape of the prefix",
             where=where,
             found=found,
             expected="positive numbers",
@@ -64,7 +64,7 @@ def layout(directory: AdapterDirectory, kind: StructureKind) -> Layout:
         found = parts[part].shape if part in parts else None
         if found != form or parts[part].dtype not in FLOATS:
             raise AdapterFileError(
-                "The prefix is not what the config says.",
+                "the prefix is not what the config says",
                 where=f"{directory.tensors_path}: {part}",
                 found=f"{found} {parts[part].dtype}" if found else ", ".join(directory.tensors) or "no tensors",
                 expected=f"{form}, floating point",

@@ -23,7 +23,7 @@ class Ranks:
         for name, value in (("r", self._rank), ("lora_alpha", self._alpha)):
             if type(value) not in (int, float):
                 raise AdapterFileError(
-                    "Rank or alpha cannot be read from the config.",
+                    "rank or alpha cannot be read from the config",
                     where=f"{where}: {name}",
                     found=value,
                     expected="a number, as PEFT writes it",
@@ -113,7 +113,7 @@ def require_targeted(config: Mapping[str, Any], modules: Iterable[str], where: o
     if ignored:
         excluded = config.get("exclude_modules")
         raise AdapterFileError(
-            "The config does not target a module that the adapter has tensors for: PEFT would ignore them.",
+            "the config does not target a module that the adapter has tensors for: PEFT would ignore them",
             where=f"{where}: {ignored[0]}" + (f" and {len(ignored) - 1} more" if len(ignored) > 1 else ""),
             found=f"target_modules {config['target_modules']}" + (f", exclude_modules {excluded}" if excluded else ""),
             expected="a config whose target_modules match every adapted module",

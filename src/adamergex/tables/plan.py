@@ -145,7 +145,7 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
         found = running.model_kind(task if asks is None else asks(task, config.source), config.base, bare=bare)
         if asks is not None and found not in ("causal-lm", "sequence-to-sequence"):
             raise ConfigError(
-                f"{method} is a prompt, which needs a model that writes",
+                f"{method} is a prompt, which needs a generating model",
                 where="methods",
                 found=f"{config.base}, a {found} model",
                 expected="a decoder or an encoder-decoder",
@@ -210,7 +210,7 @@ def _segments(config: TransferConfig, languages: Iterable[str] | None) -> int | 
         raise DataError(
             "too little text for one segment",
             where=text.path or text.hub,
-            found=f"segments of {segment} pieces: {counts}",
+            found=f"segments of {segment} tokens: {counts}",
             fix="give more text or a smaller reference.segment",
         )
     return min(counts.values())

@@ -216,7 +216,7 @@ def answer_pieces(tokenizer: PreTrainedTokenizerBase, task: Labelled, family: Fa
             raise ConfigError(
                 "a label's word cannot be told from the others",
                 where=f"label {task.labels[index]!r}",
-                found=f"pieces {pieces}",
+                found=f"tokens {pieces}",
                 expected="a different word for every label",
                 fix="set words: {label: word}",
             )

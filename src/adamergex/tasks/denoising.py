@@ -138,8 +138,8 @@ def pairs(
             raise ConfigError(
                 "the tokenizer has too few sentinels for span corruption",
                 where=tokenizer.name_or_path,
-                found=f"{len(sentinels)} pieces like <extra_id_0>",
-                expected=f"{spans}, for segments of {task.segment} pieces and mask_rate {task.mask_rate}",
+                found=f"{len(sentinels)} tokens like <extra_id_0>",
+                expected=f"{spans}, for segments of {task.segment} tokens and mask_rate {task.mask_rate}",
                 fix="set objective: continuation, or lower segment or mask_rate",
             )
     return Pairs(body, corruption, tuple(before), tuple(after), seed)

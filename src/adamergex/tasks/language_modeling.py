@@ -116,7 +116,7 @@ def cut(
             "segments of this length do not fit the model",
             where="segment",
             found=task.segment,
-            expected=f"{task.segment - inner + least} to {longest} pieces",
+            expected=f"{task.segment - inner + least} to {longest} tokens",
             fix="change the reference task's segment",
         )
     wanted = task.segments if task.segments is not None else 2**62
@@ -130,7 +130,7 @@ def cut(
         raise DataError(
             "there is too little text",
             where=where,
-            found=f"{there} segments of {task.segment} pieces",
+            found=f"{there} segments of {task.segment} tokens",
             expected=f"{task.segments or 1} segments",
             fix="give more text, or lower segment or segments (the same for every language)",
         )
@@ -160,7 +160,7 @@ def _stream(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterato
 def _masking(tokenizer: PreTrainedTokenizerBase, rate: float) -> Masking:
     if tokenizer.mask_token_id is None:
         raise ConfigError(
-            "the tokenizer has no mask piece",
+            "the tokenizer has no mask token",
             where=tokenizer.name_or_path,
             expected="a mask_token, as masked language models have",
             fix="choose an encoder's checkpoint",

@@ -19,7 +19,7 @@ from adamergex.tasks.task_kind import NumberedRows, Row
 def read(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> list[dict[str, Json]]:
     """The rows of one language: text and id for language modelling; else the kind's ``columns``, checked.
 
-    A csv may hold tokens and tags divided by blanks, and one answer with its start. Of files of choices and of tags
+    A csv may hold tokens and tags separated by spaces, and one answer with its start. Of files of choices and of tags
     that are not ``labelled`` the gold column is not read; an arbitrary valid one stands in its place.
     Raises: DataError, with file and row.
     """

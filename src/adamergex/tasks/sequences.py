@@ -69,7 +69,7 @@ def pair_frame(tokenizer: PreTrainedTokenizerBase) -> PairFrame:
     middle = -1 if begin < 0 else _find(outer, second, begin + len(first))
     if middle < 0:
         raise ModelError("the tokenizer cannot put two texts into one input", where=tokenizer.name_or_path,
-                         found=f"pieces {outer}", fix="choose an encoder's checkpoint")  # fmt: skip
+                         found=f"tokens {outer}", fix="choose an encoder's checkpoint")  # fmt: skip
     before, between, after = outer[:begin], outer[begin + len(first) : middle], outer[middle + len(second) :]
     segments: tuple[int, ...] | None = None
     if "token_type_ids" in tokenizer.model_input_names and "token_type_ids" in found:
@@ -96,7 +96,7 @@ def pairs(
             raise ConfigError(
                 "what must not be cut leaves no room for the rest",
                 where="max_length",
-                found=f"{longest} pieces, {len(second) + frame.size} of them for the hypothesis or the choice",
+                found=f"{longest} tokens, {len(second) + frame.size} of them for the hypothesis or the choice",
                 expected="more",
                 fix="raise max_length",
             )
@@ -107,10 +107,10 @@ def pairs(
 
 
 def require_fast(tokenizer: PreTrainedTokenizerBase, what: str) -> None:
-    """Raises: ModelError: the tokenizer does not tell which characters a piece stands for."""
+    """Raises: ModelError: the tokenizer does not tell which characters a token covers."""
     if not tokenizer.is_fast:
         raise ModelError(
-            f"{what} needs a tokenizer that tells which characters a piece stands for",
+            f"{what} needs a tokenizer that tells which characters a token covers",
             where=tokenizer.name_or_path,
             found=f"{type(tokenizer).__name__}, a slow tokenizer without offsets",
             expected="a fast one (tokenizer.json)",

@@ -163,7 +163,7 @@ def _log_probabilities(output: Any, allowed: Tensor) -> tuple[Tensor, Tensor]:
 def _starts(count: int, task: SpanAnswering, room: int) -> Iterator[tuple[int, int]]:
     """Where windows of ``room`` pieces over a context begin and end; each shares ``stride`` pieces with the next."""
     if room < 2:
-        raise ConfigError("a question leaves no room for its context", where="max_length", found=f"{room} pieces",
+        raise ConfigError("a question leaves no room for its context", where="max_length", found=f"{room} tokens",
                           expected="more", fix="raise max_length")  # fmt: skip
     step = max(room - task.stride, room // 2)  # a stride as long as the window would stand still
     begin = 0

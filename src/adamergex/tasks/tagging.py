@@ -118,7 +118,7 @@ def _words(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[
         )
     except AssertionError as error:  # GPT-2's and RoBERTa's: divided text needs a blank before each word
         raise ModelError(
-            "the tokenizer does not take text that is divided into tokens",
+            "the tokenizer does not accept text split into words",
             where=tokenizer.name_or_path,
             found=str(error),
             fix="set add_prefix_space to true in the checkpoint's tokenizer_config.json",

@@ -112,7 +112,7 @@ def _together() -> Iterator[None]:
     except RuntimeError as error:  # what torch raises when the other end is gone, or late
         raise ProcessLostError(
             "another process ended before this one",
-            fix="see what it said; started again, the run goes on from its last checkpoint",
+            fix="see its output; started again, the run resumes from its last checkpoint",
         ) from error
 
 

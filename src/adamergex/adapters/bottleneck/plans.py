@@ -46,7 +46,7 @@ def make_plan(adapters: Sequence[BottleneckAdapter | PeftAdapter], layers: Seque
             kinds = [reuse for reuse, module in found if module is not None]
             if kinds != sorted(kinds):
                 raise IncompatibleAdaptersError(
-                    "an adapter that reads x (houlsby) cannot stand on one that reads LN(x + r) (pfeiffer)",
+                    "an adapter that reads x (houlsby) cannot be stacked on one that reads LN(x + r) (pfeiffer)",
                     where=layer.path,
                     expected="one kind in a stack, or houlsby below pfeiffer",
                     fix="train the upper adapter with the pfeiffer configuration",
@@ -109,7 +109,7 @@ class Active:
             plans = [plan.parts.get(key, ()) for plan, _ in self._groups]
             if not any(plans):
                 return given
-            # A head may read one state a row; elsewhere two dimensions mean rows that were flattened into positions.
+            # A head may read one state per row; elsewhere two dimensions mean rows that were flattened into positions.
             pooled = all(isinstance(part, Replacement) for parts in plans for part in parts)
             return self._by_rows(lambda group, x, y: _projected(x, y, plans[group]), read, given, pooled=pooled)
         return _projected(read, given, self._plan.parts.get(key, ()))
@@ -120,7 +120,7 @@ class Active:
         times, rest = divmod(states[0].shape[0], self._rows)
         if rest or not (states[0].ndim == 3 or (pooled and states[0].ndim == 2)):
             raise ModelError(
-                "the batch does not have the rows that set_rows was told of",
+                "the batch does not have the rows that set_rows was given",
                 found=f"states of shape {tuple(states[0].shape)}",
                 expected=f"(a multiple of {self._rows}, length, width)",
                 fix="give set_rows one stack for each row, and keep rows whole up to the output projection",

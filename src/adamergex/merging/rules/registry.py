@@ -46,7 +46,7 @@ def rule_for(name: str, kind: str) -> Rule:
     structure = find(kind)
     if structure is None or structure.rule is None:
         raise IncompatibleAdaptersError(
-            f"Merging {kind} adapters is not supported yet.",
+            f"merging {kind} adapters is not supported yet",
             found=kind,
             expected=" or ".join(sorted(item.name for item in every() if item.rule)),
             fix="merge LoRA, (IA)³, prefix or bottleneck adapters",
@@ -55,7 +55,7 @@ def rule_for(name: str, kind: str) -> Rule:
     found = rule_named(own) or (_OF_PREFIXES.get(own) if name == "adaptive" else None)
     if found is None:
         raise ConfigError(
-            "There is no such rule.",
+            "there is no such rule",
             where="rule",
             found=own,
             expected=", ".join(["adaptive", *(name for name in _MORE if name not in _OF_PREFIXES)]),

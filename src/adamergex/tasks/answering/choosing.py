@@ -172,7 +172,7 @@ def _groups(lengths: Sequence[int]) -> list[list[int]]:
 def _require_choices(contexts: Sequence[str | Prompt], choices: Sequence[Sequence[str]]) -> None:
     if len(contexts) != len(choices):
         raise ConfigError(
-            "contexts and choices are not of the same rows", found=f"{len(contexts)} and {len(choices)}",
+            "the numbers of contexts and of rows of choices differ", found=f"{len(contexts)} and {len(choices)}",
             fix="give a list of choices for every context",
         )  # fmt: skip
     for number, row in enumerate(choices, 1):

@@ -84,7 +84,7 @@ def answer_examples(
     Raises: DataError for an empty answer or one that leaves no room; ConfigError for an encoder.
     """
     if family == "encoder":
-        raise ConfigError("an encoder cannot say an answer", fix="choose a decoder or an encoder-decoder")
+        raise ConfigError("an encoder cannot generate an answer", fix="choose a decoder or an encoder-decoder")
     for number, answer in enumerate(answers, 1):
         if not answer.strip():
             raise DataError("an answer is empty", where=f"{where}, row {number}", fix="correct the data")
@@ -165,7 +165,7 @@ def _with_room(spare: Sequence[int], limit: int, where: object, leave_out: bool)
     raise DataError(
         "an answer leaves no room for its prompt",
         where=f"{where}, row {number + 1}",
-        found=f"{limit - spare[number]} pieces",
+        found=f"{limit - spare[number]} tokens",
         expected=f"at most {limit}",
         fix="raise max_length or shorten the answer (answers are never cut), or set too_long: leave-out",
     )

@@ -87,7 +87,7 @@ def fitted(
             raise ConfigError(
                 "the prompt leaves no room for the text",
                 where=where,
-                found=f"{room} pieces for prompt and text",
+                found=f"{room} tokens for prompt and text",
                 expected="more than the prompt alone has",
                 fix="raise max_length, or shorten the prompt or the answer",
             )

@@ -95,7 +95,7 @@ def cloze_of(
     since masked pieces are predicted independently. Words of one length share their forward pass.
     """
     if tokenizer.mask_token_id is None:
-        raise ConfigError("the tokenizer has no mask piece", where=tokenizer.name_or_path, fix="choose an encoder")
+        raise ConfigError("the tokenizer has no mask token", where=tokenizer.name_or_path, fix="choose an encoder")
     before, after = frame(tokenizer)
     scores, truncated = np.zeros((len(prompts), len(answers))), 0
     for count in sorted(set(map(len, answers))):

@@ -107,7 +107,7 @@ def _row(found: Row, language: str, where: str, number: int) -> dict[str, Json]:
     tokens, tags = found.get("tokens"), found.get("tags")
     if not isinstance(tokens, list) or not isinstance(tags, list) or not tokens or len(tokens) != len(tags):
         raise DataError(
-            "a row has not one tag a token", where=where, found=f"columns {', '.join(found)}", expected="tokens, tags"
+            "a row has not one tag per token", where=where, found=f"columns {', '.join(found)}", expected="tokens, tags"
         )
     return {"id": str(found.get("id", number)), "language": language, "tokens": tokens, "tags": tags}
 

@@ -35,7 +35,7 @@ def _check_row(task: SpanAnswering, row: Row, where: str) -> dict[str, Json]:
                 where=where,
                 found=repr(context[max(place, 0) : max(place, 0) + len(text)]),
                 expected=repr(text),
-                fix="give the answer as it stands in the context, with its start in characters",
+                fix="give the answer exactly as it occurs in the context, with its start in characters",
             )
         answers.append(text)
         starts.append(place)
@@ -64,7 +64,7 @@ def answers_of(row: Row, where: str) -> list[tuple[Json, Json]]:
     if not said:
         return []
     if not isinstance(places, list) or len(places) != len(said):
-        raise DataError("a question has not as many starts as answers", where=where,
+        raise DataError("a question has fewer or more starts than answers", where=where,
                         found=f"answers {answers!r}, starts {starts!r}", expected=_SHAPES)  # fmt: skip
     return list(zip(said, places, strict=True))
 

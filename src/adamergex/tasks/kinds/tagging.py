@@ -29,10 +29,10 @@ def _check_row(task: Tagging, row: Row, where: str) -> dict[str, Json]:
     tokens, tags = _words(row["tokens"]), _words(row["tags"])
     if not tokens or not isinstance(tokens, list) or not isinstance(tags, list) or len(tokens) != len(tags):
         raise DataError(
-            "a row has not one tag a token",
+            "a row has not one tag per token",
             where=where,
             found=f"tokens {tokens!r}, tags {tags!r}",
-            expected="two lists of the same length, or two texts divided by blanks",
+            expected="two lists of the same length, or two texts separated by spaces",
         )
     tokens = [text_of(token, "token", f"{where}, token {place}") for place, token in enumerate(tokens)]
     named = [iob_tag(tag, f"{where}, token {place}", task.types) for place, tag in enumerate(tags)]
@@ -86,7 +86,7 @@ def _tally(item: Row) -> tuple[float, float]:
 KIND = TaskKind(
     settings=Tagging,
     columns=lambda task: ("tokens", "tags"),
-    rows="Entities. Columns: tokens, tags (IOB2), as lists or divided by blanks.",
+    rows="Entities. Columns: tokens, tags (IOB2), as lists or separated by spaces.",
     gold=lambda task: "tags",
     raw_columns=("tokens",),
     check_row=_check_row,
