@@ -131,7 +131,8 @@ def classification(folder: Path, variable: bool, steps: int, rounds: int) -> dic
 
 
 def attached(job: TrainJob, loaded: loading.Loaded) -> Any:
-    return peft_backed.attach(loaded.model, job.structure, task_head=True, base_sha256="0", fresh=loaded.fresh)
+    new = loaded.new_modules
+    return peft_backed.attach(loaded.model, job.structure, task_head=True, base_sha256="0", new_modules=new)
 
 
 def bare_loop(job: TrainJob, loaded: loading.Loaded, rows: list[dict[str, str]], steps: int) -> Timing:

@@ -77,7 +77,7 @@ ERRORS = [
     "ModelError",
     "TrainingError",
 ]
-FORMS = {form.__name__: form for form in task.own_forms().values()}
+FORMS = {form.__name__: form for form in task.custom_forms().values()}
 SETTINGS = [
     (transfer, ["TransferConfig"]),
     (
@@ -101,7 +101,7 @@ SETTINGS = [
             "PapersConfig",
         ],
     ),
-    (task, ["BuiltIn", "Part", *FORMS]),
+    (task, ["BuiltinTask", "Part", *FORMS]),
     (train, ["LanguageTraining", "TaskTraining", "MaskedLmHeadTraining", "Recovery"]),
     (studies, ["StudyConfig", "Assumed"]),
     (structure_settings, ["Structure", "Lora", "Ia3", "Bottleneck", "Prefix", "Full", "Sparse"]),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from adamergex.config.task import BuiltIn
+from adamergex.config.task import BuiltinTask
 from adamergex.config.transfer import load, parse
 from adamergex.errors import ConfigError
 from adamergex.report.results_file import plain
@@ -31,7 +31,7 @@ def silent(line: str) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_examples_of_tasks_are_valid(path: Path) -> None:
     config = load(path)
-    assert isinstance(config.task, BuiltIn) and config.task.name == path.stem and len(config.targets) >= 3
+    assert isinstance(config.task, BuiltinTask) and config.task.name == path.stem and len(config.targets) >= 3
     assert config.task.task().name == path.stem
 
 

@@ -301,7 +301,7 @@ def test_sentence_vectors_are_those_of_the_packages_own_engine() -> None:
     texts = [json.loads(line)["text"] for line in GOLDEN.read_text(encoding="utf-8").splitlines()][:25]
     assert head_input("e5-small", "auto") == "mean"
     loaded = load("e5-small", "sequence-classification", ["a", "b"])
-    assert loaded.fresh == ("bert.pooler", "classifier") and loaded.family == "encoder"
+    assert loaded.new_modules == ("bert.pooler", "classifier") and loaded.family == "encoder"
     engine = library.e5_load(str(source).encode())
     try:
         for text in texts:
@@ -328,7 +328,7 @@ def smollm2() -> Any:
 
 
 def test_smollm2_answers_by_its_chat_template(smollm2: Any) -> None:
-    assert smollm2.family == "decoder" and not smollm2.fresh
+    assert smollm2.family == "decoder" and not smollm2.new_modules
     assert sum(parameter.numel() for parameter in smollm2.model.parameters()) == PACKAGED["smollm2-135m"].parameters
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     text = smollm2.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

@@ -13,7 +13,7 @@ import torch
 from numpy.testing import assert_allclose
 from pydantic import TypeAdapter
 
-from adamergex.adapters import resident
+from adamergex.adapters import loaded_adapter
 from adamergex.config.transfer import parse
 from adamergex.errors import ConfigError, DataError
 from adamergex.evaluation import evaluate, load_for
@@ -111,12 +111,14 @@ def test_language_arithmetic_is_the_mix_of_two_language_adapters(
     config = absolute(parse({**wanted, "mad_x": {**MAD_X, "arithmetic": 0.3}}))
     plan, store = Plan(config, facts(config)), Store(tmp_path / "run" / "store")
     step = plan.adapters["language_arithmetic", "sw", 0][0]
-    source, target = (resident.read_tensors(store.path(step.inputs[role])) for role in ("task", "target_reference"))
+    source, target = (
+        loaded_adapter.read_tensors(store.path(step.inputs[role])) for role in ("task", "target_reference")
+    )
     merge(
         task=store.path(step.inputs["task"]), target_reference=store.path(step.inputs["target_reference"]),
         weight=step.job.weight, rule=step.job.rule, modules=step.job.modules, output=tmp_path / "mixed",
     )  # fmt: skip
-    for name, tensor in resident.read_tensors(tmp_path / "mixed").items():
+    for name, tensor in loaded_adapter.read_tensors(tmp_path / "mixed").items():
         expected = 0.7 * source[name].double() + 0.3 * target[name].double()
         assert_allclose(tensor.double().numpy(), expected.numpy(), rtol=1e-5, atol=1e-7)
 

@@ -93,7 +93,7 @@ def test_a_worker_that_cannot_start_is_said(cluster: Any, tmp_path: Path, monkey
     store = Store(tmp_path / "store")
     workers = engine._Cluster(ray, store, ACTIONS, 0, 0, 1, silent)
     workers.remote = ray.remote(engine._Worker).options(num_cpus=1, runtime_env={"conda": "there-is-none"})
-    workers._hire(0)
+    workers._start_worker(0)
     with pytest.raises(AdamergexError, match=r"does not start(.|\n)*every machine"):
         walk([one], store, workers, silent)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from adamergex.config.task import BuiltIn, own_forms
+from adamergex.config.task import BuiltinTask, custom_forms
 from adamergex.data import reader
 from adamergex.errors import DataError
 from adamergex.jobs.settings import (
@@ -268,15 +268,15 @@ def test_labels_that_look_the_same_are_the_same(tmp_path: Path) -> None:
 
 
 def test_settings_name_samples() -> None:
-    built_in = BuiltIn.model_validate({"name": "xnli", "data": "hub", "test": {"sample": 1000, "seed": 2}})
+    built_in = BuiltinTask.model_validate({"name": "xnli", "data": "hub", "test": {"sample": 1000, "seed": 2}})
     place = built_in.rows("test")
     assert (place.sample, place.seed, place.limit) == (1000, 2, None) and built_in.rows("train").sample is None
     given = {"train": "a.csv", "test": {"path": "b.csv", "sample": 7}, "labels": ["x", "y"]}
-    own = own_forms()["classification"].model_validate(given)
+    own = custom_forms()["classification"].model_validate(given)
     assert own.test.sample == 7 and own.test.seed == 0
     for wrong in ({"sample": 0}, {"sample": True}, {"sample": 4.0}, {"sample": "many"}, {"seed": True}, {"seed": -1}):
         with pytest.raises(ValidationError):
-            BuiltIn.model_validate({"name": "xnli", "data": "hub", "test": wrong})
+            BuiltinTask.model_validate({"name": "xnli", "data": "hub", "test": wrong})
 
 
 def test_the_papers_studies_sample_where_the_papers_do() -> None:

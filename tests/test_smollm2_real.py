@@ -66,7 +66,7 @@ def plain(adapter: Path) -> tuple[Any, Any]:
 
 
 def test_scores_and_answers_are_those_of_plain_peft(run: Path) -> None:
-    from adamergex.adapters import resident
+    from adamergex.adapters import loaded_adapter
     from adamergex.backbones.loading import load
     from adamergex.tasks.answering.generating import generate
     from adamergex.tasks.datasets.xcopa import prompt, rows
@@ -95,7 +95,7 @@ def test_scores_and_answers_are_those_of_plain_peft(run: Path) -> None:
         moved = model(**inputs).logits
     assert float((moved - bare).abs().max()) > 0.05  # the merge does something
     loaded = load("smollm2-135m", "causal-lm")
-    placed = resident.load(loaded.model, [merged])
+    placed = loaded_adapter.load(loaded.model, [merged])
     try:
         with torch.no_grad():
             torch.testing.assert_close(placed.model(**inputs).logits, moved, rtol=0, atol=1e-3)

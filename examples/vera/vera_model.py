@@ -13,7 +13,7 @@ from adamergex.adapters.in_peft import InPeft as InPeft
 from adamergex.adapters.in_peft import load as load
 from adamergex.adapters.in_peft import modules as modules
 from adamergex.adapters.in_peft import place as place
-from adamergex.adapters.resident import NewAdapter
+from adamergex.adapters.loaded_adapter import NewAdapter
 from adamergex.adapters.sites import targets
 
 
@@ -22,11 +22,11 @@ def attach(model: Any, structure: Any, below: Any, new: NewAdapter) -> InPeft:
     config = VeraConfig(
         r=structure.rank,
         target_modules=targets(model, structure).modules,
-        modules_to_save=head_modules(model, new.fresh) if new.task_head else None,
+        modules_to_save=head_modules(model, new.new_modules) if new.task_head else None,
         projection_prng_key=int(new.base_sha256[:8], 16),
         save_projection=False,
     )
-    return InPeft(peft_backed.put(model, config, _start, identity="vera", seed=new.seed, fresh=new.fresh))
+    return InPeft(peft_backed.put(model, config, _start, identity="vera", seed=new.seed, new_modules=new.new_modules))
 
 
 def _start(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -42,7 +42,7 @@ def evaluate(
     cut, answers that could not be read.
     Raises: AdapterFileError, DataError, ModelError, ConfigError.
     """
-    from adamergex.adapters import resident
+    from adamergex.adapters import loaded_adapter
     from adamergex.backbones.loading import quiet
     from adamergex.tasks import measuring
     from adamergex.tasks import rows as task_rows
@@ -59,7 +59,7 @@ def evaluate(
             stack = [Path(path) for path in ((adapter,) if isinstance(adapter, (str, Path)) else adapter)]
             for path in stack:
                 lineage.require_base(path, loaded.base, loaded.sha256)
-            placed = resident.load(loaded.model, stack, fresh=loaded.fresh)
+            placed = loaded_adapter.load(loaded.model, stack, new_modules=loaded.new_modules)
             try:
                 found = predict(job, loaded, placed.model, rows)
             finally:

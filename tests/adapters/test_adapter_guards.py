@@ -11,7 +11,7 @@ import transformers
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import PreTrainedModel
 
-from adamergex.adapters import guards, peft_backed, resident
+from adamergex.adapters import guards, loaded_adapter, peft_backed
 from adamergex.errors import ModelError
 from adamergex.files.lineage import Lineage
 from adamergex.jobs.settings import Structure
@@ -96,7 +96,7 @@ def test_a_prefix_that_cannot_be_right_is_refused(case: tuple[str, dict[str, Any
     model = built(*case)
     before = given(model, model.config)
     with pytest.raises(ModelError, match="takes no prefix"):
-        resident.attach(model, PREFIX, task_head=False, base_sha256="x")
+        loaded_adapter.attach(model, PREFIX, task_head=False, base_sha256="x")
     assert torch.equal(given(model, model.config), before)
 
 
@@ -134,9 +134,9 @@ def test_an_adapter_that_changes_nothing_is_refused(kind: str) -> None:
     names = [name for name, _ in model.named_modules()]
     structure = Structure(kind=kind, modules=("cross_proj",))  # type: ignore[arg-type]
     with pytest.raises(ModelError, match=f"this {kind} adapter changes nothing"):
-        resident.attach(model, structure, task_head=False, base_sha256="x")
+        loaded_adapter.attach(model, structure, task_head=False, base_sha256="x")
     assert [name for name, _ in model.named_modules()] == names
-    resident.attach(model, Structure(kind=kind), task_head=False, base_sha256="x")  # type: ignore[arg-type]
+    loaded_adapter.attach(model, Structure(kind=kind), task_head=False, base_sha256="x")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3", "prefix", "bottleneck"])
@@ -149,7 +149,7 @@ def test_the_check_leaves_everything_as_it_was(kind: str, monkeypatch: pytest.Mo
         model = built("LlamaForCausalLM", LLAMA)
         model.model.layers[1].train()
         torch.manual_seed(7)
-        placed = resident.attach(model, structure, task_head=False, base_sha256="x")
+        placed = loaded_adapter.attach(model, structure, task_head=False, base_sha256="x")
         starts.append((placed.start_sha256(), torch.rand(1), [module.training for module in model.modules()]))
     assert starts[0] == starts[1]
 

@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from adamergex.adapters import peft_backed, resident
+from adamergex.adapters import loaded_adapter, peft_backed
 from adamergex.adapters.bottleneck import places
 from adamergex.adapters.bottleneck.language_part import language_part
 from adamergex.adapters.sites import targets
@@ -77,9 +77,9 @@ def test_the_language_part_alone_is_trained(name: str, structure: Structure) -> 
     model = multimodal(name)
     if (name, structure.kind) == ("paligemma", "prefix"):  # its text sees what comes after it
         with pytest.raises(ModelError, match="takes no prefix"):
-            resident.attach(model, structure, task_head=False, base_sha256="x")
+            loaded_adapter.attach(model, structure, task_head=False, base_sha256="x")
         return
-    placed = resident.attach(model, structure, task_head=False, base_sha256="x")
+    placed = loaded_adapter.attach(model, structure, task_head=False, base_sha256="x")
     placed.model.train()
     ids = torch.randint(3, 30, (2, 8), generator=torch.Generator().manual_seed(1))
     labelled_loss(placed.model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, ids, shift=True).backward()
@@ -193,7 +193,7 @@ def test_transposed_linear_modules_are_refused(kind: str) -> None:
 
 def test_a_full_fine_tuning_of_a_multimodal_model_counts_the_language_part() -> None:
     model = multimodal("llava")
-    tuned = resident.attach(model, Structure(kind="full"), task_head=False, base_sha256="x")
+    tuned = loaded_adapter.attach(model, Structure(kind="full"), task_head=False, base_sha256="x")
     expected = sum(one.numel() for name, one in model.named_parameters() if not re.search("vision|projector", name))
     assert tuned.moving == expected
     tuned.detach()

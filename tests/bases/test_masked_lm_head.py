@@ -112,7 +112,7 @@ def test_the_head_is_trained_and_the_body_is_not(headless: Path, texts: Path, tm
     assert main(["train", str(settings(headless, texts, tmp_path))]) == 0
     output = tmp_path / "out"
     loaded = load(str(output), "masked-lm")  # refuses a checkpoint that lacks anything
-    assert loaded.fresh == () and type(loaded.model).__name__ == "BertForMaskedLM"
+    assert loaded.new_modules == () and type(loaded.model).__name__ == "BertForMaskedLM"
     body = load_file(headless / "model.safetensors")
     state = loaded.model.state_dict()
     assert all(torch.equal(state[f"bert.{name}"], tensor) for name, tensor in body.items())
@@ -380,7 +380,7 @@ def test_other_architectures(name: str, headless: Path, texts: Path, tmp_path: P
     assert main(["train", str(settings(base, texts, tmp_path, **more))]) == 0
     record = json.loads((tmp_path / "out" / "masked_lm_head.json").read_text(encoding="utf-8"))["measured"]
     assert sum(record["after"].values()) < sum(record["before"].values())
-    assert load(str(tmp_path / "out"), "masked-lm").fresh == ()
+    assert load(str(tmp_path / "out"), "masked-lm").new_modules == ()
 
 
 def test_what_has_a_head_or_is_no_encoder_is_refused(

@@ -76,7 +76,7 @@ def test_e5_small_gets_the_shipped_head(tmp_path: Path) -> None:
         output = tmp_path / f"{name}-mlm"
         assert main(["backbones", "head", "--base", base, "--output", str(output)]) == 0
         loaded = load(str(output), "masked-lm")
-        assert loaded.fresh == ()
+        assert loaded.new_modules == ()
         losses[name] = _loss(loaded.model, loaded.tokenizer)
     # Over 250,037 tokens and over a few thousand: the fewer to choose from, the smaller the loss of the same logits.
     assert losses["trimmed"] < losses["full"] < 8

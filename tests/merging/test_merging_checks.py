@@ -369,7 +369,9 @@ def test_a_divergence_must_fit(tmp_path: Path) -> None:
     task = {"task": paths["task"], "divergence": tmp_path / "d"}
     refuse(IncompatibleAdaptersError, "made for another merge", task, tmp_path, space="delta")
     assert "--modules all" not in refuse(IncompatibleAdaptersError, "lacks modules", task, tmp_path)  # no such option
-    refuse(IncompatibleAdaptersError, "the adapter is not a divergence", {**task, "divergence": paths["task"]}, tmp_path)
+    refuse(
+        IncompatibleAdaptersError, "the adapter is not a divergence", {**task, "divergence": paths["task"]}, tmp_path
+    )
     refuse(IncompatibleAdaptersError, "no reference adapter", {**paths, "target_reference": tmp_path / "d"}, tmp_path)
     with pytest.raises(ConfigError, match="Averaging has no divergence"):
         divergence(**references, output=tmp_path / "e", rule="average")

@@ -16,7 +16,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from peft import PeftModel
 
 from adamergex.adapters.combining import combine
-from adamergex.adapters.resident import attach, load
+from adamergex.adapters.loaded_adapter import attach, load
 from adamergex.errors import ConfigError
 from adamergex.files import lineage
 from adamergex.files.lineage import Lineage

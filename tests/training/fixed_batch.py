@@ -19,7 +19,7 @@ def loss_of(backbone: loading.Loaded, wanted: TrainJob, adapter: Path | None) ->
     if adapter is None:
         wrapped = peft_backed.attach(
             backbone.model, wanted.structure, task_head=backbone.kind == "sequence-classification",
-            base_sha256=backbone.sha256, seed=wanted.seed, fresh=backbone.fresh,
+            base_sha256=backbone.sha256, seed=wanted.seed, new_modules=backbone.new_modules,
         )  # fmt: skip
     else:
         wrapped = peft_backed.load(backbone.model, adapter)

@@ -20,7 +20,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from adamergex.adapters import resident
+from adamergex.adapters import loaded_adapter
 from adamergex.adapters.sparse import (
     SparseDifference,
     SparseTensor,
@@ -209,7 +209,7 @@ def test_no_family_trains_its_output_matrix(kind: str, tmp_path: Path) -> None:
     embeddings = model.get_input_embeddings().weight
     assert model.get_output_embeddings().weight is embeddings
     untouched, tokens = hashes(model), torch.tensor([[5, 9, 17, 30, 41, 9], [7, 8, 17, 60, 61, 62]])
-    tuned = resident.attach(
+    tuned = loaded_adapter.attach(
         model, Structure(kind="sparse", entries=200, freeze_norms=True), task_head=False, base_sha256="b"
     )
     own = model.get_input_embeddings().weight
@@ -235,7 +235,7 @@ def test_no_family_trains_its_output_matrix(kind: str, tmp_path: Path) -> None:
     expected.get_output_embeddings().weight = torch.nn.Parameter(before)
     with torch.no_grad():
         expected.get_input_embeddings().weight += difference.sparse[name].dense()
-    placed = resident.load(model, [tmp_path / "sw"])
+    placed = loaded_adapter.load(model, [tmp_path / "sw"])
     with torch.no_grad():
         torch.testing.assert_close(loss(placed.model, tokens), loss(expected, tokens))
     placed.detach()
@@ -254,13 +254,13 @@ def test_an_output_that_is_no_matrix_of_its_own_is_refused() -> None:
     model = made("deberta-v2", legacy=False)
     untouched = hashes(model)
     with pytest.raises(ModelError, match="cannot be separated from its embeddings"):
-        resident.attach(model, Structure(kind="sparse", entries=200), task_head=False, base_sha256="b")
+        loaded_adapter.attach(model, Structure(kind="sparse", entries=200), task_head=False, base_sha256="b")
     assert hashes(model) == untouched
 
 
 def test_full_fine_tuning_keeps_the_tie(tied: str) -> None:
     loaded = loading.load(tied, "masked-lm")
-    tuned = resident.attach(loaded.model, Structure(kind="full"), task_head=False, base_sha256=loaded.sha256)
+    tuned = loaded_adapter.attach(loaded.model, Structure(kind="full"), task_head=False, base_sha256=loaded.sha256)
     assert loaded.model.get_output_embeddings().weight is loaded.model.get_input_embeddings().weight
     tuned.detach()
 
@@ -279,7 +279,7 @@ def test_a_language_scores_as_it_was_trained(tied: str, plain: Path, tmp_path: P
     wanted = language_job(tied, plain, entries=400, l1=0.1)
     train.train(wanted, tmp_path / "en", callbacks=[last])
     loaded = loading.load(tied, "masked-lm")
-    placed = resident.load(loaded.model, [tmp_path / "en"])
+    placed = loaded_adapter.load(loaded.model, [tmp_path / "en"])
     with torch.no_grad():
         assert float(loss(placed.model, tokens)) == pytest.approx(last.loss, rel=1e-6)
     placed.detach()

@@ -35,7 +35,7 @@ def attached(checkpoint: str, kind: str, structure: Structure, seed: int = 0) ->
     loaded = loading.load(checkpoint, kind, LABELS if kind == "sequence-classification" else None)
     head = kind == "sequence-classification"
     return peft_backed.attach(
-        loaded.model, structure, task_head=head, base_sha256=loaded.sha256, seed=seed, fresh=loaded.fresh
+        loaded.model, structure, task_head=head, base_sha256=loaded.sha256, seed=seed, new_modules=loaded.new_modules
     )
 
 
@@ -141,7 +141,7 @@ def test_detaching_gives_the_model_back(checkpoints: dict[str, str], kind: str) 
     loaded = loading.load(checkpoints["bert"], "sequence-classification", LABELS)
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     wrapped = peft_backed.attach(
-        loaded.model, Structure(kind=kind), task_head=True, base_sha256="0", seed=5, fresh=loaded.fresh
+        loaded.model, Structure(kind=kind), task_head=True, base_sha256="0", seed=5, new_modules=loaded.new_modules
     )
     with torch.no_grad():
         for parameter in wrapped.parameters():

@@ -15,7 +15,7 @@ from stopping import StopAfter
 from transformers import TrainerCallback
 
 from adamergex import attach, evaluation
-from adamergex.adapters import resident
+from adamergex.adapters import loaded_adapter
 from adamergex.adapters.bottleneck import bottleneck_backed
 from adamergex.adapters.formats.adapterhub import read_adapter, read_head
 from adamergex.adapters.heads import load_head
@@ -172,7 +172,7 @@ def test_the_directory_is_read_by_attach_and_gives_the_predictions(
     model = attach(backbone.model, languages["bert"], tmp_path / "topics")
     head = read_head(tmp_path / "topics")
     assert head is not None and {key.split(".")[0] for key in head.tensors} == {"bert", "classifier"}
-    load_head(model, head, fresh=backbone.fresh)
+    load_head(model, head, new_modules=backbone.new_modules)
     texts = [row["text"] for row in reader.read(wanted.rows, "en")[:8]]
     inputs = backbone.tokenizer(texts, padding=True, return_tensors="pt")
     inputs.pop("token_type_ids", None)
@@ -236,9 +236,9 @@ def test_all_adapters_of_one_base_and_shape_start_alike(
     def start(name: str, kind: loading.Kind, structure: Structure, seed: int, below: tuple[Path, ...] = ()) -> str:
         labels = TASK.labels if kind == "sequence-classification" else None
         backbone = loading.load(checkpoints[name], kind, labels)
-        adapter = resident.attach(
+        adapter = loaded_adapter.attach(
             backbone.model, structure, below=below, task_head=labels is not None, base_sha256=backbone.sha256,
-            seed=seed, fresh=backbone.fresh,
+            seed=seed, new_modules=backbone.new_modules,
         )  # fmt: skip
         found = adapter.start_sha256()
         for tensor in bottleneck_tensors(adapter):
@@ -316,10 +316,12 @@ def test_tensors_placed_and_replaced_in_memory_predict_what_their_directory_pred
         base=checkpoints[name], task=TASK, language="en", rows=Rows(path=str(labelled)), batch_tokens=4096
     )
     rows, backbone = reader.read(evaluated.rows, "en"), evaluation.load_for(evaluated, bare=False)
-    contents = [resident.read_tensors(tmp_path / number) for number in "12"]
+    contents = [loaded_adapter.read_tensors(tmp_path / number) for number in "12"]
     config = json.loads((tmp_path / "1" / "adapter_config.json").read_text())
     candidate = tuning.Candidate(0.0, config, contents[0])
-    placed = resident.place(backbone.model, candidate.config, candidate.tensors, where=tmp_path, fresh=backbone.fresh)
+    placed = loaded_adapter.place(
+        backbone.model, candidate.config, candidate.tensors, where=tmp_path, new_modules=backbone.new_modules
+    )
     found = []
     for tensors in (contents[0], contents[1]):
         placed.replace(tensors, where="memory")

@@ -53,7 +53,7 @@ def test_loading_leaves_the_generator_alone(checkpoints: dict[str, str]) -> None
     first = loading.load(checkpoints["bert"], "sequence-classification", ("a", "b"))
     second = loading.load(checkpoints["bert"], "sequence-classification", ("a", "b"))
     assert torch.equal(before, torch.get_rng_state())
-    assert first.fresh == ("bert.pooler", "classifier")  # masked-LM checkpoints have no pooler either
+    assert first.new_modules == ("bert.pooler", "classifier")  # masked-LM checkpoints have no pooler either
     assert torch.equal(first.model.classifier.weight, second.model.classifier.weight)
     assert first.model.config.id2label == {0: "a", 1: "b"}
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 
-from adamergex.adapters import resident
+from adamergex.adapters import loaded_adapter
 from adamergex.backbones import cache, loading
 from adamergex.errors import AdapterFileError, ConfigError, TrainingError
 from adamergex.jobs.settings import (
@@ -56,7 +56,8 @@ def test_all_that_trains_is_float32(
     loaded.model.to(dtype)
     before = {key: tensor.clone() for key, tensor in loaded.model.state_dict().items()}
     state = cache._state(loaded.model)
-    placed = resident.attach(loaded.model, structure, task_head=True, base_sha256="x", fresh=loaded.fresh)
+    new = loaded.new_modules
+    placed = loaded_adapter.attach(loaded.model, structure, task_head=True, base_sha256="x", new_modules=new)
     training_now = [parameter for parameter in placed.model.parameters() if parameter.requires_grad]
     assert {parameter.dtype for parameter in training_now} == {torch.float32}
     # Without autocast too: what has another dtype than the base meets it in both directions.
@@ -193,7 +194,7 @@ def test_an_adapter_or_head_that_is_not_finite_is_refused(
         save_file(broken, path, metadata={"format": "pt"})
         loaded = loading.load(checkpoints["xlm-r"], "sequence-classification", ("food", "sports", "travel"))
         with pytest.raises(AdapterFileError, match="not finite"):
-            resident.load(loaded.model, [tmp_path / "out"], fresh=loaded.fresh)
+            loaded_adapter.load(loaded.model, [tmp_path / "out"], new_modules=loaded.new_modules)
 
 
 def test_a_prefix_that_fills_the_model_is_refused(checkpoints: dict[str, str], labelled: Path, tmp_path: Path) -> None:

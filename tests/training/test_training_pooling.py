@@ -65,7 +65,7 @@ def test_the_head_reads_the_mean_over_the_text(which: str, bert: Path, tiny_enco
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(alone[0].numpy(), expected[1], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(vectors.numpy(), mean, rtol=1e-4, atol=1e-6)
-    assert not any("pooler" in name for name in loaded.fresh)
+    assert not any("pooler" in name for name in loaded.new_modules)
 
 
 def test_a_multiple_choice_head_reads_the_mean_too(bert: Path) -> None:

@@ -121,7 +121,7 @@ def test_every_head_starts_from_the_same_prefix(checkpoints: dict[str, str], nam
         torch.manual_seed(seed)
         loaded = loading.load(checkpoints[name], kind, TASK.labels if head else None)
         sha256 = loaded.sha256
-        wrapped = attached(loaded.model, seed, task_head=head, base_sha256=sha256, fresh=loaded.fresh)
+        wrapped = attached(loaded.model, seed, task_head=head, base_sha256=sha256, new_modules=loaded.new_modules)
         starts.append((peft_backed.tensors(wrapped)["prompt_embeddings"].clone(), peft_backed.start_sha256(wrapped)))
     assert torch.equal(starts[0][0], starts[1][0]) and starts[0][1] == starts[1][1]
     assert abs(float(starts[0][0].std()) - 1) < 0.2

@@ -16,7 +16,7 @@ from stopping import StopAfter
 from test_training_numbers import STRUCTURES
 from transformers import AutoModel, AutoTokenizer
 
-from adamergex.adapters import resident
+from adamergex.adapters import loaded_adapter
 from adamergex.adapters.sparse import TENSORS, read_difference
 from adamergex.config.study import Assumed
 from adamergex.config.train import parse_training
@@ -122,7 +122,7 @@ def test_the_head_starts_from_the_probe_of_what_it_reads(
 def loss(asked: TrainJob, folder: Path) -> float:
     """Of all training rows, without dropout."""
     loaded = train.load_for(asked)
-    placed = resident.load(loaded.model, [folder], fresh=loaded.fresh)
+    placed = loaded_adapter.load(loaded.model, [folder], new_modules=loaded.new_modules)
     examples = train.examples_of(asked, loaded, read(asked.task, asked.rows, asked.language))
     with torch.no_grad():
         found = float(examples.loss(placed.model.eval(), examples.batch(range(len(examples.lengths)), 0)))
@@ -133,7 +133,7 @@ def loss(asked: TrainJob, folder: Path) -> float:
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     if (folder / TENSORS).is_file():
         return dict(read_difference(folder).whole)
-    return {key: tensor.float() for key, tensor in resident.read_tensors(folder).items()}
+    return {key: tensor.float() for key, tensor in loaded_adapter.read_tensors(folder).items()}
 
 
 def frozen_means(base: str, texts: list[str]) -> np.ndarray:

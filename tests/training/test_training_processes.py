@@ -19,7 +19,7 @@ from test_training_tasks_all import FAMILIES, TASKS, rows_of
 from torch import Tensor
 
 from adamergex.adapters import sparse
-from adamergex.adapters.resident import tensors_path
+from adamergex.adapters.loaded_adapter import tensors_path
 from adamergex.adapters.sparse import read_difference
 from adamergex.cli.main import main
 from adamergex.errors import ConfigError
@@ -90,7 +90,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         for name, item in found.sparse.items():
             dense[name][item.indices.long()] = item.values
         return {**dense, **found.whole}
-    return train.resident.read_tensors(folder)
+    return train.loaded_adapter.read_tensors(folder)
 
 
 def about(folder: Path) -> dict[str, Any]:

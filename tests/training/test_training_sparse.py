@@ -17,7 +17,7 @@ from test_training_madx import TASK, TEXT, UPPER, hashes, job
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, TrainerCallback
 
 from adamergex import evaluation
-from adamergex.adapters import resident, weights_backed
+from adamergex.adapters import loaded_adapter, weights_backed
 from adamergex.adapters.sparse import SparseDifference, apply_difference, most_moved, read_difference
 from adamergex.adapters.weights_backed import InWeights
 from adamergex.backbones import loading
@@ -38,9 +38,8 @@ def sparse(**changes: Any) -> Structure:
 
 def attached(base: str, structure: Structure, kind: loading.Kind = "masked-lm") -> tuple[loading.Loaded, InWeights]:
     loaded = loading.load(base, kind, TASK.labels if kind == "sequence-classification" else None)
-    tuned = resident.attach(
-        loaded.model, structure, task_head=kind in loading.HEADS, base_sha256=loaded.sha256, fresh=loaded.fresh
-    )
+    new, head = loaded.new_modules, kind in loading.HEADS
+    tuned = loaded_adapter.attach(loaded.model, structure, task_head=head, base_sha256=loaded.sha256, new_modules=new)
     assert isinstance(tuned, InWeights)
     return loaded, tuned
 
@@ -145,7 +144,7 @@ def test_full_fine_tuning_is_stored_and_found_again_bit_by_bit(
     untouched = hashes(backbone.model)
     train.train(wanted, tmp_path / "out", backbone=backbone, callbacks=[last])
     assert hashes(backbone.model) == untouched
-    placed = resident.load(backbone.model, [tmp_path / "out"], fresh=backbone.fresh)
+    placed = loaded_adapter.load(backbone.model, [tmp_path / "out"], new_modules=backbone.new_modules)
     for key, tensor in placed.model.named_parameters():
         assert torch.equal(tensor, last.weights[key]), key
     placed.detach()
@@ -179,7 +178,7 @@ def test_language_and_task_are_added_to_the_base(
     backbone = loading.load(base, "sequence-classification", TASK.labels)
     rows = reader.read(task.rows, "en")
     batch = backbone.tokenizer([row["text"] for row in rows[:12]], padding=True, return_tensors="pt")
-    placed = resident.load(backbone.model, [tmp_path / "sw", tmp_path / "task"], fresh=backbone.fresh)
+    placed = loaded_adapter.load(backbone.model, [tmp_path / "sw", tmp_path / "task"], new_modules=backbone.new_modules)
     with torch.inference_mode():
         torch.testing.assert_close(placed.model(**batch).logits.double(), oracle(**batch).logits, rtol=1e-4, atol=1e-5)
     placed.detach()
@@ -199,8 +198,9 @@ def test_a_task_starts_from_the_fully_trained_language(
     language = read_difference(tmp_path / "sw")
     assert not language.sparse and any(key.startswith("lm_head.") for key in language.whole)
     loaded = loading.load(base, "sequence-classification", TASK.labels)
-    tuned = resident.attach(
-        loaded.model, FULL, below=[tmp_path / "sw"], task_head=True, base_sha256=loaded.sha256, fresh=loaded.fresh
+    below = tmp_path / "sw"
+    tuned = loaded_adapter.attach(
+        loaded.model, FULL, below=[below], task_head=True, base_sha256=loaded.sha256, new_modules=loaded.new_modules
     )
     for key, tensor in tuned.model.named_parameters():
         if not key.startswith("classifier."):
@@ -304,7 +304,7 @@ def test_a_card_says_how_to_add_the_difference(checkpoints: dict[str, str], labe
     found: dict[str, Any] = {}
     exec(code, found)  # as a reader would run it
     loaded = loading.load(checkpoints["bert"], "sequence-classification", TASK.labels)
-    placed = weights_backed.load(loaded.model, [tmp_path / "out"], fresh=loaded.fresh)
+    placed = weights_backed.load(loaded.model, [tmp_path / "out"], new_modules=loaded.new_modules)
     for key, tensor in placed.model.named_parameters():
         assert torch.equal(tensor, found["model"].get_parameter(key)), key
     placed.detach()

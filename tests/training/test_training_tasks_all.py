@@ -202,7 +202,7 @@ def test_all_linear_leaves_heads_to_train_as_they_are(
     assert all(any(f".{module}." in name for name in heads) for module in saved)
     loaded = train.load_for(job)
     fresh = peft_backed.attach(
-        loaded.model, job.structure, task_head=True, base_sha256=loaded.sha256, seed=0, fresh=loaded.fresh
+        loaded.model, job.structure, task_head=True, base_sha256=loaded.sha256, seed=0, new_modules=loaded.new_modules
     )
     start = peft_backed.tensors(fresh)
     assert any(not torch.equal(start[name], tensors[name]) for name in heads if name.endswith("weight"))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def head_modules(model: PreTrainedModel, fresh: tuple[str, ...]) -> list[str]:
+def head_modules(model: PreTrainedModel, new_modules: tuple[str, ...]) -> list[str]:
     """What stands outside the backbone and has weights (classifier, score, …), and new modules inside it."""
     outside = {
         name
@@ -30,7 +30,7 @@ def head_modules(model: PreTrainedModel, fresh: tuple[str, ...]) -> list[str]:
             expected="a model with a head, such as a sequence-classification model",
             fix="load it with the kind of head that the task needs",
         )
-    return sorted(outside | set(fresh))
+    return sorted(outside | set(new_modules))
 
 
 def redraw(head: torch.nn.Module, model: PreTrainedModel) -> None:
@@ -51,13 +51,13 @@ def draw(model: PreTrainedModel, new: Iterable[str], seed: int) -> None:
             redraw(model.get_submodule(name), model)
 
 
-def head_of(model: PreTrainedModel, name: str, fresh: tuple[str, ...] = ()) -> HeadFiles:
-    """The model's head as AdapterHub stores it for transformers' own classes; and ``fresh``, new modules inside the
-    backbone (BERT's pooler), which AdapterHub does not store.
+def head_of(model: PreTrainedModel, name: str, new_modules: tuple[str, ...] = ()) -> HeadFiles:
+    """The model's head as AdapterHub stores it for transformers' own classes; and ``new_modules`` inside the backbone
+    (BERT's pooler), which AdapterHub does not store.
 
     Raises: ModelError when the model has none.
     """
-    tensors = {key: tensor.detach().cpu() for key, tensor in head_parameters(model, fresh).items()}
+    tensors = {key: tensor.detach().cpu() for key, tensor in head_parameters(model, new_modules).items()}
     if not tensors:
         raise ModelError("the model has no head", where=type(model).__name__, fix="load it with a head")
     config = {
@@ -77,7 +77,7 @@ def load_head(
     model: PreTrainedModel,
     head: HeadFiles,
     where: object = "head",
-    fresh: tuple[str, ...] = (),
+    new_modules: tuple[str, ...] = (),
     *,
     label: bool = True,
 ) -> None:
@@ -94,7 +94,7 @@ def load_head(
             expected=type(model).__name__,
             fix=f"load the model as {head.config.get('model_class')}",
         )
-    own = head_parameters(model, fresh)
+    own = head_parameters(model, new_modules)
     found = _renamed(head.tensors, own)
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     if shapes != {name: tuple(parameter.shape) for name, parameter in own.items()}:
@@ -122,11 +122,11 @@ def _copy(own: Mapping[str, torch.nn.Parameter], found: Mapping[str, torch.Tenso
         parameter.copy_(found[name])
 
 
-def head_parameters(model: PreTrainedModel, fresh: tuple[str, ...] = ()) -> dict[str, torch.nn.Parameter]:
-    """Parameters outside the backbone and the adapters, and of the ``fresh`` modules inside it; those tied to the
+def head_parameters(model: PreTrainedModel, new_modules: tuple[str, ...] = ()) -> dict[str, torch.nn.Parameter]:
+    """Parameters outside the backbone and the adapters, and of the ``new_modules`` modules inside it; those tied to the
     embeddings are the backbone's."""
     inside = {id(parameter) for parameter in model.base_model.parameters()} if model.base_model is not model else set()
-    inside -= {id(parameter) for module in fresh for parameter in model.get_submodule(module).parameters()}
+    inside -= {id(parameter) for module in new_modules for parameter in model.get_submodule(module).parameters()}
     return {
         name: parameter
         for name, parameter in model.named_parameters()

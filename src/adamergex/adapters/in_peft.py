@@ -1,5 +1,8 @@
-"""LoRA, (IA)³ and prefixes as ``resident`` works with them. A structure of another package that PEFT has can be put on
-a model here too: ``InPeft(peft_backed.put(...))``, with the same ``load``, ``place`` and ``modules``."""
+"""LoRA, (IA)³ and prefixes as ``loaded_adapter`` works with them.
+
+A structure of another package that PEFT has can be put on a model here too: ``InPeft(peft_backed.put(...))``, with the
+same ``load``, ``place`` and ``modules``.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from adamergex.adapters.resident import NewAdapter
+    from adamergex.adapters.loaded_adapter import NewAdapter
     from adamergex.files.lineage import Lineage
     from adamergex.structures.settings import Structure
 
@@ -62,16 +65,21 @@ def attach(model: PreTrainedModel, structure: Structure, below: Sequence[str | P
     return InPeft(peft_backed.attach(model, structure, **new._asdict()))
 
 
-def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[str, ...] = ()) -> InPeft:
+def load(model: PreTrainedModel, directories: Sequence[Path], *, new_modules: tuple[str, ...] = ()) -> InPeft:
     """Put a saved adapter, the only one, on a model. Raises: AdapterFileError, ModelError."""
-    return InPeft(peft_backed.load(model, directories[0], fresh=fresh))
+    return InPeft(peft_backed.load(model, directories[0], new_modules=new_modules))
 
 
 def place(
-    model: PreTrainedModel, config: Mapping[str, Json], contents: Tensors, *, where: object, fresh: tuple[str, ...] = ()
+    model: PreTrainedModel,
+    config: Mapping[str, Json],
+    contents: Tensors,
+    *,
+    where: object,
+    new_modules: tuple[str, ...] = (),
 ) -> InPeft:
     """Put an adapter that is in memory on a model. Raises: AdapterFileError, ModelError."""
-    return InPeft(peft_backed.place(model, config, contents, where=where, fresh=fresh))
+    return InPeft(peft_backed.place(model, config, contents, where=where, new_modules=new_modules))
 
 
 def modules(model: PreTrainedModel, structure: Structure) -> list[str]:

@@ -58,19 +58,21 @@ def attach(
     task_head: bool,
     base_sha256: str,
     seed: int = 0,
-    fresh: tuple[str, ...] = (),
+    new_modules: tuple[str, ...] = (),
 ) -> PeftModel:
     """Put a new, trainable adapter on a model; everything else is frozen.
 
     LoRA: A [r, in] ~ U(-1/√in, 1/√in), from a generator seeded by SHA-256(base, kind, r, module name inside the
     backbone); B [out, r] = 0. (IA)³: l = 1. Prefix: P [n, 2·layers·width] ~ N(0, 1), seeded alike. With ``task_head``
-    the modules outside the backbone, and the ``fresh`` ones inside it, train too; the fresh ones are drawn from
+    the modules outside the backbone, and ``new_modules`` inside it, train too; they are drawn from
     ``seed``.
     Raises: ModelError when the structure's modules are not in the model, or it takes no prefix.
     """
-    config = _config(model, structure, head_modules(model, fresh) if task_head else None)
+    config = _config(model, structure, head_modules(model, new_modules) if task_head else None)
     size = structure.context or getattr(structure, "rank", 0)
-    return put(model, config, _drawn, identity=f"{base_sha256}\n{structure.kind} {size}", seed=seed, fresh=fresh)
+    return put(
+        model, config, _drawn, identity=f"{base_sha256}\n{structure.kind} {size}", seed=seed, new_modules=new_modules
+    )
 
 
 def put(
@@ -80,7 +82,7 @@ def put(
     *,
     identity: str,
     seed: int = 0,
-    fresh: tuple[str, ...] = (),
+    new_modules: tuple[str, ...] = (),
 ) -> PeftModel:
     """Put a new, trainable adapter of any PEFT config on a model; ``draw`` fills its tensors, from a generator seeded
     by SHA-256(``identity``, name inside the backbone).
@@ -90,7 +92,7 @@ def put(
         torch.manual_seed(seed)
         wrapped = _wrap(model, config)
         for name, wrapper in _head_wrappers(wrapped):
-            if name in fresh:
+            if name in new_modules:
                 redraw(wrapper.modules_to_save["default"], model)
     _same_start(wrapped, identity, draw)
     try:
@@ -201,14 +203,16 @@ def write_tensors(wrapped: PeftModel, directory: Path) -> None:
     saving.write_adapter(directory, tensors(wrapped))
 
 
-def load(model: PreTrainedModel, directory: Path, trainable: bool = False, *, fresh: tuple[str, ...] = ()) -> PeftModel:
+def load(
+    model: PreTrainedModel, directory: Path, trainable: bool = False, *, new_modules: tuple[str, ...] = ()
+) -> PeftModel:
     """Put a saved adapter on a model.
 
-    ``fresh``: modules that the base lacks (``models.Loaded.fresh``), so that the adapter must bring them.
+    ``new_modules``: modules that the base lacks (``models.Loaded.new_modules``), so that the adapter must bring them.
     Raises: AdapterFileError for unreadable files, a missing, unexpected or differently shaped tensor, or no head.
     """
     config, contents = read_config(Path(directory)), tensor_files.read_directory(Path(directory))
-    return place(model, config, contents, where=Path(directory), trainable=trainable, fresh=fresh)
+    return place(model, config, contents, where=Path(directory), trainable=trainable, new_modules=new_modules)
 
 
 def place(
@@ -218,13 +222,13 @@ def place(
     *,
     where: object,
     trainable: bool = False,
-    fresh: tuple[str, ...] = (),
+    new_modules: tuple[str, ...] = (),
 ) -> PeftModel:
     """Put an adapter that is in memory on a model: ``config`` as in adapter_config.json, ``contents`` as in its file.
 
     Raises: AdapterFileError, as ``load`` does; ``where`` names the adapter in the message.
     """
-    absent = [head for head in fresh if not any(f".{head}." in name for name in contents)]
+    absent = [head for head in new_modules if not any(f".{head}." in name for name in contents)]
     if absent:
         raise AdapterFileError(
             "the adapter has no head, and the base has none either",

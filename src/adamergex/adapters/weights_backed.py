@@ -48,7 +48,7 @@ from adamergex.structures.settings import Sparse
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adamergex.adapters.resident import NewAdapter
+    from adamergex.adapters.loaded_adapter import NewAdapter
     from adamergex.files.lineage import Lineage
     from adamergex.structures.settings import Structure
 
@@ -61,9 +61,9 @@ _TASK_TYPES = {
 class InWeights:
     """A model whose own weights are trained, or to which differences were added."""
 
-    def __init__(self, model: PreTrainedModel, structure: Structure | None, fresh: tuple[str, ...]) -> None:
-        self.model, self.structure, self.fresh = model, structure, fresh
-        self._head = set(head_parameters(model, fresh))
+    def __init__(self, model: PreTrainedModel, structure: Structure | None, new_modules: tuple[str, ...]) -> None:
+        self.model, self.structure, self.new_modules = model, structure, new_modules
+        self._head = set(head_parameters(model, new_modules))
         self._base = named(model)
         self._aside = put_aside(model)
         self._own = named(model)
@@ -87,7 +87,7 @@ class InWeights:
 
     def draw_head(self, heads: Sequence[str], seed: int) -> None:
         """Name the modules of the head that trains; the new ones among them are drawn from a seed."""
-        draw(self.model, [module for module in heads if module in self.fresh], seed)
+        draw(self.model, [module for module in heads if module in self.new_modules], seed)
         self._head_modules = tuple(heads)
         self.keep_head_start()
 
@@ -279,8 +279,8 @@ def attach(model: PreTrainedModel, structure: Structure, below: Sequence[str | P
 
     Raises: ModelError, AdapterFileError, IncompatibleAdaptersError, ConfigError.
     """
-    heads = head_modules(model, new.fresh) if new.task_head else []
-    tuned = InWeights(model, structure, new.fresh)
+    heads = head_modules(model, new.new_modules) if new.task_head else []
+    tuned = InWeights(model, structure, new.new_modules)
     try:
         tuned.draw_head(heads, new.seed)
         for path in below:
@@ -297,20 +297,20 @@ def modules(model: PreTrainedModel, structure: Structure) -> list[str]:
     return []
 
 
-def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[str, ...] = ()) -> InWeights:
+def load(model: PreTrainedModel, directories: Sequence[Path], *, new_modules: tuple[str, ...] = ()) -> InWeights:
     """Add saved differences to a model, in order; the last brings its head.
 
-    ``fresh``: modules that the base lacks, so that the last difference must bring them.
+    ``new_modules``: modules that the base lacks, so that the last difference must bring them.
     Raises: AdapterFileError for unreadable files or no head, IncompatibleAdaptersError.
     """
     *below, top = directories
-    tuned = InWeights(model, None, fresh)
+    tuned = InWeights(model, None, new_modules)
     try:
-        tuned.draw_head(fresh, 0)
+        tuned.draw_head(new_modules, 0)
         for path in below:
             tuned.add(path, lower=True)
         found = tuned.add(top, lower=False)
-        _require_head(model, found, fresh, top)
+        _require_head(model, found, new_modules, top)
     except BaseException:
         tuned.detach()
         raise
@@ -323,11 +323,11 @@ def holds_difference(directory: Path) -> bool:
     return any((Path(directory) / name).is_file() for name in (TENSORS, PEER))
 
 
-def _require_head(model: PreTrainedModel, found: SparseDifference, fresh: Sequence[str], where: Path) -> None:
+def _require_head(model: PreTrainedModel, found: SparseDifference, new_modules: Sequence[str], where: Path) -> None:
     """A head that the base lacks must be there."""
-    inside = tuple(f"{module}." for module in fresh)
+    inside = tuple(f"{module}." for module in new_modules)
     absent = [name for name, _ in model.named_parameters() if name.startswith(inside) and name not in found.whole]
-    if fresh and absent:
+    if new_modules and absent:
         raise AdapterFileError(
             "the difference has no classification head, and the base has none either",
             where=where,

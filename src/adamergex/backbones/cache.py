@@ -17,7 +17,7 @@ _lent: dict[Hashable, tuple[Any, Hashable]] | None = None  # what the running st
 
 @contextmanager
 def lending() -> Iterator[None]:
-    """Within the block ``resident`` may hand out what an earlier block loaded; one block at a time."""
+    """Within the block ``cached`` may hand out what an earlier block loaded; one block at a time."""
     global _lent
     if _lent is not None:  # a step that runs steps of its own
         yield
@@ -33,7 +33,7 @@ def lending() -> Iterator[None]:
         _lent = None
 
 
-def resident(identity: Callable[[], Hashable], load: Callable[[], T]) -> T:
+def cached(identity: Callable[[], Hashable], load: Callable[[], T]) -> T:
     """What ``load`` gives, or the same thing from an earlier step. Outside of steps it is always loaded.
 
     What is loaded has a ``model``. A second request within one step gets a second copy: the first may be changed.

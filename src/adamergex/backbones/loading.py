@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from adamergex.backbones.base_documents import loading, require_config, require_tokenizer_files, unreadable
 from adamergex.backbones.base_files import base_sha256, checkpoint_file, damaged_file, resolve
-from adamergex.backbones.cache import resident
+from adamergex.backbones.cache import cached
 from adamergex.backbones.pooling import POOLING_FILE, HeadInput, read_by_mean, says_mean, trains_without
 from adamergex.backbones.vocabulary import require_embeddings, require_vocabulary
 from adamergex.errors import ModelError
@@ -58,14 +58,14 @@ HEADS: tuple[Head, ...] = get_args(Head)
 
 @dataclass(frozen=True)
 class Loaded:
-    """A backbone in memory. ``fresh``: modules whose weights the checkpoint lacks (a new classification head)."""
+    """A backbone in memory. ``new_modules``: modules whose weights the checkpoint lacks (a new classification head)."""
 
     base: str
     kind: Kind
     family: Family
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    fresh: tuple[str, ...]
+    new_modules: tuple[str, ...]
 
     @property
     def sha256(self) -> str:
@@ -156,7 +156,7 @@ def load(base: str, kind: Kind, labels: Sequence[str] | None = None, head: HeadI
     usable padding piece.
     """
     classes = None if labels is None else tuple(labels)
-    return resident(lambda: (base_sha256(base), base, kind, classes, head), lambda: _load(base, kind, labels, head))
+    return cached(lambda: (base_sha256(base), base, kind, classes, head), lambda: _load(base, kind, labels, head))
 
 
 def _load(base: str, kind: Kind, labels: Sequence[str] | None, head: HeadInput) -> Loaded:
@@ -188,16 +188,16 @@ def _load(base: str, kind: Kind, labels: Sequence[str] | None, head: HeadInput) 
         except Exception as error:
             raise unreadable(base, error) from error
     missing = [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]
-    fresh = _fresh_modules(base, kind, model.base_model_prefix, missing)
+    new_modules = _new_modules(base, kind, model.base_model_prefix, missing)
     if kind == "sentence-encoder":
-        fresh = ()  # neither head nor pooler is used
+        new_modules = ()  # neither head nor pooler is used
     elif head == "mean":
         read_by_mean(model)
-        fresh = trains_without(fresh)
+        new_modules = trains_without(new_modules)
     if torch.cuda.is_available():
         model.to("cuda")
     pieces = tokenizer(base)
-    return Loaded(base, kind, family(config), _fitting(model.eval(), pieces, base), pieces, fresh)
+    return Loaded(base, kind, family(config), _fitting(model.eval(), pieces, base), pieces, new_modules)
 
 
 def outline(base: str, kind: Kind, labels: Sequence[str] | None = None, head: HeadInput = "cls") -> Loaded | None:
@@ -315,7 +315,7 @@ def decoder_inputs(model: Any, labels: torch.Tensor) -> torch.Tensor:
     return shifted
 
 
-def _fresh_modules(base: str, kind: Kind, prefix: str, missing: Iterable[str]) -> tuple[str, ...]:
+def _new_modules(base: str, kind: Kind, prefix: str, missing: Iterable[str]) -> tuple[str, ...]:
     """The outermost new module of each missing weight: the head, or a pooler that masked-LM checkpoints lack."""
     names = set()
     for key in missing:

@@ -129,9 +129,9 @@ def says_mean(config: Any, pooling_file: Path | None) -> bool:
     return document.get("pooling_mode_mean_tokens") is True
 
 
-def trains_without(fresh: tuple[str, ...]) -> tuple[str, ...]:
+def trains_without(new_modules: tuple[str, ...]) -> tuple[str, ...]:
     """New modules of a loaded model that mean pooling leaves unused."""
-    return tuple(name for name in fresh if not name.endswith("pooler"))
+    return tuple(name for name in new_modules if not name.endswith("pooler"))
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adamergex.config.references import AdapterReference, TaskReference
-from adamergex.config.task import BuiltIn, Own, kind_of
+from adamergex.config.task import BuiltinTask, CustomTask, kind_of
 from adamergex.jobs.settings import Optimisation, unprobed
 from adamergex.structures import kind_named
 from adamergex.tasks import kinds
@@ -19,7 +19,7 @@ ORACLE = "_oracle"
 """What follows a method's name where its λ is chosen on the target's own test set."""
 
 
-def weight_problems(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[str]:
+def weight_problems(config: TransferConfig, task: CustomTask | BuiltinTask | None) -> Iterator[str]:
     """What is wrong with how λ is chosen. ``task``: None where it is wrong itself."""
     merge = config.merge
     if config.source in config.proxy:
@@ -47,7 +47,9 @@ def weight_problems(config: TransferConfig, task: Own | BuiltIn | None) -> Itera
         yield "merge.granularity: a λ per layer is found by entropy only; set merge.weight to entropy"
 
 
-def _of_ways(config: TransferConfig, task: Own | BuiltIn | None, own: set[str], compared: set[str]) -> Iterator[str]:
+def _of_ways(
+    config: TransferConfig, task: CustomTask | BuiltinTask | None, own: set[str], compared: set[str]
+) -> Iterator[str]:
     """What the table's own way of choosing λ, and those that are compared with it, lack."""
     ways = own | compared
     if "proxy" in ways and not config.proxy:
@@ -62,7 +64,7 @@ def _of_ways(config: TransferConfig, task: Own | BuiltIn | None, own: set[str], 
         yield from _of_entropy(config, task)
 
 
-def _of_entropy(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[str]:
+def _of_entropy(config: TransferConfig, task: CustomTask | BuiltinTask | None) -> Iterator[str]:
     merge, structure = config.merge, kind_named(config.structure.kind)
     place = "merge.weight" if merge.weight == "entropy" else "merge.compare"
     if task is not None:
@@ -79,7 +81,7 @@ def _of_entropy(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[
         yield f"merge.granularity: a λ per layer is for factors, here is {'space delta' if delta else 'a prefix'}"
 
 
-def head_start_problems(config: TransferConfig, task: Own | BuiltIn | None) -> Iterator[str]:
+def head_start_problems(config: TransferConfig, task: CustomTask | BuiltinTask | None) -> Iterator[str]:
     """Probes where nothing has a head. ``task``: None where it is wrong itself."""
     reference, text = config.reference, "text"
     places: list[tuple[str, Optimisation | None, str | None]] = [

@@ -30,7 +30,7 @@ Where = Annotated[Rows, BeforeValidator(_rows_from_text)]
 """A path (``{language}`` stands for the language), or the settings of ``Rows``."""
 
 
-class Own(Settings):
+class CustomTask(Settings):
     """The user's own rows: labelled in the source language (train), the proxy's (validation), the targets' (test)."""
 
     if TYPE_CHECKING:  # the kind's own settings have them
@@ -88,7 +88,7 @@ class Part(Settings):
     options: dict[str, str] = Field(default_factory=dict)
 
 
-class BuiltIn(Settings):
+class BuiltinTask(Settings):
     """A task that brings its data, prompt and metric: ``name`` of a shipped one or a .py file, ``data`` a folder or
     "hub". ``settings`` changes what its kind has (max_length, …)."""
 
@@ -107,7 +107,7 @@ class BuiltIn(Settings):
         chosen = part.model_dump(include={"options", "limit", "sample", "seed"})
         return TaskRows(task=self.name, data=self.data, split=split, **chosen)
 
-    def placed(self, folder: Path) -> BuiltIn:
+    def placed(self, folder: Path) -> BuiltinTask:
         """With paths that no longer depend on the settings file's folder."""
         update = {} if self.data == "hub" else {"data": str((folder / self.data).absolute())}
         if catalogue.is_file(self.name):
@@ -146,19 +146,19 @@ class BuiltIn(Settings):
             yield "task.name: " + ", ".join(error.lines)
 
 
-def own_forms() -> dict[str, type[Own]]:
+def custom_forms() -> dict[str, type[CustomTask]]:
     """Kind -> the settings of a task of that kind with rows of the user's own."""
-    return {name: _own_form(kind) for name, kind in labelled_kinds().items()}
+    return {name: _custom_form(kind) for name, kind in labelled_kinds().items()}
 
 
 @cache
-def _own_form(kind: AnyKind) -> type[Own]:
+def _custom_form(kind: AnyKind) -> type[CustomTask]:
     fields: dict[str, Any] = {}
     if kind.labels is not None:
         names = Annotated[Names, Field(min_length=kind.labels.needs)] | None
         fields[kind.labels.setting] = (names, Field(default=None, description=_OPEN))
-    own: type[Own] = create_model(
-        f"Own{kind.settings.__name__}", __base__=(Own, kind.settings), __doc__=kind.rows, **fields
+    own: type[CustomTask] = create_model(
+        f"Custom{kind.settings.__name__}", __base__=(CustomTask, kind.settings), __doc__=kind.rows, **fields
     )
     return own
 
@@ -166,14 +166,14 @@ def _own_form(kind: AnyKind) -> type[Own]:
 _OPEN = "default: those of the training rows, sorted"
 
 
-def kind_of(task: Own | BuiltIn) -> str | None:
+def kind_of(task: CustomTask | BuiltinTask) -> str | None:
     """The kind of task; None where its settings cannot tell it, which ``problems`` tells."""
-    if isinstance(task, BuiltIn):
+    if isinstance(task, BuiltinTask):
         return None if any(task.problems()) else task.task(()).kind
     return task.kind
 
 
-def measurable(task: Own | BuiltIn, place: str = "task") -> Iterator[str]:
+def measurable(task: CustomTask | BuiltinTask, place: str = "task") -> Iterator[str]:
     """What is wrong with how a task is measured; its settings are right by themselves."""
     try:
         require_metric(task.task(()))
@@ -186,21 +186,21 @@ def tag_of(value: object) -> str:
     if isinstance(value, dict):
         named = value.get("name") in catalogue.NAMES and not {"kind", "train", "test"} & value.keys()
         return BUILT_IN if "data" in value or named else str(value.get("kind", "classification"))
-    return BUILT_IN if isinstance(value, BuiltIn) else str(getattr(value, "kind", "classification"))
+    return BUILT_IN if isinstance(value, BuiltinTask) else str(getattr(value, "kind", "classification"))
 
 
 def _forms(value: object) -> TypeAdapter[object]:
     if (tag := tag_of(value)) != BUILT_IN:
         settings_of(tag)  # imports the package that brings the kind
-    forms: dict[str, type[Settings]] = {**own_forms(), BUILT_IN: BuiltIn}
+    forms: dict[str, type[Settings]] = {**custom_forms(), BUILT_IN: BuiltinTask}
     return adapter_of(tuple(Annotated[form, Tag(name)] for name, form in forms.items()), _FORM)
 
 
 _FORM = Discriminator(tag_of)
-TaskConfig: TypeAlias = Annotated[Own | BuiltIn, OneOf(_forms)]
+TaskConfig: TypeAlias = Annotated[CustomTask | BuiltinTask, OneOf(_forms)]
 """The target task, labelled in the source language only."""
 
 
 def known_fields(tag: str) -> type[Settings]:
     """The settings class behind a tag."""
-    return BuiltIn if tag == BUILT_IN else own_forms()[tag]
+    return BuiltinTask if tag == BUILT_IN else custom_forms()[tag]

@@ -13,13 +13,13 @@ from adamergex.config.problems import refused, typed
 from adamergex.config.references import OBJECTIVE
 from adamergex.config.task import (
     BUILT_IN,
-    BuiltIn,
+    BuiltinTask,
     TaskConfig,
     Where,
+    custom_forms,
     kind_of,
     known_fields,
     measurable,
-    own_forms,
 )
 from adamergex.config.transfer import read_yaml
 from adamergex.files.strict import Count, Name, PathText, Seed, Settings, Share, distinct, hint, shown
@@ -168,7 +168,7 @@ def parse_training(settings: object, where: str = "settings") -> Training:
     if kind == "task":
         task = settings.get("task")
         filled_in = None if isinstance(task, dict) and "test" in task else "task.test"
-        of_task = {name for tag in (*own_forms(), BUILT_IN) for name in known_fields(tag).model_fields}
+        of_task = {name for tag in (*custom_forms(), BUILT_IN) for name in known_fields(tag).model_fields}
     config = typed(TRAININGS[kind], settings, filled_in, of_task)
     if isinstance(config, list):
         raise refused(where, config)
@@ -184,7 +184,7 @@ def _contradictions(config: Training) -> Iterator[str]:
         return
     if isinstance(config, TaskTraining):
         task = config.task.placed(Path(config.folder))
-        wrong = list(task.problems()) if isinstance(task, BuiltIn) else []
+        wrong = list(task.problems()) if isinstance(task, BuiltinTask) else []
         yield from wrong or measurable(task)
     below = config.below if isinstance(config, TaskTraining) else ()
     optimisation = config.task.optimisation if isinstance(config, TaskTraining) else config.optimisation

@@ -19,7 +19,7 @@ from adamergex.config.methods import (
 from adamergex.config.problems import refused, typed
 from adamergex.config.references import AdapterReference, ReferenceConfig, TaskReference
 from adamergex.config.table_checks import head_start_problems, weight_problems
-from adamergex.config.task import BuiltIn, Own, TaskConfig, measurable
+from adamergex.config.task import BuiltinTask, CustomTask, TaskConfig, measurable
 from adamergex.errors import ConfigError, NothingMergedError
 from adamergex.files import inputs
 from adamergex.files.strict import (
@@ -175,14 +175,14 @@ def read_yaml(path: Path) -> dict[str, object]:
 
 
 def _contradictions(config: TransferConfig) -> Iterator[str]:
-    task: Own | BuiltIn | None = config.task.placed(Path(config.folder))
-    if isinstance(task, BuiltIn) and (problems := list(task.problems())):
+    task: CustomTask | BuiltinTask | None = config.task.placed(Path(config.folder))
+    if isinstance(task, BuiltinTask) and (problems := list(task.problems())):
         yield from problems
         task = None  # nothing more can be said of it
     yield from measurable(task) if task is not None else ()
     if isinstance(config.reference, TaskReference):
         labelled = config.reference.task.placed(Path(config.folder))
-        wrong = [f"reference.{line}" for line in labelled.problems()] if isinstance(labelled, BuiltIn) else []
+        wrong = [f"reference.{line}" for line in labelled.problems()] if isinstance(labelled, BuiltinTask) else []
         yield from wrong or measurable(labelled, "reference.task")
     yield from _expressions(config)
     if config.source in config.targets:
@@ -210,7 +210,7 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     if config.merge.rank is not None and not (in_delta and structure.low_rank):
         yield "merge.rank: truncates delta merges only (ties and dare too), of lora; set merge.space to delta"
     found = [] if task is None else [("task.test", task.rows("test"))]
-    if isinstance(config.reference, TaskReference) and not isinstance(config.reference.task, BuiltIn):
+    if isinstance(config.reference, TaskReference) and not isinstance(config.reference.task, BuiltinTask):
         found.append(("reference.task.train", config.reference.task.train))
     if isinstance(config.reference, AdapterReference):
         yield from _given(config.reference)

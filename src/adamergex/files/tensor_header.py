@@ -113,9 +113,7 @@ def _parsed(text: bytes, names: str) -> tuple[Header, int]:
     position = start
     for info in sorted(tensors, key=lambda info: (info.offset, info.size)):
         if info.offset != position:
-            raise _Damage(
-                f"the bytes of {info.name} overlap others or leave a hole", info.offset, f"offset {position}"
-            )
+            raise _Damage(f"the bytes of {info.name} overlap others or leave a hole", info.offset, f"offset {position}")
         position += info.size * info.item_size
     return _named(tensors, metadata, names), position
 

@@ -19,7 +19,7 @@ from adamergex.graph.walk import LATE, alike, walk
 from adamergex.graph.worker import Action, WorkerLostError, attempt
 
 PATIENCE = 30.0  # seconds without any worker before it is said
-HIRES = 3  # workers of one number that may fail one after the other before one of them is ready
+STARTS = 3  # workers of one number that may fail one after the other before one of them is ready
 
 
 def run(
@@ -56,8 +56,8 @@ def run(
         gpus = 1 if room.get("GPU", 0) >= 1 else 0
     if workers is None:
         workers = max(1, int(min(room.get("CPU", 1) / cpus, room.get("GPU", 0) / gpus if gpus else float("inf"))))
-    crew = _Cluster(ray, store, actions, workers, gpus, cpus, say)
-    walk(wanted, store, crew, say, group=group, retries=retries, late=late)
+    cluster = _Cluster(ray, store, actions, workers, gpus, cpus, say)
+    walk(wanted, store, cluster, say, group=group, retries=retries, late=late)
 
 
 def _connected(address: str | None) -> Any:
@@ -111,12 +111,12 @@ class _Cluster:
         self.given = str(store.root.absolute()), dict(actions)
         self.actors: dict[int, Any] = {}
         self.ready: set[int] = set()
-        self.stillborn: Counter[int] = Counter()  # those that failed since this number's last worker was ready
+        self.failed_starts: Counter[int] = Counter()  # those that failed since this number's last worker was ready
         self.calls: dict[Any, tuple[int, Step | None]] = {}  # reference -> worker and its step; None: is it there?
         for number in range(count):
-            self._hire(number)
+            self._start_worker(number)
 
-    def _hire(self, number: int) -> None:
+    def _start_worker(self, number: int) -> None:
         self.actors[number] = self.remote.remote(*self.given)
         self.calls[self.actors[number].ready.remote()] = number, None
 
@@ -155,18 +155,18 @@ class _Cluster:
             self._replace(number, failed)
             return _lost(step, failed) if step is not None else None
         self.ready.add(number)
-        del self.stillborn[number]
+        del self.failed_starts[number]
         return error if isinstance(error, Exception) else None
 
     def _replace(self, number: int, error: Exception) -> None:
         """Another worker for one that failed; the old one, which may still hold its GPU, goes."""
         if number not in self.ready:
-            self.stillborn[number] += 1
-            if self.stillborn[number] == HIRES:
+            self.failed_starts[number] += 1
+            if self.failed_starts[number] == STARTS:
                 raise _unstartable(error)
         self.ready.discard(number)
         self.ray.kill(self.actors[number])
-        self._hire(number)
+        self._start_worker(number)
 
     def close(self) -> None:
         for actor in self.actors.values():
@@ -176,7 +176,7 @@ class _Cluster:
 def _unstartable(error: Exception) -> AdamergexError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return AdamergexError(
-        f"a worker of the cluster does not start, tried {HIRES} times",
+        f"a worker of the cluster does not start, tried {STARTS} times",
         found=lines[-1] if lines else type(error).__name__,  # of a traceback the last line names the cause
         fix="install adamergex, and what your own tasks import, in the same environment on every machine",
     )

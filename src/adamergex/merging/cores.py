@@ -10,7 +10,7 @@ from typing import TypeVar
 MOST = 3
 """Threads at most: each has buffers of its own (7 MB of bfloat16), and a few of them keep the memory busy."""
 
-Desk = TypeVar("Desk")
+Buffers = TypeVar("Buffers")
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
@@ -21,8 +21,10 @@ def cores() -> int:
     return min(len(allowed(0)) if allowed else os.cpu_count() or 1, MOST)
 
 
-def shared(work: Callable[[Desk, Piece], Result], desks: Sequence[Desk], pieces: Sequence[Piece]) -> list[Result]:
-    """``work`` on every piece, one thread a desk (the first is the caller's), taken in order.
+def shared(
+    work: Callable[[Buffers, Piece], Result], buffers: Sequence[Buffers], pieces: Sequence[Piece]
+) -> list[Result]:
+    """``work`` on every piece, one thread a buffer (the first is the caller's), taken in order.
 
     Results lie in the order of the pieces, whichever thread made them.
 
@@ -33,21 +35,21 @@ def shared(work: Callable[[Desk, Piece], Result], desks: Sequence[Desk], pieces:
     failed: dict[int, BaseException] = {}
     numbers, lock = iter(range(len(pieces))), Lock()
 
-    def sit(desk: Desk) -> None:
+    def run(buffer: Buffers) -> None:
         while not failed:
             with lock:
                 number = next(numbers, None)
             if number is None:
                 return
             try:
-                results[number] = work(desk, pieces[number])
+                results[number] = work(buffer, pieces[number])
             except BaseException as error:
                 failed[number] = error
 
-    threads = [Thread(target=sit, args=(desk,)) for desk in desks[1:]]
+    threads = [Thread(target=run, args=(buffer,)) for buffer in buffers[1:]]
     for thread in threads:
         thread.start()
-    sit(desks[0])
+    run(buffers[0])
     for thread in threads:
         thread.join()
     if failed:

@@ -154,7 +154,7 @@ class Tally:
         return ModuleChange(module, merged, self.changed, task, divergence, change, self.guarded)
 
 
-class Desk:
+class Buffers:
     """What one thread works with: readers of its own of the adapters, and room for a divergence and what is stored."""
 
     def __init__(self, readers: Sequence[TensorReader]) -> None:
@@ -166,11 +166,11 @@ class Desk:
         return self._room.view(chunk.values.dtype)[: len(chunk.values)]
 
 
-def desks(readers: Sequence[TensorReader], pieces: int) -> list[Desk]:
-    """A desk a thread, at most one a piece; all of them read through the files of ``readers``."""
+def buffers(readers: Sequence[TensorReader], pieces: int) -> list[Buffers]:
+    """A buffer a thread, at most one a piece; all of them read through the files of ``readers``."""
     threads = min(cores(), pieces)
     others = [[TensorReader(reader.directory, reader) for reader in readers] for _ in range(threads - 1)]
-    return [Desk(readers), *map(Desk, others)]
+    return [Buffers(readers), *map(Buffers, others)]
 
 
 def reference_divergence(rule: Rule, references: Chunks, tally: Tally, room: Array) -> tuple[Array, float]:
@@ -217,19 +217,19 @@ class ElementwiseMerge:
         writer = SafetensorsWriter(path, list(directory.tensors.values()), directory.metadata)
         readers = (self.task, *self.others)
         plan = list(spans(self.layout, writer.order, readers))
-        found = shared(partial(self._written, writer), desks(readers, len(plan)), plan)
+        found = shared(partial(self._written, writer), buffers(readers, len(plan)), plan)
         writer.close()
         return [
             tally.closed(name, name in self.chosen, self.task) for name, tally in summed(self.layout.sites, plan, found)
         ]
 
-    def _written(self, writer: SafetensorsWriter, desk: Desk, span: Span) -> Tally:
+    def _written(self, writer: SafetensorsWriter, buffer: Buffers, span: Span) -> Tally:
         """The merge of one span."""
         tally, position = Tally(), span.position
         with np.errstate(all="ignore"):  # what is not finite is found and named
-            for task, *others in lockstep(span, desk.readers):
+            for task, *others in lockstep(span, buffer.readers):
                 if span.module in self.chosen:
-                    stored = self._merged(span.module, task, others, tally, desk)
+                    stored = self._merged(span.module, task, others, tally, buffer)
                 else:
                     if task.info.dtype in FLOATS:
                         tally.task += finite_squares(task)
@@ -242,9 +242,9 @@ class ElementwiseMerge:
                 position += stored.nbytes
         return tally
 
-    def _merged(self, module: str, task: Chunk, others: Chunks, tally: Tally, desk: Desk) -> Array:
+    def _merged(self, module: str, task: Chunk, others: Chunks, tally: Tally, buffer: Buffers) -> Array:
         """One chunk of the result as stored, its sums added to the tally."""
-        rule, room = self.rule, desk.room(task)
+        rule, room = self.rule, buffer.room(task)
         weight = self.weight[module] if isinstance(self.weight, Mapping) else self.weight
         if self.saved:
             divergence, d_squares = others[0].values, finite_squares(others[0])
@@ -258,7 +258,7 @@ class ElementwiseMerge:
             return task.stored
         merged = rule.shift(task.values, divergence, weight, out=room)
         tally.change += weight * weight * d_squares if rule.linear else squares(merged - task.values)
-        encoded = desk.encode(merged, task.info.dtype)
+        encoded = buffer.encode(merged, task.info.dtype)
         bound = math.sqrt(task_squares) + abs(weight) * math.sqrt(d_squares)
         if not rule.linear or bound > _SAFE or task.info.dtype == "F16":
             require_fits(task.reader, task.info, encoded)
@@ -274,18 +274,18 @@ def write_divergence(
     writer = SafetensorsWriter(path, [_computed(info) for info in kept])
     neutral, plan = rule.neutral or 0.0, list(spans(layout, writer.order, readers))
 
-    def written(desk: Desk, span: Span) -> Tally:
+    def written(buffer: Buffers, span: Span) -> Tally:
         tally, position = Tally(), span.position
         with np.errstate(all="ignore"):
-            for references in lockstep(span, desk.readers):
-                divergence, total = reference_divergence(rule, references, tally, desk.room(references[0]))
+            for references in lockstep(span, buffer.readers):
+                divergence, total = reference_divergence(rule, references, tally, buffer.room(references[0]))
                 tally.divergence += squares(divergence - neutral) if neutral else total
                 tally.changed = tally.changed or bool((divergence != neutral).any())
                 writer.write_at(position, divergence)
                 position += divergence.nbytes
         return tally
 
-    found = shared(written, desks(readers, len(plan)), plan)
+    found = shared(written, buffers(readers, len(plan)), plan)
     writer.close()
     return [tally.closed(module, True, readers[0]) for module, tally in summed(sorted(chosen), plan, found)]
 

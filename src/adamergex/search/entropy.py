@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from adamergex import statistics
-from adamergex.adapters import resident
+from adamergex.adapters import loaded_adapter
 from adamergex.backbones.loading import quiet
 from adamergex.errors import ConfigError
 from adamergex.evaluation import load_for
@@ -113,7 +113,7 @@ def minimise(
 
 
 @torch.no_grad()
-def _measured(inputs: Unlabelled, placed: resident.Resident, batch_tokens: int) -> dict[str, Any]:
+def _measured(inputs: Unlabelled, placed: loaded_adapter.LoadedAdapter, batch_tokens: int) -> dict[str, Any]:
     """The mean entropy in percent of the largest, with its 95 % interval over the inputs."""
     found = np.ones((len(inputs), 2))
     for indices, entropies in inputs.entropies(placed.model, batch_tokens):
@@ -135,7 +135,7 @@ class _Point(NamedTuple):
     entropy: float
 
 
-def _descend(way: _Way, placed: resident.Resident, start: float) -> _Point:
+def _descend(way: _Way, placed: loaded_adapter.LoadedAdapter, start: float) -> _Point:
     """Projected gradient descent from one λ for all layers; the best point that was seen."""
     own, spec = way.prepared.own.layout, way.prepared.spec
     _, count = numbered(own.sites)
@@ -168,7 +168,7 @@ def _descend(way: _Way, placed: resident.Resident, start: float) -> _Point:
 
 
 def _gradients(
-    way: _Way, placed: resident.Resident, moved: dict[str, torch.Tensor]
+    way: _Way, placed: loaded_adapter.LoadedAdapter, moved: dict[str, torch.Tensor]
 ) -> tuple[float, list[torch.Tensor]]:
     """The mean entropy of the adapter on the model (nats), and its gradients by the tensors that λ moves."""
     found = placed.parameters()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from adamergex.adapters import resident
+from adamergex.adapters import loaded_adapter
 from adamergex.adapters.labels import require_labels
 from adamergex.backbones.loading import quiet
 from adamergex.errors import ConfigError
@@ -106,7 +106,7 @@ def tune(
 
 def on_model(
     prepared: Prepared, grid: Iterable[float], loaded: Loaded
-) -> Generator[tuple[float, resident.Resident], None, None]:
+) -> Generator[tuple[float, loaded_adapter.LoadedAdapter], None, None]:
     """Every λ of ``candidates`` with A(λ) on the loaded model, which is given back when the generator is closed."""
     placed, config, task = None, None, prepared.own.layout.directory.path
     require_labels(loaded.model, task)
@@ -117,7 +117,9 @@ def on_model(
                 if placed is not None:
                     placed.detach()
                 placed, config = None, candidate.config
-                placed = resident.place(loaded.model, config, candidate.tensors, where=task, fresh=loaded.fresh)
+                placed = loaded_adapter.place(
+                    loaded.model, config, candidate.tensors, where=task, new_modules=loaded.new_modules
+                )
             else:
                 placed.replace(candidate.tensors, where=task)
             yield candidate.weight, placed
@@ -144,7 +146,7 @@ class Widened(NamedTuple):
 
 def widened(adapters: list[Adapter]) -> Widened:
     """All tensors in float32, or float64 where they are stored so."""
-    stored = [resident.read_tensors(adapter.layout.directory.path) for adapter in adapters]
+    stored = [loaded_adapter.read_tensors(adapter.layout.directory.path) for adapter in adapters]
     dtypes = {name: tensor.dtype for name, tensor in stored[0].items()}
     # A prefix is computed in float64, so a wider copy would only be rounded twice.
     kept = (torch.float64,) if not adapters[0].layout.structure.whole else tuple(set(dtypes.values()))
@@ -179,7 +181,7 @@ def _factor_candidates(prepared: Prepared, weights: list[float]) -> Iterator[Can
 def _delta_candidates(prepared: Prepared, weights: list[float]) -> Iterator[Candidate]:
     """A(λ) as concatenated (with ``rank``: truncated) factors of every chosen module."""
     layout = prepared.own.layout
-    tensors = resident.read_tensors(layout.directory.path)
+    tensors = loaded_adapter.read_tensors(layout.directory.path)
     with ExitStack() as stack:
         (task, _), *others = (
             (stack.enter_context(TensorReader(adapter.layout.directory)), adapter.layout)

@@ -29,7 +29,7 @@ class StructureKind:
     Args:
         name: ``structure.kind`` in settings, step keys and lineages.
         settings: "module:Class" of its settings, a subclass of ``structures.settings.Structure``.
-        module: the module with its ``attach``, ``load``, ``place`` and ``modules`` (``adapters.resident.Backend``).
+        module: the module with its ``attach``, ``load``, ``place`` and ``modules`` (``loaded_adapter.Backend``).
         peft_type: in ``adapter_config.json``, where PEFT or the structure's own module writes one.
         recognised: whether an ``adapter_config.json`` is of it, where the PEFT type does not tell.
         adapter: False for fine-tunings of the weights themselves.

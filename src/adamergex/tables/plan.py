@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from adamergex.config.references import AdapterReference, AlignmentReference, TaskReference, TextReference
 from adamergex.config.table_checks import ORACLE
-from adamergex.config.task import BuiltIn, Own
+from adamergex.config.task import BuiltinTask, CustomTask
 from adamergex.config.train import LanguageTraining, MaskedLmHeadTraining, TaskTraining
 from adamergex.config.transfer import TransferConfig, method_name
 from adamergex.errors import ConfigError, DataError
@@ -107,7 +107,7 @@ def _placed_base(folder: Path, base: str) -> str:
     return str((folder / base).absolute()) if (folder / base).is_dir() else base
 
 
-def _task(config: Own | BuiltIn, language: str) -> Target:
+def _task(config: CustomTask | BuiltinTask, language: str) -> Target:
     """The task with its labels, or entity types, which may be those of the training rows in a language."""
     from adamergex.tasks.kinds import kind_of
     from adamergex.tasks.rows import read, source

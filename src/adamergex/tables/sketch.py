@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adamergex.config.references import AdapterReference, TaskReference
 from adamergex.config.study import Assumed
-from adamergex.config.task import BuiltIn, Own
+from adamergex.config.task import BuiltinTask, CustomTask
 from adamergex.config.transfer import TransferConfig
 from adamergex.graph.steps import Step, canonical
 from adamergex.jobs.settings import Target, Task
@@ -58,7 +58,7 @@ def assumed_adapter(language: str) -> GivenAdapter:
     return GivenAdapter(Path(language), {"assumed": named(language)}, ())
 
 
-def _assumed_task(config: Own | BuiltIn) -> Target:
+def _assumed_task(config: CustomTask | BuiltinTask) -> Target:
     return config.task(("assumed 1", "assumed 2") if config.open_labels else ())
 
 

@@ -83,7 +83,7 @@ class Pairs:
         return [read.shape[1] + said.shape[1]] * len(self.ids)
 
     def batch(self, indices: Sequence[int], step: int) -> dict[str, Tensor]:
-        """Inputs and labels. The spans depend on (seed, step) alone: fresh every epoch, the same after a resume."""
+        """Inputs and labels. The spans depend on (seed, step) alone: new every epoch, the same after a resume."""
         read, said = self._divided(self.ids[list(indices)], step)
         return {"input_ids": torch.from_numpy(read), "labels": torch.from_numpy(said)}
 

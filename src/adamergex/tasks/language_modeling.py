@@ -58,7 +58,7 @@ class Segments:
         return [self.ids.shape[1]] * len(self.ids)
 
     def batch(self, indices: Sequence[int], step: int) -> dict[str, Tensor]:
-        """Inputs and labels. The masks depend on (seed, step) alone: fresh every epoch, the same after a resume."""
+        """Inputs and labels. The masks depend on (seed, step) alone: new every epoch, the same after a resume."""
         ids = self.ids[list(indices)]
         inputs = labels = ids
         if self.masking is not None:

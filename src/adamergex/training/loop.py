@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
 
-from adamergex.adapters import resident
+from adamergex.adapters import loaded_adapter
 from adamergex.adapters.saving import unwritable
 from adamergex.errors import AdapterFileError, ConfigError, TrainingError
 from adamergex.files.hashing import file_sha256
@@ -78,7 +78,7 @@ def require_rows(job: TrainJob, team: Team) -> None:
 def fit(
     job: TrainJob,
     *,
-    adapter: resident.Resident,
+    adapter: loaded_adapter.LoadedAdapter,
     examples: Examples,
     folder: Path,
     team: Team,
@@ -221,7 +221,7 @@ class _Steps(Dataset[_Batch]):
 class _Trainer(Trainer):
     """Trainer with the task's own loss, batches made beforehand, and strict adapter files as checkpoints."""
 
-    def __init__(self, adapter: resident.Resident, steps: _Steps, **settings: Any) -> None:
+    def __init__(self, adapter: loaded_adapter.LoadedAdapter, steps: _Steps, **settings: Any) -> None:
         self.adapter, self.steps = adapter, steps
         self.trainable = [parameter for parameter in adapter.model.parameters() if parameter.requires_grad]
         super().__init__(model=adapter.model, train_dataset=steps, **settings)
@@ -279,7 +279,7 @@ class _Trainer(Trainer):
             raise unwritable(str(self.args.output_dir), error) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: object = None) -> None:
-        self.adapter.replace(resident.read_tensors(Path(resume_from_checkpoint)), where=resume_from_checkpoint)
+        self.adapter.replace(loaded_adapter.read_tensors(Path(resume_from_checkpoint)), where=resume_from_checkpoint)
 
 
 class _Checkpoints(TrainerCallback):

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from adamergex.adapters import resident
+from adamergex.adapters import loaded_adapter
 from adamergex.adapters.heads import head_modules
 from adamergex.backbones.chat import in_chat
 from adamergex.backbones.loading import HEADS, head_input, outline
@@ -105,4 +105,4 @@ def _require_mergeable(job: MergeJob, structure: Structure, loaded: Loaded) -> N
 
 def _modules(structure: Structure, loaded: Loaded) -> list[str]:
     """The names of an adapter's modules, as far as they are known without one. Raises: ModelError, ConfigError."""
-    return resident.backend(kind_named(structure.kind)).modules(loaded.model, structure)
+    return loaded_adapter.backend(kind_named(structure.kind)).modules(loaded.model, structure)

@@ -26,7 +26,7 @@ from adamergex.files.inputs import Json
 from adamergex.tasks.sequences import on_device
 
 if TYPE_CHECKING:
-    from adamergex.adapters.resident import Trained
+    from adamergex.adapters.loaded_adapter import Trained
     from adamergex.jobs.settings import TrainJob
     from adamergex.tasks import Examples
     from adamergex.training.processes import Team

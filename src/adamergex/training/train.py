@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from adamergex.adapters import resident
+from adamergex.adapters import loaded_adapter
 from adamergex.adapters.weights_backed import InWeights
 from adamergex.backbones.loading import HEADS, Loaded, frame, head_input, longest_input, quiet
 from adamergex.data import reader
@@ -75,14 +75,14 @@ def train(
         parents = _parents(job, loaded)
         rows = read(job.task, job.rows, job.language)
         examples = examples_of(job, loaded, rows)
-        adapter = resident.attach(
+        adapter = loaded_adapter.attach(
             loaded.model,
             job.structure,
             below=job.below,
             task_head=loaded.kind in HEADS,
             base_sha256=loaded.sha256,
             seed=job.seed,
-            fresh=loaded.fresh,
+            new_modules=loaded.new_modules,
         )
         stack.callback(adapter.detach)
         start = adapter.start_sha256()
@@ -144,7 +144,11 @@ def require_room(job: TrainJob, loaded: Loaded) -> int:
 
 
 def _phases(
-    job: TrainJob, adapter: resident.Resident, folder: Path, team: Team, fitted: Callable[..., Mapping[str, Json]]
+    job: TrainJob,
+    adapter: loaded_adapter.LoadedAdapter,
+    folder: Path,
+    team: Team,
+    fitted: Callable[..., Mapping[str, Json]],
 ) -> Mapping[str, Json]:
     """Train once; or, to choose what a sparse difference changes, twice. What came out of it, for the lineage."""
     if not isinstance(adapter, InWeights) or not adapter.chooses:
@@ -186,7 +190,7 @@ def _parents(job: TrainJob, loaded: Loaded) -> dict[str, dict[str, Json]]:
         found = require_base(path, loaded.base, loaded.sha256)
         parents["below" if number == 1 else f"below_{number}"] = {
             "path": path,
-            "sha256": file_sha256(resident.tensors_path(Path(path))),
+            "sha256": file_sha256(loaded_adapter.tensors_path(Path(path))),
             "language": found.language if found else None,
         }
     return parents

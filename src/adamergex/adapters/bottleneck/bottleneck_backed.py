@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from adamergex.adapters.formats.adapterhub import AdapterFiles, HeadFiles
-    from adamergex.adapters.resident import NewAdapter
+    from adamergex.adapters.loaded_adapter import NewAdapter
     from adamergex.files.lineage import Lineage
     from adamergex.structures.settings import Structure
 
@@ -38,10 +38,10 @@ _TOP = "top"
 class Stacked:
     """A stack on a model whose uppermost adapter, with its head, is the one that is trained, written and replaced."""
 
-    def __init__(self, model: PreTrainedModel, heads: Sequence[str], fresh: tuple[str, ...]) -> None:
+    def __init__(self, model: PreTrainedModel, heads: Sequence[str], new_modules: tuple[str, ...]) -> None:
         self.model = model
-        self.heads, self.fresh = tuple(heads), fresh
-        own = head_parameters(model, fresh) if heads else {}
+        self.heads, self.new_modules = tuple(heads), new_modules
+        own = head_parameters(model, new_modules) if heads else {}
         self._before = {name: parameter.detach().clone() for name, parameter in own.items()}
 
     @property
@@ -85,7 +85,7 @@ class Stacked:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The adapter's tensors by their names in its file, and the head's by theirs in the model."""
-        head = head_parameters(self.model, self.fresh) if self.heads else {}
+        head = head_parameters(self.model, self.new_modules) if self.heads else {}
         return {name: tensor.detach() for name, tensor in [*self.adapter.named_parameters(), *head.items()]}
 
     def replace(self, contents: Tensors, *, where: object = "adapter") -> None:
@@ -94,7 +94,7 @@ class Stacked:
         head = {name: tensor for name, tensor in contents.items() if name in self._before}
         self.adapter.load({name: tensor for name, tensor in contents.items() if name not in head}, where)
         if head:
-            load_head(self.model, adapterhub.HeadFiles({}, head), where, self.fresh)
+            load_head(self.model, adapterhub.HeadFiles({}, head), where, self.new_modules)
 
     def write_tensors(self, directory: Path) -> None:
         """Write the tensors alone, the head's too, as one file."""
@@ -117,7 +117,7 @@ class Stacked:
 
     def detach(self) -> PreTrainedModel:
         """The model as it was, its own head included, in evaluation mode."""
-        for name, parameter in (head_parameters(self.model, self.fresh) if self._before else {}).items():
+        for name, parameter in (head_parameters(self.model, self.new_modules) if self._before else {}).items():
             parameter.data = self._before[name]
         self.stack.detach()
         self.model.train(False)
@@ -126,7 +126,7 @@ class Stacked:
     def _head(self, name: str, base: str) -> HeadFiles | None:
         if not self.heads:
             return None
-        head = head_of(self.model, name, self.fresh)
+        head = head_of(self.model, name, self.new_modules)
         return adapterhub.HeadFiles({**head.config, "model_name": base}, head.tensors)
 
 
@@ -163,12 +163,12 @@ def attach(model: PreTrainedModel, structure: Structure, below: Sequence[str | P
     Raises: ModelError, AdapterFileError, ConfigError, IncompatibleAdaptersError.
     """
     assert isinstance(structure, Bottleneck)
-    stacked = Stacked(model, head_modules(model, new.fresh) if new.task_head else (), new.fresh)
+    stacked = Stacked(model, head_modules(model, new.new_modules) if new.task_head else (), new.new_modules)
     adapter = stacked.put(below, config_of(structure))
     # Learned in float32 whatever the base's dtype, as PEFT does.
     adapter.float().initialise(f"{new.base_sha256}\n{structure.kind} {structure.layout} {structure.reduction:g}")
     stacked.stack.train_only(_TOP, also=stacked.heads)
-    draw(model, [name for name in stacked.heads if name in new.fresh], new.seed)
+    draw(model, [name for name in stacked.heads if name in new.new_modules], new.seed)
     try:
         require_effect(model, adapter.parameters(), "bottleneck adapter")
     except BaseException:
@@ -190,15 +190,15 @@ def modules(model: PreTrainedModel, structure: Structure) -> list[str]:
     return [*named, *(["invertible.F", "invertible.G"] if structure.invertible else [])]
 
 
-def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[str, ...] = ()) -> Stacked:
+def load(model: PreTrainedModel, directories: Sequence[Path], *, new_modules: tuple[str, ...] = ()) -> Stacked:
     """Put saved adapters on a model, the first lowest; the last brings its head.
 
-    ``fresh``: modules that the base lacks, so that the last adapter must bring them.
+    ``new_modules``: modules that the base lacks, so that the last adapter must bring them.
     Raises: AdapterFileError for unreadable files or no head, IncompatibleAdaptersError, ModelError.
     """
     *below, top = directories
     files = adapterhub.read_adapter(top)
-    return _filled(model, below, files.config, files.tensors, files.head, where=top, fresh=fresh)
+    return _filled(model, below, files.config, files.tensors, files.head, where=top, new_modules=new_modules)
 
 
 def place(
@@ -207,14 +207,14 @@ def place(
     contents: Tensors,
     *,
     where: object,
-    fresh: tuple[str, ...] = (),
+    new_modules: tuple[str, ...] = (),
 ) -> Stacked:
     """Put an adapter that is in memory on a model: ``config`` as in adapter_config.json, ``contents`` as
     ``Stacked.tensors`` has them. Raises: as ``load``."""
     own = {name: tensor for name, tensor in contents.items() if dialects.canonical(name)}
     head = {name: tensor for name, tensor in contents.items() if name not in own}
     files = adapterhub.HeadFiles({}, head) if head else None
-    return _filled(model, (), dialects.read_config(config, where), own, files, where=where, fresh=fresh)
+    return _filled(model, (), dialects.read_config(config, where), own, files, where=where, new_modules=new_modules)
 
 
 def _filled(
@@ -225,9 +225,9 @@ def _filled(
     head: HeadFiles | None,
     *,
     where: object,
-    fresh: tuple[str, ...],
+    new_modules: tuple[str, ...],
 ) -> Stacked:
-    if fresh and head is None:
+    if new_modules and head is None:
         raise AdapterFileError(
             "the adapter has no classification head, and the base has none either",
             where=where,
@@ -235,12 +235,12 @@ def _filled(
             expected="an adapter trained on a task with labels, or merged from one",
             fix="name the task adapter, last in the stack",
         )
-    stacked = Stacked(model, head_modules(model, fresh) if head else (), fresh)
+    stacked = Stacked(model, head_modules(model, new_modules) if head else (), new_modules)
     adapter = stacked.put(below, config)
     try:
         adapter.load(tensors, where)
         if head is not None:
-            load_head(model, head, where, fresh, label=False)
+            load_head(model, head, where, new_modules, label=False)
     except BaseException:
         stacked.detach()
         raise

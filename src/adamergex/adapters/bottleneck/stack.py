@@ -1,4 +1,4 @@
-"""Stacks of adapters on a model: several resident, any of them active in order, switched without touching the base."""
+"""Stacks of adapters on a model: several loaded, any of them active in order, switched without touching the base."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class AdapterStack(nn.Module):
     """The adapters of one model and which of them are active. Kept on the model as ``model.adapter_stack``.
 
     Its weights are the model's (``.to``, DDP and optimizers see them); the base's modules, names and tensors stay as
-    they were. Hooks are placed only where a resident adapter stands. One forward at a time: the active stack is state.
+    they were. Hooks are placed only where an adapter is loaded. One forward at a time: the active stack is state.
     """
 
     _model: PreTrainedModel
@@ -108,7 +108,7 @@ class AdapterStack(nn.Module):
 
     @property
     def names(self) -> Stack:
-        """All resident adapters."""
+        """All loaded adapters."""
         return tuple(self.adapters)
 
     @property
@@ -117,7 +117,7 @@ class AdapterStack(nn.Module):
         return self._active
 
     def add(self, adapter: Source, name: str | None = None) -> str:
-        """Make one more adapter resident, without activating it; its name.
+        """Load one more adapter, without activating it; its name.
 
         Raises: AdapterFileError, IncompatibleAdaptersError, ModelError, as ``attach``; ConfigError for a bad name.
         """
@@ -146,9 +146,9 @@ class AdapterStack(nn.Module):
         del self.adapters[name]
 
     def set_stack(self, *names: str | Sequence[str]) -> None:
-        """Activate resident adapters, names or a list of them, the first lowest; none for the bare base.
+        """Activate loaded adapters, names or a list of them, the first lowest; none for the bare base.
 
-        Raises: ConfigError for a name that is not resident; IncompatibleAdaptersError for an order that cannot be.
+        Raises: ConfigError for a name that is not loaded; IncompatibleAdaptersError for an order that cannot be.
         """
         stack = tuple(name for given in names for name in ((given,) if isinstance(given, str) else given))
         self._running.use(self._planned(stack))
@@ -308,7 +308,7 @@ class AdapterStack(nn.Module):
 
     def _unknown(self, what: str, name: str, known: Sequence[str]) -> ConfigError:
         near = difflib.get_close_matches(name, known)
-        expected = ", ".join(near or known) or "none is resident"
+        expected = ", ".join(near or known) or "none is loaded"
         return ConfigError(f"there is no such {what}", found=repr(name), expected=expected, fix="correct the name")
 
     def _free_name(self, name: str | None) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Tensors = Mapping[str, torch.Tensor]
 
 
-class Resident(Protocol):
+class LoadedAdapter(Protocol):
     """An adapter on a model. Its head, where it has one, goes with it."""
 
     @property
@@ -56,7 +56,7 @@ class Resident(Protocol):
         """Give the model back as it was."""
 
 
-class Trained(Resident, Protocol):
+class Trained(LoadedAdapter, Protocol):
     """A new adapter whose head, where it has one, may start from something else than it was drawn as."""
 
     def head_modules(self) -> Sequence[nn.Module]:
@@ -67,13 +67,13 @@ class Trained(Resident, Protocol):
 
 
 class NewAdapter(NamedTuple):
-    """What a new adapter begins with. ``task_head``: what stands outside the backbone trains too, and the ``fresh``
-    modules inside it, which are drawn from ``seed``."""
+    """What a new adapter begins with. ``task_head``: what stands outside the backbone trains too, and the
+    ``new_modules`` inside it, which are drawn from ``seed``."""
 
     task_head: bool
     base_sha256: str
     seed: int = 0
-    fresh: tuple[str, ...] = ()
+    new_modules: tuple[str, ...] = ()
 
 
 class Backend(Protocol):
@@ -84,7 +84,9 @@ class Backend(Protocol):
     ) -> Trained:
         """A new adapter that trains. ``below``: frozen ones under it; empty unless it ``stands_on_others``."""
 
-    def load(self, model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[str, ...]) -> Resident:
+    def load(
+        self, model: PreTrainedModel, directories: Sequence[Path], *, new_modules: tuple[str, ...]
+    ) -> LoadedAdapter:
         """A saved adapter, or a stack of them where it ``stands_on_others``."""
 
     def place(
@@ -94,8 +96,8 @@ class Backend(Protocol):
         contents: Tensors,
         *,
         where: object,
-        fresh: tuple[str, ...],
-    ) -> Resident:
+        new_modules: tuple[str, ...],
+    ) -> LoadedAdapter:
         """An adapter that is in memory, for a search of λ."""
 
     def modules(self, model: PreTrainedModel, structure: Structure) -> list[str]:
@@ -117,18 +119,18 @@ def attach(
     task_head: bool,
     base_sha256: str,
     seed: int = 0,
-    fresh: tuple[str, ...] = (),
+    new_modules: tuple[str, ...] = (),
 ) -> Trained:
     """Put a new, trainable adapter on a model, or let its weights train; see ``attach`` of ``in_peft``,
     ``bottleneck_backed`` and ``weights_backed``.
 
     Raises: ModelError, AdapterFileError, ConfigError, IncompatibleAdaptersError.
     """
-    new = NewAdapter(task_head, base_sha256, seed, fresh)
+    new = NewAdapter(task_head, base_sha256, seed, new_modules)
     return backend(kind_named(structure.kind)).attach(model, structure, below, new)
 
 
-def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[str, ...] = ()) -> Resident:
+def load(model: PreTrainedModel, directories: Sequence[Path], *, new_modules: tuple[str, ...] = ()) -> LoadedAdapter:
     """Put a saved adapter, or a stack of them, the first lowest, on a model; differences are added to its weights.
 
     Raises: AdapterFileError, IncompatibleAdaptersError (labels in another order, too), ModelError; ConfigError for no
@@ -147,7 +149,7 @@ def load(model: PreTrainedModel, directories: Sequence[Path], *, fresh: tuple[st
             expected="bottleneck adapters",
             fix="evaluate it alone",
         )
-    return backend(kinds[-1]).load(model, directories, fresh=fresh)
+    return backend(kinds[-1]).load(model, directories, new_modules=new_modules)
 
 
 def _kind_in(directory: str | Path) -> StructureKind:
@@ -167,11 +169,11 @@ def place(
     contents: Tensors,
     *,
     where: object,
-    fresh: tuple[str, ...] = (),
-) -> Resident:
+    new_modules: tuple[str, ...] = (),
+) -> LoadedAdapter:
     """Put an adapter that is in memory on a model: ``config`` as in adapter_config.json, ``contents`` as
     ``read_tensors`` gives them. Raises: AdapterFileError, IncompatibleAdaptersError."""
-    return backend(_kind(config)).place(model, config, contents, where=where, fresh=fresh)
+    return backend(_kind(config)).place(model, config, contents, where=where, new_modules=new_modules)
 
 
 def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
