@@ -159,7 +159,7 @@ def kind(annotation: Any) -> str:
         return f"list of {kind(parts[0])}"
     if origin is dict:
         return "mapping"
-    if annotation is task.Own:
+    if annotation is task.CustomTask:
         return " or ".join(f"[{name}](#{name.lower()})" for name in FORMS)
     if isinstance(annotation, type) and issubclass(annotation, settings.Settings):
         return f"[{annotation.__name__}](#{annotation.__name__.lower()})"

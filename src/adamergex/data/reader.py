@@ -37,8 +37,8 @@ def read(
     ``names``: the columns that must be there; of the others, ``also`` come along, and what ``columns`` maps.
 
     The format follows the ending: jsonl, json (a list), csv, tsv, parquet, txt (one text per line, blank lines
-    skipped), each also with ``.gz``. ``columns`` maps our names to the file's; names that are all digits are positions, from 0,
-    of a csv or tsv file without a header line. In tsv files a quotation mark is a character like any other.
+    skipped), each also with ``.gz``. ``columns`` maps our names to the file's; names that are all digits are positions,
+    from 0, of a csv or tsv file without a header line. In tsv files a quotation mark is a character like any other.
     Raises: DataError naming file, line and columns for anything that is missing, empty or unreadable.
     """
     return [row for _, row in read_numbered(rows, language, names, also)]
