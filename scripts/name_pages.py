@@ -95,7 +95,7 @@ def annotation(value: Any) -> str:
         if isinstance(value, str)
         else getattr(value, "__forward_arg__", None) or getattr(value, "__name__", str(value))
     )
-    return f": {text}"
+    return f": {quoted(text)}"
 
 
 def default(value: Any) -> str:
@@ -103,7 +103,12 @@ def default(value: Any) -> str:
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     text = re.sub(r"<(?:built-in )?function (\w+)[^>]*>", r"\1", repr(value))
-    return "..." if "<" in text else text
+    return "..." if "<" in text else quoted(text)
+
+
+def quoted(text: str) -> str:
+    """Code with double quotation marks, as the formatter writes them."""
+    return text if '"' in text else text.replace("'", '"')
 
 
 def described(thing: Any, level: int) -> str:

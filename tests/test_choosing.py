@@ -142,7 +142,7 @@ def test_a_space_at_the_end_of_a_context_is_the_choices(families: dict[str, str]
     [
         (["a"], [[]], 96, DataError, "has no choices"),
         (["a", "b"], [["x"], ["y", " "]], 96, DataError, r"a choice is empty[\s\S]*row 2"),
-        (["a", "b"], [["x"]], 96, ConfigError, "not of the same rows"),
+        (["a", "b"], [["x"]], 96, ConfigError, "numbers of contexts"),
         ([Prompt.of("{a} " + "word " * 40, {"a": "text"}, cut="a")], [["x"]], 40, ConfigError, "leaves no room"),
     ],
 )

@@ -103,4 +103,4 @@ def test_transfer_then_inspect_merge_and_evaluate(
     assert main(["evaluate", *given, "--output", str(tmp_path / "scores")]) == 0
     assert "on 24 items" in capsys.readouterr().out
     assert main(["evaluate", *given, "--output", str(tmp_path / "scores")]) == 2
-    assert "in use" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err

@@ -90,7 +90,7 @@ def test_all_problems_at_once_with_the_nearest_names() -> None:
         parse(broken)
     text = str(caught.value)
     assert "tragets: no such setting; did you mean 'targets'?" in text
-    assert "methods.0: 'adamerge' is none of" in text and "did you mean 'adamergex'?" in text
+    assert "methods.0: 'adamerge' is not one of" in text and "did you mean 'adamergex'?" in text
     assert "structure.rnak: no such setting; did you mean 'rank'?" in text
     assert "task.test: missing" in text
     assert "task.optimisation.learning_rate" in text and "greater than 0" in text
@@ -127,7 +127,7 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not valid YAML"):
         load(tmp_path / "bad.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
-    with pytest.raises(ConfigError, match="holds no mapping"):
+    with pytest.raises(ConfigError, match="is not a mapping"):
         load(tmp_path / "list.yaml")
 
 

@@ -100,7 +100,7 @@ def test_every_task_runs_on_models_that_write_too(name: str, base: str, roomy_t5
 @pytest.mark.skipif(REAL is None, reason="ADAMERGEX_DATA names no data folder")
 @pytest.mark.parametrize("language", ["ar", "hi", "th", "vi", "zh"])
 def test_real_answers_are_found_again_through_pieces_and_windows(language: str) -> None:
-    """Contexts of up to 1,000 pieces: the gold span of some window is the gold answer, character for character."""
+    """Contexts of up to 1,000 tokens: the gold span of some window is the gold answer, character for character."""
     from adamergex.backbones.loading import tokenizer
     from adamergex.tasks.spans import span_examples
 
@@ -138,7 +138,10 @@ def settings_with(task: dict[str, Any], **changes: Any) -> dict[str, Any]:
             ["task.settings.strde: no such setting; did you mean 'stride'?", "task.settings.max_length: Input should"],
         ),
         ({"kind": "tagging", "train": "a"}, ["task.test: missing"]),
-        ({"kind": "taging", "train": "a", "test": "b"}, ["task.kind: 'taging' is none of", "did you mean 'tagging'?"]),
+        (
+            {"kind": "taging", "train": "a", "test": "b"},
+            ["task.kind: 'taging' is not one of", "did you mean 'tagging'?"],
+        ),
         (
             {"kind": "span", "train": "a", "test": "b", "strid": 1},
             ["task.strid: no such setting; did you mean 'stride'?"],

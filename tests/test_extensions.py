@@ -93,7 +93,7 @@ def test_a_merging_rule_of_others(study: Path, tmp_path: Path) -> None:
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "merged" / name).read_bytes() == (merged / name).read_bytes()
     lacking = command("merge", *given, "--output", tmp_path / "not")
-    assert lacking.returncode == 2 and "There is no such rule" in lacking.stderr
+    assert lacking.returncode == 2 and "there is no such rule" in lacking.stderr
     assert not (tmp_path / "not").exists()
 
 

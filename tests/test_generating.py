@@ -157,7 +157,7 @@ def test_an_answer_is_never_cut(families: dict[str, str], name: str) -> None:
         )  # fmt: skip
     with pytest.raises(DataError, match="an answer is empty"):
         answer_examples(["a"], [" "], found.tokenizer, max_length=40, longest=96, family=found.family)
-    with pytest.raises(ConfigError, match="an encoder cannot say"):
+    with pytest.raises(ConfigError, match="an encoder cannot generate"):
         answer_examples(["a"], ["b"], found.tokenizer, max_length=40, longest=96, family="encoder")
 
 

@@ -226,7 +226,7 @@ def test_an_output_that_is_a_file_cannot_be_filled(tmp_path: Path) -> None:
 
 def test_a_folder_in_the_place_of_a_file_is_told_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
-    with pytest.raises(AdapterFileError, match=r"in use(.|\n)*a directory"):
+    with pytest.raises(AdapterFileError, match=r"exists already(.|\n)*a directory"):
         write_files(tmp_path, {"a": "new", "b": "new"})
     assert contents(tmp_path) == {}
 

@@ -84,7 +84,7 @@ def test_a_kind_of_another_package_trains_evaluates_and_merges(
     wrong = run(similarity, "transfer", str(tmp_path / "settings.yaml"))
     assert wrong.returncode == 2 and "task.first: no such setting" in wrong.stderr
     without = run(tmp_path, "transfer", str(tmp_path / "settings.yaml"))
-    assert without.returncode == 2 and "task.kind: 'similarity' is none of" in without.stderr
+    assert without.returncode == 2 and "task.kind: 'similarity' is not one of" in without.stderr
 
 
 def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

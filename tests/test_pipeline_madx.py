@@ -149,7 +149,7 @@ def test_settings_say_what_is_wrong() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(given)
     assert "mad_x.language.reducton: no such setting; did you mean 'reduction'?" in str(caught.value)
-    assert "'madx' is none of" in str(caught.value) and "did you mean 'mad_x'" in str(caught.value)
+    assert "'madx' is not one of" in str(caught.value) and "did you mean 'mad_x'" in str(caught.value)
     with pytest.raises(ConfigError, match="structure: rank: not a setting of kind 'bottleneck'"):
         parse(settings(Path("b"), Path("d"), Path("o"), structure={"kind": "bottleneck", "rank": 2}))
     defaults = parse(settings(Path("b"), Path("d"), Path("o"))).mad_x
@@ -218,7 +218,7 @@ def test_what_is_wrong_with_a_training_is_said_at_the_command_line(
     language = {"kind": "language", "base": str(tiny_encoder), "language": "sw", "text": text, "segment": 16}
     assert main(["train", written(tmp_path, "sw", **language, optimisation=QUICK, output="sw")]) == 0
     capsys.readouterr()
-    assert "in use" in message(**language, optimisation=QUICK, output="sw")
+    assert "exists already" in message(**language, optimisation=QUICK, output="sw")
     learned = {"train": str(small_data / "en.train.tsv"), "optimisation": QUICK}
     task = {"kind": "task", "language": "en", "task": learned, "below": "sw", "output": "task"}
     assert "trained on another base" in message(**task, base=str(tiny_decoder))
@@ -239,7 +239,7 @@ def test_what_is_wrong_with_a_training_is_said_at_the_command_line(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"task": {"kind": "taging", "train": "a.jsonl"}}, ["task.kind: 'taging' is none of", "'tagging'?"]),
+        ({"task": {"kind": "taging", "train": "a.jsonl"}}, ["task.kind: 'taging' is not one of", "'tagging'?"]),
         ({"task": {"kind": "tagging"}}, ["task.train: missing"]),
         ({"task": {"train": {"pth": "a.tsv"}}}, ["task.train.pth: no such setting; did you mean 'path'?"]),
         ({"task": {"train": "a.tsv", "lables": ["a", "b"]}}, ["task.lables: no such setting; did you mean 'labels'?"]),
@@ -253,7 +253,7 @@ def test_what_is_wrong_with_a_training_is_said_at_the_command_line(
         ({"train": "a.tsv"}, ["task: missing", "train: belongs under 'task'"]),
         ({"task": {"name": "xcopa", "data": "data", "settings": {"max_lenth": 3}}}, ["did you mean 'max_length'?"]),
         ({"task": {"name": "xcoppa", "data": "data"}}, ["task.name: ", "perhaps 'xcopa'"]),
-        ({"kind": ["task"]}, ["kind: ['task'] is none of language, task"]),
+        ({"kind": ["task"]}, ["kind: ['task'] is not one of language, task"]),
     ],
 )
 def test_a_training_task_is_said_as_in_transfer(changes: dict[str, Any], said: list[str]) -> None:

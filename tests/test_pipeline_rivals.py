@@ -116,7 +116,7 @@ def test_languages_may_have_steps_of_their_own(tiny_encoder: Path, small_data: P
     with pytest.raises(ConfigError) as caught:
         trainings({"swa": 2})
     for place in ("mad_x", "full", "lf_sft"):
-        assert f"{place}.language.steps_by_language: 'swa' is none of the table's" in str(caught.value)
+        assert f"{place}.language.steps_by_language: 'swa' is not one of the table's" in str(caught.value)
     assert "did you mean 'sw'?" in str(caught.value)
 
 
@@ -284,7 +284,7 @@ def test_what_cannot_be_is_said_before_anything_is_trained(
 ) -> None:
     for method in ("xlt", "xlt_english_tuning"):
         config = absolute(parse(settings(tiny_encoder, small_data, tmp_path, methods=[method], proxy=None)))
-        with pytest.raises(ConfigError, match="needs a model that writes"):
+        with pytest.raises(ConfigError, match="needs a generating model"):
             facts(config)
     tags = {"kind": "tagging", "types": ["PER"], "train": str(small_data / "{language}.train.tsv"),
             "test": str(small_data / "{language}.test.tsv")}  # fmt: skip
@@ -298,7 +298,7 @@ def test_what_cannot_be_is_said_before_anything_is_trained(
     with pytest.raises(ConfigError) as caught:
         parse(given)
     assert "lf_sft.language.entris: no such setting; did you mean 'entries'?" in str(caught.value)
-    assert "methods.0: 'lf-sft' is none of" in str(caught.value) and "did you mean 'lf_sft'" in str(caught.value)
+    assert "methods.0: 'lf-sft' is not one of" in str(caught.value) and "did you mean 'lf_sft'" in str(caught.value)
     given |= {"methods": ["lf_sft"], "lf_sft": {"language": {"optimisation": {"weight_decay": 0.1}}}}
     with pytest.raises(ConfigError, match=r"(?s)'full' is no adapter.*lf_sft.language.optimisation.weight_decay"):
         parse(given)

@@ -78,7 +78,7 @@ def test_the_place_of_the_translations_is_no_part_of_a_step(
     ("change", "error", "message"),
     [
         ({"kind": "sentence-contrast", "noise": 1.0}, ConfigError, r"noise"),
-        ({"kind": "sentence-contrast", "optimisation": {"batch_size": 1}}, ConfigError, r"told from the others"),
+        ({"kind": "sentence-contrast", "optimisation": {"batch_size": 1}}, ConfigError, r"contrasted with the others"),
         ({"kind": "sentence-contrast", "segment": 16}, ConfigError, r"segment: no such setting"),
         ({"kind": "sentence-alignment"}, DataError, r"pivot"),
         ({"kind": "sentence-alignment", "pivot": "one.txt"}, DataError, r"different numbers of rows"),

@@ -437,7 +437,7 @@ def test_the_settings_of_the_ablations(
         ({"merge": {"swap": {"botom": 1}}}, "did you mean 'bottom'"),
         ({"merge": {"combine": {"density": 0}}}, "merge.combine.density"),
         ({"reference": {"kind": "task"}}, "reference.task: missing"),
-        ({"reference": {"kind": "tsak"}}, "reference.kind: 'tsak' is none of"),
+        ({"reference": {"kind": "tsak"}}, "reference.kind: 'tsak' is not one of"),
         ({"reference": {"kind": "task", "task": {"train": "en.tsv"}}}, "reference.task.train: 'en.tsv' has no"),
         (
             {"methods": ["mad_x"], "reference": {"kind": "task", "task": {"train": "{language}.tsv"}}},

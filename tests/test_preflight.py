@@ -22,7 +22,7 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     "segments": ({"reference": {"segment": 16, "segments": 100_000}}, "too little text"),
     "modules": ({"structure": {"kind": "lora", "modules": ".*nothing"}}, "matches no module"),
     "module-kind": ({"structure": {"kind": "lora", "modules": ".*LayerNorm"}}, "cannot hold an adapter"),
-    "merged-modules": ({"merge": {"weight": 0.5, "modules": "nothing"}}, "No module matches"),
+    "merged-modules": ({"merge": {"weight": 0.5, "modules": "nothing"}}, "no module matches"),
     "layers-swapped": (
         {"methods": ["layer_swapping"], "merge": {"swap": {"bottom": 5, "top": 5}}}, "cannot be swapped",
     ),

@@ -223,7 +223,7 @@ def world(tiny_encoder: Path, small_data: Path, tmp_path: Path, monkeypatch: pyt
         ({"reference.segments": 10**6}, "too little text"),
         ({"structure.modules": "nothing.*"}, "matches no module"),
         ({"structure.modules": "("}, "regular expression"),
-        ({"merge.modules": "nothing"}, "No module matches"),
+        ({"merge.modules": "nothing"}, "no module matches"),
         ({"structure": {"kind": "prefix", "virtual_tokens": 4000}}, "no room for text"),
         ({"structure": {"kind": "bottleneck", "leave_out": [7]}}, "cannot be left out"),
         ({"methods": ["mad_x"], "mad_x.leave_out": [7]}, "cannot be left out"),

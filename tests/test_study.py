@@ -24,7 +24,7 @@ from adamergex.errors import ConfigError
 from adamergex.graph.inventory import Garbage, collect, entries, forget_study, garbage, record, studies
 from adamergex.graph.local import StepsFailedError, run
 from adamergex.graph.steps import Step, Store, held, short
-from adamergex.jobs.settings import Structure
+from adamergex.jobs.settings import EvaluateJob, Structure, TrainJob
 from adamergex.tables.devices import DEVICES
 from adamergex.tables.estimate import estimate, flops_factor, parameters
 from adamergex.tables.study import Engine, dry_run, run_study
@@ -206,7 +206,7 @@ def test_all_problems_of_a_study_at_once(tiny_encoder: Path, wide_data: Path, tm
         parse_study(wanted)
     text = str(caught.value)
     assert "varaints: no such setting; did you mean 'variants'?" in text
-    assert text.count("methods.0: 'adamerge' is none of") == 1  # a common setting: said once, for no table
+    assert text.count("methods.0: 'adamerge' is not one of") == 1  # a common setting: said once, for no table
     assert "  - methods.0" in text
     assert "tones, tones-odd: task.tran: no such setting; did you mean 'train'?" in text
     assert "tones, tones-odd: task.test: missing" in text
@@ -271,9 +271,9 @@ def test_changes_have_the_last_word_in_every_table(tiny_encoder: Path, wide_data
         ("=3", "sets nothing"),
         ("merge..grid=[0]", "sets nothing"),
         ("merge.grid=[0", "the value is not valid YAML"),
-        ("tasks.tons=null", "nothing to take away(.|\n)*no 'tasks.tons'(.|\n)*perhaps 'tones'"),
+        ("tasks.tons=null", "nothing to remove(.|\n)*no 'tasks.tons'(.|\n)*perhaps 'tones'"),
         ("tasks.tones.task.tset=null", "no 'tasks.tones.task.tset'(.|\n)*perhaps 'test'"),
-        ("metods=null", "nothing to take away(.|\n)*no 'metods'(.|\n)*perhaps 'methods'"),
+        ("metods=null", "nothing to remove(.|\n)*no 'metods'(.|\n)*perhaps 'methods'"),
         ("merge.gird=null", "no 'merge.gird'(.|\n)*perhaps 'grid'"),
         ("task.optimisation.steps.x=null", "no 'task.optimisation.steps.x'(.|\n)*one of nothing"),
         ("base.name=x", "'base' holds no settings of its own"),
@@ -435,9 +435,12 @@ def test_parameters_are_those_outside_the_embeddings(tiny_encoder: Path) -> None
 
 
 def test_factors_of_the_formula() -> None:
-    assert flops_factor({}) == 2
-    assert flops_factor({"optimisation": {}, "structure": {"kind": "lora"}}) == 4
-    assert flops_factor({"optimisation": {}, "structure": None}) == 6
+    rows = {"path": "{language}.tsv"}
+    shared = {"base": "nano", "task": {"kind": "classification", "labels": ["a", "b"]}, "language": "sw", "rows": rows}
+    assert flops_factor(EvaluateJob.model_validate(shared)) == 2
+    for kind, factor in (("lora", 4), ("bottleneck", 4), ("full", 6), ("sparse", 6)):
+        job = TrainJob.model_validate({**shared, "structure": {"kind": kind}, "optimisation": {}})
+        assert flops_factor(job) == factor
 
 
 def test_absent_rows_are_assumed_up_to_their_limit(tmp_path: Path) -> None:
@@ -604,12 +607,12 @@ def test_the_verbs(
     assert main(["gc", str(store), "--forget", "Small", "--yes"]) == 0
     assert not entries(Store(store))
     assert main(["gc", str(store)]) == 2
-    assert "everything would go" in capsys.readouterr().err
+    assert "everything would be removed" in capsys.readouterr().err
     assert main(["runs", str(tmp_path / "none")]) == 2
     assert "there is no store" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["study", str(file), "--workers", "0"])
-    assert "'0' is no number of workers" in capsys.readouterr().err
+    assert "'0' is not a number of workers" in capsys.readouterr().err
     file.write_text("tasks: {}\nbase: nano\n", encoding="utf-8")
     assert main(["study", str(file)]) == 2
     assert "adamergex: " in capsys.readouterr().err

@@ -223,7 +223,7 @@ def test_a_validation_set_that_is_missing_is_told_before_anything_is_trained(
         ({"merge": {"oracle": True}, "methods": ["english_tuning", "average"]}, r"merge\.oracle: no method"),
         ({"merge": {"compare": ["entropy"]}}, r"merge\.compare: is shown against the oracle"),
         ({"merge": {"oracle": True, "compare": ["proxy"]}}, r"merge\.compare: 'proxy' is the table's own way"),
-        ({"merge": {"oracle": True, "compare": ["oracle"]}}, r"merge\.compare[\s\S]*'oracle' is none of"),
+        ({"merge": {"oracle": True, "compare": ["oracle"]}}, r"merge\.compare[\s\S]*'oracle' is not one of"),
         ({"proxy": None, "merge": {"leave_one_out": True, "oracle": True, "compare": ["proxy"]}}, r"proxy: missing"),
         ({"merge": {"oracle": True, "compare": ["entropy"], "grid": [2.0]}}, r"merge\.grid: entropy is minimised"),
         ({"methods": ["adamergex", "x.py:adamergex_oracle"], "merge": {"oracle": True}}, r"what the oracle of another"),

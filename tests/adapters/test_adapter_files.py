@@ -227,7 +227,7 @@ def test_our_layout_is_deterministic_whole_and_keeps_what_is_there(tmp_path: Pat
     import_adapter(source, tmp_path / "two")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    with pytest.raises(AdapterFileError, match="in use"):
+    with pytest.raises(AdapterFileError, match="exists already"):
         import_adapter(source, tmp_path / "one")
     holed = dict(files.tensors) | {"layers.0.output.up.bias": torch.full((16,), torch.nan)}
     broken = AdapterFiles("sw", files.config, holed)

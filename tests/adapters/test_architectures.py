@@ -100,7 +100,7 @@ def test_generation_with_a_cache_equals_generation_without() -> None:
 
 def test_houlsby_on_pfeiffer_is_refused() -> None:
     model = tiny("bert")
-    with pytest.raises(IncompatibleAdaptersError, match=r"reads x \(houlsby\) cannot stand on"):
+    with pytest.raises(IncompatibleAdaptersError, match=r"reads x \(houlsby\) cannot be stacked on"):
         attach(model, adapter(model, PFEIFFER[1], 0), adapter(model, HOULSBY[0], 1), names=["low", "high"])
     assert not hasattr(model, "adapter_stack")  # all or nothing
 

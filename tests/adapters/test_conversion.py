@@ -179,7 +179,7 @@ def test_nothing_is_run_and_nothing_is_overwritten(tmp_path: Path, capsys: pytes
     convert(HUB, tmp_path / "out")
     before = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
     assert main(["convert", str(TAGGER), "--output", str(tmp_path / "out")]) == 2
-    assert "in use" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == before
 
 

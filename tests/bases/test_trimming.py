@@ -354,7 +354,7 @@ def test_what_cannot_be_trimmed_is_refused_and_nothing_written(covered: Path, tm
     covered.write_text("a river\n", encoding="utf-8")
     output.mkdir()
     (output / "mine").write_text("", encoding="utf-8")
-    with pytest.raises(AdapterFileError, match="in use"):
+    with pytest.raises(AdapterFileError, match="exists already"):
         trim(str(base), [covered], output)
 
 

@@ -208,12 +208,12 @@ def test_an_output_in_use(taken: str, tmp_path: Path) -> None:
         (output / "x").write_text("x")
     else:
         output.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(AdapterFileError, match="in use"), staged(output):
+    with pytest.raises(AdapterFileError, match="exists already"), staged(output):
         pass
 
 
 def test_an_output_taken_meanwhile_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(AdapterFileError, match="in use"), staged(tmp_path / "out") as stage:
+    with pytest.raises(AdapterFileError, match="exists already"), staged(tmp_path / "out") as stage:
         (stage / "file").write_text("ours")
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "file").write_text("theirs")

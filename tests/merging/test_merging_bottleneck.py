@@ -223,7 +223,7 @@ def mutated(path: Path, change: str) -> None:
         ("drop a module", IncompatibleAdaptersError, "missing layers.1.output"),
         ("drop the invertible block", IncompatibleAdaptersError, "missing invertible.F, invertible.G"),
         ("add a layer", IncompatibleAdaptersError, "extra layers.2.attention"),
-        ("another width", IncompatibleAdaptersError, "The shape of layers.1.output"),
+        ("another width", IncompatibleAdaptersError, "the shape of layers.1.output"),
         ("one shape", AdapterFileError, "do not belong together"),
         ("not finite", AdapterFileError, "not finite"),
         ("a dtype", IncompatibleAdaptersError, "The dtype of layers.1.output"),

@@ -301,7 +301,7 @@ def test_what_cannot_be_combined_is_refused(tmp_path: Path, monkeypatch: pytest.
     combine(**pair(paths), output=tmp_path / "cut", method="ties", density=0.5, rank=2)
     monkeypatch.undo()
     edit_config(paths["target_reference"], lora_alpha=4)
-    with pytest.raises(IncompatibleAdaptersError, match="Rank or alpha"):
+    with pytest.raises(IncompatibleAdaptersError, match="rank or alpha"):
         combine(**pair(paths), **out, method="ties_factors", density=0.5)
     stranger = save(tmp_path / "stranger", lora_tensors(77), lora_config())
     with pytest.raises(IncompatibleAdaptersError, match="different random starts"):

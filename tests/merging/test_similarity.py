@@ -77,7 +77,7 @@ def test_opposite_same_and_nothing(tmp_path: Path) -> None:
 
 def test_what_has_no_common_divergence_is_refused(tmp_path: Path) -> None:
     source, targets = references(tmp_path, "lora")
-    with pytest.raises(ConfigError, match="No divergence"):
+    with pytest.raises(ConfigError, match="no divergence"):
         similarity(source, {})
     with pytest.raises(AdapterFileError, match="no adapter directory"):
         similarity(source, {"xx": tmp_path / "none"})

@@ -58,7 +58,7 @@ def test_what_a_function_cannot_do_is_said(rule: str, tmp_path: Path) -> None:
     merging.register(merging.rule(cut))
     with pytest.raises(ConfigError, match=r"returns what cannot be written[\s\S]*rule cut[\s\S]*shape \(\d+,\)"):
         merging.merge(task=task, **pair, weight=1, rule="cut")
-    with pytest.raises(ConfigError, match="There is no such rule"):
+    with pytest.raises(ConfigError, match="there is no such rule"):
         merging.merge(task=task, **pair, weight=1, rule="turnde")
     assert not (tmp_path / "out").exists()
 

@@ -179,7 +179,7 @@ def test_paired_differences_and_mcnemar() -> None:
     a, b = rows_of("x" * 60 + "." * 40), rows_of("x" * 45 + "." * 50 + "x" * 5)
     found = evaluation.paired_difference(a, b)
     assert found["difference"] == pytest.approx(10)
-    assert found["interval"] == [pytest.approx(2, abs=1.1), pytest.approx(19, abs=1.5)]
+    assert found["interval"] == (pytest.approx(2, abs=1.1), pytest.approx(19, abs=1.5))
     assert found["p"] == pytest.approx(0.0414, abs=1e-4)  # 15 against 5
     assert evaluation.mcnemar(0, 0) == 1 and evaluation.mcnemar(0, 5) == pytest.approx(1 / 16)
     assert evaluation.mcnemar(3000, 3000) == 1

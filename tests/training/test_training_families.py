@@ -248,7 +248,7 @@ def test_every_language_gets_the_same_number_of_segments(bases: dict[str, str], 
 
 def test_span_corruption_needs_sentinels(bases: dict[str, str]) -> None:
     task = LanguageModeling(segment=24, objective="span-corruption")
-    with pytest.raises(ConfigError, match=r"too few sentinels[\s\S]*0 pieces"):
+    with pytest.raises(ConfigError, match=r"too few sentinels[\s\S]*0 tokens"):
         denoising.pairs(SENTENCES, loading.tokenizer(bases["bart"]), task, seed=0, longest=96)
     task = LanguageModeling(segment=90, mask_rate=0.5)
     with pytest.raises(ConfigError, match=rf"too few sentinels[\s\S]*{SENTINELS} pieces[\s\S]*expected: 15"):

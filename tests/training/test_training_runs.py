@@ -89,7 +89,7 @@ def test_the_directory_is_complete(checkpoints: dict[str, str], labelled: Path, 
     assert "AutoModelForSequenceClassification" in (tmp_path / "out" / "README.md").read_text()
     events = EventAccumulator(str(tmp_path / "out" / "logs")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [20, 25]
-    with pytest.raises(AdapterFileError, match="in use"):
+    with pytest.raises(AdapterFileError, match="exists already"):
         train.train(job(checkpoints["xlm-r"], labelled), tmp_path / "out")
 
 

@@ -20,7 +20,7 @@ Document = dict[str, Any]
 
 
 def require_kind(document: Document, where: object) -> str:
-    """The kind of a tokenizer's model. Raises: ModelError for one that is none of ``MODELS``."""
+    """The kind of a tokenizer's model. Raises: ModelError for one that is not one of ``MODELS``."""
     model = document.get("model")
     kind = str(model.get("type")) if isinstance(model, dict) else type(model).__name__
     if kind in MODELS:
@@ -37,7 +37,7 @@ def require_kind(document: Document, where: object) -> str:
 class Vocabulary:
     """Tokens and ids of a parsed tokenizer.json.
 
-    Raises: ModelError for a tokenizer that is none of ``MODELS``, or whose ids are not 0, 1, 2, …
+    Raises: ModelError for a tokenizer that is not one of ``MODELS``, or whose ids are not 0, 1, 2, …
     """
 
     def __init__(self, document: Document, where: object) -> None:

@@ -75,7 +75,7 @@ def _sentence(problem: ErrorDetails, model: type[BaseModel]) -> str:
     if kind == "union_tag_invalid":
         kinds = context["expected_tags"]
         options = kinds.replace("'", "").split(", ")
-        return f"{place}.kind: {shown(context['tag'])} is none of {kinds}{hint(context['tag'], options)}"
+        return f"{place}.kind: {shown(context['tag'])} is not one of {kinds}{hint(context['tag'], options)}"
     if kind in ("extra_forbidden", "invalid_key"):
         return f"{place}: no such setting{hint(problem['loc'][-1], _names_at(model, problem['loc'][:-1]))}"
     if kind == "missing":
@@ -83,7 +83,7 @@ def _sentence(problem: ErrorDetails, model: type[BaseModel]) -> str:
     if kind == "literal_error":
         expected = context["expected"]
         options = [option.strip("' ") for option in expected.replace(" or ", ", ").split(", ")]
-        return f"{place}: {shown(problem['input'])} is none of {expected}{hint(problem['input'], options)}"
+        return f"{place}: {shown(problem['input'])} is not one of {expected}{hint(problem['input'], options)}"
     if kind == "value_error":  # a sentence of ours, which names what it found
         return f"{place}: {context['error']}" if place else str(context["error"])
     return f"{place}: {problem['msg']} (found {shown(problem['input'])})"

@@ -162,7 +162,7 @@ def parse_training(settings: object, where: str = "settings") -> Training:
     settings = settings if isinstance(settings, Mapping) else {}
     kind = settings.get("kind")
     if not isinstance(kind, str) or kind not in TRAININGS:
-        found = "kind: missing" if kind is None else f"kind: {shown(kind)} is none of {', '.join(TRAININGS)}"
+        found = "kind: missing" if kind is None else f"kind: {shown(kind)} is not one of {', '.join(TRAININGS)}"
         raise refused(where, [found + (hint(kind, TRAININGS) or f"; one of {', '.join(TRAININGS)}")])
     filled_in, of_task = None, set[str]()
     if kind == "task":

@@ -246,7 +246,7 @@ def _strange_languages(config: TransferConfig) -> Iterator[str]:
         for language in getattr(config, place).language.steps_by_language:
             if language not in known:
                 near = hint(language, known) or f", which are {', '.join(known)}"
-                yield f"{place}.language.steps_by_language: {shown(language)} is none of the table's languages{near}"
+                yield f"{place}.language.steps_by_language: {shown(language)} is not one of the table's languages{near}"
 
 
 COMBINED = ("ties", "dare", "ties_factors", "dare_factors")

@@ -49,7 +49,7 @@ def require_metric(task: Target) -> None:
 def tallied(task: Target, items: Sequence[dict[str, Json]], language: str) -> list[dict[str, Json]]:
     """The items with their ``tally`` [hits, of]; labels need none, they are right or wrong.
 
-    Raises: ConfigError: the task's ``metric`` is none of its scores, or is not the ratio of the items' sums.
+    Raises: ConfigError: the task's ``metric`` is not one of its scores, or is not the ratio of the items' sums.
     """
     found = scores(task, items, language)
     whole = known(task.metric, found, "metric", f"the scores of {task.name}")
