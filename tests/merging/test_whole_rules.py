@@ -51,7 +51,7 @@ def test_weight_0_gives_the_task_back(rule: str, tmp_path: Path) -> None:
 def test_what_a_function_cannot_do_is_said(rule: str, tmp_path: Path) -> None:
     pair: dict[str, Any] = {**trio(tmp_path), "output": tmp_path / "out"}
     task = pair.pop("task")
-    with pytest.raises(ConfigError, match="This rule has no divergence"):
+    with pytest.raises(ConfigError, match="this rule has no divergence"):
         merging.divergence(**pair, rule=rule)
     with pytest.raises(ConfigError, match="rule of whole tensors is for the tensors of modules, in space factors"):
         merging.merge(task=task, **pair, weight=1, rule=rule, space="delta")

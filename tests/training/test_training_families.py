@@ -251,7 +251,7 @@ def test_span_corruption_needs_sentinels(bases: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"too few sentinels[\s\S]*0 tokens"):
         denoising.pairs(SENTENCES, loading.tokenizer(bases["bart"]), task, seed=0, longest=96)
     task = LanguageModeling(segment=90, mask_rate=0.5)
-    with pytest.raises(ConfigError, match=rf"too few sentinels[\s\S]*{SENTINELS} pieces[\s\S]*expected: 15"):
+    with pytest.raises(ConfigError, match=rf"too few sentinels[\s\S]*{SENTINELS} tokens[\s\S]*expected: 15"):
         denoising.pairs(SENTENCES, loading.tokenizer(bases["t5"]), task, seed=0, longest=96)
     with pytest.raises(ConfigError, match="do not fit the model"):
         denoising.pairs(SENTENCES, loading.tokenizer(bases["t5"]), LanguageModeling(segment=97), seed=0, longest=96)
