@@ -12,6 +12,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries read it: they ask the
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# No claim of a test depends on how fast the machine is, or on what else it does.
+settings.register_profile("any-load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-load")
 
 LANGUAGES = {
     "en": ("the river is deep", "a kind doctor helps", "the match was won", "our train is late"),

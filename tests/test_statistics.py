@@ -100,7 +100,7 @@ def test_the_flag_is_that_of_the_exact_test(won: int, lost: int, p: float) -> No
         assert [-end for end in reversed(back["interval"])] == pytest.approx([low, high])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 25), st.integers(0, 25), st.integers(0, 200), st.sampled_from([0.05, 0.0125, 0.2]))
 def test_interval_and_p_never_disagree(won: int, lost: int, rest: int, alpha: float) -> None:
     a, b = pair(won, lost, max(won + lost + rest, 1))
@@ -110,7 +110,7 @@ def test_interval_and_p_never_disagree(won: int, lost: int, rest: int, alpha: fl
     assert -100 <= low <= found.difference <= high <= 100
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=40))
 def test_interval_and_p_never_disagree_of_graded_items(values: list[tuple[float, float]]) -> None:
     a, b = (graded([row[side] for row in values]) for side in (0, 1))

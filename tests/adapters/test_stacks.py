@@ -39,7 +39,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
     return {name: hashlib.sha256(tensor.detach().numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     width=st.integers(2, 65),
     rows=st.integers(1, 3),

@@ -146,7 +146,7 @@ def test_a_header_longer_than_the_file(tmp_path: Path) -> None:
         AdapterDirectory.open(path)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_truncated_and_flipped_files_give_typed_errors_or_other_numbers(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

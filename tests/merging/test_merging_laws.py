@@ -143,7 +143,7 @@ def test_a_module_whose_references_agree_keeps_its_bits(dtype: str, space: str, 
     assert report.changed == 3
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**31), weight=WEIGHTS, dtype=st.sampled_from(sorted(DTYPES)))
 def test_laws_through_files(seed: int, weight: float, dtype: str) -> None:
     """Task = source at weight 1 gives the target; in both spaces the merge is what the oracle says."""

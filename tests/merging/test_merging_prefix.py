@@ -143,7 +143,7 @@ def test_every_rule_span_and_dtype(rule: str, span: str, dtype: str, tmp_path: P
     assert torch.equal(found["base_model.classifier.weight"].view(torch.uint8), task.view(torch.uint8))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**31),
     tokens=st.integers(1, 6),

@@ -57,7 +57,7 @@ def test_the_choice_is_that_of_composable_sft() -> None:
         assert torch.equal(found[name], mask.bool()), name
 
 
-@trials(max_examples=200, deadline=None)
+@trials(max_examples=200)
 @given(
     st.lists(st.lists(st.sampled_from([0.0, 1e-30, 0.5, 1.0, 3.0, 7e20]), min_size=1), min_size=1, max_size=4),
     st.data(),

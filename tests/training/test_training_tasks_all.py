@@ -378,7 +378,7 @@ def test_other_forms_of_entities(text: str, expected: Any) -> None:
     assert read_entities(["Amina", "O", ".", "from", "Kisumu"], ("PER", "LOC"), text) == expected
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(tags, tags), min_size=1, max_size=5))
 def test_tallies_add_up_to_entity_f1(pairs: list[tuple[list[str], list[str]]]) -> None:
     from adamergex.metrics.entities import repaired
