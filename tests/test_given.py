@@ -215,7 +215,7 @@ def test_a_structure_that_cannot_be_merged_is_refused(
         ({"reference": {"adapters": "v/{language}"}, "methods": ["mad_x"]}, r"reference\.text: missing; mad_x"),
         ({"reference": {"adapters": "v/{language}"}, "methods": ["lf_sft"]}, r"reference\.text: missing; lf_sft"),
         ({"reference": {"kind": "adapters"}}, r"reference\.adapters: missing"),
-        ({"reference": {"kind": "adaptors"}}, r"none of .*'adapters'"),
+        ({"reference": {"kind": "adaptors"}}, r"not one of .*'adapters'"),
     ],
 )
 def test_settings_that_say_too_little(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_impossible_prompts_are_explained(tokenizer) -> None:
     for update, message in (
         ({"prompt": "Topic:"}, "no place for the text"),
         ({"max_length": 10}, "no room for the text"),
-        ({"words": {"food": "sports"}}, "cannot be contrasted with the others"),
+        ({"words": {"food": "sports"}}, "cannot be told from the others"),
     ):
         with pytest.raises(ConfigError, match=message):
             classification.prompt_examples(ROWS, tokenizer, TASK.model_copy(update=update), longest=96)
