@@ -97,7 +97,7 @@ def test_every_structure_is_one_record() -> None:
 
 def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(STRUCTURES, "_registered", {})
-    mine = StructureKind("mine", "adamergex.structures.settings:Full", "adamergex.adapters.weights_backed")
+    mine = StructureKind("mine", "adamergex.structures.settings:Full", "adamergex.adapters.full_backed")
     assert structures.register(mine) is structures.find("mine") is structures.register(mine)
     assert list(STRUCTURES)[-1] == "mine"
     for taken in ("lora", "mine"):

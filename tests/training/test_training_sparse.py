@@ -17,9 +17,9 @@ from test_training_madx import TASK, TEXT, UPPER, hashes, job
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, TrainerCallback
 
 from adamergex import evaluation
-from adamergex.adapters import loaded_adapter, weights_backed
+from adamergex.adapters import full_backed, loaded_adapter
+from adamergex.adapters.full_backed import InWeights
 from adamergex.adapters.sparse import SparseDifference, apply_difference, most_moved, read_difference
-from adamergex.adapters.weights_backed import InWeights
 from adamergex.backbones import loading
 from adamergex.data import reader
 from adamergex.errors import AdapterFileError, ConfigError, IncompatibleAdaptersError, ModelError
@@ -304,7 +304,7 @@ def test_a_card_says_how_to_add_the_difference(checkpoints: dict[str, str], labe
     found: dict[str, Any] = {}
     exec(code, found)  # as a reader would run it
     loaded = loading.load(checkpoints["bert"], "sequence-classification", TASK.labels)
-    placed = weights_backed.load(loaded.model, [tmp_path / "out"], new_modules=loaded.new_modules)
+    placed = full_backed.load(loaded.model, [tmp_path / "out"], new_modules=loaded.new_modules)
     for key, tensor in placed.model.named_parameters():
         assert torch.equal(tensor, found["model"].get_parameter(key)), key
     placed.detach()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from adamergex.adapters import sparse, weights_backed
+from adamergex.adapters import full_backed, sparse
 from adamergex.adapters.formats import adapterhub
 from adamergex.adapters.formats.adapterhub import read_head
 from adamergex.adapters.labels import require_labels
@@ -122,7 +122,7 @@ def attach(
     new_modules: tuple[str, ...] = (),
 ) -> Trained:
     """Put a new, trainable adapter on a model, or let its weights train; see ``attach`` of ``in_peft``,
-    ``bottleneck_backed`` and ``weights_backed``.
+    ``bottleneck_backed`` and ``full_backed``.
 
     Raises: ModelError, AdapterFileError, ConfigError, IncompatibleAdaptersError.
     """
@@ -153,7 +153,7 @@ def load(model: PreTrainedModel, directories: Sequence[Path], *, new_modules: tu
 
 
 def _kind_in(directory: str | Path) -> StructureKind:
-    if weights_backed.holds_difference(Path(directory)):
+    if full_backed.holds_difference(Path(directory)):
         return kind_named("full")
     return _kind(read_config(Path(directory)))
 

@@ -34,7 +34,7 @@ def snippet(lineage: Lineage, base: str, task_type: str | None) -> str:
 KIND = StructureKind(
     "full",
     "adamergex.structures.settings:Full",
-    "adamergex.adapters.weights_backed",
+    "adamergex.adapters.full_backed",
     adapter=False,
     stands_on_others=True,
     card=snippet,

@@ -8,7 +8,7 @@ from adamergex.structures.kind import StructureKind
 KIND = StructureKind(
     "sparse",
     "adamergex.structures.settings:Sparse",
-    "adamergex.adapters.weights_backed",
+    "adamergex.adapters.full_backed",
     adapter=False,
     stands_on_others=True,
     weight_decay=False,

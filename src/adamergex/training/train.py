@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from adamergex.adapters import loaded_adapter
-from adamergex.adapters.weights_backed import InWeights
+from adamergex.adapters.full_backed import InWeights
 from adamergex.backbones.loading import HEADS, Loaded, frame, head_input, longest_input, quiet
 from adamergex.data import reader
 from adamergex.data.values import Row
