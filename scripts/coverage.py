@@ -12,7 +12,7 @@ import re
 import sys
 
 from adamergex.data import reader
-from adamergex.jobs.sources import Rows
+from adamergex.data.sources import Rows
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 LONG = 5
