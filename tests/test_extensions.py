@@ -100,8 +100,9 @@ def test_a_merging_rule_of_others(study: Path, tmp_path: Path) -> None:
 def test_without_their_packages_one_message_says_what_there_is(study: Path, tmp_path: Path) -> None:
     output = ("--set", f"output={tmp_path / 'run'}")
     formats = package(tmp_path, "conll", "adamergex.data_formats")
-    lacking = command("study", study, *output, "--engine", "thread", paths=(formats,))
-    assert lacking.returncode == 2 and "there is no such engine" in lacking.stderr
+    for more in ((), ("--dry-run",)):
+        lacking = command("study", study, *output, "--engine", "thread", *more, paths=(formats,))
+        assert lacking.returncode == 2 and "there is no such engine" in lacking.stderr
     assert "expected: local, ray" in lacking.stderr and not (tmp_path / "run").exists()
     lacking = command("study", study, *output)
     assert lacking.returncode == 2 and "the format is not known by its ending" in lacking.stderr

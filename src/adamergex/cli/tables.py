@@ -54,12 +54,12 @@ def study(arguments: argparse.Namespace) -> None:
     from adamergex.tables.study import Engine, dry_run, run_study
 
     wanted = load_study(Path(arguments.config), arguments.set)
+    engine = Engine(arguments.engine, arguments.workers, arguments.address, arguments.gpus)
     quiet()
     if arguments.dry_run:
         speed = arguments.tokens_per_second
         say(dry_run(wanted, device=arguments.device, workers=arguments.workers or 1, tokens_per_second=speed))
         return
-    engine = Engine(arguments.engine, arguments.workers, arguments.address, arguments.gpus)
     result = run_study(wanted, engine=engine, force=arguments.force, say=say, command=command())
     say(f"{len(result.tables)} tables, {result.steps.all} steps, {result.steps.reused} of them reused")
     say(f"written: {Path(wanted.output) / 'study.json'}")
@@ -122,7 +122,7 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--engine", default="local", metavar="NAME", help="local (this machine), ray, or one of an installed package"
     )
     verb.add_argument(
-        "--workers", type=count, metavar="N", help="processes or Ray workers; default: one a GPU, else one"
+        "--workers", type=count, metavar="N", help="processes or Ray workers; default: one per GPU, else one"
     )
     verb.add_argument("--address", help="of the Ray cluster: auto, HOST:PORT or ray://…; default: this machine")
     verb.add_argument("--gpus", type=float, metavar="X", help="that a Ray worker holds; default: one if there are any")

@@ -30,12 +30,16 @@ Say = Callable[[str], None]
 class Engine:
     """Where the steps run: local, ray, or an installed package's engine.
 
-    ``workers``: processes, or Ray workers; default: one a GPU, else one (Ray: what fits)."""
+    ``workers``: processes, or Ray workers; default: one per GPU, else one (Ray: what fits).
+    Raises: ConfigError: there is no such engine."""
 
     name: str = "local"
     workers: int | None = None
     address: str | None = None
     gpus: float | None = None
+
+    def __post_init__(self) -> None:
+        engine_named(self.name)
 
 
 def run_study(
