@@ -17,13 +17,17 @@ Sample = Annotated[
 SampleSeed = Annotated[Seed, Field(description="seed of the sample")]
 
 
-def without_unused_sample(written: dict[str, object]) -> dict[str, object]:
-    """Written settings of rows: without a sample's where none is drawn, so that step keys stay as they were."""
-    drawn = written.get("sample") is not None
-    return {name: value for name, value in written.items() if drawn or name not in ("sample", "seed")}
+class _Sampled(Settings):
+    """Settings of rows, of which a sample may be drawn: its settings are written only then, so that step keys stay."""
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, write: Callable[[_Sampled], dict[str, object]]) -> dict[str, object]:
+        written = write(self)
+        drawn = written.get("sample") is not None
+        return {name: value for name, value in written.items() if drawn or name not in ("sample", "seed")}
 
 
-class Rows(Settings):
+class Rows(_Sampled):
     """Where rows come from: one local file (jsonl, csv, tsv, parquet, txt; ``.gz`` too) or a hub dataset.
 
     ``columns`` maps our names (text, label) to the file's."""
@@ -38,10 +42,6 @@ class Rows(Settings):
     sample: Sample = None
     seed: SampleSeed = 0
 
-    @model_serializer(mode="wrap")
-    def _without_unused(self, write: Callable[[Rows], dict[str, object]]) -> dict[str, object]:
-        return without_unused_sample(write(self))
-
     @model_validator(mode="after")
     def _one_origin(self) -> Rows:
         if (self.path is None) == (self.hub is None):
@@ -49,7 +49,7 @@ class Rows(Settings):
         return self
 
 
-class TaskRows(Settings):
+class TaskRows(_Sampled):
     """Rows of a task that brings its own data (``tasks.catalogue``): ``data`` is a folder, or "hub".
 
     ``options`` are further arguments of its ``rows`` function."""
@@ -61,7 +61,3 @@ class TaskRows(Settings):
     limit: Limit = None
     sample: Sample = None
     seed: SampleSeed = 0
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, write: Callable[[TaskRows], dict[str, object]]) -> dict[str, object]:
-        return without_unused_sample(write(self))
