@@ -76,7 +76,7 @@ def layout(directory: AdapterDirectory, kind: StructureKind) -> Layout:
     heads = {name: info for name, info in directory.tensors.items() if name not in taken}
     for name in heads:
         if name.startswith("prompt_encoder."):
-            raise unsupported(directory, "A tensor that is no part of a prefix", name)
+            raise unsupported(directory, "a tensor that does not belong to a prefix", name)
     return Layout(directory, kind.name, {PROMPT: site}, heads, told._asdict())
 
 

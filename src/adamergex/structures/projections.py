@@ -47,10 +47,10 @@ def _require_supported(directory: AdapterDirectory) -> None:
         if config.get(name):
             raise unsupported(directory, what, f"{name}: {config[name]}")
     if config.get("bias", "none") != "none":
-        raise unsupported(directory, "Trained biases", f"bias: {config['bias']}")
+        raise unsupported(directory, "a trained bias", f"bias: {config['bias']}")
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(_BASE_CHANGING):
-        raise unsupported(directory, "A start that changes the base's weights", f"init_lora_weights: {start}")
+        raise unsupported(directory, "a start that changes the base's weights", f"init_lora_weights: {start}")
 
 
 def _require_head(directory: AdapterDirectory, name: str, kind: str) -> None:
@@ -59,12 +59,12 @@ def _require_head(directory: AdapterDirectory, name: str, kind: str) -> None:
     if "lora_magnitude" in name:
         raise unsupported(directory, "DoRA", name)
     if any(part.startswith(("lora", "ia3")) for part in name.split(".")):
-        raise unsupported(directory, f"A tensor that is no part of plain {kind}", name)
+        raise unsupported(directory, f"a tensor that does not belong to plain {kind}", name)
 
 
 def _require_linear(directory: AdapterDirectory, tensors: Mapping[str, TensorInfo]) -> None:
     for info in tensors.values():
         if info.dtype not in FLOATS:
-            raise unsupported(directory, f"Adapter tensors of dtype {info.dtype}", info.name)
+            raise unsupported(directory, f"an adapter tensor of dtype {info.dtype}", info.name)
         if len(info.shape) != 2:
-            raise unsupported(directory, "An adapter on a module that is not linear", f"{info.name}: {info.shape}")
+            raise unsupported(directory, "an adapter on a module that is not linear", f"{info.name}: {info.shape}")
