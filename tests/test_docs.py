@@ -87,6 +87,16 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_files_that_pages_name_exist() -> None:
+    """Studies, scripts, examples and pages, by their paths from the root; what a run writes is not among them."""
+    named = re.compile(
+        r"(?<![\w./-])((?:studies|scripts|examples|docs|benchmarks)/[\w./-]+\.(?:yaml|py|md|csv|svg|sh))\b"
+    )
+    for page in (*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "studies").glob("*.yaml"))):
+        for path in named.findall(page.read_text(encoding="utf-8")):
+            assert (ROOT / path).is_file(), f"{page.name} names {path}"
+
+
 def test_no_generated_file_is_large() -> None:
     large = [path for path in (ROOT / "docs").rglob("*") if path.is_file() and path.stat().st_size > 300_000]
     assert large == [], "reports are made at release or by `adamergex report`, not kept"
