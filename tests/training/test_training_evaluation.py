@@ -232,6 +232,21 @@ def test_adapters_in_memory_predict_what_written_merges_predict(
     assert seen[0.0] != seen[1.5]
 
 
+@pytest.mark.parametrize("space", ["factors", "delta"])
+def test_an_average_has_no_use_for_the_source_reference(
+    checkpoints: dict[str, str], labelled: Path, trained: Any, tmp_path: Path, space: str
+) -> None:
+    adapters = dict(trained("xlm-r", "lora"))
+    without = {role: path for role, path in adapters.items() if role != "source_reference"}
+    job, settings = evaluation_of(checkpoints["xlm-r"], labelled), {"rule": "average", "space": space, "modules": "all"}
+    curves, written = [], []
+    for number, given in enumerate((adapters, without)):
+        curves.append(tuning.tune(**given, **settings, job=job, grid=(0.5,))["curve"])
+        merge(**given, **settings, weight=0.5, output=tmp_path / str(number))
+        written.append((tmp_path / str(number) / "adapter_model.safetensors").read_bytes())
+    assert curves[0] == curves[1] and written[0] == written[1]
+
+
 def test_the_search_leaves_the_backbone_and_needs_one_start(
     checkpoints: dict[str, str], labelled: Path, trained: Any, tmp_path: Path
 ) -> None:
