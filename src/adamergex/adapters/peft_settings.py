@@ -15,6 +15,7 @@ from adamergex.files import adapter_config
 from adamergex.files.patterns import literal
 from adamergex.structures import prefix
 from adamergex.structures.lora import KIND as LORA
+from adamergex.structures.lora import require_rank
 from adamergex.structures.targets import Names, Ranks, Targets
 
 if TYPE_CHECKING:
@@ -60,14 +61,8 @@ def _ranked(settings: Mapping[str, Any], contents: Mapping[str, torch.Tensor], w
         if module is None or role != "lora_A":
             continue
         found[module] = ranks(module)
-        if tensor.ndim and tensor.shape[0] != found[module][0]:
-            raise AdapterFileError(
-                "the rank of a module is not that of the config",
-                where=f"{where}: {module}",
-                found=f"lora_A {tuple(tensor.shape)}",
-                expected=f"rank {found[module][0]} (r and rank_pattern of adapter_config.json)",
-                fix="config and tensors belong to different adapters: save the adapter again",
-            )
+        if tensor.ndim:
+            require_rank(found[module][0], {role: tuple(tensor.shape)}, f"{where}: {module}")
     if not found:
         return {}
     values = list(found.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 from adamergex.errors import AdapterFileError
 from adamergex.files.directory import CONFIG, AdapterDirectory, TensorInfo
@@ -31,16 +32,22 @@ def _site(directory: AdapterDirectory, ranks: Ranks, module: str, tensors: dict[
             fix="save the adapter again with save_pretrained",
         )
     rank, alpha = ranks(module)
-    rows, columns = tensors["lora_A"].shape[0], tensors["lora_B"].shape[1]
-    if not rows == columns == rank:
+    require_rank(
+        rank, {role: info.shape for role, info in sorted(tensors.items())}, f"{directory.tensors_path}: {module}"
+    )
+    return Site(tensors, rank, alpha, _scaling(directory, module, rank, alpha))
+
+
+def require_rank(rank: float, shapes: Mapping[str, tuple[int, ...]], where: object) -> None:
+    """The factors of a module against the config: A (r, in), B (out, r). Raises: AdapterFileError."""
+    if any(shape[0 if role == "lora_A" else 1] != rank for role, shape in shapes.items()):
         raise AdapterFileError(
             "the rank of a module is not that of the config",
-            where=f"{directory.tensors_path}: {module}",
-            found=f"lora_A {tensors['lora_A'].shape}, lora_B {tensors['lora_B'].shape}",
+            where=where,
+            found=", ".join(f"{role} {shape}" for role, shape in shapes.items()),
             expected=f"rank {rank} (r and rank_pattern of adapter_config.json)",
             fix="config and tensors belong to different adapters: save the adapter again",
         )
-    return Site(tensors, rank, alpha, _scaling(directory, module, rank, alpha))
 
 
 def _scaling(directory: AdapterDirectory, module: str, rank: int, alpha: float) -> float:
