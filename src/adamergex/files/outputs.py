@@ -35,7 +35,7 @@ def require_free(output: str | Path) -> Path:
 def staged_directory(output: str | Path) -> Iterator[Path]:
     """A hidden sibling directory that becomes ``output`` by one rename at the end, or disappears on an exception.
 
-    Only one process at a time writes an output: the others wait, and then find it in use.
+    Only one process at a time writes an output: the others wait, and then find that it exists.
 
     Raises:
         AdapterFileError: the output exists already, or cannot be written.

@@ -54,7 +54,7 @@ def languages_at(pattern: str) -> list[str]:
 def read_given(pattern: str, language: str, *, base: str, base_sha256: str, structure: Structure) -> GivenAdapter:
     """The adapter of a language, checked against the base and the structure of a table.
 
-    Raises: ConfigError: there is not one of this language, or it is of another one; ModelError: it is of another base;
+    Raises: ConfigError: there is none of this language, or it is of another one; ModelError: it is of another base;
     IncompatibleAdaptersError: another structure, or a divergence; AdapterFileError: its files are damaged.
     """
     path = Path(pattern.replace("{language}", language))
