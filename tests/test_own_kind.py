@@ -26,7 +26,7 @@ ROWS = [
 
 
 def package(folder: Path, name: str, code: str) -> Path:
-    return installed(folder, name, code, "adamergex.task_kinds", f"{name} = {name}")
+    return installed(folder, name, code, "adamergex.task_kinds", f"{name} = {name}:KIND")
 
 
 def run(folder: Path, *arguments: object) -> CompletedProcess[str]:
@@ -36,7 +36,7 @@ def run(folder: Path, *arguments: object) -> CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def similarity(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page's own example, installed."""
-    assert entry_point("adamergex.task_kinds") == 'similarity = "similarity"'
+    assert entry_point("adamergex.task_kinds") == 'similarity = "similarity:KIND"'
     return package(tmp_path_factory.mktemp("site"), "similarity", example("similarity"))
 
 
@@ -91,7 +91,7 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(package(tmp_path, "broken_kind", "import nothing_of_this_name"))
     importlib.invalidate_caches()
     job = {"base": "x", "structure": {"kind": "lora"}, "language": "en", "rows": {"path": "x"}, "optimisation": {}}
-    with pytest.raises(ConfigError, match="'broken_kind' cannot be imported") as caught:
+    with pytest.raises(ConfigError, match=r"cannot be used\s+where: .*adamergex\.task_kinds\.broken_kind") as caught:
         TrainJob.model_validate({**job, "task": {"kind": "broken_kind"}})
     assert "nothing_of_this_name" in str(caught.value)
 
@@ -102,7 +102,7 @@ class Impostor(LabelledTask):
 
 def test_a_kinds_name_is_its_own() -> None:
     before = kind_of("classification")
-    with pytest.raises(ConfigError, match="the same name"):
+    with pytest.raises(ConfigError, match="this name is taken"):
         register(TaskKind(settings=Impostor, columns=lambda task: ("text",), answering={}))
     assert kind_of("classification") is before and before.settings is Classification
 

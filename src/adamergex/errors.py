@@ -49,7 +49,7 @@ class AdamergexError(Exception):
 
 
 class AdapterFileError(AdamergexError):
-    """An adapter directory cannot be read or written: missing, truncated, not finite, not supported, or in the way of an output."""
+    """An adapter directory cannot be read or written: missing, truncated, not finite, not supported, in the way."""
 
 
 class IncompatibleAdaptersError(AdamergexError):

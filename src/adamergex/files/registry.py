@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from adamergex.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from importlib.metadata import EntryPoint
 
 
@@ -30,7 +30,7 @@ Item = TypeVar("Item", bound=Named)
 class Registry(Generic[Item]):
     """Items by name. Entry points are looked up where no other item has the name, and loaded once."""
 
-    def __init__(self, group: str, built_in: tuple[str, ...]) -> None:
+    def __init__(self, group: str, built_in: Collection[str]) -> None:
         self.group, self.built_in = group, built_in
         self._registered: dict[str, Item] = {}
 
@@ -40,6 +40,11 @@ class Registry(Generic[Item]):
             raise ConfigError("this name is taken", where=self.group, found=item.name, fix="choose another name")
         self._registered[item.name] = item
         return item
+
+    @property
+    def loaded(self) -> tuple[Item, ...]:
+        """The items that are registered, or were found, so far."""
+        return tuple(self._registered.values())
 
     def __contains__(self, name: object) -> bool:
         return any(name == known for known in self)

@@ -1,66 +1,51 @@
 """The settings class of each kind of task, and validation by ``kind``, open to kinds of other packages.
 
-A package adds a kind under the entry point group ``adamergex.task_kinds``: the name is the kind, the value a module
-that calls ``tasks.kinds.register``. It is imported when settings, a step or a lineage first name that kind.
+A package offers a kind as an entry point of its own name in the group ``adamergex.task_kinds``; it is loaded when
+settings, a step or a lineage first name that kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import entry_points
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Protocol, Union
 
 from pydantic import Discriminator, GetCoreSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, core_schema
 
-from adamergex.errors import AdamergexError, ConfigError
+from adamergex.files.registry import Registry
 from adamergex.files.strict import Settings
 
-GROUP = "adamergex.task_kinds"
-_SETTINGS: dict[str, type[Settings]] = {}
+
+class KindOfTask(Protocol):
+    """What settings ask of a ``tasks.kinds.TaskKind``."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def settings(self) -> type[Settings]: ...
 
 
-def add_settings(settings: type[Settings]) -> None:
-    """Make a kind known by its settings, whose field ``kind`` has it as default.
-
-    Raises: ConfigError: another settings class has that kind.
-    """
-    kind = settings.model_fields["kind"].default
-    if _SETTINGS.setdefault(kind, settings) is not settings:
-        known = _SETTINGS[kind]
-        raise ConfigError(
-            "two kinds of task have the same name",
-            where=f"{settings.__module__}.{settings.__name__}",
-            found=repr(kind),
-            expected=f"another name than that of {known.__module__}.{known.__name__}",
-            fix="rename it",
-        )
+BUILT_IN: dict[str, type[Settings]] = {}
+"""Kind -> its settings, filled where these classes are."""
+KINDS: Registry[KindOfTask] = Registry("adamergex.task_kinds", BUILT_IN)
 
 
 def settings_of(kind: object) -> type[Settings] | None:
-    """The settings class of a kind, or None. Raises: ConfigError: the package that has the kind cannot be imported."""
+    """The settings class of a kind, or None. Raises: ConfigError: the package that has the kind cannot be used."""
     if not isinstance(kind, str):
         return None
-    if kind not in _SETTINGS:
-        for point in entry_points(group=GROUP, name=kind):
-            try:
-                point.load()
-            except AdamergexError:
-                raise
-            except Exception as error:  # whatever the package raises
-                raise ConfigError(
-                    f"the package of the task kind {kind!r} cannot be imported",
-                    where=point.value,
-                    found=f"{type(error).__name__}: {error}",
-                    fix="correct or uninstall it",
-                ) from error
-    return _SETTINGS.get(kind)
+    if kind in BUILT_IN:
+        return BUILT_IN[kind]
+    found = KINDS.find(kind)
+    return found.settings if found else None
 
 
 def known_settings(base: type[Settings]) -> tuple[type[Settings], ...]:
-    """The settings classes of all kinds that derive from ``base``, shipped ones first."""
-    return tuple(settings for settings in _SETTINGS.values() if issubclass(settings, base))
+    """The settings classes of all kinds so far that derive from ``base``, shipped ones first."""
+    known = (*BUILT_IN.values(), *(kind.settings for kind in KINDS.loaded))
+    return tuple(settings for settings in known if issubclass(settings, base))
 
 
 class OneOf:

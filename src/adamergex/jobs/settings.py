@@ -13,7 +13,7 @@ from adamergex.data.sources import Sample as Sample
 from adamergex.data.sources import SampleSeed as SampleSeed
 from adamergex.data.sources import TaskRows as TaskRows
 from adamergex.files.strict import Count, Name, Names, PathText, Positive, Seed, Settings, Share, shown
-from adamergex.jobs.kinds import add_settings, by_kind, known_settings, settings_of
+from adamergex.jobs.kinds import BUILT_IN, by_kind, known_settings, settings_of
 from adamergex.jobs.optimisation import Optimisation as Optimisation
 from adamergex.jobs.optimisation import decaying as decaying
 from adamergex.jobs.optimisation import first_phase as first_phase
@@ -230,11 +230,13 @@ class SentenceAlignment(UnlabelledTask):
         return self
 
 
-for _settings in (
-    Classification, PairClassification, MultipleChoice, SpanAnswering, Tagging, Generation,
-    LanguageModeling, SentenceContrast, SentenceAlignment,
-):  # fmt: skip
-    add_settings(_settings)
+BUILT_IN |= {
+    settings.model_fields["kind"].default: settings
+    for settings in (
+        Classification, PairClassification, MultipleChoice, SpanAnswering, Tagging, Generation,
+        LanguageModeling, SentenceContrast, SentenceAlignment,
+    )
+}  # fmt: skip
 
 Target: TypeAlias = Annotated[LabelledTask, by_kind(LabelledTask)]
 """A task of any labelled kind."""

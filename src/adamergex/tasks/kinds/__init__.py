@@ -1,11 +1,13 @@
 """Every kind of task, one file each, and the registry that finds them.
 
-A kind of your own is a module that calls ``register`` (docs/architecture.md, "Where to add things").
+A kind of your own is a ``TaskKind`` in a module (docs/architecture.md, "Where to add things").
 """
 
 from __future__ import annotations
 
-from adamergex.jobs.kinds import add_settings, settings_of
+from typing import cast
+
+from adamergex.jobs.kinds import KINDS
 from adamergex.jobs.settings import Task
 from adamergex.tasks.answering.writing import WRITERS as WRITERS
 from adamergex.tasks.kinds import (
@@ -29,39 +31,34 @@ from adamergex.tasks.task_kind import TaskKind as TaskKind
 from adamergex.tasks.task_kind import Writing as Writing
 from adamergex.tasks.task_kind import XltForm as XltForm
 
-_KINDS: dict[str, AnyKind] = {}
-
-
-def register(kind: AnyKind) -> AnyKind:
-    """Make a kind known to settings, trainings, evaluations and tables.
-
-    Raises: ConfigError: another kind has its name.
-    """
-    add_settings(kind.settings)
-    return _KINDS.setdefault(kind.name, kind)
+_BUILT_IN: dict[str, AnyKind] = {
+    module.KIND.name: module.KIND
+    for module in (
+        classification,
+        pair_classification,
+        multiple_choice,
+        span,
+        tagging,
+        generation,
+        language_modeling,
+        sentence_contrast,
+        sentence_alignment,
+    )
+}
+register = KINDS.register
+"""Make a ``TaskKind`` known for this process; an installed package offers it as an entry point of its own name in the
+group ``adamergex.task_kinds``. Raises: ConfigError: its name is taken."""
 
 
 def kind_of(task: Task | str) -> AnyKind:
     """The kind of a task, or of a name that settings know."""
     name = task if isinstance(task, str) else task.kind
-    settings_of(name)  # imports the package that brings it
-    return _KINDS[name]
+    found = _BUILT_IN.get(name) or KINDS.find(name)
+    assert found is not None, name
+    return cast("AnyKind", found)
 
 
 def labelled_kinds() -> dict[str, AnyKind]:
-    """The kinds that have labels, by name, shipped ones first."""
-    return {name: kind for name, kind in _KINDS.items() if kind.labelled}
-
-
-for _module in (
-    classification,
-    pair_classification,
-    multiple_choice,
-    span,
-    tagging,
-    generation,
-    language_modeling,
-    sentence_contrast,
-    sentence_alignment,
-):
-    register(_module.KIND)
+    """The kinds so far that have labels, by name, shipped ones first."""
+    known = (*_BUILT_IN.values(), *(cast("AnyKind", kind) for kind in KINDS.loaded))
+    return {kind.name: kind for kind in known if kind.labelled}
