@@ -77,6 +77,8 @@ OWN = {
     "sib200": (19, 407),
     "tasks": (12, 70),
     "e5-small": (2, 36),
+    "e5-confirm": (1, 35),
+    "e5-references": (3, 13),
     "e5-parallel-text": (2, 7),
     "e5-ner": (1, 8),
     "e5-masked-lm": (1, 11),
