@@ -79,9 +79,11 @@ OWN = {
     "e5-small": (2, 36),
     "e5-confirm": (1, 35),
     "e5-references": (3, 13),
+    "e5-domain": (2, 45),
+    "e5-nli": (1, 5),
     "e5-parallel-text": (2, 7),
     "e5-ner": (1, 8),
-    "e5-masked-lm": (1, 11),
+    "e5-masked-lm": (1, 9),
     "smollm2": (2, 6),
 }
 
