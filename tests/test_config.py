@@ -162,8 +162,8 @@ def test_what_a_recipe_asks_for_is_seen_in_what_it_builds(methods: list[str], ne
 
 @pytest.mark.parametrize("asks", [True, False])
 def test_what_a_users_own_recipe_asks_for_is_seen_too(tmp_path: Path, asks: bool) -> None:
-    trained = "x.train(x.reference, x.target)" if asks else "x.train(x.task, x.source)"
-    (tmp_path / "own.py").write_text(f"def mine(x):\n    return {trained}\n")
+    trained = "cell.train(cell.reference, cell.target)" if asks else "cell.train(cell.task, cell.source)"
+    (tmp_path / "own.py").write_text(f"def mine(cell):\n    return {trained}\n")
     own = {"train": "en.jsonl", "test": "{language}.jsonl", "labels": ["a", "b"]}
     config = parse(settings(methods=[f"{tmp_path}/own.py:mine"], task=own, proxy=None))
     assert needs_references(config) is asks

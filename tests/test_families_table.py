@@ -175,7 +175,7 @@ def test_yes_is_trained_merged_and_evaluated(world: World, tmp_path: Path, cell:
         if cell.structure == "MAD-X":
             language, other = (world.reference(LANGUAGE, base, code) for code in ("en", "fr"))
             if task is not None:
-                world.train(structure, base, task, output, below=(str(language),))
+                world.train(structure, base, task, output, base_adapters=(str(language),))
                 evaluated(world, base, task, other, output)
             continue
         if task is None:

@@ -82,7 +82,7 @@ def test_the_page_runs_from_top_to_bottom(
     assert done.count("python") == text.count("```python") and len(done) - 6 == text.count("```yaml") == 4
 
     tagger = read_adapter(Path("adapters/tagger"))
-    assert tagger.lineage is not None and tagger.lineage.parents["below"]["language"] == "en"
+    assert tagger.lineage is not None and tagger.lineage.parents["base_adapter"]["language"] == "en"
     for name in ("sw", "tagger"):
         one, other = (Path(folder, name) for folder in ("adapters", "again"))
         for file in ("adapter_model.safetensors", "lineage.json"):

@@ -66,7 +66,7 @@ def test_the_whole_way(
     language, task = read_adapter(folder / "language"), read_adapter(folder / "task")
     assert (language.name, language.config.invertible) == ("sw", True)
     assert (task.name, task.config.invertible) == ("classification-en", False)
-    assert task.lineage is not None and task.lineage.parents["below"]["language"] == "en"
+    assert task.lineage is not None and task.lineage.parents["base_adapter"]["language"] == "en"
     without = tmp_path / "run" / "adapters" / "mad_x_no_invertible-sw-seed0"
     assert not read_adapter(without / "language").config.invertible
     table = summary(parse_results(results), tmp_path / "run")
@@ -185,16 +185,21 @@ def test_train_a_language_then_a_task_then_evaluate_in_another_language(
     train = {"path": str(small_data / "en.train.tsv")}
     learned = {"train": train, "optimisation": QUICK, "name": "topics"}
     shared = {"kind": "task", "base": base, "language": "en", "task": learned}
-    task = written(tmp_path, "task", **shared, below="adapters/en", output="adapters/topics")
+    task = written(tmp_path, "task", **shared, base_adapters="adapters/en", output="adapters/topics")
     assert main(["train", task]) == 0
     assert "parameters, 24 examples, 3 steps: loss" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "adapters" / "topics")]) == 0
     text = capsys.readouterr().out
-    assert "bottleneck" in text and base in text and "below" in text
+    assert "bottleneck" in text and base in text and "base_adapter" in text
     given = ["--base", base, "--test", str(small_data / "sw.test.tsv"), "--language", "sw"]
     stack = ["--adapter", str(tmp_path / "adapters" / "sw"), "--adapter", str(tmp_path / "adapters" / "topics")]
     assert main(["evaluate", *given, *stack, "--output", str(tmp_path / "scores")]) == 0
     assert "on 24 items" in capsys.readouterr().out
+    # ``below`` is the former name of ``base_adapters``.
+    former = written(tmp_path, "former", **shared, below="adapters/en", output="adapters/former")
+    assert main(["train", former]) == 0
+    files = [tmp_path / "adapters" / name / "adapter_model.safetensors" for name in ("topics", "former")]
+    assert files[0].read_bytes() == files[1].read_bytes()
     # A LoRA task adapter, alone.
     lora = written(tmp_path, "lora", **shared, structure={"kind": "lora", "rank": 2}, output="lora")
     assert main(["train", lora, "--output", str(tmp_path / "elsewhere")]) == 0
@@ -220,9 +225,9 @@ def test_what_is_wrong_with_a_training_is_said_at_the_command_line(
     capsys.readouterr()
     assert "exists already" in message(**language, optimisation=QUICK, output="sw")
     learned = {"train": str(small_data / "en.train.tsv"), "optimisation": QUICK}
-    task = {"kind": "task", "language": "en", "task": learned, "below": "sw", "output": "task"}
+    task = {"kind": "task", "language": "en", "task": learned, "base_adapters": "sw", "output": "task"}
     assert "trained on another base" in message(**task, base=str(tiny_decoder))
-    assert "no such directory" in message(**{**task, "below": "nowhere"}, base=str(tiny_encoder))
+    assert "no such directory" in message(**{**task, "base_adapters": "nowhere"}, base=str(tiny_encoder))
     assert "only a bottleneck adapter stands on others" in message(**task, base="nano", structure={"kind": "lora"})
     unlabelled = message(**{**task, "task": {"train": text}}, base=str(tiny_encoder))
     assert "label" in unlabelled and text in unlabelled

@@ -73,14 +73,14 @@ def test_the_whole_way(
     folder = tmp_path / "run" / "adapters" / "lf_sft-sw-seed0"
     assert read_difference(folder / "language").sparse and read_difference(folder / "task").sparse
     lineage = json.loads((folder / "task" / "lineage.json").read_text(encoding="utf-8"))
-    assert lineage["parents"]["below"]["language"] == "en" and lineage["language"] == "en"
+    assert lineage["parents"]["base_adapter"]["language"] == "en" and lineage["language"] == "en"
     counted.runs.clear()
     assert plain(transfer(config, say=silent))["cells"] == results["cells"]
     assert sum(counted.runs.values()) == 0
     store, plan = Store(tmp_path / "run" / "store"), Plan(absolute(config), facts(absolute(config)))
     for (method, language, _), (*_, top) in plan.adapters.items():
         if method.startswith("mlm_"):
-            below = json.loads((store.path(top) / "lineage.json").read_text())["parents"]["below"]["language"]
+            below = json.loads((store.path(top) / "lineage.json").read_text())["parents"]["base_adapter"]["language"]
             assert below == (language if method == "mlm_target" else "en")
 
 
@@ -329,11 +329,11 @@ def test_a_method_of_the_users_own(tiny_encoder: Path, small_data: Path, tmp_pat
         (None, "no such recipe file"),
         ("1 / 0", "does not run"),
         ("", "no such function"),
-        ("def mine(x):\n    return x.merg()", "the recipe does not run"),
-        ("def mine(x):\n    return 3", "something else than adapters"),
+        ("def mine(cell):\n    return cell.merg()", "the recipe does not run"),
+        ("def mine(cell):\n    return 3", "something else than adapters"),
         (
-            "def mine(x):\n    a = x.train(x.task, x.source)\n"
-            "    return x.merge(task=a, target_reference=x.train(x.reference, x.target), rule='average')",
+            "def mine(cell):\n    a = cell.train(cell.task, cell.source)\n"
+            "    return cell.merge(task=a, target_reference=cell.train(cell.reference, cell.target), rule='average')",
             "nothing says on what",
         ),
     ],

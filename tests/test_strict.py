@@ -142,7 +142,7 @@ def test_every_model_of_settings_is_strict(model: type[BaseModel]) -> None:
 
 def test_records_of_jobs_are_read_as_they_were_written() -> None:
     task = {"kind": "classification", "labels": ["a", "b"]}
-    given = {"base": "nano", "task": task, "language": "no", "rows": {"path": "a.csv"}, "below": []}
+    given = {"base": "nano", "task": task, "language": "no", "rows": {"path": "a.csv"}, "base_adapters": []}
     shape, length = Structure(modules=("q_proj",)), Optimisation(epochs=2)
     job = TrainJob.model_validate({**given, "structure": shape, "optimisation": length})
     assert TrainJob.model_validate(job.model_dump(mode="json")) == job

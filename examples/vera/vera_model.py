@@ -17,7 +17,7 @@ from adamergex.adapters.loaded_adapter import NewAdapter
 from adamergex.adapters.sites import targets
 
 
-def attach(model: Any, structure: Any, below: Any, new: NewAdapter) -> InPeft:
+def attach(model: Any, structure: Any, base_adapters: Any, new: NewAdapter) -> InPeft:
     """Put a new VeRA on a model. All of one base share A and B: they are drawn from the base's hash."""
     config = VeraConfig(
         r=structure.rank,

@@ -131,7 +131,7 @@ def _lineage(kind: str, role: str) -> dict[str, Any]:
         "language": "sw" if role == "target" else "en",
         "data": {"rows": 3},
         "settings": {"seed": 0},
-        "parents": {"below": {"path": "x", "sha256": "2" * 64, "language": "en"}},
+        "parents": {"base_adapter": {"path": "x", "sha256": "2" * 64, "language": "en"}},
         "merge": None,
         "versions": {"adamergex": "1"},
     }

@@ -70,7 +70,7 @@ ODD: list[Any] = [ None, [], {}, "", " ", "x", "no", 0, -1, 1, 7, True, False, 1
     "{}", "con", "(a+)+$", "(", "[", "nano", "/dev/zero", "hub", "lora", "ia3", "prefix", "bottleneck", "tuned",
     "entropy", "all", "2021-99-99", "0x1F", ["en", "en"], ["sw", ["x"]], list(range(300)), "task", "language",
     "classification", "tagging", "span", "generation", "multiple-choice", "mgsm", "xnli", ]  # fmt: skip
-NAMES = ["metric", "words", "labels", "limit", "columns", "below", "kind", "folder", "steps", "modules",
+NAMES = ["metric", "words", "labels", "limit", "columns", "base_adapters", "kind", "folder", "steps", "modules",
     "leave_out", "weight", "grid", "hub", "path", "measured_as", "prompt", "stop", "choices", "only", "task",
     "__class__", "x", "é", 1, ""]  # fmt: skip
 

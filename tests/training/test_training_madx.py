@@ -43,7 +43,7 @@ FILES = ("adapter_config.json", "adapter_model.safetensors", "lineage.json", "RE
 
 
 def job(base: str, rows: Path, task: Any, structure: Structure, **changes: Any) -> TrainJob:
-    own = {name: changes.pop(name) for name in ("language", "below", "seed") if name in changes}
+    own = {name: changes.pop(name) for name in ("language", "base_adapters", "seed") if name in changes}
     fast = {"learning_rate": 5e-3, "batch_size": 8, "max_grad_norm": 1.0, "steps": 12}
     return TrainJob(
         base=base,
@@ -129,14 +129,14 @@ def test_a_task_adapter_learns_on_a_frozen_language(
 ) -> None:
     steps = 300 if name in ("llama", "bart") else 100
     below = (str(languages[name]),)
-    wanted = job(bases[name], labelled, TASK, UPPER, below=below, steps=steps, learning_rate=1e-2)
+    wanted = job(bases[name], labelled, TASK, UPPER, base_adapters=below, steps=steps, learning_rate=1e-2)
     watched, backbone = Watched(), train.load_for(wanted)
     untouched = hashes(backbone.model)
     train.train(wanted, tmp_path / "topics", backbone=backbone, callbacks=[watched])
     assert hashes(backbone.model) == untouched
     heads = () if name not in ENCODERS else ("classifier.", *(("bert.pooler.",) if name == "bert" else ()))
     may_move = {key for key in watched.before if key.startswith(("adapter_stack.adapters.top.", *heads))}
-    assert watched.moved == may_move and any("below-1" in key for key in watched.before)
+    assert watched.moved == may_move and any("base-1" in key for key in watched.before)
     found = lineage.read(tmp_path / "topics")
     assert found is not None and found.structure == {
         "kind": "bottleneck", "layout": "pfeiffer", "reduction": 4.0, "activation": None, "leave_out": [],
@@ -144,7 +144,7 @@ def test_a_task_adapter_learns_on_a_frozen_language(
     }  # fmt: skip
     weights = (languages[name] / "adapter_model.safetensors").read_bytes()
     digest = hashlib.sha256(weights).hexdigest()
-    assert found.parents == {"below": {"path": str(languages[name]), "sha256": digest, "language": "en"}}
+    assert found.parents == {"base_adapter": {"path": str(languages[name]), "sha256": digest, "language": "en"}}
     evaluated = EvaluateJob(base=bases[name], task=TASK, language="en", rows=wanted.rows)
     scores = evaluation.evaluate(evaluated, [languages[name], tmp_path / "topics"])
     outcome = found.settings["training"]
@@ -156,7 +156,7 @@ def test_a_task_adapter_learns_on_a_frozen_language(
 def test_the_directory_is_read_by_attach_and_gives_the_predictions(
     checkpoints: dict[str, str], labelled: Path, languages: dict[str, Path], tmp_path: Path
 ) -> None:
-    wanted = job(checkpoints["bert"], labelled, TASK, UPPER, below=(str(languages["bert"]),), steps=20)
+    wanted = job(checkpoints["bert"], labelled, TASK, UPPER, base_adapters=(str(languages["bert"]),), steps=20)
     train.train(wanted, tmp_path / "topics")
     assert {path.name for path in (tmp_path / "topics").iterdir()} == {
         *FILES, "head_config.json", "model_head.safetensors", "logs",
@@ -187,7 +187,7 @@ def test_two_runs_are_bitwise_equal_and_so_is_a_resumed_one(
     checkpoints: dict[str, str], labelled: Path, plain: Path, languages: dict[str, Path], tmp_path: Path,
     name: str, stacked: bool,
 ) -> None:  # fmt: skip
-    below = {"below": (str(languages[name]),)} if stacked else {}
+    below = {"base_adapters": (str(languages[name]),)} if stacked else {}
     rows, task, structure = (labelled, TASK, UPPER) if stacked else (plain, TEXT, LANGUAGE)
     wanted = job(checkpoints[name], rows, task, structure, steps=20, checkpoint_every=7, **below)
     torch.manual_seed(1)
@@ -209,7 +209,9 @@ def test_another_stack_below_does_not_resume_this_run(
     checkpoints: dict[str, str], labelled: Path, plain: Path, languages: dict[str, Path], tmp_path: Path
 ) -> None:
     train.train(job(checkpoints["xlm-r"], plain, TEXT, LANGUAGE, steps=3), tmp_path / "other")
-    first = job(checkpoints["xlm-r"], labelled, TASK, UPPER, below=(str(languages["xlm-r"]),), checkpoint_every=5)
+    first = job(
+        checkpoints["xlm-r"], labelled, TASK, UPPER, base_adapters=(str(languages["xlm-r"]),), checkpoint_every=5
+    )
     with pytest.raises(KeyboardInterrupt):
         train.train(first, tmp_path / "one", workdir=tmp_path / "work", callbacks=[StopAfter(6)])
     began: list[int] = []
@@ -218,14 +220,14 @@ def test_another_stack_below_does_not_resume_this_run(
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             began.append(state.global_step)
 
-    second = first.model_copy(update={"below": (str(tmp_path / "other"),)})
+    second = first.model_copy(update={"base_adapters": (str(tmp_path / "other"),)})
     train.train(second, tmp_path / "two", workdir=tmp_path / "work", callbacks=[Begun()])
     # The same adapter elsewhere is the same run: its key is its content.
     (tmp_path / "moved").mkdir()
     for path in languages["xlm-r"].iterdir():
         if path.is_file():
             (tmp_path / "moved" / path.name).write_bytes(path.read_bytes())
-    moved = first.model_copy(update={"below": (str(tmp_path / "moved"),)})
+    moved = first.model_copy(update={"base_adapters": (str(tmp_path / "moved"),)})
     train.train(moved, tmp_path / "one", workdir=tmp_path / "work", callbacks=[Begun()])
     assert began == [0, 5]
 
@@ -237,7 +239,7 @@ def test_all_adapters_of_one_base_and_shape_start_alike(
         labels = TASK.labels if kind == "sequence-classification" else None
         backbone = loading.load(checkpoints[name], kind, labels)
         adapter = loaded_adapter.attach(
-            backbone.model, structure, below=below, task_head=labels is not None, base_sha256=backbone.sha256,
+            backbone.model, structure, base_adapters=below, task_head=labels is not None, base_sha256=backbone.sha256,
             seed=seed, new_modules=backbone.new_modules,
         )  # fmt: skip
         found = adapter.start_sha256()
@@ -277,10 +279,10 @@ def test_left_out_layers_and_houlsby_reach_the_files(checkpoints: dict[str, str]
 def test_an_adapter_of_another_base_is_refused(
     checkpoints: dict[str, str], labelled: Path, languages: dict[str, Path], tmp_path: Path
 ) -> None:
-    wanted = job(checkpoints["xlm-r"], labelled, TASK, UPPER, below=(str(languages["bert"]),))
+    wanted = job(checkpoints["xlm-r"], labelled, TASK, UPPER, base_adapters=(str(languages["bert"]),))
     with pytest.raises(ModelError, match="trained on another base"):
         train.train(wanted, tmp_path / "out")
-    train.train(wanted.model_copy(update={"below": (str(languages["xlm-r"]),)}), tmp_path / "out")
+    train.train(wanted.model_copy(update={"base_adapters": (str(languages["xlm-r"]),)}), tmp_path / "out")
     evaluated = EvaluateJob(base=checkpoints["xlm-r"], task=TASK, language="en", rows=wanted.rows)
     with pytest.raises(ModelError, match="trained on another base"):
         evaluation.evaluate(evaluated, [languages["bert"], tmp_path / "out"])
@@ -297,9 +299,9 @@ def test_settings_of_another_kind_and_impossible_stacks_are_refused(checkpoints:
     with pytest.raises(ValidationError, match="reduction: not a setting of kind 'lora'"):
         Structure(reduction=4)
     with pytest.raises(ValidationError, match="only a bottleneck adapter stands on others"):
-        job(checkpoints["xlm-r"], plain, TEXT, Structure(), below=("en",))
+        job(checkpoints["xlm-r"], plain, TEXT, Structure(), base_adapters=("en",))
     with pytest.raises(ValidationError, match="only the lowest adapter's acts"):
-        job(checkpoints["xlm-r"], plain, TEXT, LANGUAGE, below=("en",))
+        job(checkpoints["xlm-r"], plain, TEXT, LANGUAGE, base_adapters=("en",))
     # What is stored of LoRA is what was stored before there were other kinds: keys of steps stay.
     assert Structure().model_dump() == {"kind": "lora", "rank": 8, "alpha": 16.0, "dropout": 0.05, "modules": "paper"}
     assert Structure.model_validate(UPPER.model_dump(mode="json")) == UPPER

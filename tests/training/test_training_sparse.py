@@ -161,10 +161,10 @@ def test_language_and_task_are_added_to_the_base(
     base = checkpoints["xlm-r"]
     for code, seed in (("en", 1), ("sw", 2)):
         train.train(job(base, plain, TEXT, sparse(), language=code, seed=seed), tmp_path / code)
-    task = job(base, labelled, TASK, sparse(freeze_norms=False), below=(str(tmp_path / "en"),), steps=40)
+    task = job(base, labelled, TASK, sparse(freeze_norms=False), base_adapters=(str(tmp_path / "en"),), steps=40)
     train.train(task, tmp_path / "task")
     found = lineage.read(tmp_path / "task")
-    assert found is not None and found.parents["below"]["language"] == "en"
+    assert found is not None and found.parents["base_adapter"]["language"] == "en"
     parts = [read_difference(tmp_path / name) for name in ("sw", "task")]
     assert set(parts[1].whole) == {key for key in parts[1].whole if key.startswith("classifier.")} != set()
     oracle = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, dtype=torch.float64).eval()
@@ -200,13 +200,18 @@ def test_a_task_starts_from_the_fully_trained_language(
     loaded = loading.load(base, "sequence-classification", TASK.labels)
     below = tmp_path / "sw"
     tuned = loaded_adapter.attach(
-        loaded.model, FULL, below=[below], task_head=True, base_sha256=loaded.sha256, new_modules=loaded.new_modules
+        loaded.model,
+        FULL,
+        base_adapters=[below],
+        task_head=True,
+        base_sha256=loaded.sha256,
+        new_modules=loaded.new_modules,
     )
     for key, tensor in tuned.model.named_parameters():
         if not key.startswith("classifier."):
             assert torch.equal(tensor, language.whole[key]), key
     tuned.detach()
-    train.train(job(base, labelled, TASK, FULL, below=(str(tmp_path / "sw"),)), tmp_path / "task")
+    train.train(job(base, labelled, TASK, FULL, base_adapters=(str(tmp_path / "sw"),)), tmp_path / "task")
     assert not any(key.startswith("lm_head.") for key in read_difference(tmp_path / "task").whole)
 
 
@@ -290,9 +295,11 @@ def test_what_cannot_be_is_refused(checkpoints: dict[str, str], labelled: Path, 
     with pytest.raises(AdapterFileError):
         evaluation.evaluate(evaluated, [tmp_path / "en", tmp_path / "bottleneck"])
     with pytest.raises(AdapterFileError, match="no sparse difference"):
-        train.train(job(base, labelled, TASK, FULL, below=(str(tmp_path / "bottleneck"),)), tmp_path / "no")
+        train.train(job(base, labelled, TASK, FULL, base_adapters=(str(tmp_path / "bottleneck"),)), tmp_path / "no")
     with pytest.raises(ModelError, match="trained on another base"):
-        train.train(job(checkpoints["bert"], labelled, TASK, FULL, below=(str(tmp_path / "en"),)), tmp_path / "no")
+        train.train(
+            job(checkpoints["bert"], labelled, TASK, FULL, base_adapters=(str(tmp_path / "en"),)), tmp_path / "no"
+        )
     assert hashes(loading.load(base, "masked-lm").model) == untouched
 
 

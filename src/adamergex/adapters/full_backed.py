@@ -274,8 +274,10 @@ class InWeights:
         return {name: item for name, item in contents.items() if name not in absent | self._new_head.keys()}
 
 
-def attach(model: PreTrainedModel, structure: Structure, below: Sequence[str | Path], new: NewAdapter) -> InWeights:
-    """Let the weights of a model train, from the base plus the differences of ``below``, in float32.
+def attach(
+    model: PreTrainedModel, structure: Structure, base_adapters: Sequence[str | Path], new: NewAdapter
+) -> InWeights:
+    """Let the weights of a model train, from the base plus the differences of ``base_adapters``, in float32.
 
     Raises: ModelError, AdapterFileError, IncompatibleAdaptersError, ConfigError.
     """
@@ -283,7 +285,7 @@ def attach(model: PreTrainedModel, structure: Structure, below: Sequence[str | P
     tuned = InWeights(model, structure, new.new_modules)
     try:
         tuned.draw_head(heads, new.seed)
-        for path in below:
+        for path in base_adapters:
             tuned.add(Path(path), lower=True)
         tuned.begin()
     except BaseException:
@@ -303,11 +305,11 @@ def load(model: PreTrainedModel, directories: Sequence[Path], *, new_modules: tu
     ``new_modules``: modules that the base lacks, so that the last difference must bring them.
     Raises: AdapterFileError for unreadable files or no head, IncompatibleAdaptersError.
     """
-    *below, top = directories
+    *base_adapters, top = directories
     tuned = InWeights(model, None, new_modules)
     try:
         tuned.draw_head(new_modules, 0)
-        for path in below:
+        for path in base_adapters:
             tuned.add(path, lower=True)
         found = tuned.add(top, lower=False)
         _require_head(model, found, new_modules, top)

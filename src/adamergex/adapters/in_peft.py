@@ -60,7 +60,9 @@ class InPeft:
         return peft_backed.detach(self.model)
 
 
-def attach(model: PreTrainedModel, structure: Structure, below: Sequence[str | Path], new: NewAdapter) -> InPeft:
+def attach(
+    model: PreTrainedModel, structure: Structure, base_adapters: Sequence[str | Path], new: NewAdapter
+) -> InPeft:
     """Put a new, trainable adapter on a model. Raises: ModelError."""
     return InPeft(peft_backed.attach(model, structure, **new._asdict()))
 

@@ -80,9 +80,9 @@ class Backend(Protocol):
     """What the ``module`` of a structure holds."""
 
     def attach(
-        self, model: PreTrainedModel, structure: Structure, below: Sequence[str | Path], new: NewAdapter
+        self, model: PreTrainedModel, structure: Structure, base_adapters: Sequence[str | Path], new: NewAdapter
     ) -> Trained:
-        """A new adapter that trains. ``below``: frozen ones under it; empty unless it ``stands_on_others``."""
+        """A new adapter that trains. ``base_adapters``: frozen ones under it; empty unless it ``stands_on_others``."""
 
     def load(
         self, model: PreTrainedModel, directories: Sequence[Path], *, new_modules: tuple[str, ...]
@@ -115,7 +115,7 @@ def attach(
     model: PreTrainedModel,
     structure: Structure,
     *,
-    below: Sequence[str | Path] = (),
+    base_adapters: Sequence[str | Path] = (),
     task_head: bool,
     base_sha256: str,
     seed: int = 0,
@@ -127,7 +127,7 @@ def attach(
     Raises: ModelError, AdapterFileError, ConfigError, IncompatibleAdaptersError.
     """
     new = NewAdapter(task_head, base_sha256, seed, new_modules)
-    return backend(kind_named(structure.kind)).attach(model, structure, below, new)
+    return backend(kind_named(structure.kind)).attach(model, structure, base_adapters, new)
 
 
 def load(model: PreTrainedModel, directories: Sequence[Path], *, new_modules: tuple[str, ...] = ()) -> LoadedAdapter:

@@ -95,10 +95,18 @@ class TaskTraining(_TrainConfig):
 
     kind: Literal["task"]
     task: TaskConfig = Field(description="as in ``transfer``; rows of one's own need only ``train``")
-    below: Annotated[tuple[PathText, ...], BeforeValidator(_one)] = Field(
+    base_adapters: Annotated[tuple[PathText, ...], BeforeValidator(_one)] = Field(
         default=(), description="folder of the frozen language adapter; of several, the lowest first"
     )
     structure: Annotated[Structure, _bottleneck()] = Bottleneck()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_name(cls, values: object) -> object:
+        """``below`` is the name that ``base_adapters`` had."""
+        if isinstance(values, dict) and "below" in values and "base_adapters" not in values:
+            return {("base_adapters" if name == "below" else name): value for name, value in values.items()}
+        return values
 
     @model_validator(mode="before")
     @classmethod
@@ -186,9 +194,9 @@ def _contradictions(config: Training) -> Iterator[str]:
         task = config.task.placed(Path(config.folder))
         wrong = list(task.problems()) if isinstance(task, BuiltinTask) else []
         yield from wrong or measurable(task)
-    below = config.below if isinstance(config, TaskTraining) else ()
+    base_adapters = config.base_adapters if isinstance(config, TaskTraining) else ()
     optimisation = config.task.optimisation if isinstance(config, TaskTraining) else config.optimisation
-    if problem := unstackable(config.structure, below) or decaying(config.structure, optimisation):
+    if problem := unstackable(config.structure, base_adapters) or decaying(config.structure, optimisation):
         yield problem
     kind = kind_of(config.task.placed(Path(config.folder))) if isinstance(config, TaskTraining) else "text"
     if kind and (problem := unprobed(kind, optimisation)):

@@ -31,7 +31,7 @@ class Lineage:
         data: files or data sets with their SHA-256, and the number of rows.
         settings: how it was trained.
         parents: role -> ``{"path": ..., "sha256": ..., "language": ...}`` of a merge; of an adapter that was trained on
-            frozen ones, those: ``below``, ``below_2``, …
+            frozen ones, those: ``base_adapter``, ``base_adapter_2``, …
         merge: ``{"rule", "space", "modules", "weight", "rank"}`` of a merge; ``weight`` is null in a divergence.
         versions: package -> version.
     """

@@ -248,7 +248,8 @@ AnyRows = Rows | TaskRows
 class TrainJob(Settings):
     """Train one adapter on one task in one language.
 
-    ``below``: directories of adapters that stay frozen under it, the lowest first (MAD-X: the language's); of a full or
+    ``base_adapters``: directories of adapters that stay frozen under it, the lowest first (MAD-X: the language's); of a
+    full or
     sparse fine-tuning: differences that it starts from."""
 
     base: PathText
@@ -258,11 +259,11 @@ class TrainJob(Settings):
     rows: AnyRows
     optimisation: Optimisation
     seed: Seed = 0
-    below: tuple[PathText, ...] = ()
+    base_adapters: tuple[PathText, ...] = ()
 
     @model_validator(mode="after")
     def _stackable(self) -> TrainJob:
-        problem = unstackable(self.structure, self.below) or decaying(self.structure, self.optimisation)
+        problem = unstackable(self.structure, self.base_adapters) or decaying(self.structure, self.optimisation)
         if problem := problem or unprobed(self.task.kind, self.optimisation):
             raise ValueError(problem)
         return self
@@ -277,12 +278,12 @@ def unprobed(kind: str, optimisation: Optimisation) -> str | None:
     return f"optimisation.head_start: 'probe' is for {' and '.join(probed)}, this is {kind}"
 
 
-def unstackable(structure: Structure, below: Sequence[str]) -> str | None:
+def unstackable(structure: Structure, base_adapters: Sequence[str]) -> str | None:
     """What is wrong with training a structure on frozen adapters, if anything is."""
-    if below and not kind_named(structure.kind).stands_on_others:
-        return f"below: only a bottleneck adapter stands on others; structure.kind is {structure.kind}"
-    if below and isinstance(structure, Bottleneck) and structure.invertible:
-        return "structure.invertible: only the lowest adapter's acts, and 'below' names a lower one"
+    if base_adapters and not kind_named(structure.kind).stands_on_others:
+        return f"base_adapters: only a bottleneck adapter stands on others; structure.kind is {structure.kind}"
+    if base_adapters and isinstance(structure, Bottleneck) and structure.invertible:
+        return "structure.invertible: only the lowest adapter's acts, and 'base_adapters' names a lower one"
     return None
 
 

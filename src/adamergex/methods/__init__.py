@@ -15,27 +15,27 @@ from adamergex.errors import AdamergexError, ConfigError
 from adamergex.graph.steps import Step
 from adamergex.jobs.settings import Target
 from adamergex.methods import full
-from adamergex.methods.cell import Build, Experiment, Stack
+from adamergex.methods.cell import Build, Cell, Stack
 from adamergex.structures import kind_named
 from adamergex.tasks.answering.cross_lingual_thought import asked_with_xlt
 from adamergex.tasks.catalogue import own_module
 
 
-def vanilla(x: Experiment) -> None:
+def vanilla(cell: Cell) -> None:
     """The bare base: prompted, or (a sentence encoder without a masked-LM head) by the label whose name is nearest."""
     return
 
 
-def english_tuning(x: Experiment) -> Step:
+def english_tuning(cell: Cell) -> Step:
     """A[T,s], used in the target language as it is."""
-    return x.train(x.task, x.source)
+    return cell.train(cell.task, cell.source)
 
 
-def average(x: Experiment) -> Step:
+def average(cell: Cell) -> Step:
     """(A[T,s] + A[R,g]) / 2 for every structure alike (Zhang et al. 2023, 2306.14870)."""
-    return x.merge(
-        task=x.train(x.task, x.source),
-        target_reference=x.train(x.reference, x.target),
+    return cell.merge(
+        task=cell.train(cell.task, cell.source),
+        target_reference=cell.train(cell.reference, cell.target),
         rule="average",
         space="factors",
         modules="all",
@@ -43,89 +43,89 @@ def average(x: Experiment) -> Step:
     )
 
 
-def adamergex(x: Experiment, *, rule: str = "adaptive", space: str | None = None) -> Step:
+def adamergex(cell: Cell, *, rule: str = "adaptive", space: str | None = None) -> Step:
     """The task in the source language, moved by the divergence of the languages (2402.18913, Eq 5)."""
-    return x.merge(
-        task=x.train(x.task, x.source),
-        target_reference=x.train(x.reference, x.target),
-        source_reference=x.train(x.reference, x.source),
+    return cell.merge(
+        task=cell.train(cell.task, cell.source),
+        target_reference=cell.train(cell.reference, cell.target),
+        source_reference=cell.train(cell.reference, cell.source),
         rule=rule,
         space=space,
     )  # the weight λ is tuned on the proxy language unless the settings fix it
 
 
-def adamergex_delta(x: Experiment) -> Step:
+def adamergex_delta(cell: Cell) -> Step:
     """The same on ΔW = (α/r)·B·A instead of on the factors: exact, of rank r_T + r_g + r_s."""
-    return adamergex(x, space="delta")
+    return adamergex(cell, space="delta")
 
 
-def adamergex_cross(x: Experiment) -> Step:
+def adamergex_cross(cell: Cell) -> Step:
     """The ablation of Table 10: what is added merged by the (IA)³ rule, all else by the LoRA rule."""
-    added = kind_named(x.config.structure.kind).rule == "additive"
-    return adamergex(x, rule="multiplicative" if added else "additive", space="factors")
+    added = kind_named(cell.config.structure.kind).rule == "additive"
+    return adamergex(cell, rule="multiplicative" if added else "additive", space="factors")
 
 
-def mad_x(x: Experiment) -> Stack:
+def mad_x(cell: Cell) -> Stack:
     """A task adapter trained on the source's language adapter, put on the target's (2005.00052, section 4)."""
-    return x.language(x.target), x.task_adapter(below=x.language(x.source))
+    return cell.language(cell.target), cell.task_adapter(base_adapter=cell.language(cell.source))
 
 
-def mad_x_no_invertible(x: Experiment) -> Stack:
+def mad_x_no_invertible(cell: Cell) -> Stack:
     """The ablation −INV: the same without invertible adapters."""
     return (
-        x.language(x.target, invertible=False),
-        x.task_adapter(below=x.language(x.source, invertible=False)),
+        cell.language(cell.target, invertible=False),
+        cell.task_adapter(base_adapter=cell.language(cell.source, invertible=False)),
     )
 
 
-def mad_x_task_only(x: Experiment) -> Step:
+def mad_x_task_only(cell: Cell) -> Step:
     """The ablation −LAD −INV: the task adapter alone, used in the target language as it is."""
-    return x.task_adapter()
+    return cell.task_adapter()
 
 
-def layer_swapping(x: Experiment) -> Step:
+def layer_swapping(cell: Cell) -> Step:
     """The bottom and top layers of A[R,g] around the middle ones of A[T,s] (2410.01335)."""
-    return x.merge(
-        task=x.train(x.task, x.source),
-        target_reference=x.train(x.reference, x.target),
+    return cell.merge(
+        task=cell.train(cell.task, cell.source),
+        target_reference=cell.train(cell.reference, cell.target),
         rule="average",
         space="factors",
         modules="all",
-        weight=x.config.merge.swap,
+        weight=cell.config.merge.swap,
     )
 
 
-def language_arithmetic(x: Experiment) -> Stack:
+def language_arithmetic(cell: Cell) -> Stack:
     """MAD-X on λ·target + (1 − λ)·source of the language adapters (2404.15737)."""
-    language = x.merge(
-        task=x.language(x.source),
-        target_reference=x.language(x.target),
+    language = cell.merge(
+        task=cell.language(cell.source),
+        target_reference=cell.language(cell.target),
         rule="average",
         space="factors",
         modules="all",
-        weight=x.config.mad_x.arithmetic,
+        weight=cell.config.mad_x.arithmetic,
     )
-    return language, x.task_adapter(below=x.language(x.source))
+    return language, cell.task_adapter(base_adapter=cell.language(cell.source))
 
 
-def ties(x: Experiment) -> Step:
+def ties(cell: Cell) -> Step:
     """What A[T,s] and A[R,g] add to the weights trimmed, signs elected, what agrees averaged (2306.01708)."""
-    return x.combine("ties")
+    return cell.combine("ties")
 
 
-def dare(x: Experiment) -> Step:
+def dare(cell: Cell) -> Step:
     """Random entries of what A[T,s] and A[R,g] add to the weights dropped, the rest scaled up, summed (2311.03099)."""
-    return x.combine("dare")
+    return cell.combine("dare")
 
 
-def ties_factors(x: Experiment) -> Step:
+def ties_factors(cell: Cell) -> Step:
     """TIES on A and on B, as PEFT does: not the mixture of what they add to the weights."""
-    return x.combine("ties_factors")
+    return cell.combine("ties_factors")
 
 
-def dare_factors(x: Experiment) -> Step:
+def dare_factors(cell: Cell) -> Step:
     """DARE on A and on B, as PEFT does: not the mixture of what they add to the weights."""
-    return x.combine("dare_factors")
+    return cell.combine("dare_factors")
 
 
 class Recipe(NamedTuple):
@@ -177,7 +177,7 @@ def recipe(method: str) -> Recipe:
             "the recipe file has no such function",
             where=file,
             found=f"no {name}",
-            expected="a function of an Experiment, or a Recipe",
+            expected="a function of a Cell, or a Recipe",
             fix="see docs/methods.md",
         )
     return Recipe(name.replace("_", " "), _checked(found, method))
@@ -187,9 +187,9 @@ def _checked(build: Build, method: str) -> Build:
     """A user's function whose mistakes are told as such."""
 
     @wraps(build)
-    def checked(x: Experiment) -> Step | Stack | None:
+    def checked(cell: Cell) -> Step | Stack | None:
         try:
-            found = build(x)
+            found = build(cell)
         except AdamergexError:
             raise
         except Exception as error:  # whatever the user's own code raises
@@ -202,7 +202,7 @@ def _checked(build: Build, method: str) -> Build:
                 where=method,
                 found=repr(found)[:80],
                 expected="a step, two steps (the lower one first), or None",
-                fix="return what x.train, x.merge, … return",
+                fix="return what cell.train, cell.merge, … return",
             )
         return steps or None if isinstance(found, tuple) else found
 

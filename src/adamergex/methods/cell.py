@@ -33,7 +33,7 @@ from adamergex.tasks.catalogue import identity
 _NOTHING_SAID = "the weight λ of a merge is to be tuned, and nothing says on what"
 _SAY = "set proxy and task.validation, or merge.weight, or give the recipe's merge a weight"
 Stack = tuple[Step, ...]
-Build = Callable[["Experiment"], Step | Stack | None]
+Build = Callable[["Cell"], Step | Stack | None]
 
 
 class Content(Protocol):
@@ -54,7 +54,7 @@ class Facts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Cell:
     """One cell of the table: the settings, a target language and a seed. Recipes build their steps through it."""
 
     config: TransferConfig
@@ -81,7 +81,7 @@ class Experiment:
         return reference.unlabelled(self.facts.segments, self.source)
 
     def train(self, task: Task | AdapterReference, language: str) -> Step:
-        """An adapter of the experiment's structure, trained on a task in a language; a given reference as it is."""
+        """An adapter of the cell's structure, trained on a task in a language; a given reference as it is."""
         if isinstance(task, AdapterReference):
             return self._given(language)
         rows, optimisation = self.learned_from(task)
@@ -107,13 +107,13 @@ class Experiment:
         name = "language" if structure.invertible else "language −INV"
         return self.train_as(name, structure, task, language, reference.text, settings.optimisation_of(language))
 
-    def task_adapter(self, below: Step | None = None) -> Step:
+    def task_adapter(self, base_adapter: Step | None = None) -> Step:
         """MAD-X's task adapter in the source language, on a frozen language adapter or alone."""
         settings, (rows, optimisation) = self.config.mad_x.task, self.learned_from(self.task)
         structure = self._bottleneck(settings.reduction)
-        name = "MAD-X task" + (f" on {below.label.partition(' ·')[0]}" if below else "")
+        name = "MAD-X task" + (f" on {base_adapter.label.partition(' ·')[0]}" if base_adapter else "")
         return self.train_as(
-            name, structure, self.task, self.source, rows, settings.optimisation or optimisation, below
+            name, structure, self.task, self.source, rows, settings.optimisation or optimisation, base_adapter
         )
 
     def _bottleneck(self, reduction: float, *, invertible: bool = False) -> Bottleneck:
@@ -134,9 +134,9 @@ class Experiment:
         language: str,
         rows: AnyRows,
         optimisation: Optimisation,
-        below: Step | None = None,
+        base_adapter: Step | None = None,
     ) -> Step:
-        """A training of any structure, alone or on what is ``below``; ``name`` goes into the label."""
+        """A training of any structure, alone or on ``base_adapter``; ``name`` goes into the label."""
         job = TrainJob(
             base=self.config.base,
             structure=structure,
@@ -146,7 +146,7 @@ class Experiment:
             optimisation=optimisation.of(structure),
             seed=self.seed,
         )
-        inputs = {} if below is None else {"below": below}
+        inputs = {} if base_adapter is None else {"base_adapter": base_adapter}
         label = f"{name} · {language} · seed {self.seed}"
         return Step("train", self._identity(job), job, inputs, label=label)
 
@@ -226,7 +226,7 @@ class Experiment:
         rows = self.config.task.rows("test")
         assert rows is not None  # every task is tested on something
         job = self._evaluate_job(language, rows)
-        names = ["below", "adapter"][-len(stack) :] if stack else []
+        names = ["base_adapter", "adapter"][-len(stack) :] if stack else []
         what = "base" if not stack else "stack" if len(stack) > 1 else stack[-1].kind
         label = f"{language} · {what} · seed {self.seed}"
         inputs = dict(zip(names, stack, strict=True))
@@ -267,7 +267,7 @@ class Experiment:
         }
         return {way: makers[way]() for way in config.merge.compare}
 
-    def _free(self) -> Experiment:
+    def _free(self) -> Cell:
         """The same cell with a λ that is searched for."""
         merge = self.config.merge.model_copy(update={"weight": "tuned"})
         return replace(self, config=self.config.model_copy(update={"merge": merge}))
@@ -324,7 +324,7 @@ class Experiment:
     def _identity(self, job: TrainJob | EvaluateJob, *, labelled: bool = True) -> dict[str, Json]:
         """The job with contents in the place of names: the same base, text or task file elsewhere is the same step;
         adapters below are inputs."""
-        named: dict[str, Json] = job.model_dump(mode="json", exclude={"base", "rows", "below"})
+        named: dict[str, Json] = job.model_dump(mode="json", exclude={"base", "rows", "base_adapters"})
         task = job.task
         if isinstance(task, SentenceAlignment):  # its rows hold the translations
             named["task"] = task.model_dump(mode="json", exclude={"pivot", "pivot_language"})

@@ -21,7 +21,7 @@ from adamergex.files.lineage import Lineage
 from adamergex.files.records import Prediction, predictions
 from adamergex.merging import Similarity, similarity
 from adamergex.report.numbers import number
-from adamergex.report.results import Cell, Results
+from adamergex.report.results import CellResult, Results
 from adamergex.report.results_file import is_entry
 
 WRONG, RIGHT, LENGTH = 3, 2, 90
@@ -57,7 +57,7 @@ class Ancestor:
 class Behind:
     """A cell with a few of its answers and the adapters that made it."""
 
-    cell: Cell
+    cell: CellResult
     items: tuple[Item, ...]
     made: Ancestor | None
 
@@ -79,7 +79,7 @@ def gather(results: Results, directory: str | Path) -> Evidence:
     return Evidence(behind, _similarity(results, folder, notes), tuple(dict.fromkeys(notes)))
 
 
-def _items(cell: Cell, folder: Path, notes: list[str]) -> tuple[Item, ...]:
+def _items(cell: CellResult, folder: Path, notes: list[str]) -> tuple[Item, ...]:
     """The first wrong and the first right answers."""
     path = folder / cell.predictions if cell.predictions else None
     if path is None or not path.is_file():
@@ -120,7 +120,7 @@ class _Family:
         self._keys = {path.name: path for _, path in placed}
         self._known: dict[Path, Ancestor] = {}
 
-    def made(self, cell: Cell) -> Ancestor | None:
+    def made(self, cell: CellResult) -> Ancestor | None:
         """What answered in a cell, with all that it was made from."""
         path = self.folder / cell.adapter if cell.adapter else None
         return None if path is None or not path.is_dir() else self._ancestor("", path, 0)

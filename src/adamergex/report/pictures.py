@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from adamergex.report.numbers import number, span
-from adamergex.report.results import Adapter, Cell, Merge, ModuleChange, Results
+from adamergex.report.results import Adapter, CellResult, Merge, ModuleChange, Results
 from adamergex.report.summary import subject
 from adamergex.report.svg import element, label, line, picture, shorten, tooltip
 
@@ -96,7 +96,7 @@ def _short_names(kinds: Sequence[str]) -> dict[str, str]:
 class Family(NamedTuple):
     """A merged adapter's result and the three adapters that it comes from."""
 
-    cell: Cell
+    cell: CellResult
     task: Adapter
     target: Adapter
     source: Adapter
@@ -114,7 +114,7 @@ def picked_family(results: Results) -> Family | None:
     return next((family for family in families if family), None)
 
 
-def _family(results: Results, cell: Cell) -> Family | None:
+def _family(results: Results, cell: CellResult) -> Family | None:
     target = _find(results, cell.seed, cell.language, task=False)
     task, source = (_find(results, cell.seed, results.source, task=task) for task in (True, False))
     return Family(cell, task, target, source) if task and target and source else None

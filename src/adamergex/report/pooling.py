@@ -13,7 +13,7 @@ from statistics import fmean, median, stdev
 
 from adamergex.report.results import (
     BASELINE,
-    Cell,
+    CellResult,
     Comparison,
     Interval,
     Pooled,
@@ -28,7 +28,7 @@ ALPHA = 0.05
 _MANY = 10**6  # clusters of an interval whose items are not known: the normal distribution
 
 
-def cell_interval(cell: Cell) -> Interval:
+def cell_interval(cell: CellResult) -> Interval:
     """A cell's interval; Wilson's where an older version wrote a single point."""
     if cell.interval[0] < cell.interval[1] or not cell.n:
         return cell.interval
@@ -41,7 +41,7 @@ def paired(pair: Comparison) -> Comparison:
     return Comparison(pair.method, pair.difference, agreeing(pair.interval, pair.difference, p, ALPHA), p)
 
 
-def score_interval(results: Results, cells: Sequence[Cell]) -> Interval:
+def score_interval(results: Results, cells: Sequence[CellResult]) -> Interval:
     """The interval of the mean of a method's cells in one language."""
     if len(cells) == 1:
         return cell_interval(cells[0])
@@ -55,7 +55,7 @@ def score_interval(results: Results, cells: Sequence[Cell]) -> Interval:
 
 def completed(results: Results) -> Results:
     """The results with intervals and comparisons, so that the parts of a report need not put them together again."""
-    seeds: dict[tuple[str, str], list[Cell]] = {}
+    seeds: dict[tuple[str, str], list[CellResult]] = {}
     for cell in results.cells:
         seeds.setdefault((cell.method, cell.language), []).append(cell)
     pooled = results.pooled or tuple(

@@ -50,7 +50,7 @@ class Comparison(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell(Checked):
+class CellResult(Checked):
     """One method in one language with one seed: the results' metric, and in ``scores`` all that the task has.
 
     ``predictions`` and ``adapter`` (what answered, merged or trained) are paths from the report's folder.
@@ -188,7 +188,7 @@ class Results(Checked):
     targets: tuple[str, ...]
     seeds: tuple[int, ...]
     methods: tuple[Method, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[CellResult, ...]
     pooled: tuple[Pooled, ...] = ()
     comparisons: tuple[PooledComparison, ...] = ()
     weights: tuple[Weights, ...] = ()

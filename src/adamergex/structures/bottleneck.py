@@ -84,7 +84,7 @@ def snippet(lineage: Lineage, base: str, task_type: str | None) -> str:
     name, shipped = base_in_code(base)
     imports = ["from adamergex import attach", *([shipped] if shipped else [])]
     extra = f", num_labels={labels}" if task_type == "SEQ_CLS" else ""
-    lower = '"path/to/the/language/adapter", ' if "below" in lineage.parents else ""
+    lower = '"path/to/the/language/adapter", ' if "base_adapter" in lineage.parents else ""
     lines = [
         f"model = AutoModelFor{kind}.from_pretrained({name}{extra})",
         f'model = attach(model, {lower}"path/to/this/folder")',

@@ -21,8 +21,8 @@ _SPEC = {"rule", "space", "modules", "rank", "span", "form"}
 def train(job: TrainJob, inputs: Inputs, output: Path, workdir: Path) -> None:
     from adamergex.training.train import train as train_adapter
 
-    below = (str(inputs["below"]),) if "below" in inputs else ()
-    train_adapter(TrainJob(**{**dict(job), "below": below}), output, workdir=workdir, progress=True)
+    base_adapters = (str(inputs["base_adapter"]),) if "base_adapter" in inputs else ()
+    train_adapter(TrainJob(**{**dict(job), "base_adapters": base_adapters}), output, workdir=workdir, progress=True)
 
 
 def import_given(job: GivenAdapter, inputs: Inputs, output: Path, workdir: Path) -> None:
@@ -100,7 +100,7 @@ def choose(job: ChooseJob, inputs: Inputs, output: Path, workdir: Path) -> None:
 def evaluate(job: EvaluateJob, inputs: Inputs, output: Path, workdir: Path) -> None:
     from adamergex.evaluation import evaluate as evaluate_adapter
 
-    stack = [inputs[name] for name in ("below", "adapter") if name in inputs]
+    stack = [inputs[name] for name in ("base_adapter", "adapter") if name in inputs]
     evaluate_adapter(job, stack or None, output)
 
 

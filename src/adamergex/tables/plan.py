@@ -24,7 +24,7 @@ from adamergex.jobs.settings import (
     TrainJob,
 )
 from adamergex.methods import Recipe, recipe
-from adamergex.methods.cell import Experiment, Facts, Stack
+from adamergex.methods.cell import Cell, Facts, Stack
 from adamergex.methods.given import GivenAdapter, pattern_of, read_given
 from adamergex.tables.sketch import needs_references, sketched
 
@@ -55,14 +55,14 @@ def train_job(config: LanguageTraining | TaskTraining) -> TrainJob:
     folder = Path(config.folder)
     task: Task
     rows: AnyRows
-    below: tuple[str, ...] = ()
+    base_adapters: tuple[str, ...] = ()
     if isinstance(config, TaskTraining):
         placed = config.task.placed(folder)
         found = placed.rows("train")
         assert found is not None  # every task is trained on something
         rows, task = found, _task(placed, config.language)
         optimisation = placed.optimisation.of(config.structure)
-        below = tuple(str((folder / path).absolute()) for path in config.below)
+        base_adapters = tuple(str((folder / path).absolute()) for path in config.base_adapters)
     else:
         rows, optimisation = _placed(folder, config.text), config.optimisation
         task = LanguageModeling(
@@ -79,7 +79,7 @@ def train_job(config: LanguageTraining | TaskTraining) -> TrainJob:
         rows=rows,
         optimisation=optimisation,
         seed=config.seed,
-        below=below,
+        base_adapters=base_adapters,
     )
 
 
@@ -216,12 +216,12 @@ def _segments(config: TransferConfig, languages: Iterable[str] | None) -> int | 
     return min(counts.values())
 
 
-def searched_on(search: Step, x: Experiment) -> str:
+def searched_on(search: Step, cell: Cell) -> str:
     """The languages that a cell's search of λ looks at."""
     if isinstance(search.job, TuneJob):
         return search.job.evaluate.language
-    if x.config.merge.leave_one_out:
-        return f"all targets but {x.target}"
+    if cell.config.merge.leave_one_out:
+        return f"all targets but {cell.target}"
     return ", ".join(search.inputs)
 
 
@@ -246,34 +246,34 @@ class Plan:
         for seed in config.seeds:
             for method in config.methods:
                 for language in config.targets:
-                    self._add(method, Experiment(config, known, language, seed))
+                    self._add(method, Cell(config, known, language, seed))
 
-    def _add(self, method: str, x: Experiment) -> None:
+    def _add(self, method: str, cell: Cell) -> None:
         name, way = method_name(method), recipe(method)
-        cell = (name, x.target, x.seed)
-        stack = x.adapter(way.build)
-        self.adapters[cell] = stack
-        self.evaluations[cell] = x.evaluate(stack, x.target, way.asks)
+        place = (name, cell.target, cell.seed)
+        stack = cell.adapter(way.build)
+        self.adapters[place] = stack
+        self.evaluations[place] = cell.evaluate(stack, cell.target, way.asks)
         if stack and "weight" in stack[-1].inputs:
             search = stack[-1].inputs["weight"]
-            self.tunings[name, searched_on(search, x), x.seed] = search
-        if x.config.merge.oracle:
-            self._add_oracle(cell, x, way)
+            self.tunings[name, searched_on(search, cell), cell.seed] = search
+        if cell.config.merge.oracle:
+            self._add_oracle(place, cell, way)
 
-    def _add_oracle(self, cell: Place, x: Experiment, way: Recipe) -> None:
-        bound = x.oracle(way.build)
+    def _add_oracle(self, place: Place, cell: Cell, way: Recipe) -> None:
+        bound = cell.oracle(way.build)
         if bound is None:
             return
-        name, language, seed = cell
+        name, language, seed = place
         self.adapters[name + ORACLE, language, seed] = (bound,)
-        self.evaluations[name + ORACLE, language, seed] = x.evaluate((bound,), language, way.asks)
-        self.oracles[cell] = bound.inputs["weight"]
-        settings, (stack, *_) = x.config.merge, self.adapters[cell]
+        self.evaluations[name + ORACLE, language, seed] = cell.evaluate((bound,), language, way.asks)
+        self.oracles[place] = bound.inputs["weight"]
+        settings, (stack, *_) = cell.config.merge, self.adapters[place]
         own = {} if "weight" not in stack.inputs else {
             "entropy" if settings.weight == "entropy" else "leave_one_out" if settings.leave_one_out else "proxy":
             stack.inputs["weight"]
         }  # fmt: skip
-        self.ways[cell] = own | x.compared(way.build)
+        self.ways[place] = own | cell.compared(way.build)
 
     @property
     def wanted(self) -> list[Step]:

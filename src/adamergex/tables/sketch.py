@@ -13,12 +13,12 @@ from adamergex.config.transfer import TransferConfig
 from adamergex.graph.steps import Step, canonical
 from adamergex.jobs.settings import Target, Task
 from adamergex.methods import recipe
-from adamergex.methods.cell import Experiment, Facts, Stack
+from adamergex.methods.cell import Cell, Facts, Stack
 from adamergex.methods.given import GivenAdapter
 
 
 @dataclass(frozen=True)
-class Sketch(Experiment):
+class Sketch(Cell):
     """A cell that notes whether its recipe asks for the reference task. Its steps' keys mean nothing."""
 
     asked: list[str] = field(default_factory=list)
@@ -31,8 +31,8 @@ class Sketch(Experiment):
 
 def sketched(config: TransferConfig, method: str, target: str) -> tuple[Sketch, Step | Stack | None]:
     """A method's cell, and the adapters that its recipe makes of it; None: the bare base."""
-    x = Sketch(config, assumed_facts(config, Assumed()), target, config.seeds[0])
-    return x, recipe(method).build(x)
+    cell = Sketch(config, assumed_facts(config, Assumed()), target, config.seeds[0])
+    return cell, recipe(method).build(cell)
 
 
 def needs_references(config: TransferConfig) -> bool:

@@ -29,7 +29,7 @@ from adamergex.methods.cell import Stack
 from adamergex.report.results import (
     BASELINE,
     Adapter,
-    Cell,
+    CellResult,
     Comparison,
     CurvePoint,
     Merge,
@@ -157,7 +157,7 @@ def _method(config: TransferConfig, name: str) -> Method:
     return Method(method_name(name), way.label, space, about)
 
 
-def _cell(plan: Plan, store: Store, output: Path, cell: Place) -> Cell:
+def _cell(plan: Plan, store: Store, output: Path, cell: Place) -> CellResult:
     from adamergex.evaluation import paired_difference
 
     method, language, seed = cell
@@ -180,7 +180,7 @@ def _cell(plan: Plan, store: Store, output: Path, cell: Place) -> Cell:
     if base is not None and store.has(base) and method != BASELINE and not oracle:
         difference = paired_difference(_predictions(store, plan.evaluations[cell]), _predictions(store, base))
         against = Comparison(method=BASELINE, **difference)
-    return Cell(
+    return CellResult(
         method=method,
         language=language,
         seed=seed,

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from adamergex.files.records import Search, read_search
 from adamergex.graph.steps import Step, Store
-from adamergex.report.results import Cell, Way, Weights
+from adamergex.report.results import CellResult, Way, Weights
 from adamergex.search.weight_choice import best, within
 from adamergex.tables.plan import Place, Plan
 
@@ -21,7 +21,7 @@ Ways = dict[str, float]
 """A way's name -> its λ."""
 
 
-def compared_ways(plan: Plan, store: Store, cells: Iterable[Cell]) -> tuple[Weights, ...]:
+def compared_ways(plan: Plan, store: Store, cells: Iterable[CellResult]) -> tuple[Weights, ...]:
     """For every cell with an oracle that is done: the oracle's λ and score, and those of all other ways."""
     scored = {(cell.method, cell.language, cell.seed): cell for cell in cells}
     found = []

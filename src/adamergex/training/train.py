@@ -54,7 +54,7 @@ def train(
 ) -> None:
     """Train one adapter and write its directory: PEFT's two files (of a bottleneck: AdapterHub's layout, a head in
     files of its own; of a full or sparse fine-tuning: its difference to the base), lineage.json, README.md, logs/
-    (TensorBoard). The adapters of ``job.below`` stay as they are.
+    (TensorBoard). The adapters of ``job.base_adapters`` stay as they are.
 
     Two runs of one job give the same bytes on one machine's CPU; the logs alone differ. ``workdir`` keeps checkpoints,
     from which a stopped run goes on to bitwise the same weights. ``backbone`` saves loading it (see ``load_for``); it
@@ -78,7 +78,7 @@ def train(
         adapter = loaded_adapter.attach(
             loaded.model,
             job.structure,
-            below=job.below,
+            base_adapters=job.base_adapters,
             task_head=loaded.kind in HEADS,
             base_sha256=loaded.sha256,
             seed=job.seed,
@@ -186,9 +186,9 @@ def _kept_choice(adapter: InWeights, path: Path) -> dict[str, Json]:
 def _parents(job: TrainJob, loaded: Loaded) -> dict[str, dict[str, Json]]:
     """The frozen adapters below. Raises: ModelError for one of another base."""
     parents: dict[str, dict[str, Json]] = {}
-    for number, path in enumerate(job.below, 1):
+    for number, path in enumerate(job.base_adapters, 1):
         found = require_base(path, loaded.base, loaded.sha256)
-        parents["below" if number == 1 else f"below_{number}"] = {
+        parents["base_adapter" if number == 1 else f"base_adapter_{number}"] = {
             "path": path,
             "sha256": file_sha256(loaded_adapter.tensors_path(Path(path))),
             "language": found.language if found else None,
@@ -198,9 +198,9 @@ def _parents(job: TrainJob, loaded: Loaded) -> dict[str, dict[str, Json]]:
 
 def _identity(job: TrainJob, loaded: Loaded, content: str, parents: Mapping[str, Mapping[str, Json]]) -> str:
     """A name for the run's folder: another job, base, text, stack, library or trainer version never resumes it."""
-    below = [parent["sha256"] for parent in parents.values()]
-    own = job.model_dump(mode="json", exclude={"rows", "below"})
-    facts = [own, loaded.sha256, content, *([below] if below else []), package_versions(), version("train")]
+    hashes = [parent["sha256"] for parent in parents.values()]
+    own = job.model_dump(mode="json", exclude={"rows", "base_adapters"})
+    facts = [own, loaded.sha256, content, *([hashes] if hashes else []), package_versions(), version("train")]
     return "run-" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -54,10 +54,10 @@ class Stacked:
     def stack(self) -> AdapterStack:
         return cast("AdapterStack", self.model.adapter_stack)
 
-    def put(self, below: Sequence[str | Path | AdapterFiles], top: BottleneckConfig) -> BottleneckAdapter:
+    def put(self, base_adapters: Sequence[str | Path | AdapterFiles], top: BottleneckConfig) -> BottleneckAdapter:
         """Attach the stack, the new uppermost adapter with it. Raises: as ``attach`` of ``stack``."""
-        names = [f"below-{number}" for number, _ in enumerate(below, 1)]
-        attach_stack(self.model, *below, names=names)
+        names = [f"base-{number}" for number, _ in enumerate(base_adapters, 1)]
+        attach_stack(self.model, *base_adapters, names=names)
         try:
             adapter = BottleneckAdapter(top, self.stack.places)
             require_layers(top, len(self.stack.places.layers))
@@ -155,8 +155,10 @@ def config_of(structure: Bottleneck) -> BottleneckConfig:
     )
 
 
-def attach(model: PreTrainedModel, structure: Structure, below: Sequence[str | Path], new: NewAdapter) -> Stacked:
-    """Put a new, trainable bottleneck adapter on a model, on the frozen ones of ``below``; all else is frozen.
+def attach(
+    model: PreTrainedModel, structure: Structure, base_adapters: Sequence[str | Path], new: NewAdapter
+) -> Stacked:
+    """Put a new, trainable bottleneck adapter on a model, on the frozen ones of ``base_adapters``; all else is frozen.
 
     D, U and the invertible block ~ N(0, 0.02), biases 0, from generators seeded by SHA-256(base, layout, reduction,
     tensor name): near identity, and the same for every adapter of one base and shape.
@@ -164,7 +166,7 @@ def attach(model: PreTrainedModel, structure: Structure, below: Sequence[str | P
     """
     assert isinstance(structure, Bottleneck)
     stacked = Stacked(model, head_modules(model, new.new_modules) if new.task_head else (), new.new_modules)
-    adapter = stacked.put(below, config_of(structure))
+    adapter = stacked.put(base_adapters, config_of(structure))
     # Learned in float32 whatever the base's dtype, as PEFT does.
     adapter.float().initialise(f"{new.base_sha256}\n{structure.kind} {structure.layout} {structure.reduction:g}")
     stacked.stack.train_only(_TOP, also=stacked.heads)
@@ -196,9 +198,9 @@ def load(model: PreTrainedModel, directories: Sequence[Path], *, new_modules: tu
     ``new_modules``: modules that the base lacks, so that the last adapter must bring them.
     Raises: AdapterFileError for unreadable files or no head, IncompatibleAdaptersError, ModelError.
     """
-    *below, top = directories
+    *base_adapters, top = directories
     files = adapterhub.read_adapter(top)
-    return _filled(model, below, files.config, files.tensors, files.head, where=top, new_modules=new_modules)
+    return _filled(model, base_adapters, files.config, files.tensors, files.head, where=top, new_modules=new_modules)
 
 
 def place(
@@ -219,7 +221,7 @@ def place(
 
 def _filled(
     model: PreTrainedModel,
-    below: Sequence[Path],
+    base_adapters: Sequence[Path],
     config: BottleneckConfig,
     tensors: Tensors,
     head: HeadFiles | None,
@@ -236,7 +238,7 @@ def _filled(
             fix="name the task adapter, last in the stack",
         )
     stacked = Stacked(model, head_modules(model, new_modules) if head else (), new_modules)
-    adapter = stacked.put(below, config)
+    adapter = stacked.put(base_adapters, config)
     try:
         adapter.load(tensors, where)
         if head is not None:
