@@ -23,6 +23,17 @@ class Optimisation(Settings):
     steps: Count | None = None
     learning_rate: Rate = Field(default=2e-4, description="default of (IA)³: 5e-4")
     batch_size: Size = Field(default=16, description="of a step, whatever the number of processes")
+    accumulation: Count = Field(
+        default=1, description="parts that a step's batch is computed in, one after the other: same result, less memory"
+    )
+    batch_tokens: Count | None = Field(
+        default=None,
+        description="instead: parts of at most so many tokens, padding included; a step has batch_size rows as before",
+    )
+    checkpointing: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="compute activations again in the backward pass: less memory, a third more time; auto: on CUDA",
+    )
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.05, description="share of the steps; default of (IA)³: 0.03"
@@ -49,7 +60,8 @@ class Optimisation(Settings):
     @model_serializer(mode="wrap")
     def _without_unused(self, write: Callable[[Optimisation], dict[str, object]]) -> dict[str, object]:
         # Trainings without them keep the keys that they had before there were such settings.
-        unused: dict[str, object] = {"precision": "auto", "attention": "auto"}
+        unused: dict[str, object] = {"precision": "auto", "attention": "auto", "checkpointing": "auto"}
+        unused |= {"accumulation": 1}
         unused |= {"head_start": "random", "probe_c": self.probe_c} if self.head_start == "random" else {}
         return {name: value for name, value in write(self).items() if unused.get(name) != value}
 
@@ -57,6 +69,8 @@ class Optimisation(Settings):
     def _used(self) -> Optimisation:
         if "probe_c" in self.model_fields_set and self.head_start == "random":
             raise ValueError("probe_c is for head_start: probe")
+        if self.batch_tokens is not None and self.accumulation > 1:
+            raise ValueError("accumulation: batch_tokens says how a batch is divided; leave one of them out")
         return self
 
     def of(self, structure: Structure) -> Optimisation:
@@ -77,4 +91,6 @@ def decaying(structure: Structure, optimisation: Optimisation) -> str | None:
     """What is wrong with the optimisation of a structure, if anything is."""
     if optimisation.weight_decay and not kind_named(structure.kind).weight_decay:
         return "optimisation.weight_decay: would move the weights that a sparse fine-tuning leaves alone; set it to 0"
+    if optimisation.checkpointing == "on" and kind_named(structure.kind).whole:
+        return "optimisation.checkpointing: a layer that is computed again does not see a prefix; set it to off"
     return None

@@ -249,8 +249,7 @@ class TrainJob(Settings):
     """Train one adapter on one task in one language.
 
     ``base_adapters``: directories of adapters that stay frozen under it, the lowest first (MAD-X: the language's); of a
-    full or
-    sparse fine-tuning: differences that it starts from."""
+    full or sparse fine-tuning: differences that it starts from."""
 
     base: PathText
     structure: Structure
