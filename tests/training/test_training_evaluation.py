@@ -32,6 +32,7 @@ from adamergex.jobs.settings import (
     TrainJob,
 )
 from adamergex.merging import merge
+from adamergex.merging.prepare import MergeSpec
 from adamergex.search import tuning
 from adamergex.statistics import Sample
 from adamergex.statistics.samples import clusters
@@ -219,7 +220,8 @@ def test_adapters_in_memory_predict_what_written_merges_predict(
     def watch(weight: float, predictions: list[dict[str, Any]]) -> None:
         seen[weight] = predictions
 
-    found = tuning.tune(**adapters, **choices, job=job, grid=(0.5, 1.5), output=tmp_path / "tuning", watch=watch)
+    spec, output = MergeSpec(**choices), tmp_path / "tuning"
+    found = tuning.tune(**adapters, spec=spec, job=job, grid=(0.5, 1.5), output=output, watch=watch)
     assert [point["weight"] for point in found["curve"]] == [0.0, 0.5, 1.5]
     assert json.loads((tmp_path / "tuning" / "tuning.json").read_text()) == found
     best = max(point["score"] for point in found["curve"])
@@ -241,7 +243,7 @@ def test_an_average_has_no_use_for_the_source_reference(
     job, settings = evaluation_of(checkpoints["xlm-r"], labelled), {"rule": "average", "space": space, "modules": "all"}
     curves, written = [], []
     for number, given in enumerate((adapters, without)):
-        curves.append(tuning.tune(**given, **settings, job=job, grid=(0.5,))["curve"])
+        curves.append(tuning.tune(**given, spec=MergeSpec(**settings), job=job, grid=(0.5,))["curve"])
         merge(**given, **settings, weight=0.5, output=tmp_path / str(number))
         written.append((tmp_path / str(number) / "adapter_model.safetensors").read_bytes())
     assert curves[0] == curves[1] and written[0] == written[1]

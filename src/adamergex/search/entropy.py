@@ -23,7 +23,7 @@ from adamergex.files.outputs import staged_directory
 from adamergex.files.records import TUNING
 from adamergex.merging import merged_tensors
 from adamergex.merging.layers import numbered, spread
-from adamergex.merging.prepare import MergeSpec, Prepared, prepare
+from adamergex.merging.prepare import PAPER, MergeSpec, Prepared, prepare
 from adamergex.search.tuning import on_model, widened
 from adamergex.tasks.certainty import Unlabelled
 from adamergex.tasks.rows import read, source
@@ -45,15 +45,9 @@ def minimise(
     job: EvaluateJob,
     grid: Iterable[float],
     granularity: Literal["all", "layer"] = "all",
-    rule: str = "adaptive",
-    space: str | None = "factors",
-    modules: str | None = None,
-    rank: int | None = None,
-    span: str | None = None,
-    form: str | None = None,
+    spec: MergeSpec = PAPER,
     output: Path | str | None = None,
     backbone: Loaded | None = None,
-    allow_different_start: bool = False,
 ) -> dict[str, Any]:
     """The λ in [0, 1] that minimises the mean entropy of A(λ)'s predictions for ``job``'s rows, labels never read.
 
@@ -67,14 +61,13 @@ def minimise(
     weights = sorted({0.0, *map(float, grid)})
     if not 0 <= weights[0] <= weights[-1] <= 1:
         raise ConfigError("entropy is minimised over λ in [0, 1]", where="grid", found=weights)
-    spec = MergeSpec(rule, space or "factors", modules, rank, span, form, allow_different_start)
     prepared = prepare(spec, task=task, target_reference=target_reference, source_reference=source_reference)
     structure = prepared.own.layout.structure
-    if granularity == "layer" and (spec.space != "factors" or structure.whole or prepared.rule.function):
+    if granularity == "layer" and (prepared.spec.space != "factors" or structure.whole or prepared.rule.function):
         raise ConfigError(
             "a λ per layer is for the factors of LoRA, (IA)³ and bottlenecks",
             where="granularity",
-            found=f"{structure.name}, rule {prepared.rule.name}, space {spec.space}",
+            found=f"{structure.name}, rule {prepared.rule.name}, space {prepared.spec.space}",
             fix="use granularity all",
         )
     rows = read(job.task, job.rows, job.language, labelled=False)

@@ -26,7 +26,7 @@ from adamergex.files.records import ANSWERS, TUNING, Point
 from adamergex.merging import merged_tensors
 from adamergex.merging.checks import Adapter
 from adamergex.merging.merge import delta_merge, reranked
-from adamergex.merging.prepare import MergeSpec, Prepared, prepare
+from adamergex.merging.prepare import PAPER, MergeSpec, Prepared, prepare
 from adamergex.search.weight_choice import answers_of, best
 from adamergex.tasks.rows import read
 
@@ -52,15 +52,9 @@ def tune(
     source_reference: Path | str | None = None,
     job: EvaluateJob,
     grid: Iterable[float],
-    rule: str = "adaptive",
-    space: str | None = "factors",
-    modules: str | None = None,
-    rank: int | None = None,
-    span: str | None = None,
-    form: str | None = None,
+    spec: MergeSpec = PAPER,
     output: Path | str | None = None,
     backbone: Loaded | None = None,
-    allow_different_start: bool = False,
     watch: Callable[[float, list[dict[str, Any]]], None] | None = None,
     answers: bool = False,
 ) -> dict[str, Any]:
@@ -73,7 +67,6 @@ def tune(
     too, from which ``weight_choice.choose`` takes the λ of several languages.
     Raises: as ``merging.merge`` and ``evaluation.evaluate``.
     """
-    spec = MergeSpec(rule, space or "factors", modules, rank, span, form, allow_different_start)
     prepared = prepare(spec, task=task, target_reference=target_reference, source_reference=source_reference)
     rows = read(job.task, job.rows, job.language)
     curve = []
@@ -173,6 +166,7 @@ def _factor_candidates(prepared: Prepared, weights: list[float]) -> Iterator[Can
             layers=own.layout.settings.get("num_layers"),
             span=spec.span,
             form=spec.form,
+            settings=spec.settings,
         )
         rounded = {name: tensor.to(dtypes[name]) for name, tensor in merged.items()}
         yield Candidate(weight, own.layout.directory.config, rounded)
