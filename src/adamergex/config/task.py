@@ -37,7 +37,7 @@ class CustomTask(Settings):
         kind: str
         name: str
     train: Where
-    validation: Where | None = Field(default=None, description="labelled sets that tune λ")
+    validation: Where | None = Field(default=None, description="labelled rows that tune λ")
     test: Where
     optimisation: Optimisation = Optimisation()
 
@@ -163,7 +163,7 @@ def _custom_form(kind: AnyKind) -> type[CustomTask]:
     return own
 
 
-_OPEN = "default: those of the training rows, sorted"
+_OPEN = "default: the values in the training rows, sorted"
 
 
 def kind_of(task: CustomTask | BuiltinTask) -> str | None:

@@ -21,29 +21,29 @@ class Optimisation(Settings):
 
     epochs: Positive = 3.0
     steps: Count | None = None
-    learning_rate: Rate = Field(default=2e-4, description="default of (IA)³: 5e-4")
-    batch_size: Size = Field(default=16, description="of a step, whatever the number of processes")
+    learning_rate: Rate = Field(default=2e-4, description="default for (IA)³: 5e-4")
+    batch_size: Size = Field(default=16, description="rows per step, for any number of processes")
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.05, description="share of the steps; default of (IA)³: 0.03"
+        default=0.05, description="share of the steps; default for (IA)³: 0.03"
     )
     max_grad_norm: Positive = 0.3
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
     checkpoint_every: Count = 500
     head_start: HeadStart = Field(
         default="random",
-        description="encoders, heads of whole texts: a new head's last layer begins at random, or (probe) as the "
-        "logistic regression of the training rows on what it reads before training (2202.10054)",
+        description="start of a new classification head on an encoder: random, or (probe) a logistic regression of the "
+        "training labels on the features before training (2202.10054)",
     )
     probe_c: Positive = Field(
-        default=0.01, description="C of the probe: min C·Σ loss + ½‖w‖² on standardised features, as in scikit-learn"
+        default=0.01, description="C of the probe, as in scikit-learn: min C·Σ loss + ½‖w‖² on standardised features"
     )
     precision: Precision = Field(
         default="auto",
-        description="of the computation; trained tensors are float32. auto: bfloat16 on CUDA, else float32",
+        description="of the computation; trained tensors stay float32. auto: bfloat16 on CUDA, else float32",
     )
     attention: Attention = Field(
-        default="auto", description="how attention is computed in training; auto: the model's own choice, mostly sdpa"
+        default="auto", description="attention implementation in training; auto: the model's default, usually sdpa"
     )
 
     @model_serializer(mode="wrap")
