@@ -25,8 +25,8 @@ class TextReference(Settings):
     """The reference task on unlabelled text, the same for the source and every target."""
 
     kind: Literal["language-modeling"] = "language-modeling"
-    text: Where
-    segment: Count = 512
+    text: Where = Field(description="raw text")
+    segment: Count = Field(default=512, description="tokens per segment")
     segments: Count | None = Field(
         default=None, description="number of segments per language; default: that of the shortest text"
     )
@@ -44,8 +44,8 @@ class TextReference(Settings):
 class _OfSentences(Settings):
     """What the reference tasks of sentence encoders share."""
 
-    text: Where
-    max_length: Count = 128
+    text: Where = Field(description="raw text, or parallel text for alignment")
+    max_length: Count = Field(default=128, description="maximum tokens of a text; longer texts are cut")
     mask_rate: Share = Field(default=0.15, description="for MAD-X's language adapters")
     objective: Objective = Field(default="auto", description="for MAD-X's language adapters")
     optimisation: Optimisation = Optimisation()
@@ -63,7 +63,7 @@ class ContrastReference(_OfSentences):
 
     kind: Literal["sentence-contrast"]
     noise: Noise = Field(default=0.6, description="share of tokens deleted from the noisy copy")
-    temperature: Positive = 0.05
+    temperature: Positive = Field(default=0.05, description="temperature of InfoNCE")
 
     def unlabelled(self, segments: int | None, source: str) -> UnlabelledTask:
         """The task that references are trained on."""
@@ -74,7 +74,7 @@ class AlignmentReference(_OfSentences):
     """Alignment with the base's vectors of a parallel text (2004.09813), for bases that read a text by its mean."""
 
     kind: Literal["sentence-alignment"]
-    temperature: Positive = 0.07
+    temperature: Positive = Field(default=0.07, description="temperature of InfoNCE")
     pivot: Where | None = Field(
         default=None,
         description="translations of the text of every language; default: the column pivot of the same rows",

@@ -68,11 +68,11 @@ class LanguageTraining(_TrainConfig):
     MAD-X's language adapter."""
 
     kind: Literal["language"]
-    text: Where
+    text: Where = Field(description="raw text")
     structure: Annotated[Structure, _bottleneck(reduction=2.0, invertible=True)] = Bottleneck(
         reduction=2.0, invertible=True
     )
-    segment: Count = 256
+    segment: Count = Field(default=256, description="tokens per segment")
     segments: Count | None = Field(default=None, description="number of segments; default: all of the text")
     mask_rate: Share = 0.15
     objective: Objective = Field(default="auto", description=OBJECTIVE)
@@ -129,9 +129,9 @@ class Recovery(Settings):
     ``hold``: weight of the distance between the mean vectors of a text before and after, as a share of the variance of
     these vectors; 0 leaves them free, and the encoder forgets what masked LM does not ask for."""
 
-    rank: Count = 16
-    alpha: PositiveFloat = 32.0
-    hold: NonNegativeFloat = 1.0
+    rank: Count = Field(default=16, description="rank of the low-rank change")
+    alpha: PositiveFloat = Field(default=32.0, description="the change is scaled by alpha / rank")
+    hold: NonNegativeFloat = Field(default=1.0, description="weight of the distance between old and new mean vectors")
 
 
 class MaskedLmHeadTraining(Settings):
@@ -141,14 +141,16 @@ class MaskedLmHeadTraining(Settings):
 
     kind: Literal["masked-lm-head"]
     base: PathText = Field(description="a name listed by ``adamergex backbones``, a folder or a hub id")
-    languages: Annotated[tuple[Name, ...], Field(min_length=1), BeforeValidator(_one), AfterValidator(distinct)]
-    text: Where
-    segment: Count = 64
+    languages: Annotated[tuple[Name, ...], Field(min_length=1), BeforeValidator(_one), AfterValidator(distinct)] = (
+        Field(description="languages of the text")
+    )
+    text: Where = Field(description="raw text")
+    segment: Count = Field(default=64, description="tokens per segment")
     segments: Count | None = Field(
         default=None, description="number of segments per language; default: all of its text"
     )
     mask_rate: Share = 0.15
-    recovery: Recovery | None = None
+    recovery: Recovery | None = Field(default=None, description="also change the body of the base")
     optimisation: Annotated[Optimisation, BeforeValidator(_like_a_head)] = HEAD
     seed: Seed = 0
     output: PathText = Field(description="folder of the new base; must not exist yet")

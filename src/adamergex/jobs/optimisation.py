@@ -19,17 +19,17 @@ Attention = Literal["auto", "eager", "sdpa"]
 class Optimisation(Settings):
     """How long and how fast. ``steps`` overrides ``epochs``."""
 
-    epochs: Positive = 3.0
-    steps: Count | None = None
+    epochs: Positive = Field(default=3.0, description="passes over the training rows")
+    steps: Count | None = Field(default=None, description="number of steps, instead of epochs")
     learning_rate: Rate = Field(default=2e-4, description="default for (IA)³: 5e-4")
     batch_size: Size = Field(default=16, description="rows per step, for any number of processes")
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.05, description="share of the steps; default for (IA)³: 0.03"
     )
-    max_grad_norm: Positive = 0.3
+    max_grad_norm: Positive = Field(default=0.3, description="gradients are clipped to this norm")
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
-    checkpoint_every: Count = 500
+    checkpoint_every: Count = Field(default=500, description="steps between checkpoints")
     head_start: HeadStart = Field(
         default="random",
         description="start of a new classification head on an encoder: random, or (probe) a logistic regression of the "

@@ -36,7 +36,7 @@ class LabelledTask(Settings):
     probed: ClassVar[bool] = False
     name: PathText
     prompt: str
-    max_length: Count = 256
+    max_length: Count = Field(default=256, description="maximum tokens of an input")
     metric: str
     measured_as: PathText | None = None
     chat: bool = Field(
@@ -147,9 +147,9 @@ class SpanAnswering(LabelledTask):
     kind: Literal["span"] = "span"
     name: str = "span"
     max_length: Count = 384
-    stride: Count = 128
-    longest_answer: Count = 30
-    max_new_tokens: Count = 32
+    stride: Count = Field(default=128, description="tokens that neighbouring windows share")
+    longest_answer: Count = Field(default=30, description="maximum tokens of a predicted span")
+    max_new_tokens: Count = Field(default=32, description="maximum tokens of a generated answer")
     prompt: str = "{context} Question: {question}"
     metric: str = "f1"
     measured_as: str | None = "xquad"
@@ -163,11 +163,13 @@ class Tagging(LabelledTask):
     kind: Literal["tagging"] = "tagging"
     name: str = "tagging"
     types: Names
-    other_types: Literal["reject", "ignore"] = "reject"
+    other_types: Literal["reject", "ignore"] = Field(
+        default="reject", description="reject tags of types outside ``types``, or read them as O"
+    )
     broken: Literal["reject", "repair"] = Field(
         default="reject", description="reject or repair tags that are not valid IOB2"
     )
-    max_new_tokens: Count = 96
+    max_new_tokens: Count = Field(default=96, description="maximum tokens of a generated answer")
     prompt: str = "Sentence: {text}\nEntities:"
     metric: str = "f1"
     measured_as: str | None = "ner"
@@ -181,11 +183,11 @@ class Generation(LabelledTask):
     kind: Literal["generation"] = "generation"
     name: str = "generation"
     cut: str = Field(default="text", description="the column that is cut if the prompt is too long")
-    reference: str = "target"
-    target: str | None = None
+    reference: str = Field(default="target", description="column of the reference answers")
+    target: str | None = Field(default=None, description="template of the training answer; default: every reference")
     max_length: Count = 512
-    max_new_tokens: Count = 64
-    stop: Stops = ("\n",)
+    max_new_tokens: Count = Field(default=64, description="maximum tokens of a generated answer")
+    stop: Stops = Field(default=("\n",), description="strings that end a generated answer")
     prompt: str = "{text}"
     metric: str = "rougeL"
     measured_as: str | None = "xlsum"
