@@ -178,26 +178,24 @@ def test_the_curve_is_the_entropy_of_what_a_merge_writes(
     grid = [0.0, 0.25, 0.5, 0.75, 1.0]
     found = minimise(**trio.paths, job=trio.job, grid=grid, spec=ALL, output=tmp_path / "tuned")
     oracle = [trio.entropy(weight, tmp_path / f"{weight}") for weight in grid]
-    assert_allclose([point["score"] for point in found["curve"]], oracle, rtol=1e-5, atol=1e-5)
-    assert found["chosen"] == grid[int(np.argmin(oracle))] and found["reached"] == min(
-        point["score"] for point in found["curve"]
-    )
-    for point in found["curve"]:
-        assert point["interval"][0] <= point["score"] <= point["interval"][1]
-    assert json.loads((tmp_path / "tuned" / "tuning.json").read_text()) == found
+    assert_allclose([point.score for point in found.curve], oracle, rtol=1e-5, atol=1e-5)
+    assert found.chosen == grid[int(np.argmin(oracle))] and found.reached == min(point.score for point in found.curve)
+    for point in found.curve:
+        assert point.interval[0] <= point.score <= point.interval[1]
+    assert json.loads((tmp_path / "tuned" / "tuning.json").read_text()) == found.model_dump(exclude_unset=True)
 
 
 def test_a_weight_a_layer_is_where_an_oracle_grid_has_it(encoder: Trio, tmp_path: Path) -> None:
     found = minimise(**encoder.paths, job=encoder.job, grid=[0.0, 0.5, 1.0], granularity="layer", spec=ALL)
-    assert len(found["layers"]) == 2 and found["chosen"] == pytest.approx(np.mean(found["layers"]))
-    assert all(0 <= weight <= 1 for weight in found["layers"])
-    assert found["reached"] <= min(point["score"] for point in found["curve"]) + 1e-5
-    assert found["reached"] == pytest.approx(encoder.entropy(found["layers"], tmp_path / "reached"), rel=1e-5)
+    assert len(found.layers) == 2 and found.chosen == pytest.approx(np.mean(found.layers))
+    assert all(0 <= weight <= 1 for weight in found.layers)
+    assert found.reached <= min(point.score for point in found.curve) + 1e-5
+    assert found.reached == pytest.approx(encoder.entropy(found.layers, tmp_path / "reached"), rel=1e-5)
     ticks = np.linspace(0, 1, 6)
     oracle = {(one, two): encoder.entropy([one, two], tmp_path / f"{one}-{two}") for one in ticks for two in ticks}
     best = min(oracle, key=oracle.__getitem__)
-    assert found["reached"] <= oracle[best] + 1e-3  # no worse than the best of the grid
-    assert_allclose(found["layers"], best, atol=0.2)  # a step of the grid
+    assert found.reached <= oracle[best] + 1e-3  # no worse than the best of the grid
+    assert_allclose(found.layers, best, atol=0.2)  # a step of the grid
     again = minimise(**encoder.paths, job=encoder.job, grid=[0.0, 0.5, 1.0], granularity="layer", spec=ALL)
     assert again == found
 

@@ -241,7 +241,7 @@ def test_texts_leave_room_for_the_virtual_tokens(checkpoints: dict[str, str], tm
     assert examples.lengths[0] == loading.longest_input(backbone.model, backbone.tokenizer) - TOKENS
     train.train(wanted, tmp_path / "out")
     scored = EvaluateJob(base=checkpoints["xlm-r"], task=TASK, language="en", rows=Rows(path=str(rows)))
-    assert evaluation.evaluate(scored, tmp_path / "out")["truncated"] == 3
+    assert evaluation.evaluate(scored, tmp_path / "out").truncated == 3
 
 
 def test_prompts_are_scored_as_whole_texts_are(checkpoints: dict[str, str]) -> None:
