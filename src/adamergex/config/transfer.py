@@ -66,36 +66,38 @@ def method_name(method: str) -> str:
 class TransferConfig(Settings):
     """One table: methods × languages × seeds, for one base, one task and one adapter structure."""
 
-    title: PathText = "Cross-lingual transfer"
-    base: PathText = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
-    structure: Structure = Lora()
-    source: Name = Field(default="en", description="the language with labels")
+    title: PathText = Field(default="Cross-lingual transfer", description="title of the report")
+    base: PathText = Field(description="a name listed by ``adamergex backbones``, a folder or a hub id")
+    structure: Structure = Field(default=Lora(), description="the adapter structure")
+    source: Name = Field(default="en", description="the language of the labelled training rows")
     proxy: Annotated[tuple[Name, ...], BeforeValidator(_one_or_several), AfterValidator(distinct)] = Field(
         default=(),
-        description="a language, or several, whose labelled validation sets tune λ; the scores of several are averaged",
+        description="one or more languages whose labelled validation sets tune λ; the scores of several are averaged",
     )
-    targets: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(distinct)]
-    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = (
-        "vanilla",
-        "english_tuning",
-        "average",
-        "adamergex",
+    targets: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(distinct)] = Field(
+        description="the languages to transfer to"
+    )
+    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = Field(
+        default=("vanilla", "english_tuning", "average", "adamergex"),
+        description="names of methods, or FILE.py:FUNCTION for your own",
     )
     task: TaskConfig = Field(description="the target task, labelled in the source language")
-    reference: ReferenceConfig
-    merge: MergeConfig = MergeConfig()
-    mad_x: MadXConfig = MadXConfig()
-    full: FullConfig = FullConfig()
-    lf_sft: LfSftConfig = LfSftConfig()
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(distinct)] = (0,)
+    reference: ReferenceConfig = Field(description="the reference task, or given references")
+    merge: MergeConfig = Field(default=MergeConfig(), description="merging and the selection of λ")
+    mad_x: MadXConfig = Field(default=MadXConfig(), description="adapters of mad_x and related methods")
+    full: FullConfig = Field(default=FullConfig(), description="methods that train all weights")
+    lf_sft: LfSftConfig = Field(default=LfSftConfig(), description="sparse differences of lf_sft")
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(distinct)] = Field(
+        default=(0,), description="every method runs once per seed"
+    )
     output: PathText = Field(
-        default="runs/transfer", description="folder for adapters, predictions, scores and the report"
+        default="runs/transfer", description="folder of adapters, predictions, scores and the report"
     )
     store: PathText | None = Field(
-        default=None, description="where adapters are kept and found again; default: OUTPUT/store"
+        default=None, description="folder of the reusable results of all steps; default: OUTPUT/store"
     )
-    papers: PapersConfig = PapersConfig()
-    folder: str = Field(".", description="what relative paths are relative to; set to the config file's folder")
+    papers: PapersConfig = Field(default=PapersConfig(), description="the papers' numbers that the report shows")
+    folder: str = Field(".", description="folder of relative paths; set to the settings file's folder")
 
     @property
     def merges(self) -> bool:

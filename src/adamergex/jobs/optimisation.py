@@ -19,42 +19,41 @@ Attention = Literal["auto", "eager", "sdpa"]
 class Optimisation(Settings):
     """How long and how fast. ``steps`` overrides ``epochs``."""
 
-    epochs: Positive = 3.0
-    steps: Count | None = None
-    learning_rate: Rate = Field(default=2e-4, description="default of (IA)³: 5e-4")
-    batch_size: Size = Field(default=16, description="of a step, whatever the number of processes")
+    epochs: Positive = Field(default=3.0, description="passes over the training rows")
+    steps: Count | None = Field(default=None, description="number of steps, instead of epochs")
+    learning_rate: Rate = Field(default=2e-4, description="default for (IA)³: 5e-4")
+    batch_size: Size = Field(default=16, description="rows per step, for any number of processes")
     accumulation: Count = Field(
-        default=1, description="parts that a step's batch is computed in, one after the other: same result, less memory"
+        default=1, description="parts a step's batch is computed in, one after the other: same result, less memory"
     )
     batch_tokens: Count | None = Field(
-        default=None,
-        description="instead: parts of at most so many tokens, padding included; a step has batch_size rows as before",
+        default=None, description="instead of accumulation: parts of at most this many tokens, padding included"
     )
     checkpointing: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="compute activations again in the backward pass: less memory, a third more time; auto: on CUDA",
+        description="recompute activations in the backward pass: less memory, a third more time; auto: on CUDA",
     )
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.05, description="share of the steps; default of (IA)³: 0.03"
+        default=0.05, description="share of the steps; default for (IA)³: 0.03"
     )
-    max_grad_norm: Positive = 0.3
+    max_grad_norm: Positive = Field(default=0.3, description="gradients are clipped to this norm")
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
-    checkpoint_every: Count = 500
+    checkpoint_every: Count = Field(default=500, description="steps between checkpoints")
     head_start: HeadStart = Field(
         default="random",
-        description="encoders, heads of whole texts: a new head's last layer begins at random, or (probe) as the "
-        "logistic regression of the training rows on what it reads before training (2202.10054)",
+        description="start of a new classification head on an encoder: random, or (probe) a logistic regression of the "
+        "training labels on the features before training (2202.10054)",
     )
     probe_c: Positive = Field(
-        default=0.01, description="C of the probe: min C·Σ loss + ½‖w‖² on standardised features, as in scikit-learn"
+        default=0.01, description="C of the probe, as in scikit-learn: min C·Σ loss + ½‖w‖² on standardised features"
     )
     precision: Precision = Field(
         default="auto",
-        description="of the computation; trained tensors are float32. auto: bfloat16 on CUDA, else float32",
+        description="of the computation; trained tensors stay float32. auto: bfloat16 on CUDA, else float32",
     )
     attention: Attention = Field(
-        default="auto", description="how attention is computed in training; auto: the model's own choice, mostly sdpa"
+        default="auto", description="attention implementation in training; auto: the model's default, usually sdpa"
     )
 
     @model_serializer(mode="wrap")
