@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py
 
-A Llama of 8 layers × 1,024 with random weights, LoRA of rank 8, 2 steps of 8 × 512 tokens in float32 on the CPU. Each way in
-a process of its own, one after the other; the peak is the process's, beside what it held before the training.
+A Llama of 8 layers × 1,024 with random weights, LoRA of rank 8, 2 steps of 8 × 512 tokens in float32 on the CPU. Each
+way runs in its own process, one after the other; the peak is the process's, beside what it held before the training.
 """
 
 from __future__ import annotations
