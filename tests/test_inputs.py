@@ -52,7 +52,7 @@ def test_json_that_is_read() -> None:
         ("x: " + "[" * 3000 + "]" * 3000, "nested more than 64 deep"),
         ("x: " + "{a: " * 3000 + "1" + "}" * 3000, "nested more than 64 deep"),
         ("x: " + "- " * 200 + "a", "nested more than 64 deep|not allowed"),
-        ("a: &a [1, *a]", "holds itself"),
+        ("a: &a [1, *a]", "contains itself"),
         ("a: .nan", "number"),
         ("a: .inf", "number"),
         ("? [1, 2]\n: x", "neither a text nor a whole number"),

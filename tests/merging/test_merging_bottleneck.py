@@ -219,12 +219,12 @@ def mutated(path: Path, change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ("drop a tensor", AdapterFileError, "do not belong together"),
+        ("drop a tensor", AdapterFileError, "do not fit together"),
         ("drop a module", IncompatibleAdaptersError, "missing layers.1.output"),
         ("drop the invertible block", IncompatibleAdaptersError, "missing invertible.F, invertible.G"),
         ("add a layer", IncompatibleAdaptersError, "extra layers.2.attention"),
         ("another width", IncompatibleAdaptersError, "the shape of layers.1.output"),
-        ("one shape", AdapterFileError, "do not belong together"),
+        ("one shape", AdapterFileError, "do not fit together"),
         ("not finite", AdapterFileError, "not finite"),
         ("a dtype", IncompatibleAdaptersError, "The dtype of layers.1.output"),
         ("a foreign name", AdapterFileError, "adamergex convert"),

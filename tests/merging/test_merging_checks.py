@@ -126,7 +126,7 @@ def test_another_rank_is_refused_in_factor_space(tmp_path: Path) -> None:
 def test_a_rank_that_the_tensors_do_not_have(tmp_path: Path) -> None:
     paths = trio(tmp_path)
     edit_config(paths["task"], r=8)
-    refuse(AdapterFileError, "rank of a module is not that of the config", paths, tmp_path)
+    refuse(AdapterFileError, "rank of a module differs from the config", paths, tmp_path)
 
 
 def test_another_dtype(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from adamergex.files.directory import FLOATS, AdapterDirectory, TensorInfo, Tens
 from adamergex.files.lineage import Lineage
 from adamergex.merging.lockstep import Chunk, ranges
 from adamergex.merging.stream import finite_squares, require_finite
-from adamergex.structures import held, structure_kind
+from adamergex.structures import kind_of_config, structure_kind
 from adamergex.structures.layout import Layout, layout
 
 _GROUPS, _LINE = 200, 400  # how much of a section, and of a line, is printed
@@ -77,7 +77,7 @@ def inspect(directory: str | Path) -> Inspection:
         IncompatibleAdaptersError: a LoRA or (IA)³ variant that is not supported.
     """
     opened = AdapterDirectory.open(directory)
-    structure = held(opened.config)
+    structure = kind_of_config(opened.config)
     found = layout(opened) if structure and structure.rule and structure.in_modules else None
     heads = set(found.heads) if found else set()
     with TensorReader(opened) as reader:
