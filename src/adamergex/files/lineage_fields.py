@@ -37,6 +37,12 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
 
 
+def _are_settings(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(item, bool) or _is_number(item) or _is_text(item) for item in value.values()
+    )
+
+
 _text = _check("a text", _is_text)
 _texts = _check("a list of texts", _is_texts)
 _number = _check("a number", _is_number)
@@ -76,6 +82,7 @@ _FIELDS: dict[str, dict[str, Check]] = {
         "modules": _text,
         "weight": _number,
         "rank": _count,
+        "settings": _check("names with numbers or texts", _are_settings),
         "layers": _check("a list of numbers", lambda value: isinstance(value, list) and all(map(_is_number, value))),
     },
 }

@@ -37,15 +37,23 @@ class Record(BaseModel):
 
 
 class Scores(Record):
-    """``scores.json``: the metric's name and value, all scores, and the numbers of items, truncated and unparsable."""
+    """``scores.json``: the ``metric`` and its ``score`` in percent with the 95 % interval, all ``scores``, and the
+    numbers of items, of truncated inputs, of answers that could not be parsed and of entities of unknown types."""
 
     metric: str
     score: Number
-    scores: dict[str, Number]
     n: Annotated[Count, Field(ge=1)]
     interval: Interval
+    scores: dict[str, Number]
     truncated: Count
     unparsable: Count
+    ignored_entities: Count = 0
+    language: str | None = None
+
+    def document(self) -> dict[str, object]:
+        """The contents of the file: the score under its metric's name."""
+        fields = self.model_dump(exclude={"score"}, exclude_defaults=True)
+        return {self.metric: self.score, **fields}
 
 
 class Point(Record):
@@ -58,13 +66,16 @@ class Point(Record):
 
 class Search(Record):
     """``tuning.json``: the chosen λ and the curve, and with one λ per layer also those. With several ``languages`` the
-    curve holds means, and ``error`` is the standard error of the highest mean, at ``best``."""
+    curve holds means, and ``error`` is the standard error of the highest mean, at ``best``. ``reached``: the entropy at
+    the chosen λ, in a search by entropy."""
 
     chosen: Number
-    curve: Annotated[list[Point], Field(min_length=1)]
-    metric: str
-    n: Annotated[Count, Field(ge=1)] = 1
     layers: list[Number] | None = None
+    curve: Annotated[list[Point], Field(min_length=1)]
+    reached: Number | None = None
+    metric: str
+    language: str | None = None
+    n: Annotated[Count, Field(ge=1)] = 1
     languages: list[str] = []
     best: Number | None = None
     error: Number | None = None
