@@ -250,7 +250,7 @@ def test_another_adapter_is_refused(change: str, error: type[Exception], message
 def test_another_configuration_is_refused(config: BottleneckConfig, name: str, tmp_path: Path) -> None:
     paths = trio(tmp_path)
     paths["target_reference"] = write(tmp_path / "other", near(bottlenecks(0), 2), config=config)
-    with pytest.raises(IncompatibleAdaptersError, match=f"{name} of the config differs"):
+    with pytest.raises(IncompatibleAdaptersError, match=f"{name} in the config differs"):
         merge(**paths, weight=0.5, output=tmp_path / "out")
     paths["target_reference"] = write(tmp_path / "same", near(bottlenecks(0), 2), config=replace(CONFIG, dropout=0.1))
     merge(**paths, weight=0.5, output=tmp_path / "out")

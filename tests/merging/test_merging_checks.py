@@ -95,7 +95,7 @@ def test_another_front_of_the_names_has_its_own_hint(tmp_path: Path) -> None:
     paths = trio(tmp_path)
     tensors = {name.replace("model.layers", "roberta.layers"): t for name, t in tensors_of(paths["task"]).items()}
     edit_tensors(paths["source_reference"], tensors)
-    refuse(IncompatibleAdaptersError, "differ at their front only", paths, tmp_path)
+    refuse(IncompatibleAdaptersError, "only the beginnings of the names differ", paths, tmp_path)
 
 
 def test_another_shape(tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_a_divergence_of_unknown_start_needs_insistence(tmp_path: Path) -> None:
         target_reference=paths["target_reference"], source_reference=paths["source_reference"], output=tmp_path / "d"
     )
     task = {"task": paths["task"], "divergence": tmp_path / "d"}
-    text = refuse(IncompatibleAdaptersError, "not known whether the adapters began from one", task, tmp_path)
+    text = refuse(IncompatibleAdaptersError, "not known whether the adapters have one", task, tmp_path)
     assert "no start in the lineage" in text and "different random starts" not in text
     merge(**task, weight=0.5, output=tmp_path / "out", allow_different_start=True)
 

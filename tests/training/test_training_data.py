@@ -207,9 +207,9 @@ def test_quoted_fields_are_read_as_they_are_meant(tmp_path: Path) -> None:
         ("a.csv", b"text\tlabel\nx\ta\n", "tab"),
         ("a.csv", b"text|label\nx|a\n", "vertical bar"),
         ("a.tsv", b"text,label\nx,a\n", "comma"),
-        ("a.tsv", b'"text"\t"label"\n"x"\t"a"\n', "mean nothing in tsv"),
-        ("a.tsv", b'text\tlabel\n"one\ttwo\nthree"\ta\n', "mean nothing in tsv"),
-        ("a.tsv", b'text\tlabel\n"say ""hi"""\ta\n', "mean nothing in tsv"),
+        ("a.tsv", b'"text"\t"label"\n"x"\t"a"\n', "tsv has no quoting"),
+        ("a.tsv", b'text\tlabel\n"one\ttwo\nthree"\ta\n', "tsv has no quoting"),
+        ("a.tsv", b'text\tlabel\n"say ""hi"""\ta\n', "tsv has no quoting"),
         ("a.tsv", b"text\tlabel\nx\ta\tb\n", "row 2"),
         ("a.csv", b"text,label\nx,a\ny\n", "row 3"),
         ("a.csv", b"text,label,text\nx,a,y\n", "names a column twice"),
@@ -272,7 +272,7 @@ def test_what_grows_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(inputs, "UNPACKED_BYTES", 1 << 20)
     monkeypatch.setattr(inputs, "LINE_CHARACTERS", 1 << 12)
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x", "label": "a"}\n' * 200_000))
-    assert "grows too much" in refusal(tmp_path / "bomb.jsonl.gz")
+    assert "expands too much" in refusal(tmp_path / "bomb.jsonl.gz")
     for name, content in (("long.jsonl", b"x" * 9999), ("long.csv", b'text,label\n"' + b"x\n" * 9999)):
         (tmp_path / name).write_bytes(content)
         refusal(tmp_path / name)

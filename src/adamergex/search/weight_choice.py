@@ -95,7 +95,7 @@ def answers_of(points: Sequence[tuple[float, Sequence[Mapping[str, Json]]]]) -> 
         "points": [
             {
                 "weight": weight,
-                "tallies": [[h, o] for h, o in zip(sample.hits.tolist(), sample.of.tolist(), strict=True)],
+                "tallies": [[h, o] for h, o in zip(sample.hits.tolist(), sample.totals.tolist(), strict=True)],
             }
             for weight, sample in ((weight, Sample.read(predictions)) for weight, predictions in points)
         ],
