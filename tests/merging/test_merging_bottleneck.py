@@ -226,7 +226,7 @@ def mutated(path: Path, change: str) -> None:
         ("another width", IncompatibleAdaptersError, "the shape of layers.1.output"),
         ("one shape", AdapterFileError, "do not fit together"),
         ("not finite", AdapterFileError, "not finite"),
-        ("a dtype", IncompatibleAdaptersError, "The dtype of layers.1.output"),
+        ("a dtype", IncompatibleAdaptersError, "the dtype of layers.1.output"),
         ("a foreign name", AdapterFileError, "adamergex convert"),
     ],
 )
@@ -263,7 +263,7 @@ def test_another_base_or_start_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IncompatibleAdaptersError, match="different base models"):
         merge(**(paths | {"target_reference": write_adapter(other, files)}), weight=0.5, output=tmp_path / "out")
     foreign = paths | {"source_reference": write(tmp_path / "foreign", bottlenecks(5))}
-    with pytest.raises(IncompatibleAdaptersError, match="(?s)mean cosine .* insist with --allow-diff") as error:
+    with pytest.raises(IncompatibleAdaptersError, match="(?s)mean cosine .* override with --allow-diff") as error:
         merge(**foreign, weight=0.5, output=tmp_path / "out")
     assert "--space delta" not in str(error.value)  # a way out for LoRA only
     merge(**foreign, weight=0.5, output=tmp_path / "out", allow_different_start=True)

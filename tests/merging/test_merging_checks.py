@@ -58,7 +58,7 @@ def test_a_dropped_module_is_named(tmp_path: Path) -> None:
         del tensors[f"{Q0}.lora_A.weight"], tensors[f"{Q0}.lora_B.weight"]
 
     change(paths["source_reference"], drop)
-    text = refuse(IncompatibleAdaptersError, "other modules", paths, tmp_path)
+    text = refuse(IncompatibleAdaptersError, "different modules", paths, tmp_path)
     assert "missing model.layers.0.self_attn.q_proj" in text
     assert "target_modules" in text
     assert str(paths["source_reference"]) in text
@@ -73,7 +73,7 @@ def test_a_misspelt_name_is_named(tmp_path: Path) -> None:
             tensors[name.replace("q_proj", "qproj")] = tensors.pop(name)
 
     change(paths["target_reference"], misspell)
-    text = refuse(IncompatibleAdaptersError, "other modules", paths, tmp_path)
+    text = refuse(IncompatibleAdaptersError, "different modules", paths, tmp_path)
     assert "missing model.layers.0.self_attn.q_proj" in text
     assert "extra model.layers.0.self_attn.qproj" in text
 
@@ -170,8 +170,8 @@ def test_other_structures(tmp_path: Path) -> None:
         ({"trainable_token_indices": [1]}, "trainable tokens"),
         ({"lora_bias": True}, "LoRA biases"),
         ({"init_lora_weights": "pissa_niter_4"}, "start that changes the base"),
-        ({"peft_type": "PROMPT_TUNING"}, "prompt_tuning adapters is not supported yet"),
-        ({"peft_type": "LOHA"}, "loha adapters is not supported yet"),
+        ({"peft_type": "PROMPT_TUNING"}, "prompt_tuning adapters is not supported"),
+        ({"peft_type": "LOHA"}, "loha adapters is not supported"),
     ],
     ids=str,
 )
@@ -298,7 +298,7 @@ def write_lineages(paths: Trio, **changes: dict[str, Any]) -> None:
     ("changes", "pattern"),
     [
         ({"target_reference": {"task": {"kind": "language-modeling", "segment": 128}}}, "different tasks"),
-        ({"target_reference": {"language": "en"}}, "of one language"),
+        ({"target_reference": {"language": "en"}}, "have one language"),
         ({"target_reference": {"language": "en"}, "source_reference": {"language": "sw"}}, "swapped"),
     ],
 )
@@ -402,7 +402,7 @@ def test_the_config_must_say_rank_and_alpha(tmp_path: Path) -> None:
 def test_patterns_that_are_no_mapping(changes: dict[str, Any], tmp_path: Path) -> None:
     refuse(
         AdapterFileError,
-        "_pattern of the adapter's config is not what it should be",
+        "_pattern in the adapter's config is not valid",
         trio(tmp_path, **changes),
         tmp_path,
     )

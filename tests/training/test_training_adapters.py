@@ -254,5 +254,5 @@ def test_an_unknown_architecture_lists_its_modules() -> None:
             super().__init__()
             self.mixer = torch.nn.Linear(2, 2)
 
-    with pytest.raises(ModelError, match=r"not known by name[\s\S]*mixer[\s\S]*structure.modules"):
+    with pytest.raises(ModelError, match=r"not known[\s\S]*mixer[\s\S]*structure.modules"):
         sites.targets(Odd(), Structure())
