@@ -119,6 +119,7 @@ def test_positions_name_columns_of_a_file_without_header(tmp_path: Path) -> None
         ("a.jsonl", '{"text": "x"}\n{"text"\n', {}, r"a line is not JSON[\s\S]*row 2"),
         ("a.jsonl", "[1]\n", {}, "a line is not a JSON object"),
         ("a.json", '{"text": "x"}', {}, "not a list of objects"),
+        ("a.json", "[null]", {}, "not a list of objects"),
         ("a.json", "{", {}, "this is not JSON"),
         ("a.csv", "text,label,text\nx,y,z\n", {}, r"names a column twice[\s\S]*row 1[\s\S]*'text'"),
         ("a.txt", "\n\n", {}, "there are no rows"),

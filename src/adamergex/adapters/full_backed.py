@@ -200,8 +200,7 @@ class TunedModel:
         Raises: AdapterFileError when a value is not finite.
         """
         difference = self.difference()
-        values = {name: entry.values for name, entry in difference.sparse.items()} | dict(difference.whole)
-        for name, tensor in values.items():
+        for name, tensor in difference.values().items():
             if not torch.isfinite(tensor).all():
                 raise AdapterFileError(
                     "training left a value that is not finite", where=name, fix="lower the learning rate"

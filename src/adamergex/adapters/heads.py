@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -100,8 +100,7 @@ def load_head(
             "the stored head does not fit this model",
             where=where,
             found=", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in head.tensors.items()),
-            expected=", ".join(f"{name} {tuple(parameter.shape)}" for name, parameter in parameters.items())
-            or "no head",
+            expected=", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in parameters.items()) or "no head",
             fix=f"load the model as {head.config.get('model_class')}, with as many labels as the head has",
         )
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
@@ -135,15 +134,13 @@ def head_parameters(model: PreTrainedModel, new_modules: tuple[str, ...] = ()) -
     }
 
 
-def _renamed(
-    tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.nn.Parameter]
-) -> dict[str, torch.Tensor]:
-    if set(parameters) <= set(tensors):  # a masked-LM head also stores its tied projection
-        return {name: tensors[name] for name in parameters}
+def _renamed(tensors: Mapping[str, torch.Tensor], names: Collection[str]) -> dict[str, torch.Tensor]:
+    if set(names) <= set(tensors):  # a masked-LM head also stores its tied projection
+        return {name: tensors[name] for name in names}
     layers = flexible_heads.in_order(tensors)
-    if layers is None or len(layers) != len(parameters):
+    if layers is None or len(layers) != len(names):
         return dict(tensors)
-    return {name: tensor for name, (_, _, tensor) in zip(parameters, layers, strict=True)}
+    return {name: tensor for name, (_, _, tensor) in zip(names, layers, strict=True)}
 
 
 def _label(model: PreTrainedModel, config: Mapping[str, Any]) -> None:

@@ -107,21 +107,17 @@ def put(
 
 def _config(model: PreTrainedModel, structure: Structure, heads: list[str] | None) -> PeftConfig:
     if isinstance(structure, Prefix):
-        tokens = structure.virtual_tokens
-        return PrefixTuningConfig(
-            num_virtual_tokens=tokens, **prefix.model_shape(model)._asdict(), modules_to_save=heads
-        )
+        shape = prefix.model_shape(model)._asdict()
+        return PrefixTuningConfig(num_virtual_tokens=structure.virtual_tokens, **shape, modules_to_save=heads)
     assert isinstance(structure, Lora | Ia3)  # the other structures of this module
-    patterns = targets(model, structure)
+    sites = targets(model, structure)
     if isinstance(structure, Ia3):
-        return IA3Config(
-            target_modules=patterns.modules, feedforward_modules=patterns.feedforward, modules_to_save=heads
-        )
+        return IA3Config(target_modules=sites.modules, feedforward_modules=sites.feedforward, modules_to_save=heads)
     return LoraConfig(
         r=structure.rank,
         lora_alpha=structure.alpha,  # type: ignore[arg-type]  # PEFT only divides by the rank
         lora_dropout=structure.dropout,
-        target_modules=patterns.modules,
+        target_modules=sites.modules,
         modules_to_save=heads,
     )
 
@@ -293,10 +289,8 @@ def _head_wrappers(wrapped: PeftModel) -> Iterator[tuple[str, ModulesToSaveWrapp
 
 def _adapter_tensors(wrapped: PeftModel) -> dict[str, torch.Tensor]:
     """Adapter parameters by their name inside the backbone: the same under any head."""
-    backbone = f"{_base_model(wrapped).base_model_prefix}."
-    return {
-        name.removeprefix(_PREFIX).removeprefix(backbone): parameter for name, parameter in parameters(wrapped).items()
-    }
+    backbone, by_name = f"{_base_model(wrapped).base_model_prefix}.", parameters(wrapped).items()
+    return {name.removeprefix(_PREFIX).removeprefix(backbone): parameter for name, parameter in by_name}
 
 
 @torch.no_grad()

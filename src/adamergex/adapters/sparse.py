@@ -58,6 +58,10 @@ class SparseDifference:
     sparse: Mapping[str, SparseTensor]
     whole: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
+    def values(self) -> dict[str, torch.Tensor]:
+        """Parameter name -> the values of either."""
+        return {**{name: entry.values for name, entry in self.sparse.items()}, **self.whole}
+
 
 def most_moved(moved: Mapping[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
     """Masks of the entries that are at least as large as the ``count``-th largest of all (float32, not negative).
@@ -88,17 +92,10 @@ def read_difference(path: str | Path) -> SparseDifference:
         size, where = int(np.prod(entry.shape)), f"{path}: {name}"
         increasing = bool((entry.indices[1:] > entry.indices[:-1]).all())
         if entry.indices.shape != entry.values.shape or entry.values.ndim != 1 or not increasing:
-            raise _broken(
-                where,
-                "indices and values do not match",
-                tuple(entry.indices.shape),
-                "one value per index, increasing indices",
-            )
+            raise _broken(where, "indices and values do not match", tuple(entry.indices.shape), "increasing, one each")
         if len(entry.indices) and not 0 <= int(entry.indices[0]) <= int(entry.indices[-1]) < size:
             raise _broken(where, "an index lies outside its tensor", int(entry.indices[-1]), f"below {size}")
-    for name, tensor in [(key, entry.values) for key, entry in difference.sparse.items()] + list(
-        difference.whole.items()
-    ):
+    for name, tensor in difference.values().items():
         if not torch.isfinite(tensor).all():
             raise _broken(f"{path}: {name}", "a value is not finite", "NaN or infinity", "numbers")
     return difference

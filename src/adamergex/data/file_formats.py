@@ -153,17 +153,14 @@ def _json(path: Path, lines: Lines, positions: int) -> Numbered:
         document = inputs.parse_json(lines.whole(inputs.JSON_CHARACTERS))
     except inputs.Malformed as problem:
         raise DataError("this is not JSON", where=path, found=problem, fix="repair the file") from None
-    invalid = (
-        next((item for item in document if not isinstance(item, dict)), None)
-        if isinstance(document, list)
-        else document
-    )
-    if invalid is not None or not isinstance(document, list):
+    items = document if isinstance(document, list) else [document]
+    invalid = [item for item in items if item is document or not isinstance(item, dict)]
+    if invalid:
         raise DataError(
-            "this is not a list of objects", where=path, found=shown(invalid, 60), expected='[{"text": ...}, ...]',
+            "this is not a list of objects", where=path, found=shown(invalid[0], 60), expected='[{"text": ...}, ...]',
             fix="convert it",
         )  # fmt: skip
-    yield from enumerate(document, 1)
+    yield from enumerate(items, 1)
 
 
 def _csv(path: Path, lines: Lines, positions: int) -> Numbered:

@@ -65,14 +65,14 @@ def text_of(value: object, what: str, where: str, *, numbers: bool = True) -> st
     blank = is_blank(value) if isinstance(value, str) else value is None or value in ([], {})
     if blank:
         raise DataError(
-            f"{_with_article(what)} is empty", where=where, found=repr(value), expected="some text",
+            f"{_article(what)} is empty", where=where, found=repr(value), expected="some text",
             fix="fill it in or remove the row",
         )  # fmt: skip
     if isinstance(value, str):
         return value
     if not numbers or isinstance(value, bool) or not isinstance(value, Real):
         raise DataError(
-            f"{_with_article(what)} is not text",
+            f"{_article(what)} is not text",
             where=where,
             found=repr(value),
             expected="some text",
@@ -112,10 +112,10 @@ def position_of(value: object, what: str, where: str) -> int | None:
     if isinstance(number, Real) and not isinstance(number, bool):
         position = int(number) if isinstance(number, Integral) else int(-1 if number % 1 else float(number))
     if not 0 <= position < 2**53:
-        raise DataError(f"{_with_article(what)} is not a position", where=where, found=repr(value),
+        raise DataError(f"{_article(what)} is not a position", where=where, found=repr(value),
                         expected="a whole number from 0", fix="correct the row")  # fmt: skip
     return position
 
 
-def _with_article(what: str) -> str:
+def _article(what: str) -> str:
     return f"an {what}" if what[0] in "aeiou" else f"a {what}"

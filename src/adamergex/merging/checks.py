@@ -34,7 +34,10 @@ class Adapter(NamedTuple):
         return f"{self.role} {self.layout.directory.path}"
 
 
-def _differ(problem: str, first: Adapter, other: Adapter, found: object, expected: object, fix: str) -> Exception:
+def _differ(
+    problem: str, pair: tuple[Adapter, Adapter], found: object, expected: object, fix: str
+) -> IncompatibleAdaptersError:
+    first, other = pair
     return IncompatibleAdaptersError(
         problem, where=f"{other.where} against {first.where}", found=found, expected=expected, fix=fix
     )
@@ -51,8 +54,7 @@ def require_fitting(adapters: Sequence[Adapter], space: str) -> None:
         if first.layout.kind != other.layout.kind:
             raise _differ(
                 "the adapters have different structures",
-                first,
-                other,
+                (first, other),
                 other.layout.kind,
                 first.layout.kind,
                 "combine adapters of one structure",
@@ -78,8 +80,7 @@ def _require_same_base(first: Adapter, other: Adapter) -> None:
     if expected != found:
         raise _differ(
             "the adapters belong to different base models",
-            first,
-            other,
+            (first, other),
             found,
             expected,
             "train all of them on one base (if it only moved, correct base_model_name_or_path in adapter_config.json)",
@@ -87,7 +88,7 @@ def _require_same_base(first: Adapter, other: Adapter) -> None:
     orientation = [bool(adapter.layout.directory.config.get("fan_in_fan_out")) for adapter in (first, other)]
     if orientation[0] != orientation[1]:
         raise _differ(
-            "fan_in_fan_out differs", first, other, orientation[1], orientation[0], "train them with one setting"
+            "fan_in_fan_out differs", (first, other), orientation[1], orientation[0], "train them with one setting"
         )
 
 
@@ -97,8 +98,7 @@ def _require_same_settings(first: Adapter, other: Adapter) -> None:
     if differing:
         raise _differ(
             f"{differing[0]} in the config differs",
-            first,
-            other,
+            (first, other),
             ", ".join(f"{name} {theirs.get(name)}" for name in differing),
             ", ".join(f"{name} {ours.get(name)}" for name in differing),
             "train all of them with one configuration",
@@ -119,8 +119,7 @@ def _require_same_modules(first: Adapter, other: Adapter) -> None:
     targets = [adapter.layout.directory.config.get("target_modules") for adapter in (first, other)]
     raise _differ(
         "the adapters have different modules",
-        first,
-        other,
+        (first, other),
         f"{'; '.join(differences)} (target_modules {_listed(targets[1])})",
         f"the {len(ours)} modules of the {first.role} (target_modules {_listed(targets[0])})",
         fix,
@@ -141,8 +140,7 @@ def _require_same_site(first: Adapter, other: Adapter, name: str, sites: tuple[S
     if space == "factors" and not saved and (ours.rank, ours.scaling) != (theirs.rank, theirs.scaling):
         raise _differ(
             f"rank or alpha of {name} differs",
-            first,
-            other,
+            (first, other),
             f"rank {theirs.rank}, alpha {theirs.alpha:g}, scaling {theirs.scaling:g}",
             f"rank {ours.rank}, alpha {ours.alpha:g}, scaling {ours.scaling:g}",
             "merge them with --space delta, which allows different ranks and alphas",
@@ -154,8 +152,7 @@ def _require_same_site(first: Adapter, other: Adapter, name: str, sites: tuple[S
         if shapes[0] != shapes[1]:
             raise _differ(
                 f"the shape of {info.name} differs",
-                first,
-                other,
+                (first, other),
                 theirs_info.shape,
                 info.shape,
                 "train all of them on one base with one configuration",
@@ -169,7 +166,7 @@ def _require_same_dtype(first: Adapter, other: Adapter, name: str, dtypes: tuple
         # A divergence is saved in its compute dtype, which for prefixes is always float64.
         ours = "F64" if ours == "F64" or first.layout.structure.whole else "F32"
     if ours != theirs:
-        raise _differ(f"the dtype of {name} differs", first, other, theirs, ours, "save them in one dtype")
+        raise _differ(f"the dtype of {name} differs", (first, other), theirs, ours, "save them in one dtype")
 
 
 def require_no_trained_base(adapter: Adapter) -> None:
@@ -221,8 +218,7 @@ def require_references(target: Adapter, source: Adapter | None, task: Adapter | 
     ):
         raise _differ(
             "the references were trained on different tasks, so their difference is not one between languages",
-            source,
-            target,
+            (source, target),
             dict(target_lineage.task),
             dict(source_lineage.task),
             "train both references on the same task",
@@ -230,8 +226,7 @@ def require_references(target: Adapter, source: Adapter | None, task: Adapter | 
     if target_lineage.language and target_lineage.language == source_lineage.language:
         raise _differ(
             "both references have one language",
-            source,
-            target,
+            (source, target),
             target_lineage.language,
             "two languages",
             "pass the reference in the target language as target and the one in the source language as source",
@@ -240,8 +235,7 @@ def require_references(target: Adapter, source: Adapter | None, task: Adapter | 
     if task and task_language and source_lineage.language and task_language != source_lineage.language:
         raise _differ(
             "the task adapter and the source reference have different languages",
-            task,
-            source,
+            (task, source),
             source_lineage.language,
             task_language,
             "pass a source reference in the language of the task adapter (swapped target and source?)",
@@ -284,8 +278,7 @@ def require_same_start(adapters: Sequence[Adapter], allowed: bool) -> None:
             expected = f"start {str(starts[0])[:12]}" if all(starts) else f"one start (cosine at least {SAME_START})"
             raise _differ(
                 problem,
-                first,
-                other,
+                (first, other),
                 found,
                 expected,
                 ("merge them with --space delta, which needs no common start, or " if structure.low_rank else "")

@@ -105,9 +105,5 @@ def numbers(weight: object) -> list[float] | None:
     if isinstance(weight, Swap):
         return [0.0, 1.0]
     values = list(weight) if isinstance(weight, list | tuple) else [weight]
-    finite = [
-        value
-        for value in values
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    ]
-    return finite if finite and len(finite) == len(values) else None
+    real = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    return real if len(real) == len(values) > 0 and all(map(math.isfinite, real)) else None

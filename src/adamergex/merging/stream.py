@@ -116,6 +116,17 @@ def require_fits(reader: TensorReader, info: TensorInfo, stored: Array) -> None:
         )
 
 
+def write_encoded(
+    writer: SafetensorsWriter, encode: Encoder, reader: TensorReader, info: TensorInfo, values: Array
+) -> None:
+    """Write a whole tensor from its compute dtype, rounded once. Raises: AdapterFileError when a value overflows."""
+    flat = np.ascontiguousarray(values, compute_dtype(info.dtype)).reshape(-1)
+    for start, stop in ranges(len(flat)):
+        encoded = encode(flat[start:stop], info.dtype)
+        require_fits(reader, info, encoded)
+        writer.write(encoded)
+
+
 def overflowed(reader: TensorReader, what: str) -> AdapterFileError:
     """The error for finite inputs whose combination is not finite."""
     return AdapterFileError(

@@ -10,19 +10,12 @@ from typing import Protocol
 
 import numpy as np
 
-from adamergex.files.directory import (
-    Array,
-    Encoder,
-    SafetensorsWriter,
-    TensorInfo,
-    TensorReader,
-    compute_dtype,
-)
+from adamergex.files.directory import Encoder, SafetensorsWriter, TensorInfo, TensorReader
 from adamergex.merging import delta
 from adamergex.merging.delta import Factors
 from adamergex.merging.lockstep import ranges
 from adamergex.merging.report import ModuleChange
-from adamergex.merging.stream import load_finite, overflowed, require_finite, require_fits
+from adamergex.merging.stream import load_finite, overflowed, require_finite, write_encoded
 from adamergex.structures.layout import Layout, Site
 
 
@@ -129,7 +122,7 @@ class DeltaMerge:
                 if module in self.chosen:
                     factors, items[module] = self._merged(module)
                     values = factors.A if info is self.layout.sites[module].tensors["lora_A"] else factors.B
-                    self._put(writer, info, values)
+                    write_encoded(writer, self._encode, self.task, info, values)
                 else:
                     copy(writer, self.task, info)
                     if module is not None and info is self.layout.sites[module].tensors["lora_A"]:
@@ -137,13 +130,6 @@ class DeltaMerge:
                         items[module] = self._copied(module)
         writer.close()
         return [items[module] for module in self.layout.sites]
-
-    def _put(self, writer: SafetensorsWriter, info: TensorInfo, values: Array) -> None:
-        flat = np.ascontiguousarray(values, compute_dtype(info.dtype)).reshape(-1)
-        for start, stop in ranges(len(flat)):
-            encoded = self._encode(flat[start:stop], info.dtype)
-            require_fits(self.task, info, encoded)
-            writer.write(encoded)
 
     def _copied(self, module: str) -> ModuleChange:
         return ModuleChange(module, False, False, delta.norm(load(self.task, self.layout.sites[module])))

@@ -10,9 +10,8 @@ import numpy as np
 from adamergex.files.directory import Array, Encoder, SafetensorsWriter, TensorReader, compute_dtype
 from adamergex.merging import stream_delta
 from adamergex.merging.delta import Factors
-from adamergex.merging.lockstep import ranges
 from adamergex.merging.report import ModuleChange
-from adamergex.merging.stream import load_finite, require_fits
+from adamergex.merging.stream import load_finite, write_encoded
 from adamergex.merging.stream_delta import DeltaMerge
 from adamergex.merging.task_vectors import Mix, dense, low_rank, whole
 from adamergex.structures.layout import Layout, Site
@@ -65,10 +64,7 @@ def write_gates(
         other: Array = load_finite(reference[0], reference[1].sites[module].tensors["ia3_l"]).astype(np.float64)
         vectors = [stored - 1.0, other - 1.0]
         merged = np.ascontiguousarray(1.0 + mix(module, vectors), compute_dtype(info.dtype)).reshape(-1)
-        for start, stop in ranges(len(merged)):
-            encoded = encode(merged[start:stop], info.dtype)
-            require_fits(task, info, encoded)
-            writer.write(encoded)
+        write_encoded(writer, encode, task, info, merged)
         changed = bool((merged != stored.reshape(-1)).any())
         parts = (*vectors, merged.reshape(stored.shape) - stored)
         first, second, change = (float(np.linalg.norm(part)) for part in parts)

@@ -23,11 +23,8 @@ def language_part(model: nn.Module) -> tuple[str, tuple[str, ...]]:
     # In an encoder-decoder, whose sides may have their own configurations, only towers are excluded.
     root, text = "", model.config if model.config.is_encoder_decoder else model.config.get_text_config()
     for path, module in model.named_modules():
-        if (
-            not path
-            or not isinstance(module, PreTrainedModel)
-            or path.startswith(tuple(f"{tower}." for tower in towers))
-        ):
+        in_tower = any(path.startswith(f"{tower}.") for tower in towers)
+        if not path or in_tower or not isinstance(module, PreTrainedModel):
             continue
         if not _reads_text(module):
             towers.append(path)

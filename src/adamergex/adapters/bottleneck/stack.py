@@ -171,10 +171,7 @@ class AdapterStack(nn.Module):
         stacks = tuple(tuple(row) for row in rows)
         if not stacks:
             raise ConfigError("a mixed batch needs the stack of each row", found="no rows", fix="use set_stack instead")
-        groups = {
-            stack: [row for row, row_stack in enumerate(stacks) if row_stack == stack]
-            for stack in dict.fromkeys(stacks)
-        }
+        groups = {stack: [row for row, other in enumerate(stacks) if other == stack] for stack in dict.fromkeys(stacks)}
         self._running.use_rows([(self._planned(stack), numbers) for stack, numbers in groups.items()])
         self._active, self._rows = (), stacks
 
@@ -269,10 +266,9 @@ class AdapterStack(nn.Module):
     def _place_hooks(self, adapter: BottleneckAdapter | PeftAdapter) -> None:
         if isinstance(adapter, PeftAdapter):
             for path, part in adapter.at():
-                module = self._model.get_submodule(path)
-                self._hook(
-                    (path, part.side), Place(module, part.side), ProjectionHook(self._running, (path, part.side))
-                )
+                side = (path, part.side)
+                place = Place(self._model.get_submodule(path), part.side)
+                self._hook(side, place, ProjectionHook(self._running, side))
             return
         # All places are found before the first hook is registered, so that an error leaves the model unchanged.
         places = [

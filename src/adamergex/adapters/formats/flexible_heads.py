@@ -69,7 +69,7 @@ def _same_logits(model: Any, config: Mapping[str, Any], layers: list[tuple[int, 
     outputs: list[Any] = []
     handle = model.base_model.register_forward_hook(lambda module, args, output: outputs.append(output))
     try:
-        head_output = probe(model, tokens(model, 4))
+        answer = probe(model, tokens(model, 4))
     finally:
         handle.remove()
     states = outputs[0][0]
@@ -84,11 +84,7 @@ def _same_logits(model: Any, config: Mapping[str, Any], layers: list[tuple[int, 
         by_layer.setdefault(number, {})[name] = tensor.to(states.device, states.dtype)
     for position, layer in enumerate(by_layer.values()):
         states = functional.linear(act(states) if position else states, layer["weight"], layer.get("bias"))
-    logits = (
-        torch.stack([head_output[0], head_output[1]], -1)
-        if config.get("head_type") == "question_answering"
-        else head_output[0]
-    )
+    logits = torch.stack([answer[0], answer[1]], -1) if config.get("head_type") == "question_answering" else answer[0]
     wanted = states.reshape(logits.shape) if states.numel() == logits.numel() else states
     bound = 1e-4 if states.dtype in (torch.float32, torch.float64) else 5e-2
     return wanted.shape == logits.shape and torch.allclose(wanted, logits.to(wanted.dtype), rtol=bound, atol=bound)
