@@ -1,4 +1,4 @@
-"""Where rows come from: a local file, a hub dataset, or a task that brings its own data."""
+"""Sources of rows: a local file, a hub dataset, or a task with its own data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SampleSeed = Annotated[Seed, Field(description="seed of the sample")]
 
 
 class _Sampled(Settings):
-    """Settings of rows, of which a sample may be drawn: its settings are written only then, so that step keys stay."""
+    """Settings of rows with an optional sample, whose settings are serialized only if used, so that step keys stay."""
 
     @model_serializer(mode="wrap")
     def _without_unused(self, write: Callable[[_Sampled], dict[str, object]]) -> dict[str, object]:
@@ -28,7 +28,7 @@ class _Sampled(Settings):
 
 
 class Rows(_Sampled):
-    """Where rows come from: one local file (jsonl, csv, tsv, parquet, txt; ``.gz`` too) or a hub dataset.
+    """A source of rows: one local file (jsonl, csv, tsv, parquet, txt; ``.gz`` too) or a hub dataset.
 
     ``columns`` maps our names (text, label) to the file's."""
 
@@ -50,7 +50,7 @@ class Rows(_Sampled):
 
 
 class TaskRows(_Sampled):
-    """Rows of a task that brings its own data (``tasks.catalogue``): ``data`` is a folder, or "hub".
+    """Rows of a task with its own data (``tasks.catalogue``): ``data`` is a folder, or "hub".
 
     ``options`` are further arguments of its ``rows`` function."""
 

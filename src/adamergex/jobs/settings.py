@@ -294,7 +294,7 @@ def unprobed(kind: str, optimisation: Optimisation) -> str | None:
 
 def unstackable(structure: Structure, base_adapters: Sequence[str]) -> str | None:
     """What is wrong with training a structure on frozen adapters, if anything is."""
-    if base_adapters and not kind_named(structure.kind).stands_on_others:
+    if base_adapters and not kind_named(structure.kind).stackable:
         return f"base_adapters: only a bottleneck adapter stands on others; structure.kind is {structure.kind}"
     if base_adapters and isinstance(structure, Bottleneck) and structure.invertible:
         return "structure.invertible: only the lowest adapter's acts, and 'base_adapters' names a lower one"

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from adamergex.adapters import loaded_adapter
-from adamergex.adapters.full_backed import InWeights
+from adamergex.adapters.full_backed import TunedModel
 from adamergex.backbones.loading import HEADS, Loaded, frame, head_input, longest_input, quiet
 from adamergex.data import reader
 from adamergex.data.values import Row
@@ -151,7 +151,7 @@ def _phases(
     fitted: Callable[..., Mapping[str, Json]],
 ) -> Mapping[str, Json]:
     """Train once; or, to choose what a sparse difference changes, twice. What came out of it, for the lineage."""
-    if not isinstance(adapter, InWeights) or not adapter.chooses:
+    if not isinstance(adapter, TunedModel) or not adapter.chooses:
         return fitted(job, folder=folder)
     choice = folder / CHOICE
     if not choice.is_file():
@@ -166,11 +166,11 @@ def _phases(
         shutil.rmtree(folder / "first", ignore_errors=True)
     outcome = fitted(job, folder=folder)
     tokens = int(str(outcome["tokens"])) + int(str(first["tokens"]))
-    parted = {"output_matrix": "frozen, parted from the embeddings"} if adapter.parted else {}
+    parted = {"output_matrix": "frozen, parted from the embeddings"} if adapter.output_untied else {}
     return {**outcome, "tokens": tokens, "parameters": adapter.moving, "first_phase": first, **parted}
 
 
-def _kept_choice(adapter: InWeights, path: Path) -> dict[str, Json]:
+def _kept_choice(adapter: TunedModel, path: Path) -> dict[str, Json]:
     """What the first phase chose and came to. Raises: AdapterFileError, where the file is damaged."""
     try:
         return adapter.read_choice(path)
