@@ -7,6 +7,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
 from importlib import import_module
 from typing import Any
 
@@ -103,6 +104,8 @@ def default(value: Any) -> str:
     """A default; functions by their names, what is made anew for each as ``...``."""
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
+    if is_dataclass(value) and value == type(value)():
+        return f"{type(value).__name__}()"
     text = re.sub(r"<(?:built-in )?function (\w+)[^>]*>", r"\1", repr(value))
     return "..." if "<" in text else quoted(text)
 

@@ -334,7 +334,7 @@ def test_a_method_of_the_users_own(tiny_encoder: Path, small_data: Path, tmp_pat
         (
             "def mine(cell):\n    a = cell.train(cell.task, cell.source)\n"
             "    return cell.merge(task=a, target_reference=cell.train(cell.reference, cell.target), rule='average')",
-            "nothing says on what",
+            "no validation set is named",
         ),
     ],
 )

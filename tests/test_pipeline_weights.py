@@ -204,7 +204,7 @@ def test_the_gradient_is_that_of_the_written_merges(encoder: Trio, tmp_path: Pat
     """dH/dλ_l against central differences of merges that go through files."""
     from adamergex.merging import merged_tensors
     from adamergex.merging.layers import numbered
-    from adamergex.search.entropy import _gradients, _Way
+    from adamergex.search.entropy import _gradients, _Objective
     from adamergex.search.tuning import on_model, widened
     from adamergex.tasks.certainty import Unlabelled
     from adamergex.tasks.rows import read
@@ -222,7 +222,7 @@ def test_the_gradient_is_that_of_the_written_merges(encoder: Trio, tmp_path: Pat
     )
     placed.replace({name: value.detach() for name, value in merged.items()}, where="test")
     moved = {name: value for name, value in merged.items() if value.requires_grad}
-    entropy, gradients = _gradients(_Way(prepared, inputs, 200), placed, moved)
+    entropy, gradients = _gradients(_Objective(prepared, inputs, 200), placed, moved)
     torch.autograd.backward(list(moved.values()), gradients)
     search.close()
     assert weights.grad is not None

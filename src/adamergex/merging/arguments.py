@@ -81,10 +81,10 @@ def require_space(own: Adapter, rule: Rule, space: str) -> None:
 def prefix_choices(kind: str, rule: Rule, span: str | None, form: str | None) -> tuple[str | None, str | None]:
     """(span, form) of a prefix merge, the defaults filled in; of other structures none. Raises ConfigError."""
     whole = kind_named(kind).whole
-    for name, found, known in (("span", span, prefix.SPANS), ("form", form, prefix.FORMS)):
-        if found is not None and found not in known:
-            raise ConfigError(f"there is no such {name}", where=name, found=found, expected=", ".join(known))
-        if found is not None and (not whole or (name == "form" and rule.name != "prefix")):
+    for name, value, known in (("span", span, prefix.SPANS), ("form", form, prefix.FORMS)):
+        if value is not None and value not in known:
+            raise ConfigError(f"there is no such {name}", where=name, found=value, expected=", ".join(known))
+        if value is not None and (not whole or (name == "form" and rule.name != "prefix")):
             raise ConfigError(
                 f"a {name} is for prefixes and their own rule only",
                 where=name,

@@ -204,9 +204,9 @@ def ranked(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, float]]) -
     made = delta.with_ranks(config, shapes)
     ranks = Ranks(made)
     for name, (rank, scaling) in shapes.items():
-        found = ranks(name)
-        if found[0] != rank or abs(found[1] - rank * scaling) > 1e-9 * found[1]:
-            raise AssertionError(f"rank pattern of {name}: {found}, wanted {(rank, rank * scaling)}")
+        read_rank, alpha = ranks(name)
+        if read_rank != rank or abs(alpha - rank * scaling) > 1e-9 * alpha:
+            raise AssertionError(f"rank pattern of {name}: {(read_rank, alpha)}, wanted {(rank, rank * scaling)}")
     return made
 
 
@@ -232,11 +232,11 @@ def _hashes(adapters: list[Adapter]) -> Iterator[Any]:
     digests = hashing.beside(paths)
 
     def collect() -> list[str]:
-        found = digests.result()
-        missing = [adapter for adapter, path in zip(adapters, paths, strict=True) if path not in found]
+        hashed = digests.result()
+        missing = [adapter for adapter, path in zip(adapters, paths, strict=True) if path not in hashed]
         if missing:
             raise AdapterFileError("the adapter changed while it was read", where=missing[0].where, fix="try again")
-        return [found[path] for path in paths]
+        return [hashed[path] for path in paths]
 
     try:
         yield collect

@@ -169,10 +169,10 @@ def recipe(method: str) -> Recipe:
     file, _, name = method.rpartition(":")
     if not file:
         return RECIPES[method]
-    found = getattr(own_module(Path(file), "recipe"), name, None)
-    if isinstance(found, Recipe):
-        return found
-    if not callable(found):
+    member = getattr(own_module(Path(file), "recipe"), name, None)
+    if isinstance(member, Recipe):
+        return member
+    if not callable(member):
         raise ConfigError(
             "the recipe file has no such function",
             where=file,
@@ -180,7 +180,7 @@ def recipe(method: str) -> Recipe:
             expected="a function of a Cell, or a Recipe",
             fix="see docs/methods.md",
         )
-    return Recipe(name.replace("_", " "), _checked(found, method))
+    return Recipe(name.replace("_", " "), _checked(member, method))
 
 
 def _checked(build: Build, method: str) -> Build:
@@ -189,21 +189,21 @@ def _checked(build: Build, method: str) -> Build:
     @wraps(build)
     def checked(cell: Cell) -> Step | Stack | None:
         try:
-            found = build(cell)
+            adapters = build(cell)
         except AdamergexError:
             raise
         except Exception as error:  # whatever the user's own code raises
             problem = f"{type(error).__name__}: {error}"
             raise ConfigError("the recipe does not run", where=method, found=problem, fix="correct it") from error
-        steps = found if isinstance(found, tuple) else () if found is None else (found,)
+        steps = adapters if isinstance(adapters, tuple) else () if adapters is None else (adapters,)
         if len(steps) > 2 or not all(isinstance(step, Step) for step in steps):
             raise ConfigError(
                 "the recipe returns something else than adapters",
                 where=method,
-                found=repr(found)[:80],
+                found=repr(adapters)[:80],
                 expected="a step, two steps (the lower one first), or None",
                 fix="return what cell.train, cell.merge, … return",
             )
-        return steps or None if isinstance(found, tuple) else found
+        return steps or None if isinstance(adapters, tuple) else adapters
 
     return checked

@@ -31,8 +31,8 @@ from adamergex.methods.given import GivenAdapter, require_factors
 from adamergex.structures import kind_named
 from adamergex.tasks.catalogue import identity
 
-_NOTHING_SAID = "the weight λ of a merge is to be tuned, and nothing says on what"
-_SAY = "set proxy and task.validation, or merge.weight, or give the recipe's merge a weight"
+_NOT_TUNABLE = "the weight λ of a merge is to be tuned, and no validation set is named"
+_FIX_TUNING = "set proxy and task.validation, or merge.weight, or give the recipe's merge a weight"
 Stack = tuple[Step, ...]
 Build = Callable[["Cell"], Step | Stack | None]
 
@@ -91,8 +91,8 @@ class Cell:
 
     def _given(self, language: str) -> Step:
         assert self.facts.given is not None  # facts() made it
-        found = self.facts.given(language)
-        return Step("import", {"files": {**found.files}}, found, label=f"reference · {language} · given")
+        given = self.facts.given(language)
+        return Step("import", {"files": {**given.files}}, given, label=f"reference · {language} · given")
 
     def language(self, language: str, *, invertible: bool = True) -> Step:
         """MAD-X's language adapter, on all the text of a language: the same step for every task and method."""
@@ -248,22 +248,22 @@ class Cell:
 
     def adapter(self, recipe: Build) -> Stack:
         """The recipe's adapters; an untuned weight becomes an input that tunes it, as the settings say."""
-        found = recipe(self)
-        if found is None or isinstance(found, tuple):
-            return found or ()
-        if not _untuned(found):
-            return (found,)
-        search = self.most_certain(found) if self.config.merge.weight == "entropy" else self.tuning(recipe)
-        return (replace(found, inputs={**found.inputs, "weight": search}),)
+        adapters = recipe(self)
+        if adapters is None or isinstance(adapters, tuple):
+            return adapters or ()
+        if not _untuned(adapters):
+            return (adapters,)
+        search = self.most_certain(adapters) if self.config.merge.weight == "entropy" else self.tuning(recipe)
+        return (replace(adapters, inputs={**adapters.inputs, "weight": search}),)
 
     def oracle(self, recipe: Build) -> Step | None:
         """The recipe's merge with the λ that is best on the target's own test set: an upper bound, not a method. None
         for a recipe without a λ to choose."""
         free = self._free()
-        found = recipe(free)
-        if not isinstance(found, Step) or not _untuned(found):
+        merge = recipe(free)
+        if not isinstance(merge, Step) or not _untuned(merge):
             return None
-        return replace(found, inputs={**found.inputs, "weight": free.search(recipe, self.target, "test")})
+        return replace(merge, inputs={**merge.inputs, "weight": free.search(recipe, self.target, "test")})
 
     def compared(self, recipe: Build) -> dict[str, Step]:
         """The searches of ``merge.compare``: ways of choosing λ that the table does not take."""
@@ -302,7 +302,7 @@ class Cell:
     def chosen_on(self, recipe: Build, languages: tuple[str, ...]) -> Step:
         """The λ that several languages' validation sets choose together; one alone chooses in its own search."""
         if not languages:  # of the shipped methods the settings were checked for it
-            raise ConfigError(_NOTHING_SAID, where="proxy", fix=_SAY)
+            raise ConfigError(_NOT_TUNABLE, where="proxy", fix=_FIX_TUNING)
         settings = self.config.merge
         if len(languages) == 1 and not settings.one_standard_error:
             return self.search(recipe, languages[0], "validation")
@@ -317,7 +317,7 @@ class Cell:
         """The scores of the recipe's merge in a language over the grid, on the language's own rows."""
         rows = self.config.task.rows(role)
         if rows is None:  # of the shipped methods the settings were checked for them
-            raise ConfigError(_NOTHING_SAID, where=f"task.{role}", fix=_SAY)
+            raise ConfigError(_NOT_TUNABLE, where=f"task.{role}", fix=_FIX_TUNING)
         merge = recipe(replace(self, target=language))
         assert isinstance(merge, Step)
         job = self._tune_job(merge, language, rows).model_copy(update={"answers": answers})

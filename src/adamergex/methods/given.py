@@ -46,9 +46,9 @@ def pattern_of(adapters: str, where: Path) -> str:
 def languages_at(pattern: str) -> list[str]:
     """The languages that a pattern has an adapter directory of."""
     before, _, after = pattern.partition("{language}")
-    found = glob.glob(f"{glob.escape(before)}*{glob.escape(after.replace('{language}', '*'))}")
+    paths = glob.glob(f"{glob.escape(before)}*{glob.escape(after.replace('{language}', '*'))}")
     named = re.compile(re.escape(before) + r"([^/]+?)" + re.escape(after).replace(r"\{language\}", r"\1"))
-    return sorted(match[1] for path in found if Path(path, CONFIG).is_file() and (match := named.fullmatch(path)))
+    return sorted(match[1] for path in paths if Path(path, CONFIG).is_file() and (match := named.fullmatch(path)))
 
 
 def read_given(pattern: str, language: str, *, base: str, base_sha256: str, structure: Structure) -> GivenAdapter:

@@ -86,8 +86,8 @@ def minimise(
             with closing(on_model(prepared, [0.0], loaded)) as steps:
                 placed = next(steps)[1]
                 placed.model.eval()
-                found = _descend(_Way(prepared, inputs, job.batch_tokens), placed, best.weight)
-            layers, reached = found.weights, 100 * found.entropy / inputs.most
+                lowest = _descend(_Objective(prepared, inputs, job.batch_tokens), placed, best.weight)
+            layers, reached = lowest.weights, 100 * lowest.entropy / inputs.most
     search = Search(
         chosen=best.weight if layers is None else float(np.mean(layers)),
         layers=layers,
@@ -103,15 +103,15 @@ def minimise(
 @torch.no_grad()
 def _measured(weight: float, inputs: Unlabelled, placed: loaded_adapter.LoadedAdapter, batch_tokens: int) -> Point:
     """The mean entropy in percent of the largest, with its 95 % interval over the inputs."""
-    found = np.ones((len(inputs), 2))
+    tallies = np.ones((len(inputs), 2))
     for indices, entropies in inputs.entropies(placed.model, batch_tokens):
-        found[indices, 0] = entropies.double().cpu().numpy() / inputs.most
-    sample = statistics.Sample.of_tallies(found)
+        tallies[indices, 0] = entropies.double().cpu().numpy() / inputs.most
+    sample = statistics.Sample.of_tallies(tallies)
     ends = [float(end) for end in statistics.interval(sample)]
     return Point(weight=weight, score=100 * sample.score, interval=ends)
 
 
-class _Way(NamedTuple):
+class _Objective(NamedTuple):
     """What the entropy is a function of, beside λ."""
 
     prepared: Prepared
@@ -124,13 +124,13 @@ class _Point(NamedTuple):
     entropy: float
 
 
-def _descend(way: _Way, placed: loaded_adapter.LoadedAdapter, start: float) -> _Point:
+def _descend(objective: _Objective, placed: loaded_adapter.LoadedAdapter, start: float) -> _Point:
     """Projected gradient descent from one λ for all layers; the best point that was seen."""
-    own, spec = way.prepared.own.layout, way.prepared.spec
+    own, spec = objective.prepared.own.layout, objective.prepared.spec
     _, count = numbered(own.sites)
     weights = torch.full((count,), start, requires_grad=True)
     optimizer = torch.optim.Adam([weights], lr=RATE)
-    stored = widened(way.prepared.adapters)
+    stored = widened(objective.prepared.adapters)
     best = _Point([start] * count, float("inf"))
     with torch.enable_grad():
         for step in range(STEPS + 1):
@@ -143,7 +143,7 @@ def _descend(way: _Way, placed: loaded_adapter.LoadedAdapter, start: float) -> _
                 where=own.directory.path,
             )
             moved = {name: value for name, value in merged.items() if value.requires_grad}
-            entropy, gradients = _gradients(way, placed, moved)
+            entropy, gradients = _gradients(objective, placed, moved)
             if entropy < best.entropy:
                 best = _Point(weights.tolist(), entropy)
             optimizer.zero_grad()
@@ -157,14 +157,14 @@ def _descend(way: _Way, placed: loaded_adapter.LoadedAdapter, start: float) -> _
 
 
 def _gradients(
-    way: _Way, placed: loaded_adapter.LoadedAdapter, moved: dict[str, torch.Tensor]
+    objective: _Objective, placed: loaded_adapter.LoadedAdapter, moved: dict[str, torch.Tensor]
 ) -> tuple[float, list[torch.Tensor]]:
     """The mean entropy of the adapter on the model (nats), and its gradients by the tensors that λ moves."""
-    found = placed.parameters()
-    parameters = [found[name].requires_grad_(True) for name in moved]
+    by_name = placed.parameters()
+    parameters = [by_name[name].requires_grad_(True) for name in moved]
     total, gradients = 0.0, [torch.zeros_like(value) for value in moved.values()]
-    for _, entropies in way.inputs.entropies(placed.model, way.batch_tokens):
-        mean = entropies.sum() / len(way.inputs)
+    for _, entropies in objective.inputs.entropies(placed.model, objective.batch_tokens):
+        mean = entropies.sum() / len(objective.inputs)
         total += float(mean.detach())
         for whole, part in zip(gradients, torch.autograd.grad(mean, parameters), strict=True):
             whole += part.to(whole)

@@ -42,9 +42,9 @@ def choose(searches: Mapping[str, Path], *, one_standard_error: bool = False, ou
     """
     if not searches:
         raise ConfigError("there is no search to choose from", where="searches", expected="one or more languages")
-    found = {language: read_search(path) for language, path in searches.items()}
-    grids = {tuple(point.weight for point in item.curve) for item in found.values()}
-    metrics = {item.metric for item in found.values()}
+    records = {language: read_search(path) for language, path in searches.items()}
+    grids = {tuple(point.weight for point in item.curve) for item in records.values()}
+    metrics = {item.metric for item in records.values()}
     if len(grids) > 1 or len(metrics) > 1:
         raise ConfigError(
             "the searches are not of the same kind",
@@ -53,11 +53,11 @@ def choose(searches: Mapping[str, Path], *, one_standard_error: bool = False, ou
             expected="one grid and one metric",
             fix="search all languages with the same settings",
         )
-    answers = {language: _samples(read_answers(path), found[language], path) for language, path in searches.items()}
+    answers = {language: _samples(read_answers(path), records[language], path) for language, path in searches.items()}
     curve, samples = [], []
     for index, weight in enumerate(grids.pop()):
         samples.append([answers[language][index] for language in searches])
-        score = fmean(item.curve[index].score for item in found.values())
+        score = fmean(item.curve[index].score for item in records.values())
         ends = [float(end) for end in statistics.pooled_interval([samples[-1]])]
         curve.append(Point(weight=weight, score=score, interval=ends))
     highest = best(curve)
@@ -68,7 +68,7 @@ def choose(searches: Mapping[str, Path], *, one_standard_error: bool = False, ou
         chosen=within(curve, error) if one_standard_error else highest,
         curve=curve,
         metric=metrics.pop(),
-        n=sum(item.n for item in found.values()),
+        n=sum(item.n for item in records.values()),
         languages=list(searches),
         best=highest,
         error=error,

@@ -53,8 +53,8 @@ def merge(job: MergeJob, inputs: Inputs, output: Path, workdir: Path) -> None:
     if job.weight is None:
         from adamergex.files.records import read_search
 
-        found = read_search(inputs["weight"])
-        weight = found.layers or found.chosen
+        search = read_search(inputs["weight"])
+        weight = search.layers or search.chosen
     else:
         weight = Swap(**dict(job.weight)) if isinstance(job.weight, SwapConfig) else job.weight
     merge_adapters(

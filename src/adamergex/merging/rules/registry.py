@@ -94,14 +94,14 @@ def rule_for(name: str, kind: str) -> Rule:
             expected=" or ".join(sorted(item.name for item in every() if item.rule)),
             fix="merge LoRA, (IA)³, prefix or bottleneck adapters",
         )
-    own = structure.rule if name == "adaptive" else name
-    found = rule_named(own) or (_OF_PREFIXES.get(own) if name == "adaptive" else None)
-    if found is None:
+    chosen = structure.rule if name == "adaptive" else name
+    chosen_rule = rule_named(chosen) or (_OF_PREFIXES.get(chosen) if name == "adaptive" else None)
+    if chosen_rule is None:
         raise ConfigError(
             "there is no such rule",
             where="rule",
-            found=own,
+            found=chosen,
             expected=", ".join(["adaptive", *(name for name in _MORE if name not in _OF_PREFIXES)]),
             fix="use adaptive: the rule of the paper for the structure",
         )
-    return found
+    return chosen_rule
