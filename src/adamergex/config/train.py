@@ -42,12 +42,12 @@ def _one(value: object) -> object:
 class _TrainConfig(Settings):
     """What both kinds of ``train`` file say."""
 
-    base: PathText = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
-    language: Name = Field(description="code of the text's language")
+    base: PathText = Field(description="a name listed by ``adamergex backbones``, a folder or a hub id")
+    language: Name = Field(description="language code of the rows")
     structure: Structure
     seed: Seed = 0
-    output: PathText = Field(description="folder of the adapter; must not be there yet")
-    folder: str = Field(".", description="what relative paths are relative to; set to the config file's folder")
+    output: PathText = Field(description="folder of the adapter; must not exist yet")
+    folder: str = Field(".", description="folder of relative paths; set to the settings file's folder")
 
 
 def _bottleneck(**defaults: object) -> BeforeValidator:
@@ -68,12 +68,12 @@ class LanguageTraining(_TrainConfig):
     MAD-X's language adapter."""
 
     kind: Literal["language"]
-    text: Where
+    text: Where = Field(description="raw text")
     structure: Annotated[Structure, _bottleneck(reduction=2.0, invertible=True)] = Bottleneck(
         reduction=2.0, invertible=True
     )
-    segment: Count = 256
-    segments: Count | None = Field(default=None, description="default: all that the text has")
+    segment: Count = Field(default=256, description="tokens per segment")
+    segments: Count | None = Field(default=None, description="number of segments; default: all of the text")
     mask_rate: Share = 0.15
     objective: Objective = Field(default="auto", description=OBJECTIVE)
     optimisation: LanguageOptimisation = LANGUAGE
@@ -94,9 +94,9 @@ class TaskTraining(_TrainConfig):
     """A ``train`` file of kind task: an adapter that learns a labelled task, alone or on frozen adapters."""
 
     kind: Literal["task"]
-    task: TaskConfig = Field(description="as in ``transfer``; rows of one's own need only ``train``")
+    task: TaskConfig = Field(description="as in ``transfer``; your own rows need only ``train``")
     base_adapters: Annotated[tuple[PathText, ...], BeforeValidator(_one)] = Field(
-        default=(), description="folder of the frozen language adapter; of several, the lowest first"
+        default=(), description="folders of the frozen adapters below this one, lowest first"
     )
     structure: Annotated[Structure, _bottleneck()] = Bottleneck()
 
@@ -129,9 +129,9 @@ class Recovery(Settings):
     ``hold``: weight of the distance between the mean vectors of a text before and after, as a share of the variance of
     these vectors; 0 leaves them free, and the encoder forgets what masked LM does not ask for."""
 
-    rank: Count = 16
-    alpha: PositiveFloat = 32.0
-    hold: NonNegativeFloat = 1.0
+    rank: Count = Field(default=16, description="rank of the low-rank change")
+    alpha: PositiveFloat = Field(default=32.0, description="the change is scaled by alpha / rank")
+    hold: NonNegativeFloat = Field(default=1.0, description="weight of the distance between old and new mean vectors")
 
 
 class MaskedLmHeadTraining(Settings):
@@ -140,17 +140,21 @@ class MaskedLmHeadTraining(Settings):
     The body stays as it is, unless ``recovery`` is given. Every language counts alike, however much text it has."""
 
     kind: Literal["masked-lm-head"]
-    base: PathText = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
-    languages: Annotated[tuple[Name, ...], Field(min_length=1), BeforeValidator(_one), AfterValidator(distinct)]
-    text: Where
-    segment: Count = 64
-    segments: Count | None = Field(default=None, description="of each language; default: all that its text has")
+    base: PathText = Field(description="a name listed by ``adamergex backbones``, a folder or a hub id")
+    languages: Annotated[tuple[Name, ...], Field(min_length=1), BeforeValidator(_one), AfterValidator(distinct)] = (
+        Field(description="languages of the text")
+    )
+    text: Where = Field(description="raw text")
+    segment: Count = Field(default=64, description="tokens per segment")
+    segments: Count | None = Field(
+        default=None, description="number of segments per language; default: all of its text"
+    )
     mask_rate: Share = 0.15
-    recovery: Recovery | None = None
+    recovery: Recovery | None = Field(default=None, description="also change the body of the base")
     optimisation: Annotated[Optimisation, BeforeValidator(_like_a_head)] = HEAD
     seed: Seed = 0
-    output: PathText = Field(description="folder of the new base; must not be there yet")
-    folder: PathText = Field(".", description="what relative paths are relative to; set to the config file's folder")
+    output: PathText = Field(description="folder of the new base; must not exist yet")
+    folder: PathText = Field(".", description="folder of relative paths; set to the settings file's folder")
 
 
 Training = LanguageTraining | TaskTraining | MaskedLmHeadTraining

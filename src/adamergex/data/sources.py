@@ -32,12 +32,12 @@ class Rows(_Sampled):
 
     ``columns`` maps our names (text, label) to the file's."""
 
-    path: PathText | None = None
-    hub: PathText | None = None
-    config: PathText | None = None
-    revision: PathText | None = None
-    split: PathText = "train"
-    columns: dict[str, str] = Field(default_factory=dict)
+    path: PathText | None = Field(default=None, description="a local file")
+    hub: PathText | None = Field(default=None, description="a hub dataset")
+    config: PathText | None = Field(default=None, description="configuration of the hub dataset")
+    revision: PathText | None = Field(default=None, description="revision of the hub dataset")
+    split: PathText = Field(default="train", description="split of the hub dataset")
+    columns: dict[str, str] = Field(default_factory=dict, description="our column names -> those of the file")
     limit: Limit = None
     sample: Sample = None
     seed: SampleSeed = 0

@@ -36,17 +36,18 @@ class LabelledTask(Settings):
     probed: ClassVar[bool] = False
     name: PathText
     prompt: str
-    max_length: Count = 256
+    max_length: Count = Field(default=256, description="maximum tokens of an input")
     metric: str
     measured_as: PathText | None = None
     chat: bool = Field(
-        default=False, description="ask in the tokenizer's chat template: models that write, in training too"
+        default=False,
+        description="put prompts into the tokenizer's chat template, in training too; generative models only",
     )
     too_long: Literal["reject", "leave-out"] = Field(
-        default="reject", description="training rows whose written answer leaves no room for a prompt"
+        default="reject", description="reject or omit training rows whose answer leaves no room for the prompt"
     )
     answer_after: str | None = Field(
-        default=None, description="what stands before a written answer; the line after it is what is read"
+        default=None, description="marker in a generated answer; the line after it is read"
     )
 
     @model_serializer(mode="wrap")
@@ -60,7 +61,7 @@ Stops = tuple[Annotated[str, Field(min_length=1)], ...]
 AnswerBy = Literal["likelihood", "generate"]
 HeadInput = Literal["auto", "cls", "mean"]
 Spoken = TypeVar("Spoken", "Classification", "PairClassification")
-HEAD = "encoders: what the head reads, the first token or the mean over the text; auto: mean for sentence encoders"
+HEAD = "encoders: input of the head, the first token or the mean over the text; auto: mean for sentence encoders"
 Objective = Literal["auto", "span-corruption", "continuation"]
 
 
@@ -87,10 +88,14 @@ class Classification(LabelledTask):
     kind: Literal["classification"] = "classification"
     name: str = "classification"
     labels: Names
-    words: dict[str, str] = Field(default_factory=dict, description="label -> what a decoder says for it")
+    words: dict[str, str] = Field(
+        default_factory=dict, description="label -> its word in prompts and answers of generative models"
+    )
     prompt: str = "{text}\nTopic:"
     metric: str = "accuracy"
-    normalised: bool = Field(default=False, description="log-likelihood a character of the label's word, not its sum")
+    normalised: bool = Field(
+        default=False, description="divide the log-likelihood by the number of characters of the label's word"
+    )
 
     _words = model_validator(mode="after")(_spoken)
 
@@ -103,11 +108,15 @@ class PairClassification(LabelledTask):
     kind: Literal["pair-classification"] = "pair-classification"
     name: str = "pair-classification"
     labels: Names
-    words: dict[str, str] = Field(default_factory=dict, description="label -> what a decoder says for it")
+    words: dict[str, str] = Field(
+        default_factory=dict, description="label -> its word in prompts and answers of generative models"
+    )
     prompt: str = "Premise: {premise}\nHypothesis: {hypothesis}\nRelationship:"
     metric: str = "accuracy"
     answer_by: AnswerBy = "likelihood"
-    normalised: bool = Field(default=False, description="log-likelihood a character of the label's word, not its sum")
+    normalised: bool = Field(
+        default=False, description="divide the log-likelihood by the number of characters of the label's word"
+    )
 
     _words = model_validator(mode="after")(_spoken)
 
@@ -122,11 +131,13 @@ class MultipleChoice(LabelledTask):
     name: str = "multiple-choice"
     choices: Annotated[Names, Field(min_length=2)] = ("choice1", "choice2")
     context: str = "{premise}"
-    cut: str = Field(default="premise", description="the column that is cut where context or prompt are too long")
+    cut: str = Field(default="premise", description="the column that is cut if context or prompt is too long")
     prompt: str = "{premise}"
     metric: str = "accuracy"
     answer_by: AnswerBy = "likelihood"
-    normalised: bool = Field(default=False, description="log-likelihood a character of the choice, not its sum")
+    normalised: bool = Field(
+        default=False, description="divide the log-likelihood by the number of characters of the choice"
+    )
 
 
 class SpanAnswering(LabelledTask):
@@ -136,9 +147,9 @@ class SpanAnswering(LabelledTask):
     kind: Literal["span"] = "span"
     name: str = "span"
     max_length: Count = 384
-    stride: Count = 128
-    longest_answer: Count = 30
-    max_new_tokens: Count = 32
+    stride: Count = Field(default=128, description="tokens that neighbouring windows share")
+    longest_answer: Count = Field(default=30, description="maximum tokens of a predicted span")
+    max_new_tokens: Count = Field(default=32, description="maximum tokens of a generated answer")
     prompt: str = "{context} Question: {question}"
     metric: str = "f1"
     measured_as: str | None = "xquad"
@@ -152,9 +163,13 @@ class Tagging(LabelledTask):
     kind: Literal["tagging"] = "tagging"
     name: str = "tagging"
     types: Names
-    other_types: Literal["reject", "ignore"] = "reject"
-    broken: Literal["reject", "repair"] = Field(default="reject", description="what happens to tags that are not IOB2")
-    max_new_tokens: Count = 96
+    other_types: Literal["reject", "ignore"] = Field(
+        default="reject", description="reject tags of types outside ``types``, or read them as O"
+    )
+    broken: Literal["reject", "repair"] = Field(
+        default="reject", description="reject or repair tags that are not valid IOB2"
+    )
+    max_new_tokens: Count = Field(default=96, description="maximum tokens of a generated answer")
     prompt: str = "Sentence: {text}\nEntities:"
     metric: str = "f1"
     measured_as: str | None = "ner"
@@ -167,12 +182,12 @@ class Generation(LabelledTask):
 
     kind: Literal["generation"] = "generation"
     name: str = "generation"
-    cut: str = Field(default="text", description="the column that is cut where the prompt is too long")
-    reference: str = "target"
-    target: str | None = None
+    cut: str = Field(default="text", description="the column that is cut if the prompt is too long")
+    reference: str = Field(default="target", description="column of the reference answers")
+    target: str | None = Field(default=None, description="template of the training answer; default: every reference")
     max_length: Count = 512
-    max_new_tokens: Count = 64
-    stop: Stops = ("\n",)
+    max_new_tokens: Count = Field(default=64, description="maximum tokens of a generated answer")
+    stop: Stops = Field(default=("\n",), description="strings that end a generated answer")
     prompt: str = "{text}"
     metric: str = "rougeL"
     measured_as: str | None = "xlsum"
@@ -208,7 +223,7 @@ class SentenceContrast(UnlabelledTask):
 
     kind: Literal["sentence-contrast"] = "sentence-contrast"
     max_length: Count = 128
-    noise: Noise = Field(default=0.6, description="share of the tokens that are deleted")
+    noise: Noise = Field(default=0.6, description="share of tokens deleted from the noisy copy")
     temperature: Positive = 0.05
 
 
@@ -249,8 +264,7 @@ class TrainJob(Settings):
     """Train one adapter on one task in one language.
 
     ``base_adapters``: directories of adapters that stay frozen under it, the lowest first (MAD-X: the language's); of a
-    full or
-    sparse fine-tuning: differences that it starts from."""
+    full or sparse fine-tuning: differences that it starts from."""
 
     base: PathText
     structure: Structure

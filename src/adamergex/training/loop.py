@@ -6,7 +6,8 @@ one sees), and only complete checkpoints are resumed from.
 Of several processes each takes a share of the rows of every batch, and DistributedDataParallel averages their
 gradients. A share's loss is a mean over its own n_r labelled positions, so it is weighted: with R processes and
 N = Σ n_r, (1/R) Σ_r (R·n_r/N)·loss_r is the mean over all N positions of the batch, as in one process. Where the rows
-of a batch are compared with each other (``coupled``) every process takes all of them.
+of a batch are compared with each other (``coupled``) every process takes all of them. The parts of a divided batch
+(``accumulation``) are weighted alike.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ from adamergex.files.hashing import file_sha256
 from adamergex.files.inputs import Json, read_json_object
 from adamergex.files.outputs import remove
 from adamergex.files.tensor_files import LARGEST
+from adamergex.jobs.optimisation import Optimisation
 from adamergex.jobs.settings import TrainJob
 from adamergex.tasks import Examples
+from adamergex.training.accumulation import checkpointed, divided, require_divisible, rows_of
 from adamergex.training.numerics import autocasts, computing
 from adamergex.training.processes import Team
 from adamergex.training.progress import Progress
@@ -87,6 +90,7 @@ def fit(
 ) -> Mapping[str, Json]:
     """Run the optimisation, from the last checkpoint in ``folder`` on; what came out of it, for the lineage."""
     settings, lengths = job.optimisation, examples.lengths
+    require_divisible(settings, examples)
     steps = settings.steps or math.ceil(settings.epochs * math.ceil(len(lengths) / settings.batch_size))
     plan = batches(lengths, settings.batch_size, steps, job.seed)
     resume = team.agree(str(_last_complete(folder) or "") if team.first else "")
@@ -99,9 +103,11 @@ def fit(
         own.append(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]
     arguments = _arguments(job, folder, steps)
     try:
-        computed = computing(adapter.model, settings)
-        with _as_it_was(adapter.model), computed, _failures_of_threads() as failures:
-            trainer = _Trainer(adapter, _Steps(examples, plan, team), args=arguments, callbacks=[*own, *callbacks])
+        computed, again = computing(adapter.model, settings), checkpointed(adapter.model, job)
+        with _as_it_was(adapter.model), computed, again, _failures_of_threads() as failures:
+            trainer = _Trainer(
+                adapter, _Steps(examples, plan, team, settings), args=arguments, callbacks=[*own, *callbacks]
+            )
             trainer.remove_callback(PrinterCallback)
             adapter.model.train()
             if team.rank:  # rows of different processes must not share their dropout
@@ -186,36 +192,41 @@ def _arguments(job: TrainJob, folder: Path, steps: int) -> TrainingArguments:
     return arguments
 
 
-class _Batch(TypedDict):
-    """A step's tensors, and what their loss weighs among those of other processes."""
+class _Part(TypedDict):
+    """Tensors that are computed at once, and what their loss weighs in the step."""
 
     batch: dict[str, Tensor]
     weight: float
 
 
-class _Steps(Dataset[_Batch]):
+class _Steps(Dataset[list[_Part]]):
     """Item i is the batch of step i of the whole run, so skipping to a step is exact and costs nothing.
 
-    Of several processes, this one's share of the rows and its loss's weight. Masks and padding are those of the whole
-    batch; every R-th row is taken, since lengths fall from row to row."""
+    In its parts; of several processes, this one's share of each. Masks are those of the whole batch; every R-th row is
+    taken, since lengths fall from row to row."""
 
-    def __init__(self, examples: Examples, plan: list[list[int]], team: Team) -> None:
-        self.examples, self.plan, self.team = examples, plan, team
+    def __init__(self, examples: Examples, plan: list[list[int]], team: Team, settings: Optimisation) -> None:
+        self.examples, self.plan, self.team, self.settings = examples, plan, team, settings
 
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, step: int) -> _Batch:
+    def __getitem__(self, step: int) -> list[_Part]:
         indices, team = self.plan[step], self.team
         batch = self.examples.batch(indices, step)
-        if team.size == 1 or getattr(self.examples, "coupled", False):
-            return {"batch": batch, "weight": 1.0}
-        # The last batch of an epoch may have fewer rows than there are processes: the rest take one that counts 0.
-        idle = team.rank >= len(indices)
-        taken = slice(0 if idle else team.rank, None, team.size)
-        share = {name: tensor[taken].contiguous() for name, tensor in batch.items()}
-        labelled = 0 if idle else self.examples.labelled(share)
-        return {"batch": share, "weight": team.size * labelled / max(self.examples.labelled(batch), 1)}
+        parts = divided([self.examples.lengths[index] for index in indices], self.settings, team.size)
+        if getattr(self.examples, "coupled", False) or (team.size == 1 and len(parts) == 1):
+            return [{"batch": batch, "weight": 1.0}]
+        whole = max(self.examples.labelled(batch), 1)
+        return [self._share(batch, part, whole) for part in parts]
+
+    def _share(self, batch: dict[str, Tensor], part: slice, whole: int) -> _Part:
+        """This process's rows of a part. One that has fewer rows than there are processes gives the rest of them a row
+        that counts 0."""
+        team = self.team
+        idle = part.start + team.rank >= part.stop
+        share = rows_of(batch, slice(part.start + (0 if idle else team.rank), part.stop, team.size))
+        return {"batch": share, "weight": 0.0 if idle else team.size * self.examples.labelled(share) / whole}
 
 
 class _Trainer(Trainer):
@@ -226,23 +237,26 @@ class _Trainer(Trainer):
         self.trainable = [parameter for parameter in adapter.model.parameters() if parameter.requires_grad]
         super().__init__(model=adapter.model, train_dataset=steps, **settings)
 
-    def get_train_dataloader(self) -> DataLoader[_Batch]:
+    def get_train_dataloader(self) -> DataLoader[list[_Part]]:
         return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_alone)
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: object = None
     ) -> Tensor:
         loss = self.steps.examples.loss(model, inputs["batch"])
-        return loss if self.steps.team.size == 1 else loss * inputs["weight"]
+        return loss if inputs["weight"] == 1 else loss * inputs["weight"]
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: object = None) -> Tensor:
         # Without Trainer's model.train(), which walks every module at every step; once before the first is enough.
         # The loss may call the encoder inside the model, which accelerate's autocast around ``forward`` does not reach.
-        with self.compute_loss_context_manager(), self.accelerator.autocast():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        self.accelerator.backward(loss)
-        self.require_finite("the loss", loss)
-        return loss.detach()
+        total = torch.zeros((), device=self.args.device)
+        for part in inputs:
+            with self.compute_loss_context_manager(), self.accelerator.autocast():
+                loss = self.compute_loss(model, self._prepare_inputs(part))
+            self.accelerator.backward(loss)
+            total = total + loss.detach()
+        self.require_finite("the loss", total)
+        return total
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         norm = torch.nn.utils.clip_grad_norm_(self.trainable, self.args.max_grad_norm)
@@ -329,5 +343,5 @@ def _is_complete(path: Path) -> bool:
         return False
 
 
-def _alone(items: list[_Batch]) -> _Batch:
+def _alone(items: list[list[_Part]]) -> list[_Part]:
     return items[0]
