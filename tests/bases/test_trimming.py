@@ -388,11 +388,11 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", ["nano", "nano-causal"])
 def test_the_lists_sizes_are_those_of_the_weights(name: str) -> None:
-    from adamergex.backbones.embedding_rows import Rows
-    from adamergex.backbones.listing import named
+    from adamergex.backbones.embedding_rows import WeightRows
+    from adamergex.backbones.listing import named_backbones
 
-    size = next(item.parameters for item in named() if item.name == name)
-    tensors = Rows.open(name, 36864).tensors
+    size = next(item.parameters for item in named_backbones() if item.name == name)
+    tensors = WeightRows.open(name, 36864).tensors
     assert size == sum(tensor.info.size for tensor in tensors)
 
 
