@@ -92,6 +92,23 @@ def test_a_merging_rule_of_others(study: Path, tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "merged" / name).read_bytes() == (merged / name).read_bytes()
+    # A setting of the rule's own: in the study and in the merge.
+    change = ("--set", "merge.rules.turned.kept=0.5", "--set", method, "--set", f"output={tmp_path / 'half'}")
+    done = command("study", study, *change, paths=(formats, rules))
+    assert done.returncode == 0, done.stderr
+    half = tmp_path / "half" / merged.relative_to(tmp_path / "run")
+    assert json.loads((half / "lineage.json").read_text(encoding="utf-8"))["merge"]["settings"] == {"kept": 0.5}
+    again = command("merge", *given, "--set", "kept=0.5", "--output", tmp_path / "again", paths=(rules,))
+    assert again.returncode == 0 and "kept 0.5" in again.stdout, again.stderr
+    found = {(folder / "adapter_model.safetensors").read_bytes() for folder in (tmp_path / "again", half)}
+    assert len(found) == 1 and found != {(merged / "adapter_model.safetensors").read_bytes()}
+    for verb in (("merge", *given), ("study", study, "--set", method, "--set", f"output={tmp_path / 'not'}")):
+        place = "" if verb[0] == "merge" else "merge.rules.turned."
+        for text, problem in (("keep=0.5", "rule turned has no such setting"), ("kept=yes", "has another type")):
+            end = ("--output", tmp_path / "not") if verb[0] == "merge" else ()
+            wrong = command(*verb, "--set", place + text, *end, paths=(formats, rules))
+            assert wrong.returncode == 2 and problem in wrong.stderr and "kept" in wrong.stderr
+            assert not (tmp_path / "not").exists()
     lacking = command("merge", *given, "--output", tmp_path / "not")
     assert lacking.returncode == 2 and "there is no such rule" in lacking.stderr
     assert not (tmp_path / "not").exists()

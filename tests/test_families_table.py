@@ -16,6 +16,7 @@ from adamergex import evaluation
 from adamergex.backbones import loading
 from adamergex.backbones.loading import HEADS
 from adamergex.errors import ConfigError
+from adamergex.files.records import Scores
 from adamergex.jobs.settings import (
     Classification,
     EvaluateJob,
@@ -159,10 +160,10 @@ def world(tiny_encoder: Path, families: dict[str, str], tmp_path_factory: pytest
     return World(folder, {"encoder": str(tiny_encoder), **families})
 
 
-def evaluated(world: World, base: str, task: str, *stack: Path) -> dict[str, Any]:
+def evaluated(world: World, base: str, task: str, *stack: Path) -> Scores:
     job = EvaluateJob(base=world.bases[base], task=TASKS[task], language="en", rows=world.rows(task))
     scores = evaluation.evaluate(job, stack)
-    assert scores["n"] == 6 and 0 <= scores[TASKS[task].metric] <= 100
+    assert scores.n == 6 and 0 <= scores.score <= 100
     return scores
 
 

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from adamergex.evaluation import evaluate
+from adamergex.files.records import Scores
 from adamergex.jobs.settings import EvaluateJob
 from adamergex.tasks.kinds import kind_of
 from harness_cases import CASES, GOLDEN, items, rows, save_adapter, task_of
@@ -30,7 +31,7 @@ NEAR = {"rtol": 0, "atol": 1e-4}  # nats; float32 sums of up to 219 nats, in oth
 
 def ours(
     case: str, output: Path, *, bare: bool = False, base: str = str(GOLDEN / "base"), **changes: Any
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[Scores, list[dict[str, Any]]]:
     """Scores and predictions of `evaluate` for a case of the golden."""
     name = CASES[case].task
     task = task_of(name, **changes)
@@ -48,12 +49,12 @@ def log_likelihoods(found: list[dict[str, Any]]) -> np.ndarray:
 def test_choices_score_as_in_the_harness(case: str, tmp_path: Path) -> None:
     golden = EXPECTED[case]
     scores, found = ours(case, tmp_path / "out")
-    assert scores["truncated"] == 0 and [item["id"] for item in found] == [item["id"] for item in golden["items"]]
+    assert scores.truncated == 0 and [item["id"] for item in found] == [item["id"] for item in golden["items"]]
     wanted = np.array([item["loglikelihoods"] for item in golden["items"]])
     np.testing.assert_allclose(log_likelihoods(found), wanted, **NEAR)
     assert [item["gold"] == item["predicted"] for item in found] == [item["acc"] == 1 for item in golden["items"]]
-    assert scores["accuracy"] == pytest.approx(100 * golden["acc"], abs=1e-9)
-    assert 10 < scores["accuracy"] < 90  # right and wrong answers both
+    assert scores.score == pytest.approx(100 * golden["acc"], abs=1e-9)
+    assert 10 < scores.score < 90  # right and wrong answers both
     _, bare = ours(case, tmp_path / "bare", bare=True)
     assert np.abs(log_likelihoods(bare) - wanted).max() > 1  # what is compared is the adapter
 
@@ -68,7 +69,7 @@ def test_normalised_choices_are_the_harness_acc_norm(case: str, tmp_path: Path) 
     wanted = np.array([item["loglikelihoods"] for item in golden["items"]]) / characters
     np.testing.assert_allclose(log_likelihoods(found), wanted, **NEAR)
     assert [item["gold"] == item["predicted"] for item in found] == [item["acc_norm"] == 1 for item in golden["items"]]
-    assert scores["accuracy"] == pytest.approx(100 * golden["acc_norm"], abs=1e-9)
+    assert scores.score == pytest.approx(100 * golden["acc_norm"], abs=1e-9)
     assert any(item["acc"] != item["acc_norm"] for item in golden["items"])  # dividing changes answers here
 
 
@@ -76,7 +77,7 @@ def test_written_answers_are_the_harness_generate_until(tmp_path: Path) -> None:
     golden = EXPECTED["lora-mgsm"]
     scores, found = ours("lora-mgsm", tmp_path / "out", max_new_tokens=32)
     assert [item["written"] for item in found] == [item["written"].strip() for item in golden["items"]]
-    assert scores["exact_match"] == pytest.approx(100 * golden["exact_match"], abs=1e-9)
+    assert scores.score == pytest.approx(100 * golden["exact_match"], abs=1e-9)
     assert [item["tally"][0] == 1 for item in found] == [item["exact_match"] == 1 for item in golden["items"]]
     assert len({item["written"] for item in found}) > 5
 
@@ -114,7 +115,7 @@ def test_plain_peft_code_predicts_what_evaluate_predicts(tmp_path: Path, monkeyp
         adapter = Path("adapters") / f"{name}-zh"
         save_adapter(CASES[f"lora-{name}"], adapter, Path("scratch", name), base="encoder")
         job = EvaluateJob(base="encoder", task=task_of(name), language="zh", rows=rows(name, Path(f"{name}.jsonl")))
-        assert 0 < evaluate(job, adapter, Path("out", name))["truncated"] < 40  # cut alike too
+        assert 0 < evaluate(job, adapter, Path("out", name)).truncated < 40  # cut alike too
         expected[name] = predicted(Path("out", name))
     _, decoder = ours("ia3-xcopa", Path("out", "decoder"), base="base")
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)

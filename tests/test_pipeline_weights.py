@@ -20,6 +20,7 @@ from adamergex.evaluation import evaluate, load_for
 from adamergex.graph.steps import Store
 from adamergex.jobs.settings import EvaluateJob, Rows, Structure, Task, TrainJob
 from adamergex.merging import merge
+from adamergex.merging.prepare import MergeSpec, prepare
 from adamergex.report.results_file import as_dict
 from adamergex.report.results_file import parse as parse_results
 from adamergex.search.entropy import minimise
@@ -31,6 +32,7 @@ from test_pipeline import Counting, counted, settings, silent
 
 __all__ = ["counted"]  # a fixture
 
+ALL = MergeSpec(modules="all")
 QUICK = {"steps": 12, "batch_size": 8, "learning_rate": 2e-2}
 MAD_X = {"language": {"reduction": 4, "segment": 16, "optimisation": QUICK}, "task": {"reduction": 8}}
 RIVALS = ["layer_swapping", "language_arithmetic", "ties", "dare", "ties_factors", "dare_factors"]
@@ -174,29 +176,27 @@ def test_the_curve_is_the_entropy_of_what_a_merge_writes(
 ) -> None:
     trio = Trio(tiny_encoder, small_data, tmp_path, structure)
     grid = [0.0, 0.25, 0.5, 0.75, 1.0]
-    found = minimise(**trio.paths, job=trio.job, grid=grid, modules="all", output=tmp_path / "tuned")
+    found = minimise(**trio.paths, job=trio.job, grid=grid, spec=ALL, output=tmp_path / "tuned")
     oracle = [trio.entropy(weight, tmp_path / f"{weight}") for weight in grid]
-    assert_allclose([point["score"] for point in found["curve"]], oracle, rtol=1e-5, atol=1e-5)
-    assert found["chosen"] == grid[int(np.argmin(oracle))] and found["reached"] == min(
-        point["score"] for point in found["curve"]
-    )
-    for point in found["curve"]:
-        assert point["interval"][0] <= point["score"] <= point["interval"][1]
-    assert json.loads((tmp_path / "tuned" / "tuning.json").read_text()) == found
+    assert_allclose([point.score for point in found.curve], oracle, rtol=1e-5, atol=1e-5)
+    assert found.chosen == grid[int(np.argmin(oracle))] and found.reached == min(point.score for point in found.curve)
+    for point in found.curve:
+        assert point.interval[0] <= point.score <= point.interval[1]
+    assert json.loads((tmp_path / "tuned" / "tuning.json").read_text()) == found.model_dump(exclude_unset=True)
 
 
 def test_a_weight_a_layer_is_where_an_oracle_grid_has_it(encoder: Trio, tmp_path: Path) -> None:
-    found = minimise(**encoder.paths, job=encoder.job, grid=[0.0, 0.5, 1.0], granularity="layer", modules="all")
-    assert len(found["layers"]) == 2 and found["chosen"] == pytest.approx(np.mean(found["layers"]))
-    assert all(0 <= weight <= 1 for weight in found["layers"])
-    assert found["reached"] <= min(point["score"] for point in found["curve"]) + 1e-5
-    assert found["reached"] == pytest.approx(encoder.entropy(found["layers"], tmp_path / "reached"), rel=1e-5)
+    found = minimise(**encoder.paths, job=encoder.job, grid=[0.0, 0.5, 1.0], granularity="layer", spec=ALL)
+    assert len(found.layers) == 2 and found.chosen == pytest.approx(np.mean(found.layers))
+    assert all(0 <= weight <= 1 for weight in found.layers)
+    assert found.reached <= min(point.score for point in found.curve) + 1e-5
+    assert found.reached == pytest.approx(encoder.entropy(found.layers, tmp_path / "reached"), rel=1e-5)
     ticks = np.linspace(0, 1, 6)
     oracle = {(one, two): encoder.entropy([one, two], tmp_path / f"{one}-{two}") for one in ticks for two in ticks}
     best = min(oracle, key=oracle.__getitem__)
-    assert found["reached"] <= oracle[best] + 1e-3  # no worse than the best of the grid
-    assert_allclose(found["layers"], best, atol=0.2)  # a step of the grid
-    again = minimise(**encoder.paths, job=encoder.job, grid=[0.0, 0.5, 1.0], granularity="layer", modules="all")
+    assert found.reached <= oracle[best] + 1e-3  # no worse than the best of the grid
+    assert_allclose(found.layers, best, atol=0.2)  # a step of the grid
+    again = minimise(**encoder.paths, job=encoder.job, grid=[0.0, 0.5, 1.0], granularity="layer", spec=ALL)
     assert again == found
 
 
@@ -204,13 +204,12 @@ def test_the_gradient_is_that_of_the_written_merges(encoder: Trio, tmp_path: Pat
     """dH/dλ_l against central differences of merges that go through files."""
     from adamergex.merging import merged_tensors
     from adamergex.merging.layers import numbered
-    from adamergex.merging.prepare import MergeSpec, prepare
     from adamergex.search.entropy import _gradients, _Way
     from adamergex.search.tuning import on_model, widened
     from adamergex.tasks.certainty import Unlabelled
     from adamergex.tasks.rows import read
 
-    prepared = prepare(MergeSpec(modules="all"), **encoder.paths)
+    prepared = prepare(ALL, **encoder.paths)
     loaded, at = load_for(encoder.job, bare=False), [0.4, 0.6]
     search = on_model(prepared, [0.0], loaded)
     _, placed = next(search)
@@ -244,7 +243,7 @@ def test_labels_are_never_read(encoder: Trio, tmp_path: Path) -> None:
     (tmp_path / "sw.tsv").write_text("\n".join([head, *(f"nature\t{text}" for text in texts)]) + "\n", encoding="utf-8")
     blind = encoder.job.model_copy(update={"rows": Rows(path=str(tmp_path / "sw.tsv"))})
     found = [
-        minimise(**encoder.paths, job=job, grid=[0.5, 1.0], granularity="layer", modules="all")
+        minimise(**encoder.paths, job=job, grid=[0.5, 1.0], granularity="layer", spec=ALL)
         for job in (encoder.job, blind)
     ]
     assert found[0] == found[1]
@@ -289,7 +288,7 @@ def test_what_entropy_cannot_search_is_refused(encoder: Trio) -> None:
     with pytest.raises(ConfigError, match=r"λ in \[0, 1\]"):
         minimise(**encoder.paths, job=encoder.job, grid=[0.0, 2.0])
     with pytest.raises(ConfigError, match="a λ per layer is for the factors"):
-        minimise(**encoder.paths, job=encoder.job, grid=[0.5], granularity="layer", space="delta")
+        minimise(**encoder.paths, job=encoder.job, grid=[0.5], granularity="layer", spec=MergeSpec(space="delta"))
 
 
 @pytest.mark.parametrize("granularity", ["all", "layer"])

@@ -59,23 +59,23 @@ def test_nothing_right_and_all_right_leave_room(n: int) -> None:
     ratio = NormalDist().inv_cdf(0.975) ** 2
     for items in (answers("." * n), graded([0] * n)):
         found = score(items)
-        assert (found["accuracy"], found["interval"][0]) == (0, 0)
-        assert found["interval"][1] == pytest.approx(100 * ratio / (n + ratio))
+        assert (found.score, found.interval[0]) == (0, 0)
+        assert found.interval[1] == pytest.approx(100 * ratio / (n + ratio))
     for items in (answers("x" * n), graded([1] * n)):
         found = score(items)
-        assert (found["accuracy"], found["interval"][1]) == (100, 100)
-        assert found["interval"][0] == pytest.approx(100 - 100 * ratio / (n + ratio))
+        assert (found.score, found.interval[1]) == (100, 100)
+        assert found.interval[0] == pytest.approx(100 - 100 * ratio / (n + ratio))
 
 
 def test_entity_f1_of_nothing_and_of_everything() -> None:
     def sentences(hits: float, of: float, count: int = 40) -> list[dict[str, Any]]:
         return [{"id": i, "gold": 0, "predicted": 0, "tally": [hits, of]} for i in range(count)]
 
-    none, every, empty = (score(sentences(*tally), "f1") for tally in ((0, 5), (6, 6), (0, 0)))
-    assert none["interval"][0] == 0 and 5 < none["interval"][1] < 12
-    assert every["interval"][1] == 100 and 88 < every["interval"][0] < 95
-    assert empty["interval"] == [0, 100]  # no entity at all: nothing is known
-    one = score(sentences(2, 5, 1), "f1")["interval"]
+    none, every, empty = (score(sentences(*tally)) for tally in ((0, 5), (6, 6), (0, 0)))
+    assert none.interval[0] == 0 and 5 < none.interval[1] < 12
+    assert every.interval[1] == 100 and 88 < every.interval[0] < 95
+    assert empty.interval == [0, 100]  # no entity at all: nothing is known
+    one = score(sentences(2, 5, 1)).interval
     assert one[0] < 15 and one[1] > 75  # a single sentence says little
 
 
@@ -136,7 +136,7 @@ def test_permutations_are_all_of_them_where_they_are_few() -> None:
 def test_items_of_one_passage_are_one_cluster() -> None:
     marks = "".join("xxx" if index % 2 else "..." for index in range(80))
     groups = [index // 3 for index in range(240)]
-    alone, together = (score(answers(marks, names))["interval"] for names in (None, groups))
+    alone, together = (score(answers(marks, names)).interval for names in (None, groups))
     assert together == pytest.approx(wilson(40, 80), abs=0.5)  # as many items as there are passages
     assert together[1] - together[0] > 1.6 * (alone[1] - alone[0])
     won, lost = answers("xxx" * 4 + "x" * 228, groups), answers("..." * 4 + "x" * 228, groups)
@@ -150,13 +150,13 @@ def test_items_of_one_passage_are_one_cluster() -> None:
 def test_answers_that_exclude_each_other_gain_nothing() -> None:
     """A classifier with one label for everything is right once per premise, always: no wonder, and no knowledge."""
     items = answers("x.." * 100, [index // 3 for index in range(300)])
-    assert score(items)["interval"] == pytest.approx(wilson(100, 300))
+    assert score(items).interval == pytest.approx(wilson(100, 300))
 
 
 def test_graded_items_and_entities_of_one_passage_are_one_cluster() -> None:
     rng = np.random.default_rng(5)
     values, groups = np.repeat(rng.random(30), 8), [index // 8 for index in range(240)]
-    alone, together = (score(graded(values, names), "f1")["interval"] for names in (None, groups))
+    alone, together = (score(graded(values, names)).interval for names in (None, groups))
     assert together[1] - together[0] > 2 * (alone[1] - alone[0])
     a, b = graded(np.clip(values + np.repeat(rng.normal(0.06, 0.1, 30), 8), 0, 1), groups), graded(values, groups)
     single = [{key: value for key, value in item.items() if key != "group"} for item in (*a, *b)]

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adamergex.tables.weight_losses import ORACLE_LABEL
 
 from adamergex import statistics
 from adamergex.config.study import Assumed
@@ -28,6 +27,7 @@ from adamergex.statistics import Sample, standard_error
 from adamergex.tables.estimate import estimate
 from adamergex.tables.plan import Plan, absolute, facts
 from adamergex.tables.transfer import summary, transfer
+from adamergex.tables.weight_losses import ORACLE_LABEL
 from test_pipeline import Counting, counted, settings, silent  # noqa: F401  (counted is a fixture)
 
 THREE = {"targets": ["fr", "sw", "tr"], "proxy": None, "methods": ["english_tuning", "adamergex"]}
@@ -68,18 +68,18 @@ def test_every_language_weighs_the_same(tmp_path: Path) -> None:
     small = searched(tmp_path / "small", {0.0: hits(2, 10), 0.5: hits(6, 10), 1.0: hits(3, 10)})
     large = searched(tmp_path / "large", {0.0: hits(80, 100), 0.5: hits(50, 100), 1.0: hits(70, 100)})
     found = weight_choice.choose({"sw": small, "fr": large}, output=tmp_path / "out")
-    assert [point["score"] for point in found["curve"]] == pytest.approx([50.0, 55.0, 50.0])
-    assert (found["chosen"], found["best"], found["n"]) == (0.5, 0.5, 110)
+    assert [point.score for point in found.curve] == pytest.approx([50.0, 55.0, 50.0])
+    assert (found.chosen, found.best, found.n) == (0.5, 0.5, 110)
     assert json.loads((tmp_path / "out" / "tuning.json").read_text())["languages"] == ["sw", "fr"]
-    for point in found["curve"]:
-        assert point["interval"][0] < point["score"] < point["interval"][1]
+    for point in found.curve:
+        assert point.interval[0] < point.score < point.interval[1]
 
 
 def test_of_equal_means_the_smallest_is_taken(tmp_path: Path) -> None:
     one = searched(tmp_path / "one", {0.0: hits(1, 3), 0.5: hits(2, 3), 1.0: hits(1, 3)})
     two = searched(tmp_path / "two", {0.0: hits(1, 7), 0.5: hits(3, 7), 1.0: hits(3, 7)})
     three = searched(tmp_path / "three", {0.0: hits(0, 9), 0.5: hits(0, 9), 1.0: hits(3, 9)})
-    assert weight_choice.choose({"a": one, "b": two, "c": three})["chosen"] == 0.5  # 1/3 lost, 1/3 won
+    assert weight_choice.choose({"a": one, "b": two, "c": three}).chosen == 0.5  # 1/3 lost, 1/3 won
     assert (
         weight_choice.best([records.Point(weight=w, score=40.0, interval=[0.0, 100.0]) for w in (1.0, -0.5, 0.0)])
         == -0.5
@@ -103,13 +103,13 @@ def test_one_standard_error_takes_the_smallest_that_is_as_good(tmp_path: Path) -
     """The best is 60 of 100 with a standard error of 4.92 points: 55 is not within it, 56 is."""
     right = {-0.5: hits(57, 100), 0.0: hits(55, 100), 0.25: hits(54, 100), 0.5: hits(56, 100), 1.0: hits(60, 100)}
     found = weight_choice.choose({"sw": searched(tmp_path / "sw", right)}, one_standard_error=True)
-    assert found["error"] == pytest.approx(100 * np.sqrt(0.6 * 0.4 / 99))
-    assert (found["best"], found["chosen"]) == (1.0, -0.5)  # |−0.5| = |0.5|, and −0.5 scores higher
-    assert weight_choice.choose({"sw": tmp_path / "sw"})["chosen"] == 1.0
+    assert found.error == pytest.approx(100 * np.sqrt(0.6 * 0.4 / 99))
+    assert (found.best, found.chosen) == (1.0, -0.5)  # |−0.5| = |0.5|, and −0.5 scores higher
+    assert weight_choice.choose({"sw": tmp_path / "sw"}).chosen == 1.0
     groups = [i // 10 for i in range(100)]  # ten clusters: 15 points, so that λ = 0 is as good
     wide = searched(tmp_path / "wide", right, groups=groups)
     found = weight_choice.choose({"sw": wide}, one_standard_error=True)
-    assert found["chosen"] == 0.0 and found["error"] > 15
+    assert found.chosen == 0.0 and found.error > 15
 
 
 def test_searches_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from adamergex import statistics
 from adamergex.data import reader
@@ -15,7 +15,7 @@ from adamergex.files import lineage, lineage_fields
 from adamergex.files.inputs import Json
 from adamergex.files.names import path_part
 from adamergex.files.outputs import require_free, staged_directory
-from adamergex.files.records import PREDICTIONS, read_predictions
+from adamergex.files.records import PREDICTIONS, Scores, read_predictions
 from adamergex.statistics import mcnemar as mcnemar
 
 if TYPE_CHECKING:
@@ -32,14 +32,11 @@ def evaluate(
     output: Path | None = None,
     *,
     backbone: Loaded | None = None,
-) -> dict[str, Json]:
+) -> Scores:
     """Predict and score one labelled set; write predictions.jsonl and scores.json into ``output``.
 
     ``adapter``: a directory, or the directories of a stack from the base up, whose last one is the task adapter. None:
     the bare base with a prompt; an encoder fills the label words into a cloze.
-    Returns ``{metric: percent, "metric", "n", "interval", "scores", "truncated", "unparsable"}``: the task's metric
-    ("accuracy" for labels) and its name, the number of items, the 95 % interval, all scores of the task, the number of
-    truncated inputs and of unparsable answers.
     Raises: AdapterFileError, DataError, ModelError, ConfigError.
     """
     from adamergex.adapters import loaded_adapter
@@ -66,13 +63,19 @@ def evaluate(
                 attached.detach()
     all_scores = measuring.scores(job.task, answers.items, job.language)
     ignored = sum(int(str(row.get("ignored", 0))) for row in rows)
-    scores = {**score(answers.items, job.task.metric), "scores": all_scores, "truncated": answers.truncated}
-    scores |= {"unparsable": answers.unparsable} | ({"ignored_entities": ignored} if ignored else {})
+    scores = Scores(
+        metric=job.task.metric,
+        **score(answers.items)._asdict(),
+        scores=all_scores,
+        truncated=answers.truncated,
+        unparsable=answers.unparsable,
+        ignored_entities=ignored,
+        language=job.language,
+    )
     if output is not None:
         with staged_directory(output) as stage:
             write_predictions(stage / PREDICTIONS, answers.items)
-            text = json.dumps(scores | {"language": job.language}, indent=2) + "\n"
-            (stage / "scores.json").write_text(text, encoding="utf-8")
+            (stage / "scores.json").write_text(json.dumps(scores.document(), indent=2) + "\n", encoding="utf-8")
     return scores
 
 
@@ -100,15 +103,23 @@ def predict(job: EvaluateJob, loaded: Loaded, model: nn.Module, rows: Sequence[R
 Predictions = Sequence[Mapping[str, object]] | Path | str
 
 
-def score(predictions: Predictions, metric: str = "accuracy") -> dict[str, Json]:
-    """The metric in percent, the number of items, and the 95 % interval (see ``statistics.intervals``).
+class Score(NamedTuple):
+    """A metric in percent over ``n`` items, with its 95 % interval."""
+
+    score: float
+    n: int
+    interval: list[float]
+
+
+def score(predictions: Predictions) -> Score:
+    """The score of predictions, and its 95 % interval (see ``statistics.intervals``).
 
     Items are right or wrong, or have a ``tally``; items of one ``group`` (a passage, a premise) form a cluster.
     Raises: DataError: no predictions, or they cannot be read.
     """
     items = sample(predictions)
     ends = [float(end) for end in statistics.interval(items)]
-    return {metric: 100 * items.score, "metric": metric, "n": len(items.ids), "interval": ends}
+    return Score(100 * items.score, len(items.ids), ends)
 
 
 class PairedDifference(TypedDict):
@@ -156,7 +167,7 @@ def evaluate_directory(
     output: str | Path,
     columns: Mapping[str, str] | None = None,
     task_file: str | Path | None = None,
-) -> dict[str, Json]:
+) -> Scores:
     """Evaluate an adapter directory, or a stack of them, on a file; base, task and prompt come from the lineage of the
     (last) adapter.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from adapter_files import tensors_of, trio
 
 from adamergex import merging
 from adamergex.errors import ConfigError
+from adamergex.files import lineage
 from adamergex.merging.rules import registry
 
 
@@ -61,6 +63,44 @@ def test_what_a_function_cannot_do_is_said(rule: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such rule"):
         merging.merge(task=task, **pair, weight=1, rule="turnde")
     assert not (tmp_path / "out").exists()
+
+
+def halved(task: Any, target: Any, source: Any, weight: float, *, share: float = 0.5, sign: bool = True) -> Any:
+    return task + (1 if sign else -1) * weight * share * (target - source)
+
+
+def test_keyword_only_parameters_are_settings(rule: str, tmp_path: Path) -> None:
+    merging.register(merging.rule(halved))
+    paths = trio(tmp_path)
+    shared: dict[str, Any] = {**paths, "rule": "halved", "modules": "all"}
+    report = merging.merge(**shared, weight=1, output=tmp_path / "default")
+    assert report.settings == {"share": 0.5, "sign": True}
+    settings: dict[str, Any] = {"share": 1, "sign": False}
+    merging.merge(**shared, weight=1, output=tmp_path / "set", settings=settings)
+    merging.merge(**{**shared, "rule": "additive"}, weight=-1, output=tmp_path / "wanted")
+    own, target, source = map(tensors_of, paths.values())
+    searched = merging.merged_tensors(own, target, source, 1, rule="halved", modules="all", settings=settings)
+    found, wanted = tensors_of(tmp_path / "set"), tensors_of(tmp_path / "wanted")
+    for name, values in found.items():
+        assert torch.equal(values, searched[name]) and torch.equal(values, wanted[name]), name
+    recorded = json.loads((tmp_path / "set" / "merge_report.json").read_text())["settings"]
+    assert recorded == settings and lineage.read(tmp_path / "set").merge["settings"] == settings  # type: ignore[index, union-attr]
+    for wrong, problem in (
+        ({"shares": 1.0}, r"no such setting[\s\S]*shares[\s\S]*share, sign"),
+        ({"share": "1"}, r"another type[\s\S]*share[\s\S]*float"),
+        ({"share": True}, r"another type[\s\S]*share[\s\S]*float"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            merging.merge(**shared, weight=1, output=tmp_path / "no", settings=wrong)
+    with pytest.raises(ConfigError, match="rule additive has no such setting"):
+        merging.merge(**{**shared, "rule": "additive"}, weight=1, output=tmp_path / "no", settings={"share": 1.0})
+    with pytest.raises(ConfigError, match="needs a default"):
+        merging.rule(bare)
+    assert not (tmp_path / "no").exists()
+
+
+def bare(task: Any, target: Any, source: Any, weight: float, *, share: float) -> Any:
+    return task
 
 
 def cut(task: Any, target: Any, source: Any, weight: float) -> Any:

@@ -32,6 +32,7 @@ from adamergex.jobs.settings import (
     TrainJob,
 )
 from adamergex.merging import merge
+from adamergex.merging.prepare import MergeSpec
 from adamergex.search import tuning
 from adamergex.statistics import Sample
 from adamergex.statistics.samples import clusters
@@ -90,9 +91,9 @@ def test_predictions_are_complete_deterministic_and_independent_of_batches(
     for file in ("predictions.jsonl", "scores.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     rows = [json.loads(line) for line in (tmp_path / "one" / "predictions.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in rows] == list(range(72)) and scores["n"] == 72 and scores["truncated"] == 0
-    assert scores["accuracy"] == pytest.approx(100 * sum(row["gold"] == row["predicted"] for row in rows) / 72)
-    assert scores["interval"][0] <= scores["accuracy"] <= scores["interval"][1]
+    assert [row["id"] for row in rows] == list(range(72)) and scores.n == 72 and scores.truncated == 0
+    assert scores.score == pytest.approx(100 * sum(row["gold"] == row["predicted"] for row in rows) / 72)
+    assert scores.interval[0] <= scores.score <= scores.interval[1]
     assert all(max(row["scores"], key=row["scores"].get) == row["predicted"] for row in rows)
     evaluation.evaluate(job.model_copy(update={"batch_tokens": 1}), adapter, tmp_path / "alone")
     alone = [json.loads(line) for line in (tmp_path / "alone" / "predictions.jsonl").read_text().splitlines()]
@@ -102,7 +103,7 @@ def test_predictions_are_complete_deterministic_and_independent_of_batches(
 
 def test_training_shows_in_the_score(checkpoints: dict[str, str], labelled: Path, trained: Any) -> None:
     job = evaluation_of(checkpoints["xlm-r"], labelled)
-    assert evaluation.evaluate(job, trained("xlm-r", "lora")["task"])["accuracy"] > 60
+    assert evaluation.evaluate(job, trained("xlm-r", "lora")["task"]).score > 60
 
 
 def test_a_directory_is_evaluated_by_its_lineage(labelled: Path, trained: Any, tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_a_directory_is_evaluated_by_its_lineage(labelled: Path, trained: Any, t
     scores = evaluation.evaluate_directory(
         base=None, adapter=adapter, test=str(labelled), language="en", output=tmp_path / "out"
     )
-    assert scores["n"] == 72
+    assert scores.n == 72
     with pytest.raises(ModelError, match="not trained for a task with labels"):
         evaluation.evaluate_directory(
             base=None, adapter=trained("xlm-r", "lora")["source_reference"], test=str(labelled), language="en",
@@ -153,7 +154,7 @@ def test_rows_of_one_passage_are_one_cluster_of_the_interval(
     scores = evaluation.evaluate(evaluation_of(checkpoints["xlm-r"], grouped), adapter, tmp_path / "out")
     items = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert [item.get("group") for item in items] == [str(index // 6) if index < 60 else None for index in range(72)]
-    assert scores["accuracy"] == alone["accuracy"] and scores["interval"] == evaluation.score(items)["interval"]
+    assert scores.score == alone.score and scores.interval == evaluation.score(items).interval
     found = clusters([Sample.read(items)])
     assert found.count == 10 + 12 and np.bincount(found.codes[0]).tolist() == [6] * 10 + [1] * 12
     again = evaluation.paired_difference(tmp_path / "out" / "predictions.jsonl", items)
@@ -168,9 +169,9 @@ def rows_of(pattern: str, right: str = "x") -> list[dict[str, Any]]:
 
 def test_the_interval_of_an_accuracy_is_wilsons() -> None:
     found = evaluation.score(rows_of("x" * 80 + "." * 20))
-    assert found["accuracy"] == 80 and found["n"] == 100
-    assert found["interval"] == [pytest.approx(71.11, abs=0.01), pytest.approx(86.66, abs=0.01)]
-    assert evaluation.score(rows_of("xx"))["interval"] == [pytest.approx(34.24, abs=0.01), 100]  # two items say little
+    assert found.score == 80 and found.n == 100
+    assert found.interval == [pytest.approx(71.11, abs=0.01), pytest.approx(86.66, abs=0.01)]
+    assert evaluation.score(rows_of("xx")).interval == [pytest.approx(34.24, abs=0.01), 100]  # two items say little
     with pytest.raises(DataError, match="no predictions"):
         evaluation.score([])
 
@@ -219,11 +220,12 @@ def test_adapters_in_memory_predict_what_written_merges_predict(
     def watch(weight: float, predictions: list[dict[str, Any]]) -> None:
         seen[weight] = predictions
 
-    found = tuning.tune(**adapters, **choices, job=job, grid=(0.5, 1.5), output=tmp_path / "tuning", watch=watch)
-    assert [point["weight"] for point in found["curve"]] == [0.0, 0.5, 1.5]
-    assert json.loads((tmp_path / "tuning" / "tuning.json").read_text()) == found
-    best = max(point["score"] for point in found["curve"])
-    assert found["chosen"] == next(point["weight"] for point in found["curve"] if point["score"] == best)
+    spec, output = MergeSpec(**choices), tmp_path / "tuning"
+    found = tuning.tune(**adapters, spec=spec, job=job, grid=(0.5, 1.5), output=output, watch=watch)
+    assert [point.weight for point in found.curve] == [0.0, 0.5, 1.5]
+    assert json.loads((tmp_path / "tuning" / "tuning.json").read_text()) == found.model_dump(exclude_unset=True)
+    best = max(point.score for point in found.curve)
+    assert found.chosen == next(point.weight for point in found.curve if point.score == best)
     for weight, predictions in seen.items():
         merge(**adapters, **choices, weight=weight, output=tmp_path / str(weight))
         evaluation.evaluate(job, tmp_path / str(weight), tmp_path / f"evaluated-{weight}")
@@ -241,7 +243,7 @@ def test_an_average_has_no_use_for_the_source_reference(
     job, settings = evaluation_of(checkpoints["xlm-r"], labelled), {"rule": "average", "space": space, "modules": "all"}
     curves, written = [], []
     for number, given in enumerate((adapters, without)):
-        curves.append(tuning.tune(**given, **settings, job=job, grid=(0.5,))["curve"])
+        curves.append(tuning.tune(**given, spec=MergeSpec(**settings), job=job, grid=(0.5,)).curve)
         merge(**given, **settings, weight=0.5, output=tmp_path / str(number))
         written.append((tmp_path / str(number) / "adapter_model.safetensors").read_bytes())
     assert curves[0] == curves[1] and written[0] == written[1]

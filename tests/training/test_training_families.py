@@ -96,10 +96,10 @@ def test_train_merge_evaluate(
         found = evaluation.evaluate(
             test, None if adapter is None else tmp_path / adapter, tmp_path / f"scores-{adapter}"
         )
-        scores[adapter] = found["accuracy"]
-        assert found["n"] == 72 and found["truncated"] == 0
+        scores[adapter] = found.score
+        assert found.n == 72 and found.truncated == 0
     found = tuning.tune(**{role: tmp_path / role for role in wanted}, job=test, grid=(0.5,))
-    assert [point["score"] for point in found["curve"]] == [scores["task"], scores["merged"]]
+    assert [point.score for point in found.curve] == [scores["task"], scores["merged"]]
 
 
 @pytest.mark.parametrize("name", ["mt5", "bart", "mbart"])
@@ -110,7 +110,7 @@ def test_training_by_prompt_shows_in_the_score(
     scores = evaluation.evaluate_directory(
         base=None, adapter=tmp_path / "task", test=str(labelled), language="en", output=tmp_path / "out"
     )
-    assert scores["accuracy"] > 60  # a third by chance
+    assert scores.score > 60  # a third by chance
     config = json.loads((tmp_path / "task" / "adapter_config.json").read_text())
     assert config["task_type"] == "SEQ_2_SEQ_LM"
 

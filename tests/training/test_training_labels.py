@@ -62,7 +62,7 @@ def test_another_order_is_refused(
         scored(base, labelled, ("sports", "food", "travel"), adapter)
     with pytest.raises(IncompatibleAdaptersError, match="other labels"):
         scored(base, labelled, ("food", "sports", "weather"), adapter)
-    assert scored(base, labelled, LABELS, adapter)["n"] == 3
+    assert scored(base, labelled, LABELS, adapter).n == 3
 
 
 @pytest.mark.parametrize("kind", ["bottleneck", "sparse"])
@@ -74,7 +74,7 @@ def test_another_order_is_refused_on_top_of_a_stack(
     top = trained(base, labelled, structure, Classification(labels=LABELS), tmp_path / "top")
     with pytest.raises(IncompatibleAdaptersError, match="another order"):
         scored(base, labelled, LABELS[::-1], below, top)
-    assert scored(base, labelled, LABELS, below, top)["n"] == 3
+    assert scored(base, labelled, LABELS, below, top).n == 3
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3", "prefix"])
@@ -91,8 +91,7 @@ def test_another_order_is_refused_where_lambda_is_searched(
         base=base, task=Classification(labels=LABELS[::-1]), language="sw", rows=Rows(path=str(labelled), limit=3)
     )
     with pytest.raises(IncompatibleAdaptersError, match="another order"):
-        tuning.tune(task=task, target_reference=references[0], source_reference=references[1], job=job, grid=[0.5],
-                    rule="adaptive", space="factors")  # fmt: skip
+        tuning.tune(task=task, target_reference=references[0], source_reference=references[1], job=job, grid=[0.5])
 
 
 def test_a_head_that_peft_stored_is_asked_too(checkpoints: dict[str, str], labelled: Path, tmp_path: Path) -> None:
@@ -118,7 +117,7 @@ def test_tags_have_an_order_too(checkpoints: dict[str, str], tmp_path: Path) -> 
 
 def test_a_decoder_has_no_order(checkpoints: dict[str, str], labelled: Path, tmp_path: Path) -> None:
     adapter = trained(checkpoints["llama"], labelled, STRUCTURES["lora"], Classification(labels=LABELS), tmp_path / "a")
-    assert scored(checkpoints["llama"], labelled, LABELS[::-1], adapter)["n"] == 3
+    assert scored(checkpoints["llama"], labelled, LABELS[::-1], adapter).n == 3
 
 
 @pytest.mark.parametrize("found", [{"a": "x"}, ["a"], {"a": None}, {"a": True}])

@@ -40,6 +40,7 @@ from adamergex.jobs.settings import (
     TrainJob,
 )
 from adamergex.merging import merge
+from adamergex.merging.prepare import MergeSpec
 from adamergex.report.results_file import as_dict
 from adamergex.search import tuning
 from adamergex.tables.transfer import transfer
@@ -240,7 +241,7 @@ def test_texts_leave_room_for_the_virtual_tokens(checkpoints: dict[str, str], tm
     assert examples.lengths[0] == loading.longest_input(backbone.model, backbone.tokenizer) - TOKENS
     train.train(wanted, tmp_path / "out")
     scored = EvaluateJob(base=checkpoints["xlm-r"], task=TASK, language="en", rows=Rows(path=str(rows)))
-    assert evaluation.evaluate(scored, tmp_path / "out")["truncated"] == 3
+    assert evaluation.evaluate(scored, tmp_path / "out").truncated == 3
 
 
 def test_prompts_are_scored_as_whole_texts_are(checkpoints: dict[str, str]) -> None:
@@ -273,7 +274,11 @@ def test_adapters_in_memory_predict_what_written_merges_predict(
     scored = EvaluateJob(base=checkpoints[name], task=TASK, language="en", rows=Rows(path=str(labelled)))
     seen: dict[float, Any] = {}
     tuning.tune(
-        **adapters, rule=rule, job=scored, grid=(0.5, 1.5), watch=lambda weight, found: seen.update({weight: found})
+        **adapters,
+        spec=MergeSpec(rule),
+        job=scored,
+        grid=(0.5, 1.5),
+        watch=lambda weight, found: seen.update({weight: found}),
     )
     assert sorted(seen) == [0.0, 0.5, 1.5] and seen[0.0] != seen[1.5]
     for weight, predictions in seen.items():

@@ -125,11 +125,11 @@ def test_every_task_trains_and_is_measured(
     job = job_of(checkpoints, kind, family, path)
     scores = evaluation.evaluate(job, adapter, tmp_path / "out")
     items = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
-    assert scores["n"] == len(items) == 36 and scores["truncated"] <= 1
+    assert scores.n == len(items) == 36 and scores.truncated <= 1
     metric = TASKS[kind].metric
-    assert scores["scores"] == pytest.approx(measuring.scores(TASKS[kind], items, "en"))
-    assert scores[metric] == pytest.approx(scores["scores"][metric])
-    assert scores["interval"][0] <= scores[metric] <= scores["interval"][1]
+    assert scores.scores == pytest.approx(measuring.scores(TASKS[kind], items, "en"))
+    assert scores.score == pytest.approx(scores.scores[metric])
+    assert scores.interval[0] <= scores.score <= scores.interval[1]
     again = evaluation.evaluate(
         job.model_copy(update={"batch_tokens": 400 if family == "t5" else 1}), adapter, tmp_path / "alone"
     )
@@ -153,7 +153,7 @@ def test_training_shows_in_the_score(
     checkpoints: dict[str, str], files: Any, trained: Any, kind: str, family: str, least: float
 ) -> None:
     scores = evaluation.evaluate(job_of(checkpoints, kind, family, files(kind)), trained(kind, family))
-    assert scores[TASKS[kind].metric] > least
+    assert scores.score > least
 
 
 @pytest.mark.parametrize("kind", ["pair-classification", "multiple-choice"])
@@ -162,8 +162,8 @@ def test_choices_can_be_written_too(checkpoints: dict[str, str], files: Any, tra
     task = job.task.model_copy(update={"answer_by": "generate"})
     scores = evaluation.evaluate(job.model_copy(update={"task": task}), trained(kind, "llama"))
     scored = evaluation.evaluate(job, trained(kind, "llama"))
-    assert scores["unparsable"] <= 36 and scored["unparsable"] == 0
-    assert scores["accuracy"] <= 100
+    assert scores.unparsable <= 36 and scored.unparsable == 0
+    assert scores.score <= 100
 
 
 def test_the_search_of_lambda_takes_the_tasks_metric(
@@ -181,8 +181,8 @@ def test_the_search_of_lambda_takes_the_tasks_metric(
         job=job_of(checkpoints, "tagging", "xlm-r", files("tagging")), grid=(0.5, 8.0),
     )  # fmt: skip
     scores = evaluation.evaluate(job_of(checkpoints, "tagging", "xlm-r", files("tagging")), trained("tagging", "xlm-r"))
-    assert found["metric"] == "f1" and found["curve"][0]["score"] == scores["f1"]
-    assert found["curve"][0]["interval"] == scores["interval"]
+    assert found.metric == "f1" and found.curve[0].score == scores.score
+    assert found.curve[0].interval == scores.interval
 
 
 @pytest.mark.parametrize("kind", ["span", "tagging", "multiple-choice"])
@@ -222,7 +222,7 @@ def test_a_bare_encoder_fills_a_pairs_label_into_a_cloze(checkpoints: dict[str, 
     scores = evaluation.evaluate(
         job_of(checkpoints, "pair-classification", "xlm-r", files("pair-classification")), None
     )
-    assert scores["n"] == 36
+    assert scores.n == 36
 
 
 @pytest.mark.parametrize("family", ["xlm-r", "bert"])
@@ -385,9 +385,9 @@ def test_tallies_add_up_to_entity_f1(pairs: list[tuple[list[str], list[str]]]) -
 
     items = [{"gold": repaired(gold), "predicted": repaired((found * 9)[: len(gold)])} for gold, found in pairs]
     made = measuring.tallied(TASKS["tagging"], items, "en")
-    found = evaluation.score(made, "f1")
-    assert found["f1"] == pytest.approx(measuring.scores(TASKS["tagging"], items, "en")["f1"])
-    assert found["interval"][0] <= found["f1"] + 1e-9 and found["f1"] <= found["interval"][1] + 1e-9 or len(items) < 4
+    found = evaluation.score(made)
+    assert found.score == pytest.approx(measuring.scores(TASKS["tagging"], items, "en")["f1"])
+    assert found.interval[0] <= found.score + 1e-9 and found.score <= found.interval[1] + 1e-9 or len(items) < 4
 
 
 def test_resampled_scores_are_those_of_a_plain_bootstrap() -> None:

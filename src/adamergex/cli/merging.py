@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from adamergex.cli.arguments import add_verb, silence_libraries
 from adamergex.cli.ending import say
@@ -31,6 +32,7 @@ def merge(arguments: argparse.Namespace) -> None:
             allow_different_start=arguments.allow_different_start,
             span=arguments.span,
             form=arguments.form,
+            settings=_settings(arguments.set),
         )
     say(report)
     say(f"written: {arguments.output}")
@@ -86,6 +88,7 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     verb.add_argument("--modules", metavar="attention-qv|all|REGEX", help="default: attention-qv for LoRA, else all")
     verb.add_argument("--rank", type=int, metavar="R", help="truncate a delta merge to this rank")
     verb.add_argument("--form", choices=["left", "literal"], help="prefix: (I + λ(D − I))·P (default), or λ·D·P")
+    verb.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="a setting of the rule's own")
     _add_rule(verb, ["adaptive", "additive", "multiplicative", "average"])
 
     verb = add_verb(verbs, "divergence", divergence, "save a language divergence as an adapter directory of its own")
@@ -107,6 +110,15 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     verb.add_argument("--base", help="for adapterhub: the model whose layers name the tensors (its config is enough)")
     verb.add_argument("--safetensors", action="store_true", help="for adapterhub: safetensors instead of a pickle")
+
+
+def _settings(given: list[str]) -> dict[str, Any]:
+    """A rule's own settings, their values read as YAML; the rule checks them."""
+    if not given:
+        return {}
+    from adamergex.config.changes import parse_change
+
+    return {".".join(change.place): change.value for change in map(parse_change, given)}
 
 
 def _add_rule(verb: argparse.ArgumentParser, rules: list[str]) -> None:

@@ -72,13 +72,10 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from adamergex.evaluation import evaluate_directory
-    from adamergex.files.records import read_scores
 
     silence_libraries()
-    evaluate_directory(
+    scores = evaluate_directory(
         base=arguments.base,
         adapter=arguments.adapter,
         test=arguments.test,
@@ -87,7 +84,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
         columns=dict(arguments.column),
         task_file=arguments.task_file,
     )
-    scores = read_scores(Path(arguments.output))
     low, high = scores.interval
     say(f"{scores.metric} {scores.score:.1f} % [{low:.1f}, {high:.1f}] on {scores.n} items")
     say(f"written: {arguments.output}")

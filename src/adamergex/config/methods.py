@@ -20,7 +20,7 @@ from adamergex.files.strict import (
     distinct,
     shown,
 )
-from adamergex.jobs.merge import SwapConfig
+from adamergex.jobs.merge import RuleSettings, SwapConfig
 from adamergex.jobs.settings import (
     Activation,
     Optimisation,
@@ -117,6 +117,9 @@ class MergeConfig(Settings):
     compare: Annotated[tuple[Literal["proxy", "leave_one_out", "entropy"], ...], AfterValidator(distinct)] = Field(
         default=(),
         description="oracle: further ways of choosing λ that its picture shows, each with searches of its own",
+    )
+    rules: dict[str, RuleSettings] = Field(
+        default_factory=dict, description="rule -> its own settings: the keyword-only parameters of its function"
     )
     swap: SwapConfig = SwapConfig()
     combine: CombineConfig = CombineConfig()

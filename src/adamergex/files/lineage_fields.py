@@ -37,6 +37,12 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
 
 
+def _are_settings(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(one, bool) or _is_number(one) or _is_text(one) for one in value.values()
+    )
+
+
 _text = _one("a text", _is_text)
 _texts = _one("a list of texts", _is_texts)
 _number = _one("a number", _is_number)
@@ -72,6 +78,7 @@ _FIELDS: dict[str, dict[str, Check]] = {
         "modules": _text,
         "weight": _number,
         "rank": _count,
+        "settings": _one("names with numbers or texts", _are_settings),
         "layers": _one("a list of numbers", lambda value: isinstance(value, list) and all(map(_is_number, value))),
     },
 }

@@ -37,15 +37,23 @@ class Record(BaseModel):
 
 
 class Scores(Record):
-    """``scores.json``: the task's metric and its name, all its scores, items, and what was cut or not read."""
+    """``scores.json``: the ``metric`` and its ``score`` in percent with the 95 % interval, all ``scores`` of the task,
+    ``n`` items, inputs that were cut, answers that could not be read, entities of types that the task lacks."""
 
     metric: str
     score: Number
-    scores: dict[str, Number]
     n: Annotated[Count, Field(ge=1)]
     interval: Interval
+    scores: dict[str, Number]
     truncated: Count
     unparsable: Count
+    ignored_entities: Count = 0
+    language: str | None = None
+
+    def document(self) -> dict[str, object]:
+        """What the file holds: the score under its metric's name."""
+        fields = self.model_dump(exclude={"score"}, exclude_defaults=True)
+        return {self.metric: self.score, **fields}
 
 
 class Point(Record):
@@ -58,13 +66,16 @@ class Point(Record):
 
 class Search(Record):
     """``tuning.json``: the λ that was taken, and the curve; of one λ per layer also those. Of several ``languages`` the
-    curve holds means, and ``error`` is the standard error of the highest, at ``best``."""
+    curve holds means, and ``error`` is the standard error of the highest, at ``best``. ``reached``: of a search by
+    entropy, the entropy at what was chosen."""
 
     chosen: Number
-    curve: Annotated[list[Point], Field(min_length=1)]
-    metric: str
-    n: Annotated[Count, Field(ge=1)] = 1
     layers: list[Number] | None = None
+    curve: Annotated[list[Point], Field(min_length=1)]
+    reached: Number | None = None
+    metric: str
+    language: str | None = None
+    n: Annotated[Count, Field(ge=1)] = 1
     languages: list[str] = []
     best: Number | None = None
     error: Number | None = None

@@ -10,6 +10,9 @@ from pydantic import Field, model_serializer
 from adamergex.files.strict import Layer, Name, Settings
 from adamergex.jobs.settings import EvaluateJob
 
+RuleSettings = dict[Name, bool | int | float | str]
+"""What a rule's own settings are set to."""
+
 
 class SwapConfig(Settings):
     """Layers that layer_swapping takes from the target's reference (2410.01335)."""
@@ -33,12 +36,13 @@ class MergeJob(Settings):
     density: float | None = None
     weights: tuple[float, float] | None = None
     seed: int | None = None
+    settings: RuleSettings = {}
 
     @model_serializer(mode="wrap")
     def _without_unused(self, write: Callable[[MergeJob], dict[str, object]]) -> dict[str, object]:
-        # Written only where they are not usual, so that other merges keep the keys that they had before.
-        unused = ["span", "form", "density", "seed", *(["weights"] if self.density is None else [])]
-        return {name: value for name, value in write(self).items() if value is not None or name not in unused}
+        # Written only where they are used, so that other merges keep the keys that they had before.
+        unused = ["span", "form", "density", "seed", "settings", *(["weights"] if self.density is None else [])]
+        return {name: value for name, value in write(self).items() if value not in (None, {}) or name not in unused}
 
 
 class TuneJob(Settings):

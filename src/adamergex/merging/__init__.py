@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adamergex.merging.in_memory import merged_tensors
 from adamergex.merging.merge import divergence, merge
+from adamergex.merging.prepare import MergeSpec
 from adamergex.merging.report import MergeReport, ModuleChange
 from adamergex.merging.rules.registry import RULES, register, rule, rule_for
 from adamergex.merging.rules.rule import Rule
@@ -13,6 +14,7 @@ from adamergex.merging.similarity import Similarity, similarity
 __all__ = [
     "RULES",
     "MergeReport",
+    "MergeSpec",
     "ModuleChange",
     "Rule",
     "Similarity",

@@ -9,8 +9,8 @@ import numpy as np
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
 from adamergex.merging.arguments import prefix_choices
 from adamergex.merging.rules import prefix
-from adamergex.merging.rules.registry import rule_for
-from adamergex.merging.rules.rule import Array, Rule
+from adamergex.merging.rules.registry import rule_for, with_settings
+from adamergex.merging.rules.rule import Array, Rule, Setting
 from adamergex.merging.select import default_selection, select
 from adamergex.merging.stream_prefix import to_odd
 from adamergex.merging.stream_whole import applied
@@ -32,6 +32,7 @@ def merged_tensors(
     layers: int | None = None,
     span: str | None = None,
     form: str | None = None,
+    settings: Mapping[str, Setting] | None = None,
 ) -> dict[str, Array]:
     """The factor-space merge of tensors by name, as PEFT's state dict has them (with or without the adapter's name).
 
@@ -43,7 +44,7 @@ def merged_tensors(
     Raises:
         ConfigError, IncompatibleAdaptersError, NothingMergedError: as ``merging.merge``.
     """
-    chosen_rule, sites = rule_for(rule, kind), _sites(task, kind)
+    chosen_rule, sites = with_settings(rule_for(rule, kind), settings or {}), _sites(task, kind)
     span, form = prefix_choices(kind, chosen_rule, span, form)
     merged = dict(task)
     if span is not None:

@@ -20,6 +20,7 @@ from adamergex.merging.outcome import require_loadable
 from adamergex.merging.prepare import MergeSpec, Prepared, StrPath, prepare
 from adamergex.merging.records import merged_lineage, parents, require_change, write_beside
 from adamergex.merging.report import MergeReport, ModuleChange
+from adamergex.merging.rules.rule import Setting
 from adamergex.merging.stream import ElementwiseMerge, write_divergence
 from adamergex.merging.stream_delta import DeltaMerge, FactorSource, ReferenceFactors, SavedFactors, write_factors
 from adamergex.merging.stream_whole import WholeMerge
@@ -44,6 +45,7 @@ def merge(
     allow_different_start: bool = False,
     span: str | None = None,
     form: str | None = None,
+    settings: Mapping[str, Setting] | None = None,
 ) -> MergeReport:
     """A[T,g] from A[T,s], A[R,g] and A[R,s] (or a saved divergence D) and λ = ``weight``; written to ``output``.
 
@@ -65,6 +67,7 @@ def merge(
         allow_different_start: merge factors or bottlenecks although they began from different random starts.
         span: of a prefix, what shares one D: ``per_layer`` (default), ``per_kv`` or ``whole``.
         form: of a prefix, ``left`` (default), or ``literal``: λ·D·P[T,s] as printed, without the identities.
+        settings: of the rule's own, by name; see ``rule``.
 
     Raises:
         ConfigError: arguments that do not go together.
@@ -73,7 +76,7 @@ def merge(
         NothingMergedError: no module matched, or nothing changed although the weight is not 0.
     """
     path = require_free(output)
-    spec = MergeSpec(rule, space, modules, rank, span, form, allow_different_start)
+    spec = MergeSpec(rule, space, modules, rank, span, form, allow_different_start, settings or {})
     prepared = prepare(
         spec,
         task=task,
@@ -147,6 +150,7 @@ def _finish(
         spec.span,
         spec.form,
         layers,
+        prepared.rule.settings,
     )
     origins = parents(adapters, hashes)
     require_change(summary, origins)

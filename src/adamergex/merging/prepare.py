@@ -3,8 +3,8 @@ written. ``merge``, ``divergence``, ``similarity`` and the searches of λ begin 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +31,8 @@ from adamergex.merging.heads import require_head
 from adamergex.merging.layers import Weight
 from adamergex.merging.outcome import require_read
 from adamergex.merging.rules import prefix
-from adamergex.merging.rules.registry import rule_for
-from adamergex.merging.rules.rule import Rule
+from adamergex.merging.rules.registry import rule_for, with_settings
+from adamergex.merging.rules.rule import Rule, Setting
 from adamergex.merging.select import default_selection, select
 from adamergex.merging.stream import require_finite
 from adamergex.structures.layout import layout
@@ -51,6 +51,11 @@ class MergeSpec:
     span: str | None = None
     form: str | None = None
     allow_different_start: bool = False
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+
+
+PAPER = MergeSpec()
+"""What a merge does by default: the paper's rule of the structure, on factors."""
 
 
 class Prepared(NamedTuple):
@@ -95,7 +100,7 @@ def prepare(
         task=task, target_reference=target_reference, source_reference=source_reference, divergence=divergence
     )
     own = next(others)
-    kind, rule = own.layout.kind, rule_for(spec.rule, own.layout.kind)
+    kind, rule = own.layout.kind, with_settings(rule_for(spec.rule, own.layout.kind), spec.settings)
     if task is None:
         _require_has_divergence(rule)
     require_space(own, rule, spec.space)

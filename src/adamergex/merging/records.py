@@ -76,6 +76,7 @@ def merged_lineage(
             "rank": summary.rank,
             **choices,
             **({"layers": summary.layers} if summary.layers else {}),
+            **({"settings": dict(summary.settings)} if summary.settings else {}),
         },
         versions=lineages.package_versions(("adamergex", "numpy")),
     )

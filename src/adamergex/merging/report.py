@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from adamergex.errors import printable
+from adamergex.merging.rules.rule import Setting
 
 FILE_NAME = "merge_report.json"
 
@@ -64,6 +65,7 @@ class MergeReport:
     span: str | None = None
     form: str | None = None
     layers: tuple[float, ...] | None = None
+    settings: Mapping[str, Setting] = field(default_factory=dict)
 
     @property
     def matched(self) -> int:
@@ -101,8 +103,9 @@ class MergeReport:
         """All of it, with the counts and relative changes; one module a line."""
         counts = {name: getattr(self, name) for name in ("matched", "changed", "copied", "guarded")}
         found = {**vars(self), "modules": [], "counts": counts}
-        if self.layers is None:
-            del found["layers"]
+        for name in ("layers", "settings"):
+            if not found[name]:
+                del found[name]
         # json indents in Python and does the rest in C: a line per module is ten times faster than an indented one.
         modules = (
             json.dumps(
@@ -121,6 +124,7 @@ class MergeReport:
         weight += f" (mean of {', '.join(f'{one:g}' for one in self.layers)})" if self.layers else ""
         rank = f", truncated to rank {self.rank}" if self.rank else ""
         form = f", span {self.span}, form {self.form}" if self.span else ""
+        form += "".join(f", {name} {value}" for name, value in self.settings.items())
         lines = [
             f"{self.kind}: rule {self.rule}, space {self.space}, modules {self.selection}, weight {weight}{rank}{form}",
             f"{self.matched} modules merged ({self.changed} changed), {self.copied} copied"

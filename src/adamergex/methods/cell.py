@@ -12,7 +12,7 @@ from adamergex.config.transfer import TransferConfig
 from adamergex.errors import ConfigError
 from adamergex.files.inputs import Json
 from adamergex.graph.steps import Step
-from adamergex.jobs.merge import ChooseJob, MergeJob, SwapConfig, TuneJob
+from adamergex.jobs.merge import ChooseJob, MergeJob, RuleSettings, SwapConfig, TuneJob
 from adamergex.jobs.settings import (
     AnyRows,
     Bottleneck,
@@ -26,6 +26,7 @@ from adamergex.jobs.settings import (
     Task,
     TrainJob,
 )
+from adamergex.merging.rules.registry import rule_for, rule_named, with_settings
 from adamergex.methods.given import GivenAdapter, require_factors
 from adamergex.structures import kind_named
 from adamergex.tasks.catalogue import identity
@@ -175,26 +176,29 @@ class Cell:
         modules: str | None = None,
         weight: float | dict[str, int] | SwapConfig | None = None,
         combine: CombineConfig | None = None,
+        settings: RuleSettings | None = None,
     ) -> Step:
         """A merge; what is not given comes from the settings. A weight of None is tuned (see ``adapter``), one of
-        ``bottom``, ``top`` and ``transition`` swaps layers. ``combine``: of TIES and DARE."""
-        settings = self.config.merge
-        chosen = space or settings.space
+        ``bottom``, ``top`` and ``transition`` swaps layers. ``combine``: of TIES and DARE. ``settings``: of the rule's
+        own; those of ``merge.rules`` come first."""
+        config = self.config.merge
+        chosen = space or config.space
         if chosen == "factors":
             for step in (target_reference, source_reference):
                 if step is not None and isinstance(step.job, GivenAdapter):
                     require_factors(step.job.shapes, self.config.structure, step.label)
-        if weight is None and isinstance(settings.weight, int | float):
-            weight = float(settings.weight)
-        own = settings.model_dump(include={"span", "form"}, exclude_defaults=True) if rule == "adaptive" else {}
+        if weight is None and isinstance(config.weight, int | float):
+            weight = float(config.weight)
+        own = config.model_dump(include={"span", "form"}, exclude_defaults=True) if rule == "adaptive" else {}
         if combine is not None:
             own = {**combine.model_dump(), "seed": self.seed if rule.startswith("dare") else None}
         job = MergeJob(
             rule=rule,
             space=chosen,
-            modules=modules or settings.modules,
-            rank=settings.rank if chosen == "delta" else None,
+            modules=modules or config.modules,
+            rank=config.rank if chosen == "delta" else None,
             weight=SwapConfig(**weight) if isinstance(weight, dict) else weight,
+            settings=self._rule_settings(rule, settings or {}),
             **own,
         )
         inputs = {"task": task, "target_reference": target_reference}
@@ -202,6 +206,13 @@ class Cell:
             inputs["source_reference"] = source_reference
         label = f"{chosen if rule == 'adaptive' else rule} · {self.target} · seed {self.seed}"
         return Step("merge", job.model_dump(mode="json"), job, inputs, label=label)
+
+    def _rule_settings(self, rule: str, given: RuleSettings) -> RuleSettings:
+        """All that the rule takes, so that a changed default is another step. Raises: ConfigError."""
+        own = self.config.merge.rules.get(rule, {})
+        if rule_named(rule) is None and not {*given, *own}:
+            return {}  # adaptive, and what TIES and DARE do
+        return dict(with_settings(rule_for(rule, self.config.structure.kind), {**given, **own}).settings)
 
     def combine(self, method: str) -> Step:
         """A[T,s] and A[R,g] combined by TIES or DARE, on task vectors or (``_factors``) on A and B."""

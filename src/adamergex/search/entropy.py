@@ -5,11 +5,10 @@ Source: AdaMerging (2310.02575), section 3.2, whose coefficients of task vectors
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +18,12 @@ from adamergex.adapters import loaded_adapter
 from adamergex.backbones.loading import quiet
 from adamergex.errors import ConfigError
 from adamergex.evaluation import load_for
-from adamergex.files.outputs import staged_directory
-from adamergex.files.records import TUNING
+from adamergex.files.records import Point, Search
 from adamergex.merging import merged_tensors
 from adamergex.merging.layers import numbered, spread
-from adamergex.merging.prepare import MergeSpec, Prepared, prepare
+from adamergex.merging.prepare import PAPER, MergeSpec, Prepared, prepare
 from adamergex.search.tuning import on_model, widened
+from adamergex.search.weight_choice import written
 from adamergex.tasks.certainty import Unlabelled
 from adamergex.tasks.rows import read, source
 
@@ -45,40 +44,32 @@ def minimise(
     job: EvaluateJob,
     grid: Iterable[float],
     granularity: Literal["all", "layer"] = "all",
-    rule: str = "adaptive",
-    space: str | None = "factors",
-    modules: str | None = None,
-    rank: int | None = None,
-    span: str | None = None,
-    form: str | None = None,
+    spec: MergeSpec = PAPER,
     output: Path | str | None = None,
     backbone: Loaded | None = None,
-    allow_different_start: bool = False,
-) -> dict[str, Any]:
+) -> Search:
     """The λ in [0, 1] that minimises the mean entropy of A(λ)'s predictions for ``job``'s rows, labels never read.
 
     One λ: the best of the grid, of equal ones the smallest. One a ``layer`` (factors; not of a prefix): from the best
     one λ down the gradient dH/dλ_l = Σ ⟨dH/dA, dA/dλ_l⟩ over the tensors of layer l. Deterministic.
-    Returns, and writes to ``output``/tuning.json, ``{"chosen": λ, "layers": [λ_l, …] or null, "curve": [{"weight",
-    "score", "interval"}, …], "reached", …}``: entropies in percent of the largest, ln(classes); ``chosen`` is the mean
-    of the layers where there are some, ``reached`` the entropy at what was chosen.
+    The search, also written to ``output``/tuning.json: its ``curve`` and ``reached`` hold entropies in percent of the
+    largest, ln(classes); with a λ per layer (``layers``) ``chosen`` is their mean.
     Raises: as ``tuning.tune``; ConfigError for a grid beyond [0, 1], or a λ per layer where there can be none.
     """
     weights = sorted({0.0, *map(float, grid)})
     if not 0 <= weights[0] <= weights[-1] <= 1:
         raise ConfigError("entropy is minimised over λ in [0, 1]", where="grid", found=weights)
-    spec = MergeSpec(rule, space or "factors", modules, rank, span, form, allow_different_start)
     prepared = prepare(spec, task=task, target_reference=target_reference, source_reference=source_reference)
     structure = prepared.own.layout.structure
-    if granularity == "layer" and (spec.space != "factors" or structure.whole or prepared.rule.function):
+    if granularity == "layer" and (prepared.spec.space != "factors" or structure.whole or prepared.rule.function):
         raise ConfigError(
             "a λ per layer is for the factors of LoRA, (IA)³ and bottlenecks",
             where="granularity",
-            found=f"{structure.name}, rule {prepared.rule.name}, space {spec.space}",
+            found=f"{structure.name}, rule {prepared.rule.name}, space {prepared.spec.space}",
             fix="use granularity all",
         )
     rows = read(job.task, job.rows, job.language, labelled=False)
-    curve: list[dict[str, Any]] = []
+    curve: list[Point] = []
     layers, reached = None, None
     with quiet():
         loaded = load_for(job, bare=False) if backbone is None else backbone
@@ -88,38 +79,36 @@ def minimise(
                 placed.model.eval()
                 if inputs is None:
                     inputs = Unlabelled(job.task, rows, loaded, placed.model, source(job.rows, job.language))
-                curve.append({"weight": weight, **_measured(inputs, placed, job.batch_tokens)})
+                curve.append(_measured(weight, inputs, placed, job.batch_tokens))
         assert inputs is not None  # λ = 0 is always tried
-        best = min(curve, key=lambda point: (point["score"], point["weight"]))
+        best = min(curve, key=lambda point: (point.score, point.weight))
         if granularity == "layer":
             with closing(on_model(prepared, [0.0], loaded)) as steps:
                 placed = next(steps)[1]
                 placed.model.eval()
-                found = _descend(_Way(prepared, inputs, job.batch_tokens), placed, best["weight"])
+                found = _descend(_Way(prepared, inputs, job.batch_tokens), placed, best.weight)
             layers, reached = found.weights, 100 * found.entropy / inputs.most
-    result = {
-        "chosen": best["weight"] if layers is None else float(np.mean(layers)),
-        "layers": layers,
-        "curve": curve,
-        "reached": best["score"] if reached is None else reached,
-        "metric": "entropy",
-        "language": job.language,
-        "n": len(rows),
-    }
-    if output is not None:
-        with staged_directory(output) as stage:
-            (stage / TUNING).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return result
+    search = Search(
+        chosen=best.weight if layers is None else float(np.mean(layers)),
+        layers=layers,
+        curve=curve,
+        reached=best.score if reached is None else reached,
+        metric="entropy",
+        language=job.language,
+        n=len(rows),
+    )
+    return written(search, output)
 
 
 @torch.no_grad()
-def _measured(inputs: Unlabelled, placed: loaded_adapter.LoadedAdapter, batch_tokens: int) -> dict[str, Any]:
+def _measured(weight: float, inputs: Unlabelled, placed: loaded_adapter.LoadedAdapter, batch_tokens: int) -> Point:
     """The mean entropy in percent of the largest, with its 95 % interval over the inputs."""
     found = np.ones((len(inputs), 2))
     for indices, entropies in inputs.entropies(placed.model, batch_tokens):
         found[indices, 0] = entropies.double().cpu().numpy() / inputs.most
     sample = statistics.Sample.of_tallies(found)
-    return {"score": 100 * sample.score, "interval": list(statistics.interval(sample))}
+    ends = [float(end) for end in statistics.interval(sample)]
+    return Point(weight=weight, score=100 * sample.score, interval=ends)
 
 
 class _Way(NamedTuple):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -21,13 +20,12 @@ from adamergex.backbones.loading import quiet
 from adamergex.errors import ConfigError
 from adamergex.evaluation import load_for, predict, score
 from adamergex.files.directory import TensorReader
-from adamergex.files.outputs import staged_directory
-from adamergex.files.records import ANSWERS, TUNING, Point
+from adamergex.files.records import Point, Search
 from adamergex.merging import merged_tensors
 from adamergex.merging.checks import Adapter
 from adamergex.merging.merge import delta_merge, reranked
-from adamergex.merging.prepare import MergeSpec, Prepared, prepare
-from adamergex.search.weight_choice import answers_of, best
+from adamergex.merging.prepare import PAPER, MergeSpec, Prepared, prepare
+from adamergex.search.weight_choice import answers_of, best, written
 from adamergex.tasks.rows import read
 
 if TYPE_CHECKING:
@@ -52,31 +50,23 @@ def tune(
     source_reference: Path | str | None = None,
     job: EvaluateJob,
     grid: Iterable[float],
-    rule: str = "adaptive",
-    space: str | None = "factors",
-    modules: str | None = None,
-    rank: int | None = None,
-    span: str | None = None,
-    form: str | None = None,
+    spec: MergeSpec = PAPER,
     output: Path | str | None = None,
     backbone: Loaded | None = None,
-    allow_different_start: bool = False,
     watch: Callable[[float, list[dict[str, Any]]], None] | None = None,
     answers: bool = False,
-) -> dict[str, Any]:
+) -> Search:
     """Score A(λ) on ``job``'s rows for every λ of the grid, and choose.
 
-    Returns, and writes to ``output``/tuning.json, ``{"chosen": λ, "curve": [{"weight", "score", "interval"}, …]}``:
-    the task's metric in percent with its 95 % interval, by growing λ. A(λ) is what ``merging.merge`` would
-    write.
+    The search, also written to ``output``/tuning.json: ``chosen``, and ``curve``, the task's metric in percent with its
+    95 % interval, by growing λ. A(λ) is what ``merging.merge`` would write.
     ``watch`` is called with each λ and its predictions (see ``evaluation.predict``). ``answers``: write answers.json
     too, from which ``weight_choice.choose`` takes the λ of several languages.
     Raises: as ``merging.merge`` and ``evaluation.evaluate``.
     """
-    spec = MergeSpec(rule, space or "factors", modules, rank, span, form, allow_different_start)
     prepared = prepare(spec, task=task, target_reference=target_reference, source_reference=source_reference)
     rows = read(job.task, job.rows, job.language)
-    curve = []
+    curve: list[Point] = []
     kept: list[tuple[float, list[dict[str, Any]]]] = []
     with quiet():
         loaded = load_for(job, bare=False) if backbone is None else backbone
@@ -87,21 +77,10 @@ def tune(
                     watch(weight, predictions)
                 if answers:
                     kept.append((weight, predictions))
-                found, metric = score(predictions, job.task.metric), job.task.metric
-                curve.append({"weight": weight, "score": found[metric], "interval": found["interval"]})
-    result = {
-        "chosen": best([Point.model_validate(point) for point in curve]),
-        "curve": curve,
-        "metric": job.task.metric,
-        "language": job.language,
-    }
-    result["n"] = len(rows)
-    if output is not None:
-        with staged_directory(output) as stage:
-            (stage / TUNING).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-            if answers:
-                (stage / ANSWERS).write_text(json.dumps(answers_of(kept)) + "\n", encoding="utf-8")
-    return result
+                scored = score(predictions)
+                curve.append(Point(weight=weight, score=scored.score, interval=scored.interval))
+    search = Search(chosen=best(curve), curve=curve, metric=job.task.metric, language=job.language, n=len(rows))
+    return written(search, output, answers_of(kept) if answers else None)
 
 
 def on_model(
@@ -173,6 +152,7 @@ def _factor_candidates(prepared: Prepared, weights: list[float]) -> Iterator[Can
             layers=own.layout.settings.get("num_layers"),
             span=spec.span,
             form=spec.form,
+            settings=spec.settings,
         )
         rounded = {name: tensor.to(dtypes[name]) for name, tensor in merged.items()}
         yield Candidate(weight, own.layout.directory.config, rounded)

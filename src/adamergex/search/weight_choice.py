@@ -34,13 +34,10 @@ def within(curve: Sequence[Point], error: float) -> float:
     return min(near, key=lambda point: (abs(point.weight), -point.score, -point.weight)).weight
 
 
-def choose(
-    searches: Mapping[str, Path], *, one_standard_error: bool = False, output: Path | None = None
-) -> dict[str, Json]:
-    """The λ of several searches with their answers (``tuning.tune``), by language.
+def choose(searches: Mapping[str, Path], *, one_standard_error: bool = False, output: Path | None = None) -> Search:
+    """The λ of several searches with their answers (``tuning.tune``), by language; also written to
+    ``output``/tuning.json. The curve holds means, ``best`` the λ of the highest, ``error`` its standard error.
 
-    Returns, and writes to ``output``/tuning.json, ``{"chosen": λ, "best": λ of the highest mean, "error": its standard
-    error, "curve": [{"weight", "score", "interval"}, …] of means, "languages", "metric", "n"}``.
     Raises: ConfigError: no searches, or not of the same λs and metric; DataError: they cannot be read.
     """
     if not searches:
@@ -67,19 +64,26 @@ def choose(
     error = next(
         statistics.standard_error(own) for point, own in zip(curve, samples, strict=True) if point.weight == highest
     )
-    result: dict[str, Json] = {
-        "chosen": within(curve, error) if one_standard_error else highest,
-        "best": highest,
-        "error": error,
-        "curve": [point.model_dump() for point in curve],
-        "languages": list(searches),
-        "metric": metrics.pop(),
-        "n": sum(item.n for item in found.values()),
-    }
+    search = Search(
+        chosen=within(curve, error) if one_standard_error else highest,
+        curve=curve,
+        metric=metrics.pop(),
+        n=sum(item.n for item in found.values()),
+        languages=list(searches),
+        best=highest,
+        error=error,
+    )
+    return written(search, output)
+
+
+def written(search: Search, output: Path | str | None, answers: dict[str, Json] | None = None) -> Search:
+    """The search, as ``output``/tuning.json too where there is an output; ``answers`` beside it."""
     if output is not None:
         with staged_directory(output) as stage:
-            (stage / TUNING).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return result
+            (stage / TUNING).write_text(search.model_dump_json(exclude_unset=True, indent=2) + "\n", encoding="utf-8")
+            if answers is not None:
+                (stage / ANSWERS).write_text(json.dumps(answers) + "\n", encoding="utf-8")
+    return search
 
 
 def answers_of(points: Sequence[tuple[float, Sequence[Mapping[str, Json]]]]) -> dict[str, Json]:

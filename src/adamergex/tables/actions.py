@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from adamergex.methods.given import GivenAdapter
 
 Inputs = Mapping[str, Path]
-_SPEC = {"rule", "space", "modules", "rank", "span", "form"}
+_SPEC = {"rule", "space", "modules", "rank", "span", "form", "settings"}
 
 
 def train(job: TrainJob, inputs: Inputs, output: Path, workdir: Path) -> None:
@@ -70,6 +70,8 @@ def merge(job: MergeJob, inputs: Inputs, output: Path, workdir: Path) -> None:
 def tune(job: TuneJob, inputs: Inputs, output: Path, workdir: Path) -> None:
     from functools import partial
 
+    from adamergex.merging.prepare import MergeSpec
+
     search: Callable[..., object]
     if job.granularity is not None:
         from adamergex.search.entropy import minimise
@@ -86,7 +88,7 @@ def tune(job: TuneJob, inputs: Inputs, output: Path, workdir: Path) -> None:
         job=job.evaluate,
         grid=job.grid,
         output=output,
-        **job.merge.model_dump(include=_SPEC),
+        spec=MergeSpec(**dict(job.merge.model_dump(include=_SPEC))),
     )
 
 

@@ -23,6 +23,7 @@ from adamergex.jobs.settings import (
     Task,
     TrainJob,
 )
+from adamergex.merging.rules.registry import rule_for, with_settings
 from adamergex.methods import Recipe, recipe
 from adamergex.methods.cell import Cell, Facts, Stack
 from adamergex.methods.given import GivenAdapter, pattern_of, read_given
@@ -235,6 +236,8 @@ class Plan:
     """
 
     def __init__(self, config: TransferConfig, known: Facts) -> None:
+        for rule, settings in config.merge.rules.items():  # recipes' files, which may register rules, are loaded
+            with_settings(rule_for(rule, config.structure.kind), settings)
         self.config = config
         self.metric = known.task.metric
         self.adapters: dict[CellKey, Stack] = {}

@@ -8,13 +8,16 @@ new memory; a rule that cannot use it returns a new array, and with torch tensor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Array = Any
 """A numpy array or a torch tensor."""
+Setting = bool | int | float | str
+"""What a setting of a rule's own may be."""
 
 
 def difference(one: Array, other: Array, out: Array = None) -> Array:
@@ -40,6 +43,7 @@ class Rule(NamedTuple):
         needs_source: whether ``divergence`` looks at the source reference.
         function: instead of the two, (task, target reference, source reference, weight) -> merged, of whole tensors;
             see ``registry.rule``.
+        settings: the function's own, by name; of a rule that was looked up their defaults, of a merge what it takes.
     """
 
     name: str
@@ -50,3 +54,4 @@ class Rule(NamedTuple):
     guarded: Callable[[Array], Array] | None = None
     needs_source: bool = True
     function: Callable[..., Array] | None = None
+    settings: Mapping[str, Setting] = MappingProxyType({})
