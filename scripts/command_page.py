@@ -25,10 +25,10 @@ def command_page(made: str) -> str:
     top = parser()
     found = list(verbs(top))
     parts = [
-        f"# Command line\n\n{made}\n\n{top.description} Every verb has `--help`. The exit "
-        "code is 0 for success, 2 for a problem that you can fix (one message names it), 130 after Ctrl-C and 1 for a "
-        "defect of this package.",
-        table("verb", ((f"[`{name}`](#{name.replace(' ', '-')})", about) for name, about, _ in found)),
+        f"# Command line\n\n    adamergex demo --output runs/demo\n\n{top.description} Every command has `--help`. The "
+        "exit code is 0 for success, 2 for a problem that you can fix (one message names it), 130 after Ctrl-C and 1 "
+        f"for a bug in adamergex. {made}",
+        table("command", ((f"[`{name}`](#{name.replace(' ', '-')})", about) for name, about, _ in found)),
     ]
     return "\n\n".join(parts + [section(name, verb) for name, _, verb in found]) + "\n"
 

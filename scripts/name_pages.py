@@ -23,10 +23,11 @@ def index(made: str, rooms: Iterable[str]) -> str:
     names.append(("[errors](reference/errors.md)", "what every function raises"))
     inside = ", ".join(f"[{room}](reference/inside/{room}.md)" for room in rooms)
     return (
-        f"# Reference\n\n{made}\n\nEvery name of `import adamergex` has a page. The same from a terminal: the "
-        "[command line](cli.md). What settings files say: [settings](settings.md).\n\n| | |\n|---|---|\n"
+        "# Reference\n\n```python\nfrom adamergex import merge, transfer\n```\n\nEvery public name of `adamergex` has "
+        "a page. See also the [command line](cli.md) and the [settings](settings.md) of its files. "
+        f"{made}\n\n| | |\n|---|---|\n"
         + "\n".join(f"| {name} | {line.replace('|', chr(92) + '|')} |" for name, line in names)
-        + "\n\nWhat the rooms of the [architecture](architecture.md) offer to each other and to extensions: "
+        + "\n\nThe interfaces between the packages of the [architecture](architecture.md), which extensions use too: "
         f"{inside}.\n"
     )
 

@@ -21,7 +21,7 @@ from adamergex.backbones import cache, loading
 from adamergex.errors import DataError
 from adamergex.graph.inventory import collect_garbage, garbage, record
 from adamergex.graph.local import StepsFailedError, run
-from adamergex.graph.steps import Step, Store, held
+from adamergex.graph.steps import Step, Store, file_lock
 from adamergex.graph.walk import walk
 from adamergex.graph.worker import WorkerLostError, perform, sendable
 from adamergex.jobs.settings import (
@@ -172,19 +172,19 @@ def test_two_drivers_on_one_store_do_a_step_once(tmp_path: Path) -> None:
 def test_a_lock_is_let_go_with_its_process(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     code = (
-        "from adamergex.files.locks import held\nimport time\nfrom pathlib import Path\n"
-        f"with held(Path({str(path)!r})):"
+        "from adamergex.files.locks import file_lock\nimport time\nfrom pathlib import Path\n"
+        f"with file_lock(Path({str(path)!r})):"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", f"{code}\n  print('held', flush=True); time.sleep(60)"], stdout=-1
+        [sys.executable, "-c", f"{code}\n  print('file_lock', flush=True); time.sleep(60)"], stdout=-1
     )
-    assert process.stdout is not None and process.stdout.readline() == b"held\n"
-    with held(path, wait=False) as ours:
+    assert process.stdout is not None and process.stdout.readline() == b"file_lock\n"
+    with file_lock(path, wait=False) as ours:
         assert not ours
     process.kill()
     process.wait()
     process.stdout.close()
-    with held(path) as ours:
+    with file_lock(path) as ours:
         assert ours
     assert not path.exists()
 

@@ -122,7 +122,7 @@ def test_without_their_packages_one_message_says_what_there_is(study: Path, tmp_
         assert lacking.returncode == 2 and "there is no such engine" in lacking.stderr
     assert "expected: local, ray" in lacking.stderr and not (tmp_path / "run").exists()
     lacking = command("study", study, *output)
-    assert lacking.returncode == 2 and "the format is not known by its ending" in lacking.stderr
+    assert lacking.returncode == 2 and "the ending does not name a known format" in lacking.stderr
     assert ".jsonl, .json, .csv, .tsv, .txt, .parquet" in lacking.stderr
 
 

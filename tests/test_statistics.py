@@ -167,7 +167,7 @@ def test_an_item_and_its_translations_are_one_cluster() -> None:
     first, second = Sample.read(answers("x.x.")), Sample.read(answers("xx.."))
     found = clusters([first, second])
     assert found.count == 4 and found.codes[0].tolist() == found.codes[1].tolist()
-    other = Sample(("a", "b", "c", "d"), second.groups, second.hits, second.of)
+    other = Sample(("a", "b", "c", "d"), second.groups, second.hits, second.totals)
     assert clusters([first, other]).count == 8
     passages = Sample.read(answers("xxxx", ["p", "p", "q", "q"]))
     assert clusters([passages, second]).count == 2  # through the passage in one language
@@ -182,7 +182,7 @@ def test_the_mean_over_languages_is_no_surer_than_its_items() -> None:
     assert [row.language for row in found] == ["mean"]
     assert found[0].interval == pytest.approx(statistics.interval(one), abs=0.4)  # translations add nothing here
     apart = {
-        ("m", language, 0): Sample(tuple(f"{language}{i}" for i in range(200)), one.groups, one.hits, one.of)
+        ("m", language, 0): Sample(tuple(f"{language}{i}" for i in range(200)), one.groups, one.hits, one.totals)
         for language in ("sw", "tr", "yo", "ha")
     }
     low, high = statistics.pooled(apart, ("sw", "tr", "yo", "ha"))[0].interval

@@ -246,7 +246,7 @@ def test_records_are_typed(
         (['{"id": 1, "gold": 1, "predicted": 1, "tally": [1]}'], "tally"),
         (
             ['{"id": 1, "gold": 1, "predicted": 1, "tally": [1, 1]}', '{"id": 2, "gold": 1, "predicted": 1}'],
-            "have none",
+            "and others do not",
         ),
         (["[" * 5000], "nested"),
         ([""], "line 1"),

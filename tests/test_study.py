@@ -21,9 +21,10 @@ from adamergex.config.changes import parse_change
 from adamergex.config.study import Assumed, Study, inherited, parse_study
 from adamergex.config.transfer import parse
 from adamergex.errors import ConfigError
+from adamergex.files.locks import file_lock
 from adamergex.graph.inventory import Garbage, collect_garbage, entries, forget_study, garbage, record, studies
 from adamergex.graph.local import StepsFailedError, run
-from adamergex.graph.steps import Step, Store, held, short
+from adamergex.graph.steps import Step, Store, short
 from adamergex.jobs.settings import EvaluateJob, Structure, TrainJob
 from adamergex.tables.devices import DEVICES
 from adamergex.tables.estimate import backbone_parameters, estimate, flops_factor
@@ -570,7 +571,7 @@ def test_what_is_in_progress_is_never_removed(tmp_path: Path) -> None:
     record(store, "Late", tmp_path / "late", [running])
     assert collect_garbage(store, agreed).entries == ()
     assert store.has(running)
-    with held(store.root / "studies" / ".lock", wait=False) as free:
+    with file_lock(store.root / "studies" / ".lock", wait=False) as free:
         assert free
 
 

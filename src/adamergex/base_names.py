@@ -1,4 +1,4 @@
-"""The backbones that have a name: those that ship with this package, and those that other packages carry."""
+"""The backbones with a name: those shipped with this package, and those in other packages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SHIPPED = ("nano", "nano-causal")
 
 @dataclass(frozen=True)
 class Packaged:
-    """A backbone inside another package. ``install``: what brings it; ``hub``: where the same model lies."""
+    """A backbone in another package. ``install``: the command that installs it; ``hub``: the same model's hub id."""
 
     name: str
     package: str
@@ -51,11 +51,11 @@ NAMES = ", ".join((*SHIPPED, *PACKAGED))
 
 
 def folder(name: str) -> Path:
-    """Where a shipped backbone lies."""
+    """The folder of a shipped backbone."""
     return Path(__file__).parent / "backbones" / name
 
 
 def with_languages() -> tuple[str, ...]:
-    """The names of the bases for which language vectors ship: in ``<name>/languages/<language>``."""
-    found = (Path(__file__).parent / "backbones").glob("*/languages")
-    return tuple(sorted(path.parent.name for path in found if path.is_dir()))
+    """The names of the bases with shipped language vectors, in ``<name>/languages/<language>``."""
+    folders = (Path(__file__).parent / "backbones").glob("*/languages")
+    return tuple(sorted(path.parent.name for path in folders if path.is_dir()))

@@ -1,4 +1,4 @@
-"""Typed errors. Every message says where, what was found, what was expected, and what to do next."""
+"""Typed errors, with a problem, where it is, what was found, what was expected, and what to do next."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import errno
 import re
 
 SHOWN_PROBLEM = 16_000
-"""Most characters of a problem that a message shows; each other part shows ``SHOWN_PART``."""
+"""Longest problem text in a message, in characters; each other part is cut at ``SHOWN_PART``."""
 SHOWN_PART = 2_000
-# What moves a terminal's cursor, colours it or turns the direction of writing: C0 and C1 controls, bidi controls, and
+# Characters that move a terminal's cursor, colour it or reverse the text direction: C0, C1 and bidi controls; and
 # halves of surrogate pairs, which no terminal can print.
 _UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(value: object, limit: int = SHOWN_PART) -> str:
-    """``value`` as text for a terminal or a page: controls escaped (not line ends), at most ``limit`` long."""
+    """``value`` as text for a terminal or a page: controls escaped (not line ends), cut at ``limit`` characters."""
     text = str(value)
     if len(text) > limit:
         text = f"{text[: limit * 3 // 4]} … ({len(text):,} characters in all) … {text[-limit // 4 :]}"
@@ -49,43 +49,43 @@ class AdamergexError(Exception):
 
 
 class AdapterFileError(AdamergexError):
-    """An adapter directory cannot be read or written: missing, truncated, not finite, not supported, in the way."""
+    """An adapter directory that cannot be read or written: missing, truncated, not finite, unsupported, existing."""
 
 
 class IncompatibleAdaptersError(AdamergexError):
-    """Adapters that cannot be combined: other tensors, shapes, ranks, alphas, bases, starts or reference tasks."""
+    """Adapters that cannot be combined: different tensors, shapes, ranks, alphas, bases, starts or reference tasks."""
 
 
 class NothingMergedError(AdamergexError):
-    """A merge that matched no tensor, or that changed none."""
+    """A merge that matched or changed no tensor."""
 
 
 class ConfigError(AdamergexError):
-    """Settings that do not validate; all problems of a file at once."""
+    """Invalid settings; lists all problems of a file."""
 
 
 class DataError(AdamergexError):
-    """Data that cannot be read, or lack a column, a label or enough text."""
+    """Data that cannot be read, or that lack a column, a label or enough text."""
 
 
 class ModelError(AdamergexError):
-    """A backbone that cannot be loaded, or whose sites cannot be found."""
+    """A backbone that cannot be loaded, or whose modules cannot be identified."""
 
 
 class TrainingError(AdamergexError):
-    """A training that diverged: its loss, a gradient or a trained weight is not finite."""
+    """Training that diverged: its loss, a gradient or a trained parameter is not finite."""
 
 
-_ROOM = {
-    errno.ENOSPC: "free some room on the disk, or choose an output on another",
-    errno.EDQUOT: "free some room, or choose an output where you may write more",
+_FIXES = {
+    errno.ENOSPC: "free space on the disk, or choose an output on another disk",
+    errno.EDQUOT: "free space, or choose an output outside this disk quota",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
 
 
 def of_memory(error: MemoryError) -> AdamergexError:
-    """That the machine had no memory left, in our words."""
+    """The typed error for a MemoryError."""
     return AdamergexError(
         "the machine has no memory left",
         found=str(error) or "MemoryError",
@@ -94,10 +94,10 @@ def of_memory(error: MemoryError) -> AdamergexError:
 
 
 def of_machine(error: OSError) -> AdamergexError:
-    """What the operating system refused (a full disk, a limit, a missing right), in our words."""
+    """The typed error for an operating-system error (a full disk, a limit, a missing permission)."""
     return AdamergexError(
         "the machine refused to read or write",
         where=error.filename,
         found=error.strerror or str(error) or type(error).__name__,
-        fix=_ROOM.get(error.errno or 0, "check the path, who may read and write there, and that the disk has room"),
+        fix=_FIXES.get(error.errno or 0, "check the path, who may read and write there, and that the disk has room"),
     )

@@ -223,7 +223,7 @@ def _task(fields: Mapping[str, Json], adapter: Path, task_file: str | Path | Non
         catalogue.task_file(str(task_file))  # raises if missing or incomplete
         fields = {**fields, "measured_as": str(task_file)}
         wanted = None if wanted in (None, catalogue.identity(str(task_file))) else wanted
-    if wanted and lineage_fields.OWN_TASK.fullmatch(str(wanted)):
+    if wanted and lineage_fields.CUSTOM_TASK.fullmatch(str(wanted)):
         raise AdapterFileError(
             "the adapter's task is measured by a file of its author's; nothing that an adapter names is run",
             where=adapter / lineage.FILE_NAME,

@@ -117,7 +117,7 @@ def test_layers_of_a_tower_are_not_swapped(tower: str) -> None:
     weights = by_module(Swap(1, 1), [*seen, *language])
     assert [weights[module] for module in language] == [1, 0, 1] and {weights[module] for module in seen} == {0}
     assert by_module((0.1, 0.2, 0.3), [*seen, *language])[language[2]] == 0.3
-    with pytest.raises(ConfigError, match="not one weight per layer"):
+    with pytest.raises(ConfigError, match="number of weights differs from the number of layers"):
         by_module((0.1,) * 8, [*seen, *language])
     assert set(by_module(0.7, [*seen, *language]).values()) == {0.7}
 

@@ -116,7 +116,7 @@ def test_what_has_the_wanted_form_already(tmp_path: Path) -> None:
         (tmp_path / "sparse", "adamergex", r"adamergex \(sparse_difference.safetensors\)"),
         (DIFFERENCE, "composable-sft", r"composable-sft \(pytorch_diff.bin\)"),
     ):
-        with pytest.raises(AdapterFileError, match=rf"is in the wanted form already; nothing(.|\n)*found: {found}"):
+        with pytest.raises(AdapterFileError, match=rf"is in the wanted format already; nothing(.|\n)*found: {found}"):
             convert(source, tmp_path / "out", to)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
     convert(HUB, tmp_path / "out", "adapterhub", base=str(BASE), safetensors=True)  # another file: not the same form
@@ -131,8 +131,8 @@ def test_what_cannot_be_converted_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.zip").write_text("no archive")
     cases: list[tuple[Path, dict[str, Any], type[Exception], str]] = [
-        (PEFT, {}, AdapterFileError, r"this is a PEFT adapter: .* nothing to convert(.|\n)*peft_type LORA"),
-        (tmp_path / "none", {}, AdapterFileError, r"nothing here that can be converted(.|\n)*next: check the path"),
+        (PEFT, {}, AdapterFileError, r"this PEFT adapter needs no conversion(.|\n)*peft_type LORA"),
+        (tmp_path / "none", {}, AdapterFileError, r"nothing to convert found(.|\n)*next: check the path"),
         (tmp_path / "empty", {}, AdapterFileError, "found: an empty directory"),
         (BASE, {}, AdapterFileError, r"found: config.json, model.safetensors"),
         (both, {}, AdapterFileError, "found: an adapter and a sparse difference"),
@@ -143,12 +143,12 @@ def test_what_cannot_be_converted_is_said(tmp_path: Path) -> None:
             HUB,
             {"to": "composable-sft"},
             AdapterFileError,
-            r"no form of composable-sft(.|\n)*expected: adamergex or adapterhub",
+            r"cannot be written in the format composable-sft(.|\n)*expected: adamergex or adapterhub",
         ),
-        (DIFFERENCE, {"to": "adapterhub"}, AdapterFileError, "sparse difference has no form of adapterhub"),
-        (HUB, {"to": "peft"}, ConfigError, "there is no such form"),
-        (HUB, {"base": "nano"}, ConfigError, r"AdapterHub's form\n  where: base"),
-        (HUB, {"to": "adapterhub", "safetensors": True}, ConfigError, r"base that this adapter names is not here"),
+        (DIFFERENCE, {"to": "adapterhub"}, AdapterFileError, "cannot be written in the format adapterhub"),
+        (HUB, {"to": "peft"}, ConfigError, "unknown format"),
+        (HUB, {"base": "nano"}, ConfigError, r"AdapterHub's format only\n  where: base"),
+        (HUB, {"to": "adapterhub", "safetensors": True}, ConfigError, r"base that this adapter names is not available"),
         (HUB, {"to": "adapterhub", "safetensors": True, "base": "./none"}, ModelError, "no such model folder"),
     ]
     for source, arguments, kind, message in cases:
@@ -160,10 +160,10 @@ def test_what_cannot_be_converted_is_said(tmp_path: Path) -> None:
 def test_a_base_that_is_needed_and_one_that_does_not_fit(tmp_path: Path) -> None:
     source = adapter_directory(tmp_path / "hub", {"config": OLD, "name": "sw"}, xlmr_tensors("sw"))
     convert(source, tmp_path / "ours")
-    with pytest.raises(ConfigError, match=r"does not say its base(.|\n)*--base"):
+    with pytest.raises(ConfigError, match=r"does not name its base(.|\n)*--base"):
         convert(tmp_path / "ours", tmp_path / "out", "adapterhub")
     tiny("xlm-roberta", num_hidden_layers=2).save_pretrained(tmp_path / "short")
-    with pytest.raises(AdapterFileError, match="a layer that this model does not have"):
+    with pytest.raises(AdapterFileError, match="a layer that the model lacks"):
         convert(tmp_path / "ours", tmp_path / "out", "adapterhub", base=str(tmp_path / "short"))
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 

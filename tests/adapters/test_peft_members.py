@@ -238,7 +238,7 @@ def test_directories_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
         attach(tiny("llama"), lora)
     with pytest.raises(IncompatibleAdaptersError, match=r"found: lora_A.weight \(3, 16\).*\n  expected: .*\(3, 32\)"):
         attach(tiny("bert", hidden_size=32), lora)
-    with pytest.raises(ConfigError, match="needs a name of its own"):
+    with pytest.raises(ConfigError, match="needs a unique name"):
         attach(model, lora, lora)
     tensors = load_file(lora / "adapter_model.safetensors")
     name = next(iter(tensors))

@@ -334,15 +334,15 @@ def test_a_stack_is_of_one_invert_head() -> None:
 @pytest.mark.parametrize("name", ["sw", "a.b", "", "keys", None])
 def test_names_that_cannot_be(name: str | None) -> None:
     model = stacked("bert")
-    with pytest.raises(ConfigError, match="needs a name of its own"):
+    with pytest.raises(ConfigError, match="needs a unique name"):
         model.adapter_stack.add(TASK, name)
-    with pytest.raises(ConfigError, match="needs a name of its own"):
+    with pytest.raises(ConfigError, match="needs a unique name"):
         attach(model, TASK, TASK, names=["fine", name])  # type: ignore[list-item]
     assert model.adapter_stack.names == ("sw", "tr", "ner", "qa") and model.adapter_stack.active == ("sw", "ner")
 
 
 def test_one_name_for_each_adapter() -> None:
-    with pytest.raises(ConfigError, match="one name for each"):
+    with pytest.raises(ConfigError, match="one name per adapter"):
         attach(tiny("bert"), TASK, names=["a", "b"])
 
 

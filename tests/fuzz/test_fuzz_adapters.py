@@ -35,6 +35,6 @@ def test_the_fuzzer_sees_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monke
     seen = [outcome.complaint for outcome in adapters.outcomes(adapters.mutant, range(60))]
     assert any("is off by" in complaint for complaint in seen)
     monkeypatch.undo()
-    monkeypatch.setattr(stream, "spans", lambda *_: 1 / 0)
+    monkeypatch.setattr(stream, "tensor_runs", lambda *_: 1 / 0)
     seen = [outcome.complaint for outcome in adapters.outcomes(adapters.mutant, range(60))]
     assert any(complaint.startswith("exit 1: ") for complaint in seen)

@@ -47,7 +47,7 @@ def test_none_where_there_is_none(tmp_path: Path) -> None:
         ("{", "not valid JSON"),
         ("[]", "not a JSON object"),
         ('{"format": "adamergex-lineage/9"}', "another format"),
-        ('{"format": "adamergex-lineage/1", "seed": 1}', "not known"),
+        ('{"format": "adamergex-lineage/1", "seed": 1}', "unknown fields"),
         ('{"format": "adamergex-lineage/1", "base": null}', "wrong type"),
         ('{"format": "adamergex-lineage/1", "language": 3}', "wrong type"),
     ],

@@ -219,14 +219,14 @@ def mutated(path: Path, change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ("drop a tensor", AdapterFileError, "do not belong together"),
+        ("drop a tensor", AdapterFileError, "do not fit together"),
         ("drop a module", IncompatibleAdaptersError, "missing layers.1.output"),
         ("drop the invertible block", IncompatibleAdaptersError, "missing invertible.F, invertible.G"),
         ("add a layer", IncompatibleAdaptersError, "extra layers.2.attention"),
         ("another width", IncompatibleAdaptersError, "the shape of layers.1.output"),
-        ("one shape", AdapterFileError, "do not belong together"),
+        ("one shape", AdapterFileError, "do not fit together"),
         ("not finite", AdapterFileError, "not finite"),
-        ("a dtype", IncompatibleAdaptersError, "The dtype of layers.1.output"),
+        ("a dtype", IncompatibleAdaptersError, "the dtype of layers.1.output"),
         ("a foreign name", AdapterFileError, "adamergex convert"),
     ],
 )
@@ -250,7 +250,7 @@ def test_another_adapter_is_refused(change: str, error: type[Exception], message
 def test_another_configuration_is_refused(config: BottleneckConfig, name: str, tmp_path: Path) -> None:
     paths = trio(tmp_path)
     paths["target_reference"] = write(tmp_path / "other", near(bottlenecks(0), 2), config=config)
-    with pytest.raises(IncompatibleAdaptersError, match=f"{name} of the config differs"):
+    with pytest.raises(IncompatibleAdaptersError, match=f"{name} in the config differs"):
         merge(**paths, weight=0.5, output=tmp_path / "out")
     paths["target_reference"] = write(tmp_path / "same", near(bottlenecks(0), 2), config=replace(CONFIG, dropout=0.1))
     merge(**paths, weight=0.5, output=tmp_path / "out")
@@ -263,7 +263,7 @@ def test_another_base_or_start_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IncompatibleAdaptersError, match="different base models"):
         merge(**(paths | {"target_reference": write_adapter(other, files)}), weight=0.5, output=tmp_path / "out")
     foreign = paths | {"source_reference": write(tmp_path / "foreign", bottlenecks(5))}
-    with pytest.raises(IncompatibleAdaptersError, match="(?s)mean cosine .* insist with --allow-diff") as error:
+    with pytest.raises(IncompatibleAdaptersError, match="(?s)mean cosine .* override with --allow-diff") as error:
         merge(**foreign, weight=0.5, output=tmp_path / "out")
     assert "--space delta" not in str(error.value)  # a way out for LoRA only
     merge(**foreign, weight=0.5, output=tmp_path / "out", allow_different_start=True)

@@ -163,7 +163,7 @@ def test_digests_are_of_the_bytes_read_and_lapse_when_the_file_changes(tmp_path:
     for path, content in contents.items():
         path.write_bytes(content)
     digests = Digests(paths)
-    digests.hurry()
+    digests.add_thread()
     assert digests.result() == {path: hashlib.sha256(content).hexdigest() for path, content in contents.items()}
     os.utime(paths[0], ns=(1, 1))
     assert list(digests.result()) == [paths[1]]
@@ -179,8 +179,8 @@ def test_a_file_that_changes_during_the_merge_is_refused(tmp_path: Path, monkeyp
         edit_tensors(paths["source_reference"], {name: value + 1 for name, value in tensors.items()})
         return written(*arguments)  # type: ignore[arg-type]
 
-    written = stream.ElementwiseMerge._written
-    monkeypatch.setattr(stream.ElementwiseMerge, "_written", slow)
+    written = stream.ElementwiseMerge._write_run
+    monkeypatch.setattr(stream.ElementwiseMerge, "_write_run", slow)
     with pytest.raises(AdapterFileError, match="changed while it was read") as caught:
         merge(**paths, weight=0.5, output=tmp_path / "out")  # type: ignore[arg-type]
     assert str(paths["source_reference"]) in str(caught.value)

@@ -315,14 +315,14 @@ def test_two_merges_are_the_same_bytes_and_swapped_references_are_not(tmp_path: 
 @pytest.mark.parametrize(
     ("shape", "changes", "error", "message"),
     [
-        ({"tokens": 5}, {}, IncompatibleAdaptersError, "num_virtual_tokens of the config differs"),
-        ({"layers": 2}, {}, IncompatibleAdaptersError, "num_layers of the config differs"),
-        ({"layers": 6, "width": 3}, {}, IncompatibleAdaptersError, "num_layers of the config differs"),
-        ({}, {"num_attention_heads": 3}, IncompatibleAdaptersError, "num_attention_heads of the config differs"),
-        ({}, {"num_transformer_submodules": 2}, IncompatibleAdaptersError, "num_transformer_submodules of the"),
+        ({"tokens": 5}, {}, IncompatibleAdaptersError, "num_virtual_tokens in the config differs"),
+        ({"layers": 2}, {}, IncompatibleAdaptersError, "num_layers in the config differs"),
+        ({"layers": 6, "width": 3}, {}, IncompatibleAdaptersError, "num_layers in the config differs"),
+        ({}, {"num_attention_heads": 3}, IncompatibleAdaptersError, "num_attention_heads in the config differs"),
+        ({}, {"num_transformer_submodules": 2}, IncompatibleAdaptersError, "num_transformer_submodules in the"),
         ({}, {"base_model_name_or_path": "OTHER"}, IncompatibleAdaptersError, "different base models"),
-        ({}, {"num_virtual_tokens": 5}, AdapterFileError, "the prefix is not what the config says"),
-        ({}, {"token_dim": None}, AdapterFileError, "does not give the shape"),
+        ({}, {"num_virtual_tokens": 5}, AdapterFileError, "the prefix does not have the shape in the config"),
+        ({}, {"token_dim": None}, AdapterFileError, "lacks the shape"),
         ({}, {"peft_type": "PROMPT_TUNING"}, IncompatibleAdaptersError, "prompt_tuning adapters is not supported"),
     ],
 )
@@ -339,7 +339,7 @@ def test_another_prefix_is_refused(
 
 def test_damaged_tensors_are_refused(tmp_path: Path) -> None:
     for change, message in (
-        ("drop", "is not what the config says"),
+        ("drop", "does not have the shape in the config"),
         ("nan", "not finite"),
         ("dtype", "dtype of prompt"),
     ):

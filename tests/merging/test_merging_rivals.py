@@ -130,7 +130,7 @@ def test_weights_by_layer_are_the_merges_of_their_layers(tmp_path: Path, kind: s
 def test_weights_by_layer_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     paths = trio(tmp_path)
     for weight, message in (
-        ([0.5], "not one weight per layer"),
+        ([0.5], "number of weights differs from the number of layers"),
         ([0.5, float("nan")], "not a finite number"),
         ([], "not a finite number"),
         (Swap(2, 1), "cannot be swapped"),

@@ -58,7 +58,9 @@ def test_what_a_function_cannot_do_is_said(rule: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="rule of whole tensors is for the tensors of modules, in space factors"):
         merging.merge(task=task, **pair, weight=1, rule=rule, space="delta")
     merging.register(merging.rule(cut))
-    with pytest.raises(ConfigError, match=r"returns what cannot be written[\s\S]*rule cut[\s\S]*shape \(\d+,\)"):
+    with pytest.raises(
+        ConfigError, match=r"returns a tensor that cannot be written[\s\S]*rule cut[\s\S]*shape \(\d+,\)"
+    ):
         merging.merge(task=task, **pair, weight=1, rule="cut")
     with pytest.raises(ConfigError, match="there is no such rule"):
         merging.merge(task=task, **pair, weight=1, rule="turnde")

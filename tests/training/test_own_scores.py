@@ -32,7 +32,7 @@ def fields(measured: str | None) -> dict[str, object]:
 def test_the_users_file_scores_when_it_is_the_one_that_was_used(tmp_path: Path) -> None:
     path = own_file(tmp_path)
     measured = catalogue.identity(str(path))
-    assert measured is not None and lineage_fields.OWN_TASK.fullmatch(measured)
+    assert measured is not None and lineage_fields.CUSTOM_TASK.fullmatch(measured)
     assert _task(fields(measured), tmp_path, path).measured_as == str(path)
     with pytest.raises(AdapterFileError, match="nothing that an adapter names is run"):
         _task(fields(measured), tmp_path, None)

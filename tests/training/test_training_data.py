@@ -112,17 +112,18 @@ def test_positions_name_columns_of_a_file_without_header(tmp_path: Path) -> None
             r"no column 'label'[\s\S]*row 1[\s\S]*'lable'",
         ),
         ("a.csv", "sentence\nx\n", {}, r"no column 'text'[\s\S]*columns sentence"),
-        ("a.csv", "text,label\nx\n", {}, r"another number of fields[\s\S]*row 2[\s\S]*1 fields"),
+        ("a.csv", "text,label\nx\n", {}, r"number of fields in a row differs[\s\S]*row 2[\s\S]*1 fields"),
         ("a.jsonl", '{"text": "x"}\n{"text": " "}\n', {}, r"a text is empty[\s\S]*row 2"),
         ("a.jsonl", '{"text": "x", "label": ""}\n', {}, r"a label is empty[\s\S]*row 1"),
         ("a.jsonl", '{"text": 7}\n', {}, r"a text is not text[\s\S]*found: 7"),
         ("a.jsonl", '{"text": "x"}\n{"text"\n', {}, r"a line is not JSON[\s\S]*row 2"),
         ("a.jsonl", "[1]\n", {}, "a line is not a JSON object"),
         ("a.json", '{"text": "x"}', {}, "not a list of objects"),
+        ("a.json", "[null]", {}, "not a list of objects"),
         ("a.json", "{", {}, "this is not JSON"),
         ("a.csv", "text,label,text\nx,y,z\n", {}, r"names a column twice[\s\S]*row 1[\s\S]*'text'"),
         ("a.txt", "\n\n", {}, "there are no rows"),
-        ("a.doc", "x", {}, r"format is not known[\s\S]*\.doc"),
+        ("a.doc", "x", {}, r"does not name a known format[\s\S]*\.doc"),
     ],
 )
 def test_bad_files_are_explained(
@@ -207,9 +208,9 @@ def test_quoted_fields_are_read_as_they_are_meant(tmp_path: Path) -> None:
         ("a.csv", b"text\tlabel\nx\ta\n", "tab"),
         ("a.csv", b"text|label\nx|a\n", "vertical bar"),
         ("a.tsv", b"text,label\nx,a\n", "comma"),
-        ("a.tsv", b'"text"\t"label"\n"x"\t"a"\n', "mean nothing in tsv"),
-        ("a.tsv", b'text\tlabel\n"one\ttwo\nthree"\ta\n', "mean nothing in tsv"),
-        ("a.tsv", b'text\tlabel\n"say ""hi"""\ta\n', "mean nothing in tsv"),
+        ("a.tsv", b'"text"\t"label"\n"x"\t"a"\n', "tsv has no quoting"),
+        ("a.tsv", b'text\tlabel\n"one\ttwo\nthree"\ta\n', "tsv has no quoting"),
+        ("a.tsv", b'text\tlabel\n"say ""hi"""\ta\n', "tsv has no quoting"),
         ("a.tsv", b"text\tlabel\nx\ta\tb\n", "row 2"),
         ("a.csv", b"text,label\nx,a\ny\n", "row 3"),
         ("a.csv", b"text,label,text\nx,a,y\n", "names a column twice"),
@@ -272,7 +273,7 @@ def test_what_grows_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(inputs, "UNPACKED_BYTES", 1 << 20)
     monkeypatch.setattr(inputs, "LINE_CHARACTERS", 1 << 12)
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x", "label": "a"}\n' * 200_000))
-    assert "grows too much" in refusal(tmp_path / "bomb.jsonl.gz")
+    assert "expands too much" in refusal(tmp_path / "bomb.jsonl.gz")
     for name, content in (("long.jsonl", b"x" * 9999), ("long.csv", b'text,label\n"' + b"x\n" * 9999)):
         (tmp_path / name).write_bytes(content)
         refusal(tmp_path / name)

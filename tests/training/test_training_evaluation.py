@@ -138,7 +138,7 @@ def test_an_adapter_of_another_base_is_refused(checkpoints: dict[str, str], labe
 
 def test_a_reference_adapter_has_no_head(checkpoints: dict[str, str], labelled: Path, trained: Any) -> None:
     adapter = trained("xlm-r", "lora")["source_reference"]
-    with pytest.raises(AdapterFileError, match="the adapter has no head"):
+    with pytest.raises(AdapterFileError, match="neither the adapter nor the base has a head"):
         evaluation.evaluate(evaluation_of(checkpoints["xlm-r"], labelled), adapter)
 
 

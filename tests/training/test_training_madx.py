@@ -286,7 +286,7 @@ def test_an_adapter_of_another_base_is_refused(
     evaluated = EvaluateJob(base=checkpoints["xlm-r"], task=TASK, language="en", rows=wanted.rows)
     with pytest.raises(ModelError, match="trained on another base"):
         evaluation.evaluate(evaluated, [languages["bert"], tmp_path / "out"])
-    with pytest.raises(AdapterFileError, match="no classification head"):
+    with pytest.raises(AdapterFileError, match="neither the adapter nor the base has a classification head"):
         evaluation.evaluate(evaluated, [tmp_path / "out", languages["xlm-r"]])
     other = evaluated.model_copy(update={"task": Classification(labels=("travel", "food", "sports"))})
     with pytest.raises(IncompatibleAdaptersError, match="labels in another order"):

@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from adamergex import evaluation
 from adamergex.adapters import full_backed, loaded_adapter
-from adamergex.adapters.full_backed import InWeights
+from adamergex.adapters.full_backed import TunedModel
 from adamergex.adapters.sparse import SparseDifference, apply_difference, most_moved, read_difference
 from adamergex.backbones import loading
 from adamergex.data import reader
@@ -36,11 +36,11 @@ def sparse(**changes: Any) -> Structure:
     return Structure(kind="sparse", **({"entries": 0.05, "freeze_norms": True} | changes))
 
 
-def attached(base: str, structure: Structure, kind: loading.Kind = "masked-lm") -> tuple[loading.Loaded, InWeights]:
+def attached(base: str, structure: Structure, kind: loading.Kind = "masked-lm") -> tuple[loading.Loaded, TunedModel]:
     loaded = loading.load(base, kind, TASK.labels if kind == "sequence-classification" else None)
     new, head = loaded.new_modules, kind in loading.HEADS
     tuned = loaded_adapter.attach(loaded.model, structure, task_head=head, base_sha256=loaded.sha256, new_modules=new)
-    assert isinstance(tuned, InWeights)
+    assert isinstance(tuned, TunedModel)
     return loaded, tuned
 
 
@@ -280,13 +280,13 @@ def test_what_cannot_be_is_refused(checkpoints: dict[str, str], labelled: Path, 
     with pytest.raises(ValidationError, match="rank: not a setting of kind 'sparse'"):
         Structure(kind="sparse", rank=3)
     untouched = hashes(loading.load(base, "masked-lm").model)
-    with pytest.raises(ConfigError, match="cannot change so many weights"):
+    with pytest.raises(ConfigError, match="cannot change this many entries"):
         train.train(job(base, plain, TEXT, sparse(entries=10**9)), tmp_path / "out")
     train.train(job(base, plain, TEXT, sparse()), tmp_path / "en")
     wanted = job(base, labelled, TASK, sparse())
     train.train(wanted, tmp_path / "task")
     evaluated = EvaluateJob(base=base, task=TASK, language="en", rows=wanted.rows)
-    with pytest.raises(AdapterFileError, match="no classification head"):
+    with pytest.raises(AdapterFileError, match="neither the difference nor the base has a classification head"):
         evaluation.evaluate(evaluated, [tmp_path / "task", tmp_path / "en"])
     other = evaluated.model_copy(update={"task": Classification(labels=("travel", "food", "sports"))})
     with pytest.raises(IncompatibleAdaptersError, match="labels in another order"):

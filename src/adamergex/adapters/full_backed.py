@@ -1,16 +1,16 @@
-"""Fine-tuning of the weights themselves, all of them (``full``) or a few (``sparse``), kept as differences to the base.
+"""Fine-tuning of the base's parameters, all (``full``) or a few (``sparse``), saved as differences to the base.
 
-The base's parameters are put aside and float32 copies stand in their place until ``detach``: the base is never written.
+Float32 copies replace the base's parameters until ``detach``, so the base is never written.
 
-Sparse: LT-SFT, Ansell et al. 2022 (2110.07560), §3. With θ⁰ the start (the base, and the differences below), train all
-weights to θ¹; choose the K that moved most, |θ¹ − θ⁰| ≥ the K-th largest (entries that tie with it are chosen as well,
-as in the paper's code); go back to θ⁰; train the chosen ones alone to θ². The difference is θ² − θ⁰; a head of the task
-is no part of it, it is trained in both phases and stored whole. In both phases the loss is L + l1 · mean |θ − θ⁰| over
-the N entries that can be chosen.
+Sparse: LT-SFT, Ansell et al. 2022 (2110.07560), §3. From the start θ⁰ (the base plus the differences under it), train
+all parameters to θ¹; choose the K entries that moved most, |θ¹ − θ⁰| ≥ the K-th largest (ties are chosen too, as in the
+paper's code); reset to θ⁰; train only the chosen entries to θ². The difference is θ² − θ⁰. The task's head is not part
+of it: the head trains in both phases and is stored whole. In both phases the loss is L + l1 · mean |θ − θ⁰| over the N
+entries that can be chosen.
 
-The output matrix of a language model is frozen; where it is the embeddings' own tensor it gets a copy of its own first
-(``untie_output``), as in the paper's code, else the K entries are spent on predicting tokens. Wherever a sparse
-difference is added to such a model, the output matrix stays the base's too.
+The output matrix of a language model is frozen. If it is tied to the embeddings, it is untied first (``untie_output``),
+as in the paper's code; otherwise the K entries would be spent on predicting tokens. When a sparse difference is added
+to such a model, the output matrix stays the base's too.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from safetensors import safe_open
 
 from adamergex.adapters.bottleneck.language_part import in_language_part
 from adamergex.adapters.heads import draw, head_modules, head_parameters
-from adamergex.adapters.own_parameters import is_a_norm, named, part_output, put_aside
-from adamergex.adapters.saving import save_tensors, write_adapter
+from adamergex.adapters.own_parameters import is_any_norm, named, put_aside, separate_output
+from adamergex.adapters.saving import save_tensors, write_adapter_tensors
 from adamergex.adapters.sparse import (
-    PEER,
+    SFT_FILE,
     TENSORS,
     SparseDifference,
     SparseTensor,
@@ -58,62 +58,63 @@ _TASK_TYPES = {
 }  # fmt: skip
 
 
-class InWeights:
-    """A model whose own weights are trained, or to which differences were added."""
+class TunedModel:
+    """A model whose own parameters train, or to which differences were added."""
 
     def __init__(self, model: PreTrainedModel, structure: Structure | None, new_modules: tuple[str, ...]) -> None:
         self.model, self.structure, self.new_modules = model, structure, new_modules
         self._head = set(head_parameters(model, new_modules))
         self._base = named(model)
         self._aside = put_aside(model)
-        self._own = named(model)
+        self._parameters = named(model)
         self._head_modules: tuple[str, ...] = ()
         self._new_head: dict[str, torch.Tensor] = {}  # name -> where it starts
         self._start: dict[str, torch.Tensor] = {}
         self._chosen: dict[str, torch.Tensor] = {}
         self._count = 0
-        self.parted = False  # whether the output matrix was the embeddings' and is now one of its own
+        self.output_untied = False  # whether the output matrix was tied to the embeddings and now is not
 
     def add(self, path: Path, *, lower: bool) -> SparseDifference:
-        """θ ← θ + δ; whole tensors take the place of the model's. Of a ``lower`` difference, what belongs to a head is
-        left out: this model has another one. Raises: AdapterFileError, IncompatibleAdaptersError."""
-        found = read_difference(path)
+        """Add a saved difference, θ ← θ + δ, and copy its whole tensors. The head of a ``lower`` difference is skipped:
+        this model has its own. Raises: AdapterFileError, IncompatibleAdaptersError."""
+        difference = read_difference(path)
         if lower:
-            found = SparseDifference(self._of_backbone(found.sparse), self._of_backbone(found.whole))
-        if found.sparse:
-            self.parted |= untie_output(self.model)
-        apply_difference(self.model, found)
-        return found
+            difference = SparseDifference(self._of_backbone(difference.sparse), self._of_backbone(difference.whole))
+        if difference.sparse:
+            self.output_untied |= untie_output(self.model)
+        apply_difference(self.model, difference)
+        return difference
 
     def draw_head(self, heads: Sequence[str], seed: int) -> None:
-        """Name the modules of the head that trains; the new ones among them are drawn from a seed."""
+        """Set the modules of the trained head, and draw the new ones among them from a seed."""
         draw(self.model, [module for module in heads if module in self.new_modules], seed)
         self._head_modules = tuple(heads)
         self.keep_head_start()
 
     def head_modules(self) -> list[torch.nn.Module]:
-        """The modules of the head that trains, in the model's order."""
+        """The modules of the trained head, in the model's order."""
         return [module for name, module in self.model.named_modules() if name in self._head_modules]
 
     def keep_head_start(self) -> None:
-        """What the head holds now is what both phases start from."""
+        """Let both phases start from the head's current values."""
         inside = tuple(f"{module}." for module in self._head_modules)
-        self._new_head = {name: own.detach().clone() for name, own in self._own.items() if name.startswith(inside)}
+        head = {name: tensor for name, tensor in self._parameters.items() if name.startswith(inside)}
+        self._new_head = {name: tensor.detach().clone() for name, tensor in head.items()}
 
     def begin(self) -> None:
-        """Let train what the structure trains, from where the weights stand now.
+        """Unfreeze what the structure trains, from its current values.
 
-        Raises: ConfigError for K; ModelError where the output matrix cannot be frozen."""
+        Raises: ConfigError for an invalid K; ModelError when the output matrix cannot be frozen."""
         if self._sparse:
-            self.parted |= part_output(self.model)
+            self.output_untied |= separate_output(self.model)
         names = self._trained()
-        for name, parameter in self._own.items():
+        for name, parameter in self._parameters.items():
             parameter.requires_grad_(name in names)
         if self._sparse:
-            self._start = {name: self._own[name].detach().clone() for name in self._entries()}
+            self._start = {name: self._parameters[name].detach().clone() for name in self._entries()}
             for name in self._start:
-                self._own[name].register_post_accumulate_grad_hook(self._guard(name))  # type: ignore[no-untyped-call]
-            self._count = self._wanted()
+                self._parameters[name].register_post_accumulate_grad_hook(self._guard(name))  # type: ignore[no-untyped-call]
+            self._count = self._entries_to_change()
 
     @property
     def chooses(self) -> bool:
@@ -121,25 +122,25 @@ class InWeights:
         return self._sparse
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The parameters that train, by their names in the model."""
-        return {name: self._own[name] for name in self._trained()}
+        """The trained parameters by their names in the model."""
+        return {name: self._parameters[name] for name in self._trained()}
 
     @property
     def moving(self) -> int:
-        """How many numbers the training changes."""
-        whole = sum(self._own[name].numel() for name in self._trained() - self._start.keys())
+        """The number of entries that training changes."""
+        whole = sum(self._parameters[name].numel() for name in self._trained() - self._start.keys())
         return whole + sum(int(mask.sum()) for mask in self._chosen.values())
 
     @torch.no_grad()
     def choose(self) -> None:
-        """Choose the K entries that moved most, and put every trained weight back to where it started."""
-        moved = {name: (self._own[name] - start).abs_() for name, start in self._start.items()}
+        """Choose the K entries that moved most, and reset every trained parameter to its start."""
+        moved = {name: (self._parameters[name] - start).abs_() for name, start in self._start.items()}
         self._chosen = most_moved(moved, self._count)
         for name, start in (self._start | self._new_head).items():
-            self._own[name].copy_(start)
+            self._parameters[name].copy_(start)
 
     def write_choice(self, path: Path, about: Mapping[str, Json]) -> None:
-        """Keep the choice, and what the first phase came to, for a run that is stopped in the second."""
+        """Save the choice and the first phase's results, so that a run stopped in the second phase can resume."""
         partial = path.with_suffix(".partial")
         save_tensors(
             {name: mask.cpu() for name, mask in self._chosen.items()},
@@ -149,63 +150,62 @@ class InWeights:
         partial.replace(path)
 
     def read_choice(self, path: Path) -> dict[str, Json]:
-        """Take a choice that was kept; what the first phase came to."""
+        """Load a saved choice; returns the first phase's results."""
         with safe_open(path, "pt") as file:
             self._chosen = {name: file.get_tensor(name).to(start.device) for name, start in self._start.items()}
             about: dict[str, Json] = json.loads(file.metadata()["about"])
         return about
 
     def start_sha256(self) -> str:
-        """SHA-256 of names and shapes of what trains: every difference starts at zero."""
-        shapes = {name: list(self._own[name].shape) for name in sorted(self._trained())}
+        """SHA-256 of the names and shapes of the trained parameters: every difference starts at zero."""
+        shapes = {name: list(self._parameters[name].shape) for name in sorted(self._trained())}
         return hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What trains, as it stands."""
-        return {name: self._own[name].detach() for name in sorted(self._trained())}
+        """The trained parameters' current values."""
+        return {name: self._parameters[name].detach() for name in sorted(self._trained())}
 
     @torch.no_grad()
     def replace(self, contents: Tensors, *, where: object) -> None:
-        """Overwrite what trains, in place. Raises: AdapterFileError unless just that is there,
+        """Overwrite the trained parameters in place. Raises: AdapterFileError for missing or extra tensors,
         IncompatibleAdaptersError for another shape."""
-        own = self.tensors()
-        require_same(contents, own, where, fix="start without this checkpoint", unlike=IncompatibleAdaptersError)
-        for name, tensor in own.items():
+        current = self.tensors()
+        require_same(contents, current, where, fix="start without this checkpoint", unlike=IncompatibleAdaptersError)
+        for name, tensor in current.items():
             tensor.copy_(contents[name])
 
     def write_tensors(self, directory: Path) -> None:
-        """Write what trains, for a checkpoint."""
-        write_adapter(directory, self.tensors())
+        """Write the trained parameters, for a checkpoint."""
+        write_adapter_tensors(directory, self.tensors())
 
     def difference(self) -> SparseDifference:
-        """What the training changed. Full: every tensor that is not the base's, whole, since base + (θ − base) is not
-        bitwise θ. Sparse: θ − θ⁰ at the chosen entries; the task's head whole."""
+        """What training changed. Full: every changed tensor, whole, because base + (θ − base) is not bitwise θ.
+        Sparse: θ − θ⁰ at the chosen entries, and the task's head whole."""
         if not self._sparse:
             return SparseDifference({}, {
-                name: own.detach() for name, own in self._own.items()
-                if name in self._new_head or not torch.equal(own, self._base[name].float())
+                name: tensor.detach() for name, tensor in self._parameters.items()
+                if name in self._new_head or not torch.equal(tensor, self._base[name].float())
             })  # fmt: skip
         sparse = {}
         for name, mask in self._chosen.items():
             indices = mask.view(-1).nonzero().view(-1)
             if len(indices):
-                change = (self._own[name].detach() - self._start[name]).view(-1)[indices]
+                change = (self._parameters[name].detach() - self._start[name]).view(-1)[indices]
                 sparse[name] = SparseTensor(tuple(mask.shape), indices, change)
-        return SparseDifference(sparse, {name: self._own[name].detach() for name in sorted(self._new_head)})
+        return SparseDifference(sparse, {name: self._parameters[name].detach() for name in sorted(self._new_head)})
 
     def save(self, directory: Path, lineage: Lineage) -> None:
-        """Write sparse_difference.safetensors, lineage.json and the card into a directory that is there.
+        """Write sparse_difference.safetensors, lineage.json and the card into an existing directory.
 
-        Raises: AdapterFileError when a weight is not finite.
+        Raises: AdapterFileError when a value is not finite.
         """
-        found = self.difference()
-        values = {**{name: entry.values for name, entry in found.sparse.items()}, **found.whole}
-        for name, tensor in values.items():
+        difference = self.difference()
+        for name, tensor in difference.values().items():
             if not torch.isfinite(tensor).all():
                 raise AdapterFileError(
-                    "the training left a weight that is not a number", where=name, fix="lower the learning rate"
+                    "training left a value that is not finite", where=name, fix="lower the learning rate"
                 )
-        write_file(directory, found)
+        write_file(directory, difference)
         task_type = _TASK_TYPES.get(type(self.model).__name__.partition("For")[2])
         if task_type is None and self.model.can_generate():
             task_type = "SEQ_2_SEQ_LM" if self.model.config.is_encoder_decoder else "CAUSAL_LM"
@@ -215,7 +215,7 @@ class InWeights:
         """The model with its own parameters again, in evaluation mode."""
         for module, name, parameter in self._aside:
             module._parameters[name] = parameter
-        self._own, self._start, self._chosen, self._new_head = {}, {}, {}, {}  # hooks hold on to this object
+        self._parameters, self._start, self._chosen, self._new_head = {}, {}, {}, {}  # hooks hold on to this object
         self.model.train(False)
         return self.model
 
@@ -224,45 +224,50 @@ class InWeights:
         return isinstance(self.structure, Sparse)
 
     def _trained(self) -> set[str]:
-        ours = in_language_part(self.model)
-        return {*self._entries(), *self._new_head} if self._sparse else {name for name in self._own if ours(name)}
+        if self._sparse:
+            return {*self._entries(), *self._new_head}
+        return set(filter(in_language_part(self.model), self._parameters))
 
     def _entries(self) -> list[str]:
-        """The parameters of which entries can be chosen: the backbone's, not those of the output layer, and of layer
-        norms only where the structure says so."""
+        """The parameters whose entries can be chosen: the backbone's without the output layer, and without layer norms
+        if the structure freezes them."""
         assert isinstance(self.structure, Sparse)
         outputs = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        left = {id(parameter) for parameter in outputs.parameters()} if outputs is not None else set()
+        frozen = {id(parameter) for parameter in outputs.parameters()} if outputs is not None else set()
         if self.structure.freeze_norms:
-            norms = filter(is_a_norm, self.model.modules())
-            left |= {id(parameter) for norm in norms for parameter in norm.parameters()}
-        taken = self._head | self._new_head.keys()
-        ours = in_language_part(self.model)
-        return [name for name, own in self._own.items() if name not in taken and id(own) not in left and ours(name)]
+            norms = filter(is_any_norm, self.model.modules())
+            frozen |= {id(parameter) for norm in norms for parameter in norm.parameters()}
+        head = self._head | self._new_head.keys()
+        is_language = in_language_part(self.model)
+        return [
+            name
+            for name, parameter in self._parameters.items()
+            if name not in head and id(parameter) not in frozen and is_language(name)
+        ]
 
-    def _wanted(self) -> int:
+    def _entries_to_change(self) -> int:
         assert isinstance(self.structure, Sparse)
-        wanted, there = self.structure.entries, sum(tensor.numel() for tensor in self._start.values())
-        count = int(wanted * there) if wanted < 1 else int(wanted)
-        if not 1 <= count <= there:
+        wanted, available = self.structure.entries, sum(tensor.numel() for tensor in self._start.values())
+        count = int(wanted * available) if wanted < 1 else int(wanted)
+        if not 1 <= count <= available:
             raise ConfigError(
-                "a sparse fine-tuning cannot change so many weights",
+                "a sparse fine-tuning cannot change this many entries",
                 where="structure.entries",
                 found=wanted,
-                expected=f"1 to {there}, or a share of them below 1",
+                expected=f"1 to {available}, or a share of them below 1",
                 fix="correct entries",
             )
         return count
 
     def _guard(self, name: str) -> Callable[[torch.Tensor], None]:
-        """After every backward pass: the penalty's gradient is added, and entries that are not chosen get 0."""
+        """A hook that adds the penalty's gradient after a backward pass and zeroes the entries that are not chosen."""
         assert isinstance(self.structure, Sparse)
-        pull = self.structure.l1 / sum(tensor.numel() for tensor in self._start.values())
+        penalty = self.structure.l1 / sum(tensor.numel() for tensor in self._start.values())
 
         def guard(parameter: torch.Tensor) -> None:
             assert parameter.grad is not None
-            if pull:
-                parameter.grad.add_(torch.sign(parameter.detach() - self._start[name]), alpha=pull)
+            if penalty:
+                parameter.grad.add_(torch.sign(parameter.detach() - self._start[name]), alpha=penalty)
             if self._chosen:
                 parameter.grad.masked_fill_(~self._chosen[name], 0.0)
 
@@ -270,19 +275,19 @@ class InWeights:
 
     def _of_backbone(self, contents: Mapping[str, Any]) -> dict[str, Any]:
         prefix = f"{self.model.base_model_prefix}."
-        absent = {name for name in contents if name not in self._own and not name.startswith(prefix)}
+        absent = {name for name in contents if name not in self._parameters and not name.startswith(prefix)}
         return {name: item for name, item in contents.items() if name not in absent | self._new_head.keys()}
 
 
 def attach(
     model: PreTrainedModel, structure: Structure, base_adapters: Sequence[str | Path], new: NewAdapter
-) -> InWeights:
-    """Let the weights of a model train, from the base plus the differences of ``base_adapters``, in float32.
+) -> TunedModel:
+    """Train the model's own parameters in float32, from the base plus the differences of ``base_adapters``.
 
     Raises: ModelError, AdapterFileError, IncompatibleAdaptersError, ConfigError.
     """
     heads = head_modules(model, new.new_modules) if new.task_head else []
-    tuned = InWeights(model, structure, new.new_modules)
+    tuned = TunedModel(model, structure, new.new_modules)
     try:
         tuned.draw_head(heads, new.seed)
         for path in base_adapters:
@@ -295,24 +300,24 @@ def attach(
 
 
 def modules(model: PreTrainedModel, structure: Structure) -> list[str]:
-    """None: the weights themselves train."""
+    """No modules: the base's own parameters train."""
     return []
 
 
-def load(model: PreTrainedModel, directories: Sequence[Path], *, new_modules: tuple[str, ...] = ()) -> InWeights:
-    """Add saved differences to a model, in order; the last brings its head.
+def load(model: PreTrainedModel, directories: Sequence[Path], *, new_modules: tuple[str, ...] = ()) -> TunedModel:
+    """Add saved differences to a model, in order; the last one provides the head.
 
-    ``new_modules``: modules that the base lacks, so that the last difference must bring them.
+    ``new_modules``: modules that the base lacks, so the last difference must contain them.
     Raises: AdapterFileError for unreadable files or no head, IncompatibleAdaptersError.
     """
     *base_adapters, top = directories
-    tuned = InWeights(model, None, new_modules)
+    tuned = TunedModel(model, None, new_modules)
     try:
         tuned.draw_head(new_modules, 0)
         for path in base_adapters:
             tuned.add(path, lower=True)
-        found = tuned.add(top, lower=False)
-        _require_head(model, found, new_modules, top)
+        difference = tuned.add(top, lower=False)
+        _require_head(model, difference, new_modules, top)
     except BaseException:
         tuned.detach()
         raise
@@ -322,16 +327,18 @@ def load(model: PreTrainedModel, directories: Sequence[Path], *, new_modules: tu
 
 def holds_difference(directory: Path) -> bool:
     """Whether a directory holds a full or sparse fine-tuning."""
-    return any((Path(directory) / name).is_file() for name in (TENSORS, PEER))
+    return any((Path(directory) / name).is_file() for name in (TENSORS, SFT_FILE))
 
 
-def _require_head(model: PreTrainedModel, found: SparseDifference, new_modules: Sequence[str], where: Path) -> None:
-    """A head that the base lacks must be there."""
+def _require_head(
+    model: PreTrainedModel, difference: SparseDifference, new_modules: Sequence[str], where: Path
+) -> None:
+    """Require the head that the base lacks."""
     inside = tuple(f"{module}." for module in new_modules)
-    absent = [name for name, _ in model.named_parameters() if name.startswith(inside) and name not in found.whole]
+    absent = [name for name, _ in model.named_parameters() if name.startswith(inside) and name not in difference.whole]
     if new_modules and absent:
         raise AdapterFileError(
-            "the difference has no classification head, and the base has none either",
+            "neither the difference nor the base has a classification head",
             where=where,
             found=f"nothing for {absent[0]}",
             expected="a difference trained on a task with labels",

@@ -1,5 +1,6 @@
-"""Before anything is trained or scored: an adapter acts on what its model computes, seen in forward passes of a few
-tokens. What a library ignores in silence, or puts in the wrong place, is refused by name.
+"""Checks before training or scoring that an adapter changes what its model computes, by forward passes of a few tokens.
+
+An adapter that a library ignores silently, or puts in the wrong place, is refused by name.
 """
 
 from __future__ import annotations
@@ -16,38 +17,38 @@ from adamergex.errors import ModelError
 _LENGTH = 4
 
 
-def require_effect(model: nn.Module, parameters: Iterable[nn.Parameter], what: str) -> None:
-    """Raises: ModelError: other values of an adapter's parameters do not change what the model gives.
+def require_effect(model: nn.Module, parameters: Iterable[nn.Parameter], name: str) -> None:
+    """Raises: ModelError when changing the adapter's parameters does not change the model's output.
 
-    The parameters are moved by N(0, 1) and put back, bit by bit.
+    N(0, 1) noise is added to the parameters; afterwards they have their original bits.
     """
     changed = list(parameters)
     if _without_weights(model) or not changed:
         return
-    with probing(model), answering(model, f"a forward pass with this {what} fails"):
-        before, kept = _given(model), [parameter.detach().clone() for parameter in changed]
+    with probing(model), raising_model_error(model, f"a forward pass with this {name} fails"):
+        before, originals = _output(model), [parameter.detach().clone() for parameter in changed]
         generator = torch.Generator().manual_seed(0)
         for parameter in changed:
             noise = torch.empty(parameter.shape).normal_(generator=generator)
             parameter.data.add_(noise.to(parameter.device, parameter.dtype))
         try:
-            after = _given(model)
+            after = _output(model)
         finally:
-            for parameter, values in zip(changed, kept, strict=True):
+            for parameter, values in zip(changed, originals, strict=True):
                 parameter.data.copy_(values)
     if torch.equal(before, after):
         raise ModelError(
-            f"this {what} changes nothing that the model computes",
+            f"this {name} does not change what the model computes",
             where=type(model).__name__,
-            found="the same output whatever the adapter's values are",
-            expected="an adapter in modules that text passes through",
+            found="the same output for other values of the adapter",
+            expected="an adapter in modules that process the text",
             fix="choose other modules, or another structure",
         )
 
 
 @contextmanager
-def answering(model: nn.Module, problem: str) -> Iterator[None]:
-    """Raises: ModelError with ``problem``, and with what the model itself says against being called."""
+def raising_model_error(model: nn.Module, problem: str) -> Iterator[None]:
+    """Turn an error of the model's forward pass into a ModelError with ``problem``."""
     try:
         yield
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -62,7 +63,7 @@ def answering(model: nn.Module, problem: str) -> Iterator[None]:
 
 @contextmanager
 def probing(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradients, and with the generators as they were afterwards."""
+    """Evaluation mode without gradients; random generators and training modes are restored afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -84,16 +85,16 @@ def probe(model: Any, ids: torch.Tensor, **extra: Any) -> Any:
 
 
 def tokens(model: Any, count: int, start: int = 0) -> torch.Tensor:
-    """[1, count]: ordinary tokens, from the middle of the vocabulary on."""
-    weight = model.get_input_embeddings().weight
-    third = max(len(weight) // 3, 1)
-    chosen = third + (torch.arange(start, start + count) * 5) % max(min(third, len(weight) - third), 1)
-    return chosen[None].to(weight.device)
+    """[1, count]: ordinary tokens, from the middle third of the vocabulary."""
+    embeddings = model.get_input_embeddings().weight
+    third = max(len(embeddings) // 3, 1)
+    ids = third + (torch.arange(start, start + count) * 5) % max(min(third, len(embeddings) - third), 1)
+    return ids[None].to(embeddings.device)
 
 
-def _given(model: Any) -> torch.Tensor:
-    found: torch.Tensor = probe(model, tokens(model, _LENGTH))[0]
-    return found.float()
+def _output(model: Any) -> torch.Tensor:
+    output: torch.Tensor = probe(model, tokens(model, _LENGTH))[0]
+    return output.float()
 
 
 def _without_weights(model: Any) -> bool:

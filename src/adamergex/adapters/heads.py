@@ -1,8 +1,8 @@
-"""Prediction heads that travel with an adapter: what stands outside the backbone, between a model and files."""
+"""Prediction heads that belong to an adapter: the modules outside the backbone, in a model and in files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def head_modules(model: PreTrainedModel, new_modules: tuple[str, ...]) -> list[str]:
-    """What stands outside the backbone and has weights (classifier, score, …), and new modules inside it."""
+    """The modules with parameters outside the backbone (classifier, score, …), and the new modules inside it."""
     outside = {
         name
         for name, module in model.named_children()
@@ -34,7 +34,7 @@ def head_modules(model: PreTrainedModel, new_modules: tuple[str, ...]) -> list[s
 
 
 def redraw(head: torch.nn.Module, model: PreTrainedModel) -> None:
-    """Draw a new head from the global generator, as wide as the model draws its own weights."""
+    """Initialise a head from the global generator, with the standard deviation of the model's own initialisation."""
     deviation = getattr(model.config, "initializer_range", 0.02)
     for module in head.modules():
         if isinstance(module, torch.nn.Linear):
@@ -44,7 +44,7 @@ def redraw(head: torch.nn.Module, model: PreTrainedModel) -> None:
 
 
 def draw(model: PreTrainedModel, new: Iterable[str], seed: int) -> None:
-    """Draw the named new modules of a model from a seed."""
+    """Initialise the named new modules of a model from a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name in new:
@@ -52,10 +52,10 @@ def draw(model: PreTrainedModel, new: Iterable[str], seed: int) -> None:
 
 
 def head_of(model: PreTrainedModel, name: str, new_modules: tuple[str, ...] = ()) -> HeadFiles:
-    """The model's head as AdapterHub stores it for transformers' own classes; and ``new_modules`` inside the backbone
+    """The model's head as AdapterHub stores it for transformers' classes, with the ``new_modules`` inside the backbone
     (BERT's pooler), which AdapterHub does not store.
 
-    Raises: ModelError when the model has none.
+    Raises: ModelError when the model has no head.
     """
     tensors = {key: tensor.detach().cpu() for key, tensor in head_parameters(model, new_modules).items()}
     if not tensors:
@@ -81,10 +81,8 @@ def load_head(
     *,
     label: bool = True,
 ) -> None:
-    """Copy a stored head, and with ``label`` its labels, into the model's own; a flexible head's layers go by their
-    order. Raises: IncompatibleAdaptersError when the two heads do not have the same tensors, or do not compute the
-    same.
-    """
+    """Copy a stored head, and with ``label`` its labels, into the model's; the layers of a flexible head are matched by
+    order. Raises: IncompatibleAdaptersError when the heads differ in tensors or in what they compute."""
     kinds = [str(name or "").partition("For")[2] for name in (head.config.get("model_class"), type(model).__name__)]
     if kinds[0] and kinds[0] != kinds[1]:
         raise IncompatibleAdaptersError(
@@ -94,53 +92,55 @@ def load_head(
             expected=type(model).__name__,
             fix=f"load the model as {head.config.get('model_class')}",
         )
-    own = head_parameters(model, new_modules)
-    found = _renamed(head.tensors, own)
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    if shapes != {name: tuple(parameter.shape) for name, parameter in own.items()}:
+    parameters = head_parameters(model, new_modules)
+    stored = _renamed(head.tensors, parameters)
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    if shapes != {name: tuple(parameter.shape) for name, parameter in parameters.items()}:
         raise IncompatibleAdaptersError(
-            "the stored head is not one for this model",
+            "the stored head does not fit this model",
             where=where,
             found=", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in head.tensors.items()),
-            expected=", ".join(f"{name} {tuple(parameter.shape)}" for name, parameter in own.items()) or "no head",
+            expected=", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in parameters.items()) or "no head",
             fix=f"load the model as {head.config.get('model_class')}, with as many labels as the head has",
         )
-    before = {name: parameter.detach().clone() for name, parameter in own.items()}
-    _copy(own, found)
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    _copy(parameters, stored)
     try:
-        flexible_heads.require_same(model, head, where)
+        flexible_heads.require_same_output(model, head, where)
     except BaseException:
-        _copy(own, before)
+        _copy(parameters, before)
         raise
     if label:
         _label(model, head.config)
 
 
 @torch.no_grad()
-def _copy(own: Mapping[str, torch.nn.Parameter], found: Mapping[str, torch.Tensor]) -> None:
-    for name, parameter in own.items():
-        parameter.copy_(found[name])
+def _copy(parameters: Mapping[str, torch.nn.Parameter], tensors: Mapping[str, torch.Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
 
 
 def head_parameters(model: PreTrainedModel, new_modules: tuple[str, ...] = ()) -> dict[str, torch.nn.Parameter]:
-    """Parameters outside the backbone and the adapters, and of the ``new_modules`` modules inside it; those tied to the
-    embeddings are the backbone's."""
-    inside = {id(parameter) for parameter in model.base_model.parameters()} if model.base_model is not model else set()
+    """The parameters outside the backbone and the adapters, and those of ``new_modules`` inside it; parameters tied to
+    the embeddings belong to the backbone."""
+    if model.base_model is model:
+        return {}
+    inside = {id(parameter) for parameter in model.base_model.parameters()}
     inside -= {id(parameter) for module in new_modules for parameter in model.get_submodule(module).parameters()}
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if id(parameter) not in inside and not name.startswith("adapter_stack.") and model.base_model is not model
+        if id(parameter) not in inside and not name.startswith("adapter_stack.")
     }
 
 
-def _renamed(tensors: Mapping[str, torch.Tensor], own: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
-    if set(own) <= set(tensors):  # a masked-LM head also stores its tied projection
-        return {name: tensors[name] for name in own}
+def _renamed(tensors: Mapping[str, torch.Tensor], names: Collection[str]) -> dict[str, torch.Tensor]:
+    if set(names) <= set(tensors):  # a masked-LM head also stores its tied projection
+        return {name: tensors[name] for name in names}
     layers = flexible_heads.in_order(tensors)
-    if layers is None or len(layers) != len(own):
+    if layers is None or len(layers) != len(names):
         return dict(tensors)
-    return {name: tensor for name, (_, _, tensor) in zip(own, layers, strict=True)}
+    return {name: tensor for name, (_, _, tensor) in zip(names, layers, strict=True)}
 
 
 def _label(model: PreTrainedModel, config: Mapping[str, Any]) -> None:

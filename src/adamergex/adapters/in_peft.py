@@ -1,7 +1,7 @@
-"""LoRA, (IA)³ and prefixes as ``loaded_adapter`` works with them.
+"""LoRA, (IA)³ and prefixes behind the interface of ``loaded_adapter``.
 
-A structure of another package that PEFT has can be put on a model here too: ``InPeft(peft_backed.put(...))``, with the
-same ``load``, ``place`` and ``modules``.
+Another package's structure can use any adapter of PEFT the same way: ``InPeft(peft_backed.put(...))``, with the same
+``load``, ``place`` and ``modules``.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def attach(
 
 
 def load(model: PreTrainedModel, directories: Sequence[Path], *, new_modules: tuple[str, ...] = ()) -> InPeft:
-    """Put a saved adapter, the only one, on a model. Raises: AdapterFileError, ModelError."""
+    """Put one saved adapter on a model. Raises: AdapterFileError, ModelError."""
     return InPeft(peft_backed.load(model, directories[0], new_modules=new_modules))
 
 
@@ -80,13 +80,13 @@ def place(
     where: object,
     new_modules: tuple[str, ...] = (),
 ) -> InPeft:
-    """Put an adapter that is in memory on a model. Raises: AdapterFileError, ModelError."""
+    """Put an adapter from memory on a model. Raises: AdapterFileError, ModelError."""
     return InPeft(peft_backed.place(model, config, contents, where=where, new_modules=new_modules))
 
 
 def modules(model: PreTrainedModel, structure: Structure) -> list[str]:
-    """The names of the adapter's modules; none of a prefix. Raises: ModelError: the model takes no such adapter."""
+    """The names of the adapter's modules; none for a prefix. Raises: ModelError if the model takes no such adapter."""
     if isinstance(structure, OnProjections):
         return target_modules(model, structure)
-    prefix.site(model)
+    prefix.cache_module(model)
     return []

@@ -1,4 +1,4 @@
-"""The classes of a stored head, in the order of its numbers: one place that holds them against the model's."""
+"""The labels of a stored head, in the order of their numbers, compared with the model's."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ _WITH_CLASSES = ("SequenceClassification", "TokenClassification")
 
 
 def require_labels(model: PreTrainedModel, directory: Path) -> None:
-    """A head whose classes stand in another order would predict the wrong ones, at the same accuracy or a worse one.
+    """Require the labels of a saved head in the model's order: in another order it would predict wrong labels.
 
-    Holds for every structure: labels come from ``head_config.json``, else from the lineage. Names that transformers
-    made up (LABEL_0), and names of which the model has none, say nothing of an order.
-    Raises: IncompatibleAdaptersError: a label that both have stands at another number, or one has more labels.
+    Applies to every structure: labels come from ``head_config.json``, otherwise from the lineage. Names that
+    transformers generated (LABEL_0), and names that the model does not have, do not show an order.
+    Raises: IncompatibleAdaptersError when a shared label has another number, or one side has more labels.
     """
     if not type(model).__name__.endswith(_WITH_CLASSES):
         return
-    own = [str(label) for _, label in sorted((model.config.id2label or {}).items())]
+    labels = [str(label) for _, label in sorted((model.config.id2label or {}).items())]
     stored = stored_labels(directory)
-    if stored == own or not {label for label in stored if not _UNNAMED.fullmatch(label)} & set(own):
+    if stored == labels or not {label for label in stored if not _UNNAMED.fullmatch(label)} & set(labels):
         return
     raise IncompatibleAdaptersError(
         "the adapter's head has the labels in another order"
-        if sorted(stored) == sorted(own)
+        if sorted(stored) == sorted(labels)
         else "the adapter's head has other labels",
         where=directory,
         found=", ".join(stored),
-        expected=", ".join(own),
+        expected=", ".join(labels),
         fix="name the labels in the adapter's order",
     )
 
 
 def stored_labels(directory: Path) -> list[str]:
-    """The labels of the head in a directory, by number; none where nothing tells. Raises: AdapterFileError."""
+    """The labels of the head in a directory, by number; empty when unknown. Raises: AdapterFileError."""
     path = directory / HEAD_CONFIG
     if path.is_file():
         config = read_json(path)
         nested = config.get("config")
-        found = config.get("label2id") or (nested.get("label2id") if isinstance(nested, Mapping) else None)
-        if found:
-            return _numbered(found, path)
+        label2id = config.get("label2id") or (nested.get("label2id") if isinstance(nested, Mapping) else None)
+        if label2id:
+            return _numbered(label2id, path)
     lineage = read_lineage(directory)
     task: Mapping[str, Any] = (lineage.task if lineage else None) or {}
     types = task.get("types")
@@ -60,14 +60,14 @@ def stored_labels(directory: Path) -> list[str]:
     return list(map(str, labels)) if isinstance(labels, list) else tags
 
 
-def _numbered(found: Any, where: Path) -> list[str]:
-    numbers = list(found.values()) if isinstance(found, Mapping) else []
-    if not numbers or not all(isinstance(one, int) and not isinstance(one, bool) for one in numbers):
+def _numbered(label2id: Any, where: Path) -> list[str]:
+    numbers = list(label2id.values()) if isinstance(label2id, Mapping) else []
+    if not numbers or not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
         raise AdapterFileError(
             "the head's labels have no numbers",
             where=f"{where}: label2id",
-            found=f"{str(found)[:80]}",
+            found=f"{str(label2id)[:80]}",
             expected="label -> number",
             fix="correct label2id, or remove it",
         )
-    return [str(label) for label in sorted(found, key=found.__getitem__)]
+    return [str(label) for label in sorted(label2id, key=label2id.__getitem__)]

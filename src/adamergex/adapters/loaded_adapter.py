@@ -1,4 +1,4 @@
-"""An adapter on a model, whatever its structure: what training, evaluation and the search of λ work through."""
+"""An adapter of any structure on a model: the interface for training, evaluation and the search of λ."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from adamergex.errors import ConfigError, IncompatibleAdaptersError
 from adamergex.files import tensor_files
 from adamergex.files.directory import read_config
 from adamergex.files.inputs import Json
-from adamergex.files.registry import named_in_code
-from adamergex.structures import held, kind_named
+from adamergex.files.registry import import_path
+from adamergex.structures import kind_named, kind_of_config
 from adamergex.structures.kind import StructureKind
 
 if TYPE_CHECKING:
@@ -31,43 +31,43 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class LoadedAdapter(Protocol):
-    """An adapter on a model. Its head, where it has one, goes with it."""
+    """An adapter on a model, with its head if it has one."""
 
     @property
     def model(self) -> nn.Module:
-        """What is called and trained: the base with the adapter in it."""
+        """The base with the adapter in it, to call and train."""
 
     def start_sha256(self) -> str:
-        """SHA-256 of the adapter's tensors as they stand, heads left out; before training: of its start."""
+        """SHA-256 of the adapter's current tensors without heads; before training, of its start."""
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """The adapter's parameters by their names in its file, heads left out."""
+        """The adapter's parameters without heads, by their names in its file."""
 
     def replace(self, contents: Tensors, *, where: object) -> None:
-        """Overwrite all tensors in place; as ``read_tensors`` gives them."""
+        """Overwrite all tensors in place with those of ``read_tensors``."""
 
     def write_tensors(self, directory: Path) -> None:
         """Write the tensors alone, for a checkpoint."""
 
     def save(self, directory: Path, lineage: Lineage) -> None:
-        """Write the whole adapter into a directory that is there."""
+        """Write the whole adapter into an existing directory."""
 
     def detach(self) -> object:
-        """Give the model back as it was."""
+        """Restore and return the model."""
 
 
-class Trained(LoadedAdapter, Protocol):
-    """A new adapter whose head, where it has one, may start from something else than it was drawn as."""
+class TrainableAdapter(LoadedAdapter, Protocol):
+    """A new adapter, whose head may start from other values than the drawn ones."""
 
     def head_modules(self) -> Sequence[nn.Module]:
-        """The modules of the head that train with the adapter, those nearest to the labels last."""
+        """The modules of the head that train with the adapter, the one nearest to the labels last."""
 
     def keep_head_start(self) -> None:
-        """What the head holds now is what it starts from, in every phase of the training."""
+        """Let every phase of training start from the head's current values."""
 
 
 class NewAdapter(NamedTuple):
-    """What a new adapter begins with. ``task_head``: what stands outside the backbone trains too, and the
+    """The start of a new adapter. With ``task_head`` the modules outside the backbone train too, and the
     ``new_modules`` inside it, which are drawn from ``seed``."""
 
     task_head: bool
@@ -77,17 +77,17 @@ class NewAdapter(NamedTuple):
 
 
 class Backend(Protocol):
-    """What the ``module`` of a structure holds."""
+    """The functions in the ``module`` of a structure."""
 
     def attach(
         self, model: PreTrainedModel, structure: Structure, base_adapters: Sequence[str | Path], new: NewAdapter
-    ) -> Trained:
-        """A new adapter that trains. ``base_adapters``: frozen ones under it; empty unless it ``stands_on_others``."""
+    ) -> TrainableAdapter:
+        """A new adapter to train, on the frozen ``base_adapters``; empty unless the structure is ``stackable``."""
 
     def load(
         self, model: PreTrainedModel, directories: Sequence[Path], *, new_modules: tuple[str, ...]
     ) -> LoadedAdapter:
-        """A saved adapter, or a stack of them where it ``stands_on_others``."""
+        """A saved adapter, or a stack of them if the structure is ``stackable``."""
 
     def place(
         self,
@@ -98,17 +98,17 @@ class Backend(Protocol):
         where: object,
         new_modules: tuple[str, ...],
     ) -> LoadedAdapter:
-        """An adapter that is in memory, for a search of λ."""
+        """An adapter from memory, for a search of λ."""
 
     def modules(self, model: PreTrainedModel, structure: Structure) -> list[str]:
-        """The names of the modules that it will have on a model (its weights may be missing); none where it is whole.
-        Raises: ModelError: the model takes no such adapter."""
+        """The modules that the adapter will have on a model (possibly without tensors); empty if it has none.
+        Raises: ModelError when the model takes no such adapter."""
 
 
 def backend(kind: StructureKind) -> Backend:
     """The module that puts a structure on a model."""
-    found: Backend = named_in_code(kind.module)
-    return found
+    module: Backend = import_path(kind.module)
+    return module
 
 
 def attach(
@@ -120,8 +120,8 @@ def attach(
     base_sha256: str,
     seed: int = 0,
     new_modules: tuple[str, ...] = (),
-) -> Trained:
-    """Put a new, trainable adapter on a model, or let its weights train; see ``attach`` of ``in_peft``,
+) -> TrainableAdapter:
+    """Put a new, trainable adapter on a model, or train its own parameters; see ``attach`` of ``in_peft``,
     ``bottleneck_backed`` and ``full_backed``.
 
     Raises: ModelError, AdapterFileError, ConfigError, IncompatibleAdaptersError.
@@ -131,16 +131,16 @@ def attach(
 
 
 def load(model: PreTrainedModel, directories: Sequence[Path], *, new_modules: tuple[str, ...] = ()) -> LoadedAdapter:
-    """Put a saved adapter, or a stack of them, the first lowest, on a model; differences are added to its weights.
+    """Put a saved adapter, or a stack of them, lowest first, on a model; differences are added to its parameters.
 
-    Raises: AdapterFileError, IncompatibleAdaptersError (labels in another order, too), ModelError; ConfigError for no
-    directory.
+    Raises: AdapterFileError, IncompatibleAdaptersError (also for labels in another order), ModelError; ConfigError
+    without a directory.
     """
     if not directories:
         raise ConfigError("a stack needs at least one adapter", where="adapter", fix="name its directory")
     require_labels(model, Path(directories[-1]))
     kinds = [_kind_in(path) for path in directories]
-    alone = [path for path, kind in zip(directories, kinds, strict=True) if not kind.stands_on_others]
+    alone = [path for path, kind in zip(directories, kinds, strict=True) if not kind.stackable]
     if alone and len(directories) > 1:
         raise IncompatibleAdaptersError(
             "this adapter cannot be part of a stack",
@@ -159,8 +159,8 @@ def _kind_in(directory: str | Path) -> StructureKind:
 
 
 def _kind(config: Mapping[str, Json]) -> StructureKind:
-    """Of a PEFT type that is no structure here PEFT says what it lacks; of another config AdapterHub's reader."""
-    return held(config) or kind_named("lora" if "peft_type" in config else "bottleneck")
+    """Unknown PEFT types go to PEFT, and unknown other configs to AdapterHub's reader, for their error messages."""
+    return kind_of_config(config) or kind_named("lora" if "peft_type" in config else "bottleneck")
 
 
 def place(
@@ -171,13 +171,13 @@ def place(
     where: object,
     new_modules: tuple[str, ...] = (),
 ) -> LoadedAdapter:
-    """Put an adapter that is in memory on a model: ``config`` as in adapter_config.json, ``contents`` as
-    ``read_tensors`` gives them. Raises: AdapterFileError, IncompatibleAdaptersError."""
+    """Put an adapter from memory on a model: ``config`` as in adapter_config.json, ``contents`` as from
+    ``read_tensors``. Raises: AdapterFileError, IncompatibleAdaptersError."""
     return backend(_kind(config)).place(model, config, contents, where=where, new_modules=new_modules)
 
 
 def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
-    """All tensors of one of our adapter directories, or of a checkpoint; a head in a file of its own is among them.
+    """All tensors of one of our adapter directories or of a checkpoint, with those of a separate head file.
 
     Raises: AdapterFileError when a file cannot be read.
     """

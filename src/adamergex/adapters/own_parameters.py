@@ -1,4 +1,4 @@
-"""A model's own parameters, where they train themselves: named once, put aside, the output matrix parted from them."""
+"""A model's own parameters, when they train: named once, replaced by copies, the output matrix untied from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Named = dict[str, nn.Parameter]
 
 
 def named(model: PreTrainedModel) -> Named:
-    """Every parameter once; of a tied one's names the backbone's, which is the same under any head."""
+    """Every parameter once; a tied one by its name in the backbone, which is the same under any head."""
     names: dict[int, str] = {}
     prefix = f"{model.base_model_prefix}."
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -29,7 +29,7 @@ def named(model: PreTrainedModel) -> Named:
 
 
 def put_aside(model: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    """Put a float32 copy in the place of every parameter (tied ones stay tied); where each one was."""
+    """Replace every parameter by a float32 copy (tied ones stay tied); returns (module, name, original)."""
     copies: dict[int, nn.Parameter] = {}
     aside = []
     for module in model.modules():
@@ -43,8 +43,8 @@ def put_aside(model: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
     return aside
 
 
-def part_output(model: PreTrainedModel) -> bool:
-    """Part the output matrix from the embeddings; whether it was tied to them.
+def separate_output(model: PreTrainedModel) -> bool:
+    """Untie the output matrix from the embeddings; returns whether it was tied.
 
     Raises: ModelError for a model that predicts tokens with the embeddings themselves, not through a layer."""
     tied = untie_output(model)
@@ -61,7 +61,7 @@ def part_output(model: PreTrainedModel) -> bool:
     return tied
 
 
-def is_a_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm of whatever width: of hidden states, of narrower embeddings, of a head's queries."""
+def is_any_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm of any width: of hidden states, of narrower embeddings, of a head's queries."""
     weight = module._parameters.get("weight")
     return weight is not None and is_norm(module, weight.numel())

@@ -1,8 +1,8 @@
-"""LoRA, (IA)³ and prefixes on a model, through PEFT: the only place that imports it.
+"""LoRA, (IA)³ and prefixes on a model, through PEFT: the only module that imports it.
 
-Two laws live here. *Same start*: every adapter of one base and one shape begins from identical tensors, whatever head
-the model carries, so that A[R,g] - A[R,s] is a difference of what was learned (2402.18913, §3). *Strict files*: a
-missing or unexpected tensor is an error, where PEFT warns and goes on with a partly random adapter.
+Two rules hold here. *Same start*: every adapter of one base and one shape starts from identical tensors under any head,
+so that A[R,g] - A[R,s] is a difference of what was learned (2402.18913, §3). *Strict files*: a missing or unexpected
+tensor is an error, where PEFT warns and continues with a partly random adapter.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 Adapted: TypeAlias = PeftModel
 _PREFIX = "base_model.model."
 Draw = Callable[[str, torch.Tensor, torch.Generator], torch.Tensor]
-"""(name, parameter, generator) -> what the parameter starts as."""
+"""(name, parameter, generator) -> the parameter's initial values."""
 
 
 def attach(
@@ -63,10 +63,10 @@ def attach(
     """Put a new, trainable adapter on a model; everything else is frozen.
 
     LoRA: A [r, in] ~ U(-1/√in, 1/√in), from a generator seeded by SHA-256(base, kind, r, module name inside the
-    backbone); B [out, r] = 0. (IA)³: l = 1. Prefix: P [n, 2·layers·width] ~ N(0, 1), seeded alike. With ``task_head``
-    the modules outside the backbone, and ``new_modules`` inside it, train too; they are drawn from
+    backbone); B [out, r] = 0. (IA)³: l = 1. Prefix: P [n, 2·layers·width] ~ N(0, 1), seeded in the same way. With
+    ``task_head`` the modules outside the backbone, and ``new_modules`` inside it, train too; they are drawn from
     ``seed``.
-    Raises: ModelError when the structure's modules are not in the model, or it takes no prefix.
+    Raises: ModelError when the model lacks the structure's modules, or takes no prefix.
     """
     config = _config(model, structure, head_modules(model, new_modules) if task_head else None)
     size = structure.context or getattr(structure, "rank", 0)
@@ -87,7 +87,7 @@ def put(
     """Put a new, trainable adapter of any PEFT config on a model; ``draw`` fills its tensors, from a generator seeded
     by SHA-256(``identity``, name inside the backbone).
 
-    Raises: ModelError when the model takes no such adapter, or nothing changes with it."""
+    Raises: ModelError when the model takes no such adapter, or the adapter does not change its output."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         wrapped = _wrap(model, config)
@@ -97,8 +97,8 @@ def put(
     _same_start(wrapped, identity, draw)
     try:
         if isinstance(wrapped, _Prefixed):
-            wrapped.require_right()
-        require_effect(_alone(wrapped), parameters(wrapped).values(), f"{kind_of(wrapped)} adapter")
+            wrapped.require_same_output()
+        require_effect(_base_model(wrapped), parameters(wrapped).values(), f"{kind_of(wrapped)} adapter")
     except BaseException:
         detach(wrapped)
         raise
@@ -107,36 +107,36 @@ def put(
 
 def _config(model: PreTrainedModel, structure: Structure, heads: list[str] | None) -> PeftConfig:
     if isinstance(structure, Prefix):
-        tokens = structure.virtual_tokens
-        return PrefixTuningConfig(num_virtual_tokens=tokens, **prefix.shape(model)._asdict(), modules_to_save=heads)
+        shape = prefix.model_shape(model)._asdict()
+        return PrefixTuningConfig(num_virtual_tokens=structure.virtual_tokens, **shape, modules_to_save=heads)
     assert isinstance(structure, Lora | Ia3)  # the other structures of this module
-    aims = targets(model, structure)
+    sites = targets(model, structure)
     if isinstance(structure, Ia3):
-        return IA3Config(target_modules=aims.modules, feedforward_modules=aims.feedforward, modules_to_save=heads)
+        return IA3Config(target_modules=sites.modules, feedforward_modules=sites.feedforward, modules_to_save=heads)
     return LoraConfig(
         r=structure.rank,
         lora_alpha=structure.alpha,  # type: ignore[arg-type]  # PEFT only divides by the rank
         lora_dropout=structure.dropout,
-        target_modules=aims.modules,
+        target_modules=sites.modules,
         modules_to_save=heads,
     )
 
 
 class _Prefixed(PeftModel):
-    """PEFT's model, whose prefix enters through our own hook."""
+    """PEFT's model, with the prefix inserted by our own hook."""
 
     handle: RemovableHandle
 
     def __init__(self, model: PreTrainedModel, config: PeftConfig) -> None:
         prefix.require_no_checkpointing(model)
-        prefix.site(model)
+        prefix.cache_module(model)
         super().__init__(model, config)
         self.handle = prefix.insert(model, virtual_tokens(self), self.get_prompt)
 
-    def require_right(self) -> None:
-        """Raises: ModelError: the prefix does not do in this model what it says."""
+    def require_same_output(self) -> None:
+        """Raises: ModelError when the prefix does not act like the tokens whose keys and values it holds."""
         encoder: Any = self.prompt_encoder["default"]
-        prefix.require_right(_alone(self), encoder.embedding.weight)
+        prefix.require_same_output(_base_model(self), encoder.embedding.weight)
 
 
 def _wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
@@ -153,39 +153,39 @@ def kind_of(wrapped: PeftModel) -> str:
 
 
 def virtual_tokens(model: nn.Module) -> int:
-    """How many positions of its context a prefix takes from the text; 0 without one."""
+    """The number of context positions that a prefix takes; 0 without a prefix."""
     config: Any = model.peft_config["default"] if isinstance(model, PeftModel) else None
     return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
 
 
 def start_sha256(wrapped: PeftModel) -> str:
-    """SHA-256 over names (inside the backbone) and bytes of the adapter's tensors as they stand, heads left out.
+    """SHA-256 over names (inside the backbone) and bytes of the adapter's current tensors, without heads.
 
-    Taken before training it is the same for every adapter of one base, structure and choice of modules.
+    Before training it is the same for every adapter of one base, structure and choice of modules.
     """
     return saving.tensors_sha256(_adapter_tensors(wrapped))
 
 
 def detach(wrapped: PeftModel) -> PreTrainedModel:
-    """The model as it was before ``attach`` or ``load``, its own heads included, in evaluation mode."""
-    # Heads first: PEFT's unload would leave the trained copies in the model, and fails on them under (IA)³.
+    """Restore the model of before ``attach`` or ``load``, with its own heads, in evaluation mode."""
+    # Heads first: PEFT's unload leaves the trained copies in the model, and fails on them under (IA)³.
     for name, wrapper in list(_head_wrappers(wrapped)):
-        _alone(wrapped).set_submodule(name, wrapper.original_module)
+        _base_model(wrapped).set_submodule(name, wrapper.original_module)
     if isinstance(wrapped, _Prefixed):
         wrapped.handle.remove()
-        alone = _alone(wrapped)
+        alone = _base_model(wrapped)
         alone.train(False)
         return alone
     return wrapped.unload().eval()  # type: ignore[no-any-return]
 
 
 def tensors(wrapped: PeftModel) -> dict[str, torch.Tensor]:
-    """The adapter's tensors under the names that its file gives them, heads included."""
+    """The adapter's tensors with heads, by their names in its file."""
     return dict(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
 
 
 def parameters(wrapped: PeftModel) -> dict[str, nn.Parameter]:
-    """The adapter's parameters, heads left out, under the names that its file gives them (of a prefix: the model's)."""
+    """The adapter's parameters without heads, by their names in its file (for a prefix, in the model)."""
     mark = "prompt_encoder." if isinstance(wrapped, _Prefixed) else f".{wrapped.base_model.prefix}"
     return {name.replace(".default", ""): parameter for name, parameter in wrapped.named_parameters() if mark in name}
 
@@ -193,14 +193,14 @@ def parameters(wrapped: PeftModel) -> dict[str, nn.Parameter]:
 def save(wrapped: PeftModel, directory: Path, lineage: Lineage) -> None:
     """Write adapter_config.json, adapter_model.safetensors, lineage.json and the card: equal adapters, equal bytes."""
     write_tensors(wrapped, directory)
-    config = peft_settings.written(wrapped.peft_config["default"], _alone(wrapped), str(lineage.base["name"]))
+    config = peft_settings.config_json(wrapped.peft_config["default"], _base_model(wrapped), str(lineage.base["name"]))
     (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     card.write_beside(directory, lineage, task_type=config["task_type"])
 
 
 def write_tensors(wrapped: PeftModel, directory: Path) -> None:
     """Write adapter_model.safetensors alone."""
-    saving.write_adapter(directory, tensors(wrapped))
+    saving.write_adapter_tensors(directory, tensors(wrapped))
 
 
 def load(
@@ -208,7 +208,7 @@ def load(
 ) -> PeftModel:
     """Put a saved adapter on a model.
 
-    ``new_modules``: modules that the base lacks (``models.Loaded.new_modules``), so that the adapter must bring them.
+    ``new_modules``: modules that the base lacks (``loading.Loaded.new_modules``), so the adapter must contain them.
     Raises: AdapterFileError for unreadable files, a missing, unexpected or differently shaped tensor, or no head.
     """
     config, contents = read_config(Path(directory)), tensor_files.read_directory(Path(directory))
@@ -224,14 +224,14 @@ def place(
     trainable: bool = False,
     new_modules: tuple[str, ...] = (),
 ) -> PeftModel:
-    """Put an adapter that is in memory on a model: ``config`` as in adapter_config.json, ``contents`` as in its file.
+    """Put an adapter from memory on a model: ``config`` as in adapter_config.json, ``contents`` as in its file.
 
     Raises: AdapterFileError, as ``load`` does; ``where`` names the adapter in the message.
     """
     absent = [head for head in new_modules if not any(f".{head}." in name for name in contents)]
     if absent:
         raise AdapterFileError(
-            "the adapter has no head, and the base has none either",
+            "neither the adapter nor the base has a head",
             where=where,
             found=f"nothing for {', '.join(absent)}",
             expected="an adapter trained on a task with labels, or merged from one",
@@ -239,24 +239,24 @@ def place(
         )
     settings = peft_settings.resolved(config, contents, [name for name, _ in model.named_modules()], where)
     settings |= {"inference_mode": not trainable}
-    fitting = prefix.shape(model) if config.get("peft_type") == "PREFIX_TUNING" else None
+    shape = prefix.model_shape(model) if config.get("peft_type") == "PREFIX_TUNING" else None
     try:
         with torch.random.fork_rng(devices=[]):
             wrapped = _wrap(model, PeftConfig.from_peft_type(**settings))  # type: ignore[no-untyped-call]
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError, ImportError) as error:
         raise AdapterFileError(
-            "PEFT does not accept this adapter for this model",
+            "PEFT rejects this adapter for this model",
             where=where,
             found=next(iter(str(error).splitlines()), type(error).__name__),
             expected=f"an adapter made for {type(model).__name__}",
             fix="check that adapter and base belong together",
         ) from error
     try:
-        if fitting is not None:
-            prefix.require_fitting(model, fitting, wrapped.peft_config["default"], where)
+        if shape is not None:
+            prefix.require_fitting(model, shape, wrapped.peft_config["default"], where)
         replace(wrapped, contents, where=where)
         if isinstance(wrapped, _Prefixed):
-            wrapped.require_right()
+            wrapped.require_same_output()
     except (AdapterFileError, ModelError):
         detach(wrapped)
         raise
@@ -270,28 +270,27 @@ def combined(method: str, tensors: list[torch.Tensor], weights: list[float], den
 
 
 def replace(wrapped: PeftModel, contents: Mapping[str, torch.Tensor], *, where: object = "adapter") -> None:
-    """Overwrite the adapter's tensors in place. Raises: AdapterFileError unless names and shapes are the same."""
-    fix = "use the base, and the kind of head, that the adapter was trained with"
+    """Overwrite the adapter's tensors in place. Raises: AdapterFileError for other names or shapes."""
+    fix = "use the base and the kind of head that the adapter was trained with"
     tensor_files.require_same(contents, tensors(wrapped), where, fix=fix)
     tensor_files.require_finite(contents, where)
     set_peft_model_state_dict(wrapped, dict(contents))
 
 
-def _alone(wrapped: PeftModel) -> PreTrainedModel:
+def _base_model(wrapped: PeftModel) -> PreTrainedModel:
     return cast("PreTrainedModel", wrapped.get_base_model())
 
 
 def _head_wrappers(wrapped: PeftModel) -> Iterator[tuple[str, ModulesToSaveWrapper]]:
-    for name, module in _alone(wrapped).named_modules():
+    for name, module in _base_model(wrapped).named_modules():
         if isinstance(module, ModulesToSaveWrapper):
             yield name, module
 
 
 def _adapter_tensors(wrapped: PeftModel) -> dict[str, torch.Tensor]:
     """Adapter parameters by their name inside the backbone: the same under any head."""
-    backbone = f"{_alone(wrapped).base_model_prefix}."
-    found = parameters(wrapped).items()
-    return {name.removeprefix(_PREFIX).removeprefix(backbone): parameter for name, parameter in found}
+    backbone, by_name = f"{_base_model(wrapped).base_model_prefix}.", parameters(wrapped).items()
+    return {name.removeprefix(_PREFIX).removeprefix(backbone): parameter for name, parameter in by_name}
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
-"""An adapter's config as PEFT is given it: every module by its full name, ranks as the tensors have them.
+"""An adapter's config in the form that PEFT receives: every module by its full name, ranks as in the tensors.
 
-PEFT runs the expressions of a config through ``re``, without a limit of time, and allocates what a config says before
-it sees the tensors. So both are settled here: expressions by ``structures.targets``, sizes by the tensors.
+PEFT matches the regular expressions of a config without a time limit, and allocates the sizes of a config before it
+reads the tensors. So expressions are resolved here by ``structures.targets``, and sizes by the tensors.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-# How a start is drawn or computed, which a saved adapter does not need; some name libraries or data.
+# Initialisation settings, which a saved adapter does not need; some name libraries or data.
 _STARTS = ("loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config", "megatron_core")
 
 
 def resolved(
     config: Mapping[str, Any], contents: Mapping[str, torch.Tensor], modules: Sequence[str], where: object
 ) -> dict[str, Any]:
-    """Arguments of ``PeftConfig.from_peft_type``; ``modules``: the names of the model's.
+    """Arguments of ``PeftConfig.from_peft_type``; ``modules``: the model's module names.
 
-    Raises: AdapterFileError for fields that are not what they should be, expressions that take too long, or ranks and
-        sizes that are not the tensors'.
+    Raises: AdapterFileError for fields of the wrong type, expressions that take too long, or ranks and sizes that
+        differ from the tensors'.
     """
     checked = adapter_config.checked(config, where)
     settings = {name: value for name, value in checked.items() if name not in _STARTS}
@@ -54,26 +54,26 @@ def resolved(
 
 
 def _ranked(settings: Mapping[str, Any], contents: Mapping[str, torch.Tensor], where: object) -> dict[str, Any]:
-    """r, lora_alpha and patterns that give each module its own; the commonest need no pattern."""
-    ranks, found = Ranks(settings, where), {}
+    """r and lora_alpha of most modules, and patterns for the others."""
+    ranks, by_module = Ranks(settings, where), {}
     for name, tensor in contents.items():
         module, role = LORA.split(name)
         if module is None or role != "lora_A":
             continue
-        found[module] = ranks(module)
+        by_module[module] = ranks(module)
         if tensor.ndim:
-            require_rank(found[module][0], {role: tuple(tensor.shape)}, f"{where}: {module}")
-    if not found:
+            require_rank(by_module[module][0], {role: tuple(tensor.shape)}, f"{where}: {module}")
+    if not by_module:
         return {}
-    values = list(found.values())
+    values = list(by_module.values())
     rank, alpha = max(sorted(set(values)), key=values.count)
-    # Whole names before endings of them: PEFT takes the first pattern that matches.
-    ordered = sorted(found, key=lambda module: (-len(module), module))
+    # Longer names first: PEFT takes the first pattern that matches, also at the end of a name.
+    ordered = sorted(by_module, key=lambda module: (-len(module), module))
     return {
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {re.escape(name): found[name][0] for name in ordered if found[name][0] != rank},
-        "alpha_pattern": {re.escape(name): found[name][1] for name in ordered if found[name][1] != alpha},
+        "rank_pattern": {re.escape(name): by_module[name][0] for name in ordered if by_module[name][0] != rank},
+        "alpha_pattern": {re.escape(name): by_module[name][1] for name in ordered if by_module[name][1] != alpha},
     }
 
 
@@ -82,7 +82,7 @@ def _require_size(settings: Mapping[str, Any], contents: Mapping[str, torch.Tens
     tensor = contents.get(prefix.PROMPT)
     if tensor is not None and tuple(tensor.shape) != (shape.num_virtual_tokens, shape.columns):
         raise AdapterFileError(
-            "the prefix is not what the config says",
+            "the prefix does not have the shape in the config",
             where=where,
             found=tuple(tensor.shape),
             expected=(shape.num_virtual_tokens, shape.columns),
@@ -90,8 +90,8 @@ def _require_size(settings: Mapping[str, Any], contents: Mapping[str, torch.Tens
         )
 
 
-def written(config: Any, model: PreTrainedModel, base: str) -> dict[str, Any]:
-    """``adapter_config.json`` for a config of PEFT, of an adapter on a model."""
+def config_json(config: Any, model: PreTrainedModel, base: str) -> dict[str, Any]:
+    """The contents of ``adapter_config.json`` for a PEFT config of an adapter on a model."""
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     task = _head_type(model) if config.modules_to_save else "CAUSAL_LM" if model.can_generate() else None
     if getattr(model.config, "is_encoder_decoder", False) and task:
@@ -102,7 +102,7 @@ def written(config: Any, model: PreTrainedModel, base: str) -> dict[str, Any]:
 
 
 def _head_type(model: PreTrainedModel) -> str | None:
-    """PEFT's name of a head's kind; it has none for multiple choice."""
+    """PEFT's task type of a head; None for multiple choice."""
     ends = {"TokenClassification": "TOKEN_CLS", "QuestionAnswering": "QUESTION_ANS", "MultipleChoice": None}
     name = type(model).__name__
     return next((kind for end, kind in ends.items() if name.endswith(end)), "SEQ_CLS")

@@ -1,4 +1,4 @@
-"""What trains is float32 whatever the base's dtype: in bfloat16 most steps of AdamW are smaller than the last bit."""
+"""Trained parameters are float32 for any dtype of the base: in bfloat16 most AdamW steps are below the last bit."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def in_float32(module: nn.Module) -> RemovableHandle | None:
-    """Make the parameters of lower precision float32, and let the module take inputs of the base's dtype.
+    """Convert parameters of lower precision to float32, and inputs of the base's dtype too.
 
-    Its output is float32 then. The handle stops the conversion of inputs; None where nothing had to be changed.
+    The module's output is float32 then. The handle stops the conversion of inputs; None if all parameters were float32.
     """
-    low = [one for one in module.parameters() if one.is_floating_point() and one.element_size() < 4]
+    low = [tensor for tensor in module.parameters() if tensor.is_floating_point() and tensor.element_size() < 4]
     if not low:
         return None
     for parameter in low:

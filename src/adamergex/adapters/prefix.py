@@ -1,7 +1,7 @@
-"""A prefix on a model of any family: its shape, and how its keys and values get into every forward pass.
+"""A prefix on a model of any family: its shape, and how its keys and values enter every forward pass.
 
-PEFT's wrappers put a prefix into one task's class each, drop position ids, and fail on masked-LM references. Here one
-hook where keys and values are taken does it for every head; the numbers are PEFT's own.
+PEFT's wrappers support a prefix in one class per task, drop position ids, and fail on masked-LM references. Here one
+hook on the module that takes keys and values works under every head, with the numbers of PEFT.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache
 
-from adamergex.adapters.guards import answering, probe, probing, tokens
+from adamergex.adapters.guards import probe, probing, raising_model_error, tokens
 from adamergex.errors import AdapterFileError, ModelError
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _REFUSED = "this architecture takes no prefix"
 
 
-class Shape(NamedTuple):
-    """What PEFT is told of the model; its own guess of the width is hidden size, wrong where heads · d_kv differ."""
+class ModelShape(NamedTuple):
+    """The model's shape for PEFT, whose own guess of the width, the hidden size, is wrong where heads · d_kv differ."""
 
     num_layers: int
     num_attention_heads: int
@@ -35,19 +35,19 @@ class Shape(NamedTuple):
     num_transformer_submodules: int
 
 
-def shape(model: PreTrainedModel) -> Shape:
-    """Layers, key-value heads and width of the keys of the stack that reads the prefix: of an encoder-decoder the
-    decoder's (as PEFT does; 2 submodules are its name for that). Of a model that decodes, those of its own cache.
+def model_shape(model: PreTrainedModel) -> ModelShape:
+    """Layers, key-value heads and key width of the stack that reads the prefix: the decoder's of an encoder-decoder, as
+    in PEFT, which calls this 2 submodules. Models that generate give the shape of their own cache.
 
     Raises: ModelError when the model takes no keys and values from outside.
     """
     config: Any = model.config
-    site(model)
+    cache_module(model)
     if model.can_generate() and not any(parameter.is_meta for parameter in model.parameters()):
-        with probing(model), answering(model, _REFUSED):
+        with probing(model), raising_model_error(model, _REFUSED):
             keys = [keys for keys, _ in _cached(model, tokens(model, 2))]
         _, heads, _, width = keys[0].shape
-        return Shape(len(keys), heads, heads * width, 2 if config.is_encoder_decoder else 1)
+        return ModelShape(len(keys), heads, heads * width, 2 if config.is_encoder_decoder else 1)
     text = config.get_text_config()
     both = bool(config.is_encoder_decoder)
     names = ("num_decoder_layers", "decoder_layers") if both else ()
@@ -56,55 +56,55 @@ def shape(model: PreTrainedModel) -> Shape:
     queries = queries or text.num_attention_heads
     heads = getattr(text, "num_key_value_heads", None) or queries
     head = getattr(text, "d_kv", None) or getattr(text, "head_dim", None) or text.hidden_size // queries
-    return Shape(int(layers), int(heads), int(heads * head), 2 if both else 1)
+    return ModelShape(int(layers), int(heads), int(heads * head), 2 if both else 1)
 
 
-def require_right(model: PreTrainedModel, prompt: nn.Parameter) -> None:
-    """Of a model that decodes: a prefix that holds the keys and values of tokens must do what these tokens do.
+def require_same_output(model: PreTrainedModel, prompt: nn.Parameter) -> None:
+    """Require of a model that generates that a prefix with the keys and values of tokens acts like these tokens.
 
-    ``prompt`` [n, 2·layers·width] is the prefix that the model's hook reads; it is put back, bit by bit.
-    Raises: ModelError: the prefix enters at the wrong place, or not at all.
+    ``prompt`` [n, 2·layers·width] is the prefix that the model's hook reads; its bits are restored.
+    Raises: ModelError when the prefix enters at the wrong place, or not at all.
     """
     if not model.can_generate() or any(parameter.is_meta for parameter in model.parameters()):
         return
     before, after = tokens(model, len(prompt)), tokens(model, 4, start=len(prompt))
-    kept = prompt.detach().clone()
-    with probing(model), answering(model, _REFUSED):
-        with _bare(model):
-            wanted = probe(model, torch.cat([before, after], 1)).logits[0, len(prompt) :].float()
+    original = prompt.detach().clone()
+    with probing(model), raising_model_error(model, _REFUSED):
+        with _without_prefix(model):
+            expected = probe(model, torch.cat([before, after], 1)).logits[0, len(prompt) :].float()
             pairs = _cached(model, before)
             if model.config.is_encoder_decoder:  # PEFT lays out such prefixes for cross-attention too
                 with insert(model, len(prompt), lambda _: _decoder_cache(pairs)):
-                    found = probe(model, after).logits[0].float()
+                    logits = probe(model, after).logits[0].float()
         if not model.config.is_encoder_decoder:
             try:
                 prompt.data.copy_(torch.cat([part[0].transpose(0, 1).flatten(1) for pair in pairs for part in pair], 1))
-                found = probe(model, after).logits[0].float()
+                logits = probe(model, after).logits[0].float()
             finally:
-                prompt.data.copy_(kept)
-    # Rounding in the base's dtype, against how far logits lie apart.
+                prompt.data.copy_(original)
+    # Rounding in the base's dtype, relative to the spread of the logits.
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.15
-    off, apart = float((found - wanted).square().mean().sqrt()), float(wanted.std())
-    if torch.isfinite(wanted).all() and off > tolerance * max(apart, 1e-6):
-        raise _no_prefix(model, f"logits that are off by {off:.3g}, where they are {apart:.3g} apart")
+    error, deviation = float((logits - expected).square().mean().sqrt()), float(expected.std())
+    if torch.isfinite(expected).all() and error > tolerance * max(deviation, 1e-6):
+        raise _no_prefix(model, f"logits with an error of {error:.3g}, at a standard deviation of {deviation:.3g}")
 
 
 @contextmanager
-def _bare(model: PreTrainedModel) -> Iterator[None]:
-    """Without the prefix's hook for a while."""
-    hooks, options = site(model)._forward_pre_hooks, site(model)._forward_pre_hooks_with_kwargs
-    kept = {key: hook for key, hook in hooks.items() if getattr(hook, "is_prefix", False)}
-    for key in kept:
+def _without_prefix(model: PreTrainedModel) -> Iterator[None]:
+    """Remove the prefix's hook for a while."""
+    hooks, options = cache_module(model)._forward_pre_hooks, cache_module(model)._forward_pre_hooks_with_kwargs
+    removed = {key: hook for key, hook in hooks.items() if getattr(hook, "is_prefix", False)}
+    for key in removed:
         del hooks[key]
     try:
         yield
     finally:
-        hooks.update(kept)
-        options.update(dict.fromkeys(kept, True))
+        hooks.update(removed)
+        options.update(dict.fromkeys(removed, True))
 
 
 def _cached(model: PreTrainedModel, ids: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(keys, values) [1, heads, n, width] of every layer that has read ``ids``; all must be of one shape."""
+    """(keys, values) [1, heads, n, width] of every layer for ``ids``; all must have one shape."""
     cache = probe(model, ids, use_cache=True).past_key_values
     cache = getattr(cache, "self_attention_cache", cache)
     pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in getattr(cache, "layers", ())]
@@ -131,36 +131,36 @@ def _no_prefix(model: PreTrainedModel, found: str) -> ModelError:
     )
 
 
-def require_fitting(model: PreTrainedModel, fitting: Shape, config: Any, where: object) -> None:
-    """Raises: AdapterFileError for a prefix of another model's layers or heads, which only the forward pass would show.
+def require_fitting(model: PreTrainedModel, shape: ModelShape, config: Any, where: object) -> None:
+    """Raises: AdapterFileError for a prefix of a model with other layers or heads, which PEFT would not notice.
 
-    ``config``: PEFT's. With grouped queries PEFT itself sets heads and width to the model's; the tensor then tells."""
-    wanted = fitting._asdict()
+    ``config``: PEFT's. With grouped queries PEFT sets heads and width to the model's; the tensor's shape shows them."""
+    expected = shape._asdict()
     if getattr(model.config.get_text_config(), "num_key_value_heads", None):
-        wanted = {name: wanted[name] for name in ("num_layers", "num_transformer_submodules")}
-    found = {name: getattr(config, name) for name in wanted}
-    if found != wanted:
+        expected = {name: expected[name] for name in ("num_layers", "num_transformer_submodules")}
+    stored = {name: getattr(config, name) for name in expected}
+    if stored != expected:
         raise AdapterFileError(
-            "the prefix is not one for this model",
+            "the prefix does not fit this model",
             where=where,
-            found=found,
-            expected=wanted,
+            found=stored,
+            expected=expected,
             fix="use the base that the adapter was trained with",
         )
 
 
-def site(model: PreTrainedModel) -> nn.Module:
-    """The module whose call takes ``past_key_values``: the backbone (of OPT its decoder, which is what its language
-    model calls), or an encoder-decoder as a whole."""
+def cache_module(model: PreTrainedModel) -> nn.Module:
+    """The module whose forward pass takes ``past_key_values``: the backbone (OPT's decoder, which its language model
+    calls), or a whole encoder-decoder."""
     if model.config.is_encoder_decoder:
-        found: nn.Module = model
+        module: nn.Module = model
     else:
         backbone = getattr(model, model.base_model_prefix, model)
         inner = getattr(backbone, "decoder", None)
-        found = inner if isinstance(inner, nn.Module) and _takes_cache(inner) else backbone
-    if not _takes_cache(found):
+        module = inner if isinstance(inner, nn.Module) and _takes_cache(inner) else backbone
+    if not _takes_cache(module):
         raise _no_prefix(model, "a forward pass without past_key_values")
-    return found
+    return module
 
 
 def _takes_cache(module: nn.Module) -> bool:
@@ -168,7 +168,7 @@ def _takes_cache(module: nn.Module) -> bool:
 
 
 def require_no_checkpointing(model: PreTrainedModel) -> None:
-    """Raises: ModelError when gradient checkpointing is on: it would run layers again with keys already appended."""
+    """Raises: ModelError with gradient checkpointing, which would rerun layers with keys already appended."""
     if model.is_gradient_checkpointing:
         raise ModelError(
             "gradient checkpointing does not work with a prefix",
@@ -180,12 +180,12 @@ def require_no_checkpointing(model: PreTrainedModel) -> None:
 
 
 def insert(model: PreTrainedModel, tokens: int, prompt: Callable[[int], Any]) -> RemovableHandle:
-    """Give every forward pass the keys and values of ``tokens`` virtual tokens, until the handle is removed.
+    """Add the keys and values of ``tokens`` virtual tokens to every forward pass, until the handle is removed.
 
-    ``prompt``: batch size -> a cache that holds them. Attention masks grow by ``tokens`` ones on the left and given
-    positions move on by ``tokens``; a cache that goes on from an earlier pass holds the prefix already.
+    ``prompt``: batch size -> a cache that holds them. Attention masks get ``tokens`` ones on the left, and given
+    positions increase by ``tokens``; a cache from an earlier pass already holds the prefix.
     """
-    module = site(model)
+    module = cache_module(model)
     names = list(signature(module.forward).parameters)
     mask_name = "decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask"
 

@@ -1,4 +1,4 @@
-"""Tensors into a safetensors file, with an error of ours where the disk does not take them; their hash and seeds."""
+"""Writes tensors to a safetensors file, with a typed error on failure; hashes of tensors and seeds for them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from adamergex.files.tensor_files import separate
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file of tensors, with PEFT's metadata by default. Raises: AdapterFileError, where it cannot."""
+    """Write a file of tensors, with PEFT's metadata by default. Raises: AdapterFileError on failure."""
     try:
         save_file(dict(tensors), path, metadata=dict(metadata or {"format": "pt"}))
     except SafetensorError as error:
         raise unwritable(path, error) from error
 
 
-def write_adapter(directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """``adapter_model.safetensors``, the directory made where it is not there. Raises: AdapterFileError."""
+def write_adapter_tensors(directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write ``adapter_model.safetensors``, creating the directory if needed. Raises: AdapterFileError."""
     directory.mkdir(parents=True, exist_ok=True)
     save_tensors(separate(tensors), directory / TENSORS)
 
@@ -39,12 +39,12 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def seeded(text: str) -> torch.Generator:
-    """A generator seeded by the SHA-256 of a text: the same numbers whatever was drawn before."""
+    """A generator seeded by the SHA-256 of a text, so that its numbers do not depend on earlier draws."""
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1)
 
 
 def unwritable(path: Path | str, error: Exception) -> AdapterFileError:
-    """What a library says of a file that it cannot write, in our words."""
+    """The typed error for a file that a library cannot write."""
     return AdapterFileError(
         "tensors cannot be written",
         where=path,

@@ -1,4 +1,4 @@
-"""Where adapters go: the attention and feed-forward projections of the known families, found by name and type."""
+"""Which modules adapters change: the attention and feed-forward projections of known families, by name and type."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adamergex.structures.settings import OnProjections
 
 
-class Sites(NamedTuple):
+class Projections(NamedTuple):
     """Patterns of one family's projections, each anchored at its numbered layer so that no head can match."""
 
     query: str
@@ -29,15 +29,15 @@ class Sites(NamedTuple):
     down: str
 
 
-class Targets(NamedTuple):
-    """What PEFT is told. ``feedforward``: those of ``modules`` whose input (not output) an (IA)³ vector scales."""
+class TargetPatterns(NamedTuple):
+    """Module patterns for PEFT. ``feedforward``: those of ``modules`` whose input, not output, (IA)³ scales."""
 
     modules: str
     feedforward: str
 
 
 FAMILIES = {
-    "BERT, RoBERTa, XLM-R, ELECTRA, DeBERTa": Sites(
+    "BERT, RoBERTa, XLM-R, ELECTRA, DeBERTa": Projections(
         r"layer\.\d+\.(?:cross)?attention\.self\.query(?:_proj)?",
         r"layer\.\d+\.(?:cross)?attention\.self\.key(?:_proj)?",
         r"layer\.\d+\.(?:cross)?attention\.self\.value(?:_proj)?",
@@ -45,7 +45,7 @@ FAMILIES = {
         r"layer\.\d+\.intermediate\.dense",
         r"layer\.\d+\.output\.dense",  # not attention.output.dense: that has another parent
     ),
-    "DistilBERT": Sites(
+    "DistilBERT": Projections(
         r"layer\.\d+\.attention\.q_lin",
         r"layer\.\d+\.attention\.k_lin",
         r"layer\.\d+\.attention\.v_lin",
@@ -53,7 +53,7 @@ FAMILIES = {
         r"layer\.\d+\.ffn\.lin1",
         r"layer\.\d+\.ffn\.lin2",
     ),
-    "Llama, Mistral, Qwen, Gemma": Sites(
+    "Llama, Mistral, Qwen, Gemma": Projections(
         r"layers\.\d+\.self_attn\.q_proj",
         r"layers\.\d+\.self_attn\.k_proj",
         r"layers\.\d+\.self_attn\.v_proj",
@@ -61,7 +61,7 @@ FAMILIES = {
         r"layers\.\d+\.mlp\.(?:gate|up)_proj",
         r"layers\.\d+\.mlp\.down_proj",
     ),
-    "T5, mT5": Sites(
+    "T5, mT5": Projections(
         r"block\.\d+\.layer\.\d+\.(?:SelfAttention|EncDecAttention)\.q",
         r"block\.\d+\.layer\.\d+\.(?:SelfAttention|EncDecAttention)\.k",
         r"block\.\d+\.layer\.\d+\.(?:SelfAttention|EncDecAttention)\.v",
@@ -69,7 +69,7 @@ FAMILIES = {
         r"block\.\d+\.layer\.\d+\.DenseReluDense\.wi(?:_[01])?",
         r"block\.\d+\.layer\.\d+\.DenseReluDense\.wo",
     ),
-    "BART, mBART, OPT": Sites(
+    "BART, mBART, OPT": Projections(
         r"layers\.\d+\.(?:self_attn|encoder_attn)\.q_proj",
         r"layers\.\d+\.(?:self_attn|encoder_attn)\.k_proj",
         r"layers\.\d+\.(?:self_attn|encoder_attn)\.v_proj",
@@ -80,37 +80,37 @@ FAMILIES = {
 }
 
 
-def targets(model: nn.Module, structure: OnProjections) -> Targets:
-    """The modules that an adapter of this structure touches.
+def targets(model: nn.Module, structure: OnProjections) -> TargetPatterns:
+    """Patterns of the modules that an adapter of this structure changes.
 
     "paper" is the papers' choice: LoRA on {q, k, v, o} and the feed-forward projections, (IA)³ on {k, v} and the
     feed-forward down-projection; "all-linear" every nn.Linear of the backbone. Another string is a regular expression
-    for whole module names, a tuple holds name endings. Heads and poolers are never touched: they train as they are,
-    and adapters of one base have the same modules under any head.
-    Raises: ModelError when nothing matches, or something that is not nn.Linear.
+    for whole module names, a tuple holds name endings. Heads and poolers never get an adapter: they train as
+    they are, and adapters of one base have the same modules under any head.
+    Raises: ModelError when nothing matches, or a module that is not nn.Linear.
     """
-    ours, kind = in_language_part(model), kind_named(structure.kind)
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and ours(name)]
-    # The output projection tells families apart whose other names agree (Llama's o_proj, BART's out_proj).
-    sites = next((sites for sites in FAMILIES.values() if _matching(linear, (sites.output,))), None)
+    is_language, kind = in_language_part(model), kind_named(structure.kind)
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and is_language(name)]
+    # The output projection distinguishes families whose other names agree (Llama's o_proj, BART's out_proj).
+    family = next((family for family in FAMILIES.values() if _matching(linear, (family.output,))), None)
     if structure.modules != "paper":
         pattern = _custom(model, structure.modules, linear)
-        down = [_anywhere((sites.down,))] if sites else []
+        down = [_anywhere((family.down,))] if family else []
         if kind.scales_inputs:
-            told = _matching(linear, tuple(sites or ()))
+            known = _matching(linear, tuple(family or ()))
             down += _down_projections(
-                model, [name for name in linear if name not in told and re.fullmatch(pattern, name)]
+                model, [name for name in linear if name not in known and re.fullmatch(pattern, name)]
             )
-        return Targets(pattern, "|".join(down) or r"(?!)")
-    if sites is None:
+        return TargetPatterns(pattern, "|".join(down) or r"(?!)")
+    if family is None:
         raise ModelError(
-            "the attention and feed-forward projections of this architecture are not known by name",
+            "the attention and feed-forward projections of this architecture are not known",
             where=type(model).__name__,
             found=f"linear modules ending in {', '.join(_endings(linear))}",
             expected=f"names as in {'; '.join(FAMILIES)}",
             fix="list the name endings under structure.modules",
         )
-    wanted = tuple(getattr(sites, name) for name in kind.trained_on)
+    wanted = tuple(getattr(family, name) for name in kind.trained_on)
     absent = [pattern for pattern in wanted if not _matching(linear, (pattern,))]
     if absent:
         raise ModelError(
@@ -120,37 +120,37 @@ def targets(model: nn.Module, structure: OnProjections) -> Targets:
             expected=f"modules like {', '.join(absent)}",
             fix="list the name endings under structure.modules",
         )
-    return Targets(language_only(model, _anywhere(wanted)), language_only(model, _anywhere((sites.down,))))
+    return TargetPatterns(language_only(model, _anywhere(wanted)), language_only(model, _anywhere((family.down,))))
 
 
 def target_modules(model: nn.Module, structure: OnProjections) -> list[str]:
-    """The names of the modules that an adapter of this structure is in. Raises: ModelError: as ``targets``."""
+    """The names of the modules that an adapter of this structure changes. Raises: as ``targets``."""
     pattern = targets(model, structure).modules
     return [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
 
 
 def _down_projections(model: nn.Module, names: Iterable[str]) -> list[str]:
     """Patterns of the feed-forward's down-projections among linear modules: those of a layer, outside its attention,
-    that give the hidden width and read another.
+    whose output has the hidden width and whose input has another.
 
-    Raises: ModelError for one that reads and gives the hidden width: its shape does not tell it from an up-projection.
+    Raises: ModelError for one with the hidden width on both sides, which may be an up-projection as well.
     """
-    found = set()
+    patterns = set()
     for name in names:
         module, width = model.get_submodule(name), _width(model)
         if not re.search(r"\.\d+\.", name) or _in_attention(model, name) or module.out_features != width:
             continue
         if module.in_features == width:
             raise ModelError(
-                "whether this is the feed-forward's down-projection cannot be told from its shape, and (IA)³ scales "
-                "what such a module reads, of others what they give",
+                "the shape does not show whether this is the feed-forward's down-projection, of which (IA)³ scales the "
+                "input instead of the output",
                 where=f"{type(model).__name__}: {name}",
                 found=f"Linear({width}, {width}) outside attention",
                 expected="a projection inside attention, or one that changes the width",
                 fix="leave it out of structure.modules, or use kind: lora",
             )
-        found.add(_every_layer(name))
-    return sorted(found)
+        patterns.add(_every_layer(name))
+    return sorted(patterns)
 
 
 def _width(model: nn.Module) -> int:
@@ -163,7 +163,7 @@ def _width(model: nn.Module) -> int:
 def _in_attention(model: nn.Module, name: str) -> bool:
     parts = name.split(".")[:-1]
     above = [model.get_submodule(".".join(parts[: end + 1])) for end in range(len(parts))]
-    # An attention's class says so; a layer's, which may say so too, holds more than its attention.
+    # Only the parent's class counts: the class of a whole layer may name its attention too.
     words = [*parts, *(type(module).__name__ for module in above[-1:])]
     return any(mark in word.lower() for word in words for mark in ("attention", "attn"))
 
@@ -206,9 +206,9 @@ def _custom(model: nn.Module, modules: str | tuple[str, ...], linear: list[str])
 
 
 def _backbone_only(model: nn.Module, pattern: str) -> str:
-    """The pattern without what stands outside the backbone (a head), and without poolers, which only some heads have.
+    """The pattern without modules outside the backbone (heads), and without poolers, which only some heads have.
 
-    PEFT would wrap such a module twice: as an adapter's site, and as a part that trains itself.
+    PEFT would wrap such a module twice: for the adapter, and as a module to save.
     """
     backbone = getattr(model, "base_model_prefix", "")
     outside = [name for name, _ in model.named_children() if name != backbone] if hasattr(model, backbone) else []

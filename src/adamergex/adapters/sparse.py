@@ -1,7 +1,7 @@
-"""Sparse differences of composable fine-tuning: its ``pytorch_diff.bin`` and our safetensors, applied and taken off.
+"""Sparse differences of composable fine-tuning: composable-sft's ``pytorch_diff.bin`` and our safetensors.
 
-A difference holds, for some parameters, flat row-major indices and the values to add there, and for others (a task's
-head) whole tensors that replace the model's. Source: Ansell et al. 2022 (2110.07560) §3.
+A difference holds flat row-major indices and the values to add there for some parameters, and whole tensors that
+replace the model's for others (a task's head). Source: Ansell et al. 2022 (2110.07560) §3.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from adamergex.files.outputs import staged_directory
 from adamergex.files.tensor_files import plain_tensors, read_pickle
 from adamergex.files.tensor_header import read_header
 
-PEER, TENSORS = "pytorch_diff.bin", DIFFERENCE
+SFT_FILE, TENSORS = "pytorch_diff.bin", DIFFERENCE
 FORMAT = "adamergex-sparse-difference/1"
 _DTYPES = {
     torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int32: "I32",
     torch.int64: "I64",
 }  # fmt: skip
-# The peer's first index of each tensor is a numpy integer: its scalar, its dtype, and nothing else.
+# In composable-sft's files the first index of each tensor is a numpy integer: allow its scalar and dtype only.
 _NUMPY = (type(np.int64(0)).__reduce__(np.int64(0))[0], np.dtype, np.dtypes.Int64DType)
 
 
 @dataclass(frozen=True, eq=False)
 class SparseTensor:
-    """``values`` (n,) to add at flat row-major ``indices`` (n,), int64 and rising, of a tensor of ``shape``."""
+    """``values`` (n,) to add at flat row-major ``indices`` (n,), int64 and increasing, of a tensor of ``shape``."""
 
     shape: tuple[int, ...]
     indices: torch.Tensor
     values: torch.Tensor
 
     def dense(self) -> torch.Tensor:
-        """The whole difference, zeros elsewhere."""
+        """The difference as a dense tensor."""
         whole = torch.zeros(self.shape, dtype=self.values.dtype)
         whole.view(-1)[self.indices] = self.values
         return whole
@@ -53,17 +53,21 @@ class SparseTensor:
 
 @dataclass(frozen=True, eq=False)
 class SparseDifference:
-    """Parameter name -> what is added to it (``sparse``), or what replaces it (``whole``)."""
+    """Parameter name -> the values to add to it (``sparse``), or the tensor that replaces it (``whole``)."""
 
     sparse: Mapping[str, SparseTensor]
     whole: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
+    def values(self) -> dict[str, torch.Tensor]:
+        """Parameter name -> the values of either."""
+        return {**{name: entry.values for name, entry in self.sparse.items()}, **self.whole}
+
 
 def most_moved(moved: Mapping[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
-    """Which entries are at least as large as the ``count``-th largest of all tensors (float32, not negative): masks.
+    """Masks of the entries that are at least as large as the ``count``-th largest of all (float32, not negative).
 
-    Entries that tie with it are chosen as well; those that are 0 never are. No copy of all entries is made: floats
-    that are not negative stand in the order of their bits, so the bits of the threshold are found one by one.
+    Ties are chosen too, zeros never. No copy of all entries is made: non-negative floats are ordered as their bits, so
+    the threshold is found bit by bit.
     """
     threshold = 0
     for bit in range(30, -1, -1):
@@ -74,31 +78,31 @@ def most_moved(moved: Mapping[str, torch.Tensor], count: int) -> dict[str, torch
 
 
 def read_difference(path: str | Path) -> SparseDifference:
-    """Read a directory, or a file: ours where it is there, else composable-sft's.
+    """Read a directory or a file; in a directory our file takes precedence over composable-sft's.
 
     Raises: AdapterFileError when it is missing, damaged, malicious, not finite, or points outside its tensors.
     """
     path = Path(path)
     if path.is_dir():
-        path = path / TENSORS if (path / TENSORS).is_file() else path / PEER
+        path = path / TENSORS if (path / TENSORS).is_file() else path / SFT_FILE
     if not path.is_file():
-        raise _broken(path, "there is no sparse difference here", "nothing", f"{TENSORS} or {PEER}")
-    found = _read_ours(path) if path.suffix == ".safetensors" else _read_peer(path)
-    for name, entry in found.sparse.items():
+        raise _broken(path, "no sparse difference found", "nothing", f"{TENSORS} or {SFT_FILE}")
+    difference = _read_ours(path) if path.suffix == ".safetensors" else _read_composable_sft(path)
+    for name, entry in difference.sparse.items():
         size, where = int(np.prod(entry.shape)), f"{path}: {name}"
-        rising = bool((entry.indices[1:] > entry.indices[:-1]).all())
-        if entry.indices.shape != entry.values.shape or entry.values.ndim != 1 or not rising:
-            raise _broken(where, "indices and values do not belong together", tuple(entry.indices.shape), "one each")
+        increasing = bool((entry.indices[1:] > entry.indices[:-1]).all())
+        if entry.indices.shape != entry.values.shape or entry.values.ndim != 1 or not increasing:
+            raise _broken(where, "indices and values do not match", tuple(entry.indices.shape), "increasing, one each")
         if len(entry.indices) and not 0 <= int(entry.indices[0]) <= int(entry.indices[-1]) < size:
             raise _broken(where, "an index lies outside its tensor", int(entry.indices[-1]), f"below {size}")
-    for name, tensor in [(key, entry.values) for key, entry in found.sparse.items()] + list(found.whole.items()):
+    for name, tensor in difference.values().items():
         if not torch.isfinite(tensor).all():
             raise _broken(f"{path}: {name}", "a value is not finite", "NaN or infinity", "numbers")
-    return found
+    return difference
 
 
 def write_difference(directory: str | Path, difference: SparseDifference, *, lineage: Lineage | None = None) -> Path:
-    """Write ``sparse_difference.safetensors``, whole or not at all. Raises: AdapterFileError when it is taken."""
+    """Write ``sparse_difference.safetensors``, atomically. Raises: AdapterFileError when it exists."""
     with staged_directory(directory) as stage:
         write_file(stage, difference)
         if lineage:
@@ -107,7 +111,7 @@ def write_difference(directory: str | Path, difference: SparseDifference, *, lin
 
 
 def write_file(directory: Path, difference: SparseDifference) -> None:
-    """``sparse_difference.safetensors`` alone, into a directory that is there; equal differences, equal bytes.
+    """Write ``sparse_difference.safetensors`` into an existing directory; equal differences give equal bytes.
 
     Indices take 4 bytes in tensors of fewer than 2³¹ entries."""
     tensors = {f"whole.{name}": tensor for name, tensor in difference.whole.items()}
@@ -116,7 +120,7 @@ def write_file(directory: Path, difference: SparseDifference) -> None:
         indices = entry.indices.to(torch.int32) if short else entry.indices
         tensors |= {f"indices.{name}": indices, f"values.{name}": entry.values}
     shapes = {name: list(entry.shape) for name, entry in sorted(difference.sparse.items())}
-    # The safetensors library writes metadata in no fixed order, our own writer does.
+    # Our own writer fixes the order of the metadata; the safetensors library does not.
     infos = [TensorInfo(name, _DTYPES[tensor.dtype], tuple(tensor.shape), 0) for name, tensor in tensors.items()]
     about = {"format": FORMAT, "shapes": json.dumps(shapes)}
     writer = SafetensorsWriter(directory / TENSORS, infos, about)
@@ -127,7 +131,7 @@ def write_file(directory: Path, difference: SparseDifference) -> None:
 
 
 def export_difference(directory: str | Path, difference: SparseDifference, *, lineage: Lineage | None = None) -> Path:
-    """Write composable-sft's ``pytorch_diff.bin``. Raises: AdapterFileError when the place is taken."""
+    """Write composable-sft's ``pytorch_diff.bin``. Raises: AdapterFileError when the directory exists."""
     diffs = {}
     for name, entry in difference.sparse.items():
         flat, order = torch.sort(_to_columns(entry.indices, entry.shape))
@@ -135,41 +139,48 @@ def export_difference(directory: str | Path, difference: SparseDifference, *, li
         diffs[name] = {"size": torch.Size(entry.shape), "index_steps": steps, "values": entry.values[order].cpu()}
     whole = {name: tensor.detach().cpu() for name, tensor in difference.whole.items()}
     with staged_directory(directory) as stage:
-        torch.save({"diffs": diffs, "abs": whole}, stage / PEER)
+        torch.save({"diffs": diffs, "abs": whole}, stage / SFT_FILE)
         if lineage:
             lineage.write(stage)
     return Path(directory)
 
 
+@torch.no_grad()
 def apply_difference(model: nn.Module, difference: SparseDifference, *, with_whole: bool = True) -> None:
     """θ <- θ + δ in place, and the whole tensors copied unless ``with_whole`` is false (a language difference).
 
-    A tied output matrix moves with the embeddings unless ``untie_output`` came first.
-    Raises: IncompatibleAdaptersError, before anything is changed, for a parameter that is absent or shaped otherwise.
+    A tied output matrix changes with the embeddings unless ``untie_output`` is called first.
+    Raises: IncompatibleAdaptersError, before any change, for a missing parameter or another shape.
     """
-    _add(model, difference, difference.whole if with_whole else {})
+    parameters, whole = _parameters(model), difference.whole if with_whole else {}
+    _require(parameters, difference, whole)
+    for name, entry in difference.sparse.items():
+        flat = parameters[name].view(-1)
+        flat.index_add_(0, entry.indices.to(flat.device), entry.values.to(flat))
+    for name, tensor in whole.items():
+        parameters[name].copy_(tensor)
 
 
 def untie_output(model: Any) -> bool:
-    """Give an output layer that shares the embeddings' tensor a frozen copy of it as it stands; whether it shared it.
+    """Replace an output matrix tied to the embeddings by a frozen copy; returns whether it was tied.
 
-    A sparse difference is one of the backbone: the difference of the embeddings is for reading tokens, and the matrix
-    that predicts them stays the base's, in training (Ansell et al. untie and freeze it) and in use. Without this a
-    difference still fits a tied model, but moves its output matrix along. Models with a head of a task have none.
+    A sparse difference changes the embeddings for reading tokens only; the matrix that predicts them stays the base's,
+    in training (Ansell et al. untie and freeze it) and in use. Without untying, a difference still fits the model but
+    changes its output matrix too. Models with a task's head have no output matrix.
     """
     outputs = model.get_output_embeddings()
     if outputs is None:
         return False
     shared = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
-    tied = {name: own for name, own in outputs.named_parameters(recurse=False) if id(own) in shared}
-    for name, own in tied.items():
-        setattr(outputs, name, nn.Parameter(own.detach().clone(), requires_grad=False))
+    tied = {name: tensor for name, tensor in outputs.named_parameters(recurse=False) if id(tensor) in shared}
+    for name, tensor in tied.items():
+        setattr(outputs, name, nn.Parameter(tensor.detach().clone(), requires_grad=False))
     return bool(tied)
 
 
 @contextmanager
 def applied(model: nn.Module, *differences: SparseDifference) -> Iterator[nn.Module]:
-    """Several differences, in order, for a while; afterwards every touched entry has its old bits again.
+    """Apply several differences, in order, for a while; afterwards every changed entry has its old bits again.
 
     Raises: as ``apply_difference``.
     """
@@ -195,17 +206,6 @@ def applied(model: nn.Module, *differences: SparseDifference) -> Iterator[nn.Mod
                 flat[slice(None) if indices is None else indices] = values
 
 
-@torch.no_grad()
-def _add(model: nn.Module, difference: SparseDifference, whole: Mapping[str, torch.Tensor]) -> None:
-    parameters = _parameters(model)
-    _require(parameters, difference, whole)
-    for name, entry in difference.sparse.items():
-        flat = parameters[name].view(-1)
-        flat.index_add_(0, entry.indices.to(flat.device), entry.values.to(flat))
-    for name, tensor in whole.items():
-        parameters[name].copy_(tensor)
-
-
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict(model.named_parameters(remove_duplicate=False))
 
@@ -216,19 +216,19 @@ def _require(
     wanted = {name: entry.shape for name, entry in difference.sparse.items()}
     wanted |= {name: tuple(tensor.shape) for name, tensor in whole.items()}
     for name, shape in wanted.items():
-        found = tuple(parameters[name].shape) if name in parameters else "no such parameter"
-        if found != tuple(shape):
+        present = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+        if present != tuple(shape):
             raise IncompatibleAdaptersError(
                 "the sparse difference does not fit this model; nothing was changed",
                 where=name,
-                found=found,
+                found=present,
                 expected=tuple(shape),
                 fix="use the base it was trained from; apply a language difference with with_whole=False",
             )
     seen = {id(parameters[name]): name for name in wanted}
     if len(seen) < len(wanted):
         raise IncompatibleAdaptersError(
-            "the sparse difference holds one tied parameter under two names, and would be applied twice",
+            "the sparse difference holds one tied parameter under two names and would be applied twice",
             found=sorted(set(wanted) - set(seen.values())),
             fix="drop one of the names",
         )
@@ -258,18 +258,18 @@ def _is_size(value: object) -> bool:
     return type(value) is int and 0 < value < 1 << 40
 
 
-def _read_peer(path: Path) -> SparseDifference:
-    found = read_pickle(path, _NUMPY)
+def _read_composable_sft(path: Path) -> SparseDifference:
+    contents = read_pickle(path, _NUMPY)
     try:
-        sparse = {str(name): _decode(entry) for name, entry in found["diffs"].items()}
-        whole = plain_tensors(found.get("abs", {}), path)
+        sparse = {str(name): _decode(entry) for name, entry in contents["diffs"].items()}
+        whole = plain_tensors(contents.get("abs", {}), path)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, IndexError) as error:
-        raise _broken(path, "this is not a file of composable-sft", repr(error), "diffs and abs") from error
+        raise _broken(path, "the file is not one of composable-sft", repr(error), "diffs and abs") from error
     return SparseDifference(sparse, whole)
 
 
 def _decode(entry: Mapping[str, Any]) -> SparseTensor:
-    """Steps between column-major flat indices, the first one absolute -> rising row-major indices."""
+    """Steps between column-major flat indices, the first one absolute -> increasing row-major indices."""
     shape = tuple(int(size) for size in entry["size"])
     flat = torch.tensor([int(step) for step in entry["index_steps"]], dtype=torch.int64).cumsum(0)
     inside = int(np.prod(shape))

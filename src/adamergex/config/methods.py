@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -83,6 +83,48 @@ class CombineConfig(Settings):
         default=None,
         description="of task and target reference; default: 1, 1 for ties, 0.5, 0.5 for dare",
     )
+
+
+class Traits(NamedTuple):
+    """What a method asks of a table's settings.
+
+    Args:
+        tunes: it merges with a λ that can be chosen.
+        delta: it merges what adapters add to the weights.
+        on_text: it trains on ``reference.text``, whatever the reference task is.
+        needs: what its structure must be: a field of ``StructureKind``.
+    """
+
+    tunes: bool = False
+    delta: bool = False
+    on_text: bool = False
+    needs: Literal["", "low_rank", "task_vectors"] = ""
+
+
+METHODS: dict[str, Traits] = {
+    "vanilla": Traits(),
+    "english_tuning": Traits(),
+    "average": Traits(),
+    "adamergex": Traits(tunes=True),
+    "adamergex_delta": Traits(tunes=True, delta=True, needs="low_rank"),
+    "adamergex_cross": Traits(tunes=True),
+    "mad_x": Traits(on_text=True),
+    "mad_x_no_invertible": Traits(on_text=True),
+    "mad_x_task_only": Traits(),
+    "layer_swapping": Traits(),
+    "language_arithmetic": Traits(on_text=True),
+    "ties": Traits(delta=True, needs="task_vectors"),
+    "dare": Traits(delta=True, needs="task_vectors"),
+    "ties_factors": Traits(needs="low_rank"),
+    "dare_factors": Traits(needs="low_rank"),
+    "full_fine_tuning": Traits(),
+    "mlm_source": Traits(on_text=True),
+    "mlm_target": Traits(on_text=True),
+    "lf_sft": Traits(on_text=True),
+    "xlt": Traits(),
+    "xlt_english_tuning": Traits(),
+}
+"""The shipped methods; ``methods.RECIPES`` holds their functions."""
 
 
 class MergeConfig(Settings):

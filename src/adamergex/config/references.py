@@ -18,16 +18,18 @@ from adamergex.jobs.settings import (
     UnlabelledTask,
 )
 
-OBJECTIVE = "encoder-decoders only; auto: span corruption where the tokenizer has sentinels"
+OBJECTIVE = "encoder-decoders only; auto: span corruption if the tokenizer has sentinels, else continuation"
 
 
 class TextReference(Settings):
     """The reference task on unlabelled text, identical for the source and all targets."""
 
     kind: Literal["language-modeling"] = "language-modeling"
-    text: Where
-    segment: Count = 512
-    segments: Count | None = Field(default=None, description="default: what the shortest text has")
+    text: Where = Field(description="raw text")
+    segment: Count = Field(default=512, description="tokens per segment")
+    segments: Count | None = Field(
+        default=None, description="number of segments per language; default: that of the shortest text"
+    )
     mask_rate: Share = 0.15
     objective: Objective = Field(default="auto", description=OBJECTIVE)
     optimisation: Optimisation = Optimisation()
@@ -42,10 +44,10 @@ class TextReference(Settings):
 class _OfSentences(Settings):
     """Common settings of the reference tasks of sentence encoders."""
 
-    text: Where
-    max_length: Count = 128
-    mask_rate: Share = Field(default=0.15, description="of MAD-X's language adapters")
-    objective: Objective = Field(default="auto", description="of MAD-X's language adapters")
+    text: Where = Field(description="raw text, or parallel text for alignment")
+    max_length: Count = Field(default=128, description="maximum tokens of a text; longer texts are cut")
+    mask_rate: Share = Field(default=0.15, description="for MAD-X's language adapters")
+    objective: Objective = Field(default="auto", description="for MAD-X's language adapters")
     optimisation: Optimisation = Optimisation()
 
     @field_validator("optimisation")
@@ -60,8 +62,8 @@ class ContrastReference(_OfSentences):
     """Contrast of noisy views (2104.08821, with the noise of 2104.06979), for bases with mean pooling."""
 
     kind: Literal["sentence-contrast"]
-    noise: Noise = Field(default=0.6, description="share of the tokens that are deleted")
-    temperature: Positive = 0.05
+    noise: Noise = Field(default=0.6, description="share of tokens deleted from the noisy copy")
+    temperature: Positive = Field(default=0.05, description="temperature of InfoNCE")
 
     def unlabelled(self, segments: int | None, source: str) -> UnlabelledTask:
         """The task that references are trained on."""
@@ -72,11 +74,12 @@ class AlignmentReference(_OfSentences):
     """Alignment with the base's vectors of a parallel text (2004.09813), for bases with mean pooling."""
 
     kind: Literal["sentence-alignment"]
-    temperature: Positive = 0.07
+    temperature: Positive = Field(default=0.07, description="temperature of InfoNCE")
     pivot: Where | None = Field(
-        default=None, description="the translations of all languages' text; default: a column pivot beside text"
+        default=None,
+        description="translations of the text of every language; default: the column pivot of the same rows",
     )
-    pivot_language: Name | None = Field(default=None, description="the language of the translations; default: source")
+    pivot_language: Name | None = Field(default=None, description="language of the translations; default: source")
 
     def unlabelled(self, segments: int | None, source: str) -> UnlabelledTask:
         """The task that references are trained on."""
@@ -100,8 +103,8 @@ class TaskReference(Settings):
     trained on its training rows in each language."""
 
     kind: Literal["task"] = "task"
-    task: Annotated[TaskConfig, BeforeValidator(_train_is_enough)] = Field(description="test is optional")
-    text: Where | None = Field(default=None, description="unlabelled text, for MAD-X's language adapters")
+    task: Annotated[TaskConfig, BeforeValidator(_train_is_enough)] = Field(description="``test`` is optional")
+    text: Where | None = Field(default=None, description="unlabelled text for MAD-X's language adapters")
     mask_rate: Share = 0.15
     objective: Objective = Field(default="auto", description=OBJECTIVE)
 
@@ -116,9 +119,9 @@ class AdapterReference(Settings):
 
     kind: Literal["adapters"] = "adapters"
     adapters: PathText = Field(
-        description="a path with {language} in it, or a base's name: the language vectors shipped for it"
+        description="a path with {language}, or the name of a base with shipped language vectors"
     )
-    text: Where | None = Field(default=None, description="unlabelled text, for methods that train on it (mad_x, …)")
+    text: Where | None = Field(default=None, description="unlabelled text for methods that train on it (mad_x, …)")
     mask_rate: Share = 0.15
     objective: Objective = Field(default="auto", description=OBJECTIVE)
 

@@ -23,11 +23,11 @@ class Assumed(Settings):
     """The assumptions of ``--dry-run`` if the base or the data are not on this machine."""
 
     parameters: Annotated[float, Field(gt=0, le=1e15)] | None = Field(
-        default=None, description="of the base without its embeddings; default: from its config"
+        default=None, description="parameters of the base without embeddings; default: from its configuration"
     )
-    rows: Count = Field(default=10_000, description="labelled rows to train on")
-    test_rows: Count = Field(default=1_000, description="rows of a test or validation set")
-    tokens: Count = Field(default=128, description="tokens of a labelled row, with its answer")
+    rows: Count = Field(default=10_000, description="labelled training rows")
+    test_rows: Count = Field(default=1_000, description="rows per test or validation set")
+    tokens: Count = Field(default=128, description="tokens per labelled row, including its answer")
     segments: Count = Field(default=10_000, description="segments of reference text per language")
 
 
@@ -35,15 +35,18 @@ class StudyConfig(Settings):
     """Tables over one store. All other names at the top level are settings of all tables (see ``TransferConfig``)."""
 
     title: PathText = "Study"
-    output: PathText = Field(default="runs/study", description="a folder per table, and study.json")
-    store: PathText | None = Field(default=None, description="folder of all adapters; default: OUTPUT/store")
+    output: PathText = Field(default="runs/study", description="folder of study.json and of one folder per table")
+    store: PathText | None = Field(
+        default=None, description="folder of the reusable results of all steps; default: OUTPUT/store"
+    )
     tasks: dict[Name, dict[str, object]] = Field(
-        min_length=1, description="name -> the settings of this task: 'task', and optionally proxy, targets, methods, …"
+        min_length=1, description="name -> settings of this task: 'task' and, if needed, proxy, targets, methods, …"
     )
     variants: dict[Name, dict[str, object]] = Field(
-        default_factory=dict, description="name -> the changes of an ablation; 'only' restricts it to some tasks"
+        default_factory=dict,
+        description="name -> settings that this ablation changes; 'only' limits it to the named tasks",
     )
-    assumed: Assumed = Field(default=Assumed(), description="for --dry-run")
+    assumed: Assumed = Field(default=Assumed(), description="assumptions of --dry-run")
     folder: str = "."
 
 

@@ -75,7 +75,7 @@ def _entropy_problems(config: TransferConfig, task: CustomTask | BuiltinTask | N
             yield f"merge.unlabelled: there is no task.{merge.unlabelled}"
     if not 0 <= merge.grid[0] <= merge.grid[-1] <= 1:
         yield "merge.grid: entropy is minimised over λ in [0, 1]"
-    delta = merge.space == "delta" or "adamergex_delta" in config.methods
+    delta = merge.space == "delta" or any(traits.tunes and traits.delta for traits in config.traits.values())
     if merge.granularity == "layer" and (delta or structure.whole):
         yield f"merge.granularity: a λ per layer is for factors, here is {'space delta' if delta else 'a prefix'}"
 

@@ -36,9 +36,9 @@ class CustomTask(Settings):
     if TYPE_CHECKING:  # defined by the kind's settings
         kind: str
         name: str
-    train: Where
-    validation: Where | None = Field(default=None, description="labelled sets that tune λ")
-    test: Where
+    train: Where = Field(description="labelled rows of the source language")
+    validation: Where | None = Field(default=None, description="labelled rows that tune λ")
+    test: Where = Field(description="labelled rows of the target languages")
     optimisation: Optimisation = Optimisation()
 
     def rows(self, role: Role) -> Rows | None:
@@ -81,23 +81,25 @@ class CustomTask(Settings):
 class TaskSplit(Settings):
     """The rows of a task used as train, validation or test. ``options`` are passed to the task's ``rows``."""
 
-    split: PathText | None = None
+    split: PathText | None = Field(default=None, description="the split to read; default: that of the task")
     limit: Limit = None
     sample: Sample = None
     seed: SampleSeed = 0
-    options: dict[str, str] = Field(default_factory=dict)
+    options: dict[str, str] = Field(default_factory=dict, description="further arguments of the task's ``rows``")
 
 
 class BuiltinTask(Settings):
     """A task with its data, prompt and metric. ``name``: a built-in task or a .py file; ``data``: a folder or "hub";
     ``settings``: changes of its kind's settings (max_length, …)."""
 
-    name: PathText
-    data: PathText
+    name: PathText = Field(description="a built-in task or a .py file")
+    data: PathText = Field(description="a folder, or ``hub``")
     train: TaskSplit = TaskSplit()
     validation: TaskSplit = TaskSplit()
     test: TaskSplit = TaskSplit()
-    settings: dict[str, object] = Field(default_factory=dict)
+    settings: dict[str, object] = Field(
+        default_factory=dict, description="settings of the task's kind, such as max_length"
+    )
     optimisation: Optimisation = Optimisation()
 
     def rows(self, role: Role) -> TaskRows:
@@ -162,7 +164,7 @@ def _custom_form(kind: AnyKind) -> type[CustomTask]:
     return form
 
 
-_OPEN = "default: those of the training rows, sorted"
+_OPEN = "default: the values in the training rows, sorted"
 
 
 def task_kind_name(task: CustomTask | BuiltinTask) -> str | None:

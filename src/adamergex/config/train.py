@@ -42,12 +42,12 @@ def _one(value: object) -> object:
 class _TrainConfig(Settings):
     """Common settings of both kinds of ``train`` file for adapters."""
 
-    base: PathText = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
-    language: Name = Field(description="code of the text's language")
+    base: PathText = Field(description="a name listed by ``adamergex backbones``, a folder or a hub id")
+    language: Name = Field(description="language code of the rows")
     structure: Structure
     seed: Seed = 0
     output: PathText = Field(description="folder of the adapter; must not exist yet")
-    folder: str = Field(".", description="base of relative paths; set to the config file's folder")
+    folder: str = Field(".", description="folder of relative paths; set to the settings file's folder")
 
 
 def _bottleneck(**defaults: object) -> BeforeValidator:
@@ -68,12 +68,12 @@ class LanguageTraining(_TrainConfig):
     MAD-X's language adapter."""
 
     kind: Literal["language"]
-    text: Where
+    text: Where = Field(description="raw text")
     structure: Annotated[Structure, _bottleneck(reduction=2.0, invertible=True)] = Bottleneck(
         reduction=2.0, invertible=True
     )
-    segment: Count = 256
-    segments: Count | None = Field(default=None, description="default: all that the text has")
+    segment: Count = Field(default=256, description="tokens per segment")
+    segments: Count | None = Field(default=None, description="number of segments; default: all of the text")
     mask_rate: Share = 0.15
     objective: Objective = Field(default="auto", description=OBJECTIVE)
     optimisation: LanguageOptimisation = LANGUAGE
@@ -96,9 +96,9 @@ class TaskTraining(_TrainConfig):
     """A ``train`` file of kind task: an adapter trained on a labelled task, alone or on frozen adapters."""
 
     kind: Literal["task"]
-    task: TaskConfig = Field(description="as in ``transfer``; a custom task needs only ``train``")
+    task: TaskConfig = Field(description="as in ``transfer``; your own rows need only ``train``")
     base_adapters: Annotated[tuple[PathText, ...], BeforeValidator(_one)] = Field(
-        default=(), description="folder of the frozen language adapter; several: from the base up"
+        default=(), description="folders of the frozen adapters below this one, lowest first"
     )
     structure: Annotated[Structure, _bottleneck()] = Bottleneck()
 
@@ -131,9 +131,9 @@ class Recovery(Settings):
     ``hold``: loss coefficient of the distance between a text's mean vectors before and after, relative to the variance
     of these vectors; with 0 the encoder may forget anything that masked LM does not need."""
 
-    rank: Count = 16
-    alpha: PositiveFloat = 32.0
-    hold: NonNegativeFloat = 1.0
+    rank: Count = Field(default=16, description="rank of the low-rank change")
+    alpha: PositiveFloat = Field(default=32.0, description="the change is scaled by alpha / rank")
+    hold: NonNegativeFloat = Field(default=1.0, description="weight of the distance between old and new mean vectors")
 
 
 class MaskedLmHeadTraining(Settings):
@@ -142,17 +142,21 @@ class MaskedLmHeadTraining(Settings):
     The body is frozen unless ``recovery`` is given. All languages have equal weight, independent of their text size."""
 
     kind: Literal["masked-lm-head"]
-    base: PathText = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
-    languages: Annotated[tuple[Name, ...], Field(min_length=1), BeforeValidator(_one), AfterValidator(distinct)]
-    text: Where
-    segment: Count = 64
-    segments: Count | None = Field(default=None, description="of each language; default: all that its text has")
+    base: PathText = Field(description="a name listed by ``adamergex backbones``, a folder or a hub id")
+    languages: Annotated[tuple[Name, ...], Field(min_length=1), BeforeValidator(_one), AfterValidator(distinct)] = (
+        Field(description="languages of the text")
+    )
+    text: Where = Field(description="raw text")
+    segment: Count = Field(default=64, description="tokens per segment")
+    segments: Count | None = Field(
+        default=None, description="number of segments per language; default: all of its text"
+    )
     mask_rate: Share = 0.15
-    recovery: Recovery | None = None
+    recovery: Recovery | None = Field(default=None, description="also change the body of the base")
     optimisation: Annotated[Optimisation, BeforeValidator(_like_a_head)] = HEAD
     seed: Seed = 0
     output: PathText = Field(description="folder of the new base; must not exist yet")
-    folder: PathText = Field(".", description="base of relative paths; set to the config file's folder")
+    folder: PathText = Field(".", description="folder of relative paths; set to the settings file's folder")
 
 
 Training = LanguageTraining | TaskTraining | MaskedLmHeadTraining

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from adamergex.base_names import with_languages
 from adamergex.config.methods import (
+    METHODS,
     FullConfig,
     LfSftConfig,
     MadXConfig,
     MergeConfig,
     PapersConfig,
+    Traits,
 )
 from adamergex.config.problems import invalid_settings, typed
 from adamergex.config.references import AdapterReference, ReferenceConfig, TaskReference
@@ -38,31 +40,6 @@ from adamergex.merging.select import select
 from adamergex.structures import every, kind_named
 from adamergex.structures.settings import Lora, Structure
 
-Method = Literal[
-    "vanilla",
-    "english_tuning",
-    "average",
-    "adamergex",
-    "adamergex_delta",
-    "adamergex_cross",
-    "mad_x",
-    "mad_x_no_invertible",
-    "mad_x_task_only",
-    "layer_swapping",
-    "language_arithmetic",
-    "ties",
-    "dare",
-    "ties_factors",
-    "dare_factors",
-    "full_fine_tuning",
-    "mlm_source",
-    "mlm_target",
-    "lf_sft",
-    "xlt",
-    "xlt_english_tuning",
-]
-METHODS: tuple[str, ...] = get_args(Method)
-
 
 def _method(name: str) -> str:
     if name not in METHODS and ".py:" not in name:
@@ -78,7 +55,7 @@ def _one_or_several(value: object) -> object:
 
 
 MethodName = Annotated[str, AfterValidator(_method)]
-"""One of ``Method``, or a user's recipe: FILE.py:FUNCTION (docs/methods.md)."""
+"""One of ``METHODS``, or a user's recipe: FILE.py:FUNCTION (docs/methods.md)."""
 
 
 def method_name(method: str) -> str:
@@ -89,40 +66,48 @@ def method_name(method: str) -> str:
 class TransferConfig(Settings):
     """One table: methods × languages × seeds, for one base, one task and one adapter structure."""
 
-    title: PathText = "Cross-lingual transfer"
-    base: PathText = Field(description="a name (see ``adamergex backbones``), a folder or a hub id")
-    structure: Structure = Lora()
-    source: Name = Field(default="en", description="the language with labels")
+    title: PathText = Field(default="Cross-lingual transfer", description="title of the report")
+    base: PathText = Field(description="a name listed by ``adamergex backbones``, a folder or a hub id")
+    structure: Structure = Field(default=Lora(), description="the adapter structure")
+    source: Name = Field(default="en", description="the language of the labelled training rows")
     proxy: Annotated[tuple[Name, ...], BeforeValidator(_one_or_several), AfterValidator(distinct)] = Field(
         default=(),
-        description="one or several languages whose labelled validation sets tune λ, by their mean score",
+        description="one or more languages whose labelled validation sets tune λ; the scores of several are averaged",
     )
-    targets: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(distinct)]
-    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = (
-        "vanilla",
-        "english_tuning",
-        "average",
-        "adamergex",
+    targets: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(distinct)] = Field(
+        description="the languages to transfer to"
+    )
+    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] = Field(
+        default=("vanilla", "english_tuning", "average", "adamergex"),
+        description="names of methods, or FILE.py:FUNCTION for your own",
     )
     task: TaskConfig = Field(description="the target task, labelled in the source language")
-    reference: ReferenceConfig
-    merge: MergeConfig = MergeConfig()
-    mad_x: MadXConfig = MadXConfig()
-    full: FullConfig = FullConfig()
-    lf_sft: LfSftConfig = LfSftConfig()
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(distinct)] = (0,)
+    reference: ReferenceConfig = Field(description="the reference task, or given references")
+    merge: MergeConfig = Field(default=MergeConfig(), description="merging and the selection of λ")
+    mad_x: MadXConfig = Field(default=MadXConfig(), description="adapters of mad_x and related methods")
+    full: FullConfig = Field(default=FullConfig(), description="methods that train all weights")
+    lf_sft: LfSftConfig = Field(default=LfSftConfig(), description="sparse differences of lf_sft")
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(distinct)] = Field(
+        default=(0,), description="every method runs once per seed"
+    )
     output: PathText = Field(
-        default="runs/transfer", description="folder for adapters, predictions, scores and the report"
+        default="runs/transfer", description="folder of adapters, predictions, scores and the report"
     )
     store: PathText | None = Field(
-        default=None, description="folder where adapters are kept and reused; default: OUTPUT/store"
+        default=None, description="folder of the reusable results of all steps; default: OUTPUT/store"
     )
-    papers: PapersConfig = PapersConfig()
-    folder: str = Field(".", description="base of relative paths; set to the config file's folder")
+    papers: PapersConfig = Field(default=PapersConfig(), description="the papers' numbers that the report shows")
+    folder: str = Field(".", description="folder of relative paths; set to the settings file's folder")
 
     @property
     def merges(self) -> bool:
-        return any(method.startswith("adamergex") for method in self.methods)
+        """Whether a shipped method of the table has a λ to choose."""
+        return any(traits.tunes for traits in self.traits.values())
+
+    @property
+    def traits(self) -> dict[str, Traits]:
+        """What the shipped methods of the table ask for, by name."""
+        return {method: METHODS[method] for method in self.methods if method in METHODS}
 
     def tuned_on(self, target: str) -> tuple[str, ...]:
         """The languages whose validation sets tune the λ of a target."""
@@ -189,7 +174,7 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
         yield f"targets: '{config.source}' is the source; it needs no transfer"
     yield from weight_problems(config, task)
     yield from head_start_problems(config, task)
-    yield from _rivals(config)
+    yield from _unsuited_methods(config)
     if not kind_named(config.structure.kind).adapter:
         yield f"structure.kind: '{config.structure.kind}' is not an adapter; use the method full_fine_tuning or lf_sft"
     if len({method_name(method) for method in config.methods}) < len(config.methods):
@@ -201,12 +186,10 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     structure = kind_named(config.structure.kind)
     if not structure.low_rank and config.merge.space == "delta":
         yield f"merge.space: 'delta' is for lora, the structure is {config.structure.kind}"
-    if not structure.low_rank and "adamergex_delta" in config.methods:
-        yield f"methods: adamergex_delta is for lora, the structure is {config.structure.kind}"
     for name, value, default in (("span", config.merge.span, "per_layer"), ("form", config.merge.form, "left")):
         if not structure.whole and value != default:
             yield f"merge.{name}: '{value}' is for prefix, the structure is {config.structure.kind}"
-    in_delta = config.merge.space == "delta" or not {"adamergex_delta", "ties", "dare"}.isdisjoint(config.methods)
+    in_delta = config.merge.space == "delta" or any(traits.delta for traits in config.traits.values())
     if config.merge.rank is not None and not (in_delta and structure.low_rank):
         yield "merge.rank: truncates delta merges only (ties and dare too), of lora; set merge.space to delta"
     sources = [] if task is None else [("task.test", task.rows("test"))]
@@ -249,23 +232,16 @@ def _unknown_languages(config: TransferConfig) -> Iterator[str]:
                 yield f"{place}.language.steps_by_language: {shown(language)} is not one of the table's languages{near}"
 
 
-COMBINED = ("ties", "dare", "ties_factors", "dare_factors")
-"""Methods that combine two adapters by TIES or DARE."""
-ON_TEXT = ("mad_x", "mad_x_no_invertible", "language_arithmetic", "mlm_source", "mlm_target", "lf_sft")
-"""Methods that train on text of languages, independent of the reference task."""
-
-
-def _rivals(config: TransferConfig) -> Iterator[str]:
-    """Problems of merging methods other than the paper's with the structure or the reference."""
+def _unsuited_methods(config: TransferConfig) -> Iterator[str]:
+    """Methods that the structure or the reference task rules out."""
     kind = kind_named(config.structure.kind)
-    for method in (method for method in COMBINED if method in config.methods):
-        needed = "low_rank" if method.endswith("_factors") else "task_vectors"
-        if not getattr(kind, needed):
-            kinds = " and ".join(item.name for item in every() if getattr(item, needed))
+    for method, traits in config.traits.items():
+        if traits.needs and not getattr(kind, traits.needs):
+            kinds = " and ".join(item.name for item in every() if getattr(item, traits.needs))
             yield f"methods: {method} is for {kinds}, the structure is {kind.name}"
     if "layer_swapping" in config.methods and kind.whole:
         yield f"methods: layer_swapping is for adapters in layers, the structure is {kind.name}"
     if isinstance(config.reference, TaskReference | AdapterReference) and config.reference.text is None:
-        for method in config.methods:
-            if method in ON_TEXT:
+        for method, traits in config.traits.items():
+            if traits.on_text:
                 yield f"reference.text: missing; {method} trains on it"

@@ -1,1 +1,1 @@
-"""Rows that come in: files, values, samples."""
+"""Input rows: files, values, samples."""

@@ -11,12 +11,12 @@ from adamergex.errors import DataError
 from adamergex.files import inputs
 
 SWALLOWED = 8
-"""So many lines that each look like a row, between two quotation marks: the first was not closed (csv); within fewer
-than so many lines, marks that open and close are meant as csv has them (tsv)."""
+"""csv: this many lines inside quotation marks that all look like rows show an unclosed mark; tsv: marks that open and
+close within fewer lines show that the file is quoted like csv."""
 
 
 class Unpacked(io.RawIOBase):
-    """What a gzip file holds, no more of it than ``inputs`` allows."""
+    """The contents of a gzip file, within the limits of ``inputs``."""
 
     def __init__(self, path: Path, file: IO[bytes]) -> None:
         self._path, self._file, self._count = path, file, 0
@@ -34,10 +34,10 @@ class Unpacked(io.RawIOBase):
 
 
 def require_ratio(path: Path, packed: int, unpacked: int) -> None:
-    """Raises: DataError for data that grow beyond all text when they are unpacked."""
+    """Raises: DataError for data that expand more than text can."""
     if unpacked > inputs.UNPACKED_BYTES and unpacked > inputs.UNPACKED_RATIO * packed:
         raise DataError(
-            "the file grows too much when it is unpacked",
+            "the file expands too much when unpacked",
             where=path,
             found=f"more than {unpacked:,} bytes from {packed:,}",
             expected=f"at most {inputs.UNPACKED_RATIO} times its size (text: 3 to 10 times)",

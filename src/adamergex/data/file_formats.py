@@ -1,8 +1,7 @@
-"""Rows of data files, read strictly: jsonl, json, csv, tsv, txt (each also with ``.gz``) and parquet.
+"""Reads data files strictly: jsonl, json, csv, tsv, txt (each also with ``.gz``) and parquet.
 
-What a reader would have to guess is refused with file and row: open quotation marks, another separator, ragged rows,
-names that occur twice, other encodings. Files are read as streams, and the limits of ``inputs`` bound what a damaged or
-hostile one can take.
+Ambiguous files are refused with file and row: unclosed quotation marks, another separator, ragged rows, duplicate
+names, other encodings. Files are streamed, and the limits of ``inputs`` bound the cost of damaged or hostile ones.
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 
 
 def rows_of(path: Path, positions: int) -> Numbered:
-    """Number (from 1; a header line counts) and columns of every row. ``positions``: how many columns a table
-    without a header line has at least; they are named "0", "1", …
+    """Number (from 1, header line included) and columns of every row. ``positions``: the least number of columns of a
+    table without a header line; they are named "0", "1", …
 
     Raises: DataError with file and row.
     """
     packed = path.suffix == ".gz" and len(path.suffixes) > 1
     ending = path.suffixes[-2] if packed else path.suffix
-    other = None if ending in READERS or ending == ".parquet" else FORMATS.find(ending.removeprefix("."))
-    if other is None and ending not in READERS and (ending != ".parquet" or packed):
+    custom = None if ending in READERS or ending == ".parquet" else FORMATS.find(ending.removeprefix("."))
+    if custom is None and ending not in READERS and (ending != ".parquet" or packed):
         raise DataError(
-            "the format is not known by its ending",
+            "the ending does not name a known format",
             where=path,
             found=ending or "no ending",
             expected=", ".join(f".{name}" for name in FORMATS) + " (all but parquet also with .gz)",
@@ -57,7 +56,7 @@ def rows_of(path: Path, positions: int) -> Numbered:
         lines = Lines(path, io.BufferedReader(Unpacked(path, file), 1 << 20) if packed else file, ending)
         try:
             lines.open()
-            yield from other.rows(path, lines) if other else READERS[ending](path, lines, positions)
+            yield from custom.rows(path, lines) if custom else READERS[ending](path, lines, positions)
         except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
             raise DataError(
                 "the file cannot be read", where=f"{path}, after line {lines.number}", found=error,
@@ -66,29 +65,29 @@ def rows_of(path: Path, positions: int) -> Numbered:
 
 
 class FileFormat(NamedTuple):
-    """A format of text files, by the ``name`` that ends theirs: ``rows`` gives number (from 1) and columns of each row.
+    """A format of text files with the ending ``name``: ``rows`` gives number (from 1) and columns of each row.
 
-    It reads lines, checked and of UTF-8; what it cannot read it raises as ``lines.refused`` makes it."""
+    It reads checked UTF-8 lines, and raises ``lines.refused(...)`` for those that it cannot parse."""
 
     name: str
     rows: Callable[[Path, Lines], Numbered]
 
 
 class Lines:
-    """The lines of a text file. ``number``: of the last one that was read; ``record``: see ``recorded``."""
+    """The lines of a text file. ``number``: of the last line read; ``record``: see ``recorded``."""
 
     def __init__(self, path: Path, stream: IO[bytes] | io.BufferedReader, ending: str) -> None:
         self.path, self.number, self._stream, self._ending = path, 0, stream, ending
         self.record: list[str] = []
 
     def open(self) -> None:
-        """Begin to read. Raises: DataError for a file that is plainly something else than text in UTF-8."""
+        """Start reading. Raises: DataError for a file that is obviously not UTF-8 text."""
         start = self._stream.peek(4)[:4]  # type: ignore[union-attr]
-        found = next((what for magic, what in _MAGIC if start.startswith(magic)), None)
-        if found:
+        other = next((kind for magic, kind in _MAGIC if start.startswith(magic)), None)
+        if other:
             raise DataError(
-                f"the file is not {self._ending[1:]} in UTF-8", where=self.path, found=found, expected="UTF-8 text",
-                fix="save it as UTF-8" if "UTF" in found else "give it the ending of what it is",
+                f"the file is not {self._ending[1:]} in UTF-8", where=self.path, found=other, expected="UTF-8 text",
+                fix="save it as UTF-8" if "UTF" in other else "rename it with the ending of its format",
             )  # fmt: skip
         # newline="": the csv reader handles line ends inside quoted fields itself.
         newline = "" if self._ending == ".csv" else None
@@ -108,20 +107,20 @@ class Lines:
             yield line
 
     def recorded(self) -> Iterator[str]:
-        """The lines, each kept in ``record`` until it is cleared."""
+        """The lines, each appended to ``record`` until that is cleared."""
         for line in self:
             self.record.append(line)
             yield line
 
     def whole(self, limit: int) -> str:
-        """All of the text, of at most ``limit`` characters. Raises: DataError."""
+        """The whole text, of at most ``limit`` characters. Raises: DataError."""
         text = self._text.read(limit + 1)
         if len(text) > limit:
             raise self.refused("the file is too large", f"more than {limit:,} characters", "convert it to jsonl")
         return text
 
     def refused(self, problem: str, found: object, fix: str, *, row: int = 0, expected: str | None = None) -> DataError:
-        """An error that names file, row and line."""
+        """An error with file, row and line."""
         place = f", row {row}" if row else ""
         line = f", line {self.number}" if self.number and self.number != row else ""
         return DataError(problem, where=f"{self.path}{place}{line}", found=found, expected=expected, fix=fix)
@@ -138,73 +137,74 @@ def _jsonl(path: Path, lines: Lines, positions: int) -> Numbered:
         if line.isspace():
             continue
         try:
-            found = inputs.parse_json(line)
+            document = inputs.parse_json(line)
         except inputs.Malformed as problem:
             raise lines.refused("a line is not JSON", problem, "repair the line", row=number) from None
-        if not isinstance(found, dict):
+        if not isinstance(document, dict):
             raise lines.refused(
-                "a line is not a JSON object", shown(found, 60), "repair the line", row=number,
+                "a line is not a JSON object", shown(document, 60), "repair the line", row=number,
                 expected='{"text": ...}',
             )  # fmt: skip
-        yield number, found
+        yield number, document
 
 
 def _json(path: Path, lines: Lines, positions: int) -> Numbered:
     try:
-        found = inputs.parse_json(lines.whole(inputs.JSON_CHARACTERS))
+        document = inputs.parse_json(lines.whole(inputs.JSON_CHARACTERS))
     except inputs.Malformed as problem:
         raise DataError("this is not JSON", where=path, found=problem, fix="repair the file") from None
-    strange = next((item for item in found if not isinstance(item, dict)), None) if isinstance(found, list) else found
-    if strange is not None or not isinstance(found, list):
+    items = document if isinstance(document, list) else [document]
+    invalid = [item for item in items if item is document or not isinstance(item, dict)]
+    if invalid:
         raise DataError(
-            "this is not a list of objects", where=path, found=shown(strange, 60), expected='[{"text": ...}, ...]',
+            "this is not a list of objects", where=path, found=shown(invalid[0], 60), expected='[{"text": ...}, ...]',
             fix="convert it",
         )  # fmt: skip
-    yield from enumerate(found, 1)
+    yield from enumerate(items, 1)
 
 
 def _csv(path: Path, lines: Lines, positions: int) -> Numbered:
-    csv.field_size_limit(inputs.LINE_CHARACTERS)  # the module's own, 128 KiB, is less than an article may have
+    csv.field_size_limit(inputs.LINE_CHARACTERS)  # the default, 128 KiB, is less than an article may need
     yield from _table(_csv_rows(lines), lines, positions, ",")
 
 
 def _csv_rows(lines: Lines) -> Iterator[list[str]]:
-    """The rows of a csv file, quoted as RFC 4180 has it."""
+    """The rows of a csv file, quoted as in RFC 4180."""
     reader, number = csv.reader(lines.recorded(), strict=True), 0
     while True:
         lines.record.clear()
         number += 1
-        begun = lines.number + 1
+        first_line = lines.number + 1
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as problem:
-            lines.number = begun
+            lines.number = first_line
             raise lines.refused(
                 "a quoted field does not end where it should", f"{problem}: {shown(''.join(lines.record[:1]).strip())}",
                 'close the quotation mark, and write one inside a quoted field twice ("")', row=number,
             ) from None  # fmt: skip
         if len(lines.record) > 1 or '"' in lines.record[0]:
-            _require_quoting(fields, lines, number, begun)
+            _require_quoting(fields, lines, number, first_line)
         yield fields
 
 
-def _require_quoting(fields: Sequence[str], lines: Lines, number: int, begun: int) -> None:
-    """Raises: DataError where quotation marks do something else than they seem to."""
+def _require_quoting(fields: Sequence[str], lines: Lines, number: int, first_line: int) -> None:
+    """Raises: DataError for quotation marks that do not mean what they seem to."""
     inside = lines.record[1:]
     if len(inside) >= SWALLOWED and len(fields) > 1:
-        alone = [_fields_alone(line) for line in inside]
-        if all(found == len(fields) for found in alone):
-            lines.number = begun
+        field_counts = [_fields_alone(line) for line in inside]
+        if all(count == len(fields) for count in field_counts):
+            lines.number = first_line
             raise lines.refused(
-                "a quotation mark is not closed: the field holds what look like rows",
+                "a quotation mark is not closed: the field contains lines that look like rows",
                 f"{len(inside)} lines of {len(fields)} fields each, after {shown(lines.record[0].strip())}",
-                "close it; if the text is meant so, write the rows as jsonl", row=number,
+                "close it; if the text is intended, write the rows as jsonl", row=number,
             )  # fmt: skip
     if re.search(r'(?:^|,)[ \t]+"', lines.record[0]) and any(re.match(r'[ \t]+"', field) for field in fields):
         raise lines.refused(
-            "a blank stands before a quotation mark, which then means nothing", shown(lines.record[0].strip()),
+            "a blank before a quotation mark makes it an ordinary character", shown(lines.record[0].strip()),
             "remove the blank after the comma", row=number,
         )  # fmt: skip
 
@@ -231,18 +231,18 @@ def _tsv_rows(lines: Lines) -> Iterator[list[str]]:
                 number, twice = opened, line.strip()
             if twice is not None:
                 raise lines.refused(
-                    "a field is quoted as in csv, and quotation marks mean nothing in tsv", shown(twice),
+                    "a field is quoted as in csv, but tsv has no quoting", shown(twice),
                     _TSV_ADVICE, row=number,
                 )  # fmt: skip
             opened = number if any(field.startswith('"') for field in odd) else opened
         yield fields
 
 
-_TSV_ADVICE = "write it without quotation marks, tabs and line breaks as blanks; or write csv or jsonl"
+_TSV_ADVICE = "write it without quotation marks, with blanks instead of tabs and line breaks; or write csv or jsonl"
 
 
 def _quoted(field: str) -> bool:
-    """Whether a field has quotation marks around it and, as csv has them, twice inside."""
+    """Whether a field has quotation marks around it and doubled ones inside, as in csv."""
     inside = field[1:-1]
     return len(field) > 2 and field[0] == field[-1] == '"' and '"' in inside and '"' not in inside.replace('""', "")
 
@@ -261,7 +261,7 @@ def _table(rows: Iterator[list[str]], lines: Lines, positions: int, separator: s
                 continue
         if len(fields) != len(header):
             raise lines.refused(
-                "a row has another number of fields than the " + ("first row" if positions else "header"),
+                "the number of fields in a row differs from the " + ("first row" if positions else "header"),
                 f"{len(fields)} fields", "quote fields that hold the separator" if separator == "," else _TSV_ADVICE,
                 row=number, expected=f"{len(header)}: {shown(', '.join(header), 300)}",
             )  # fmt: skip
@@ -269,10 +269,10 @@ def _table(rows: Iterator[list[str]], lines: Lines, positions: int, separator: s
 
 
 def _require_separator(first: Sequence[str], lines: Lines, number: int, separator: str) -> None:
-    """Raises: DataError for a first row that another character divides."""
+    """Raises: DataError for a first row that seems to have another separator."""
     others = [other for other in SEPARATORS if other != separator and len(first) == 1 and other in first[0]]
     if others:
-        expected = f"fields divided by a {SEPARATORS[separator]}"
+        expected = f"fields separated by a {SEPARATORS[separator]}"
         fix = f"write the file with {SEPARATORS[separator]}s" + (", or name it .tsv" if others[0] == "\t" else "")
         raise lines.refused(
             f"the separator seems to be a {SEPARATORS[others[0]]}", shown(first[0]), fix, row=number, expected=expected
@@ -280,18 +280,18 @@ def _require_separator(first: Sequence[str], lines: Lines, number: int, separato
 
 
 def _require_header(header: list[str], lines: Lines, number: int, separator: str) -> None:
-    """Raises: DataError for names that occur twice, or that are all quoted where quotation marks mean nothing."""
-    named = [name for name in header if name]  # spreadsheets leave columns without a name: nothing reads them
-    if twice := sorted({name for name in named if header.count(name) > 1}):
+    """Raises: DataError for duplicate names, or names that are all quoted in tsv."""
+    names = [name for name in header if name]  # spreadsheets may leave columns without a name, which nothing reads
+    if duplicates := sorted({name for name in names if header.count(name) > 1}):
         raise lines.refused(
-            "the header names a column twice", f"{twice[0]!r} in columns {shown(', '.join(header), 300)}",
+            "the header names a column twice", f"{duplicates[0]!r} in columns {shown(', '.join(header), 300)}",
             "rename one of them", row=number, expected="names that differ",
         )  # fmt: skip
-    if not named:
+    if not names:
         raise lines.refused("the header has no names", shown(header), "name the columns in the first line", row=number)
-    if separator == "\t" and all(len(name) > 1 and name[0] == name[-1] == '"' for name in named):
+    if separator == "\t" and all(len(name) > 1 and name[0] == name[-1] == '"' for name in names):
         raise lines.refused(
-            "the fields are quoted, and quotation marks mean nothing in tsv", shown(", ".join(header)), _TSV_ADVICE,
+            "the fields are quoted, but tsv has no quoting", shown(", ".join(header)), _TSV_ADVICE,
             row=number,
         )  # fmt: skip
 
@@ -318,13 +318,15 @@ def _parquet(path: Path, file: IO[bytes]) -> Numbered:
 
 def _require_columns(path: Path, table: Any, size: int) -> None:
     names = list(table.schema_arrow.names)
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError("the file names a column twice", where=path, found=repr(twice[0]), fix="rename one of them")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(
+            "the file names a column twice", where=path, found=repr(duplicates[0]), fix="rename one of them"
+        )
     groups = [table.metadata.row_group(index) for index in range(table.metadata.num_row_groups)]
     unpacked = sum(group.total_byte_size for group in groups)
     require_ratio(path, size, unpacked)
     rows = table.metadata.num_rows
-    if rows > max(size, 1_000_000):  # runs of one value take room in memory, not in the file
+    if rows > max(size, 1_000_000):  # runs of one value use memory, but little space in the file
         raise DataError(
             "the file has more rows than bytes", where=path, found=f"{rows:,} rows in {size:,} bytes",
             expected="at least one byte per row", fix="check where the file comes from",
@@ -334,5 +336,5 @@ def _require_columns(path: Path, table: Any, size: int) -> None:
 READERS: dict[str, Reader] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".txt": _txt}
 FORMATS: Registry[FileFormat] = Registry("adamergex.data_formats", (*(name[1:] for name in READERS), "parquet"))
 register = FORMATS.register
-"""Add a ``FileFormat`` for this process; an installed package offers it as an entry point of its own name in the group
-``adamergex.data_formats``, so that the command line knows it too. Raises: ConfigError: its name is taken."""
+"""Add a ``FileFormat`` for this process. An installed package provides one as an entry point with the format's name in
+the group ``adamergex.data_formats``, for the command line too. Raises: ConfigError when the name is taken."""

@@ -1,4 +1,4 @@
-"""Where rows come from: a local file, a hub dataset, or a task that brings its own data."""
+"""Sources of rows: a local file, a hub dataset, or a task with its own data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SampleSeed = Annotated[Seed, Field(description="seed of the sample")]
 
 
 class _Sampled(Settings):
-    """Settings of rows, of which a sample may be drawn: its settings are written only then, so that step keys stay."""
+    """Settings of rows with an optional sample, whose settings are serialized only if used, so that step keys stay."""
 
     @model_serializer(mode="wrap")
     def _without_unused(self, write: Callable[[_Sampled], dict[str, object]]) -> dict[str, object]:
@@ -28,16 +28,16 @@ class _Sampled(Settings):
 
 
 class Rows(_Sampled):
-    """Where rows come from: one local file (jsonl, csv, tsv, parquet, txt; ``.gz`` too) or a hub dataset.
+    """A source of rows: one local file (jsonl, csv, tsv, parquet, txt; ``.gz`` too) or a hub dataset.
 
     ``columns`` maps our names (text, label) to the file's."""
 
-    path: PathText | None = None
-    hub: PathText | None = None
-    config: PathText | None = None
-    revision: PathText | None = None
-    split: PathText = "train"
-    columns: dict[str, str] = Field(default_factory=dict)
+    path: PathText | None = Field(default=None, description="a local file")
+    hub: PathText | None = Field(default=None, description="a hub dataset")
+    config: PathText | None = Field(default=None, description="configuration of the hub dataset")
+    revision: PathText | None = Field(default=None, description="revision of the hub dataset")
+    split: PathText = Field(default="train", description="split of the hub dataset")
+    columns: dict[str, str] = Field(default_factory=dict, description="our column names -> those of the file")
     limit: Limit = None
     sample: Sample = None
     seed: SampleSeed = 0
@@ -50,7 +50,7 @@ class Rows(_Sampled):
 
 
 class TaskRows(_Sampled):
-    """Rows of a task that brings its own data (``tasks.catalogue``): ``data`` is a folder, or "hub".
+    """Rows of a task with its own data (``tasks.catalogue``): ``data`` is a folder, or "hub".
 
     ``options`` are further arguments of its ``rows`` function."""
 

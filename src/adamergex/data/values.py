@@ -1,4 +1,4 @@
-"""Values of rows as they come from files, datasets and Python: what is missing, what is text, what is a position."""
+"""Converts and checks values of rows from files, datasets and Python: missing values, texts, positions."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _WHOLE = re.compile(r"[+-]?[0-9]{1,16}(\.0*)?")
 _EMPTY_WORDS = ("nan", "none", "null", "nat", "<na>", "n/a", "#n/a")
 
 
-def plain_row(found: Mapping[Hashable, object] | Mapping[str, object], where: str) -> dict[str, Json]:
-    """The row in Python's own types: no numpy or pandas values, None for everything that is missing (NaN, NA, NaT).
+def plain_row(row: Mapping[Hashable, object] | Mapping[str, object], where: str) -> dict[str, Json]:
+    """The row in Python's types: no numpy or pandas values, None for missing values (NaN, NA, NaT).
 
-    Raises: DataError: half a surrogate pair in a text, which no UTF-8 file can hold.
+    Raises: DataError for half a surrogate pair in a text, which UTF-8 cannot encode.
     """
     return {
         str(name): value
         if type(value) is int or (type(value) is str and value.isascii())
         else _plain(value, f"{where}, column {str(name)!r}")
-        for name, value in found.items()
+        for name, value in row.items()
     }
 
 
@@ -43,9 +43,9 @@ def _plain(value: object, where: str) -> Json:
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return [_plain(item, where) for item in value]
-    # pandas' NA cannot be compared, NaT and NaN are no equals of themselves
+    # pandas' NA cannot be compared; NaT and NaN differ from themselves
     missing = type(value).__name__ in ("NAType", "NaTType") or _not_a_number(value)
-    return None if missing else cast(Json, value)  # a date or the like is refused where a text is read
+    return None if missing else cast(Json, value)  # dates and the like are refused when read as text
 
 
 def _not_a_number(value: object) -> bool:
@@ -53,42 +53,46 @@ def _not_a_number(value: object) -> bool:
 
 
 def is_text(value: object) -> bool:
-    """Whether a value is text as it stands, and not blank."""
+    """Whether a value is a text that is not blank."""
     return type(value) is str and (value[:1].isalnum() or not is_blank(value))
 
 
 def text_of(value: object, what: str, where: str, *, numbers: bool = True) -> str:
     """A text, or a number as text (18.0 is "18").
 
-    Raises: DataError: it is missing or blank, or neither text nor (with ``numbers``) a number.
+    Raises: DataError for a missing or blank value, or one that is neither text nor (with ``numbers``) a number.
     """
     blank = is_blank(value) if isinstance(value, str) else value is None or value in ([], {})
     if blank:
         raise DataError(
-            f"{_a(what)} is empty", where=where, found=repr(value), expected="some text",
+            f"{_article(what)} is empty", where=where, found=repr(value), expected="some text",
             fix="fill it in or remove the row",
         )  # fmt: skip
     if isinstance(value, str):
         return value
     if not numbers or isinstance(value, bool) or not isinstance(value, Real):
         raise DataError(
-            f"{_a(what)} is not text", where=where, found=repr(value), expected="some text", fix="write it as text"
+            f"{_article(what)} is not text",
+            where=where,
+            found=repr(value),
+            expected="some text",
+            fix="write it as text",
         )
     return str(int(value)) if isinstance(value, Integral) else str(value).removesuffix(".0")
 
 
 def texts(value: Json) -> list[str]:
-    """The texts of a column that was checked: those of a list, or the only one."""
+    """The texts in a checked column: those of a list, or the single one."""
     return [str(item) for item in (value if isinstance(value, Sequence) and not isinstance(value, str) else [value])]
 
 
 def label_of(value: object, where: str) -> str:
-    """A label: text, a whole number or a truth value, as text. Raises: DataError: it is missing, or a list."""
+    """A label as text, from a text, a whole number or a boolean. Raises: DataError for a missing value or a list."""
     return str(value) if isinstance(value, bool) else text_of(value, "label", where)
 
 
 def require_written(label: str, known: Collection[str], where: str) -> None:
-    """Raises: DataError: a label is how tables write a missing value ("nan", "null"), and is not ``known``."""
+    """Raises: DataError for a label that means a missing value ("nan", "null") and is not ``known``."""
     if label.casefold().strip() in _EMPTY_WORDS and label not in known:
         raise DataError(
             "a label is empty", where=where, found=repr(label), expected="a label",
@@ -97,21 +101,21 @@ def require_written(label: str, known: Collection[str], where: str) -> None:
 
 
 def position_of(value: object, what: str, where: str) -> int | None:
-    """A whole number from 0 on, also as 4.0, "4" or "4.0"; None where it is missing or blank.
+    """A whole number from 0, also as 4.0, "4" or "4.0"; None for a missing or blank value.
 
-    Raises: DataError: anything else.
+    Raises: DataError for anything else.
     """
     if value is None or (isinstance(value, str) and is_blank(value)):
         return None
-    written = isinstance(value, str) and value.isascii() and _WHOLE.fullmatch(value.strip())
-    number, place = float(str(value)) if written else value, -1
+    is_number = isinstance(value, str) and value.isascii() and _WHOLE.fullmatch(value.strip())
+    number, position = float(str(value)) if is_number else value, -1
     if isinstance(number, Real) and not isinstance(number, bool):
-        place = int(number) if isinstance(number, Integral) else int(-1 if number % 1 else float(number))
-    if not 0 <= place < 2**53:
-        raise DataError(f"{_a(what)} is not a position", where=where, found=repr(value),
-                        expected="a whole number from 0 on", fix="correct the row")  # fmt: skip
-    return place
+        position = int(number) if isinstance(number, Integral) else int(-1 if number % 1 else float(number))
+    if not 0 <= position < 2**53:
+        raise DataError(f"{_article(what)} is not a position", where=where, found=repr(value),
+                        expected="a whole number from 0", fix="correct the row")  # fmt: skip
+    return position
 
 
-def _a(what: str) -> str:
+def _article(what: str) -> str:
     return f"an {what}" if what[0] in "aeiou" else f"a {what}"

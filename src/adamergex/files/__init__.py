@@ -1,1 +1,1 @@
-"""What lies on a disk: adapter directories, their files, hashes and records."""
+"""Files on disk: adapter directories, their contents, hashes and records."""

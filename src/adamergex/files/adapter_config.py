@@ -1,7 +1,7 @@
-"""The strict reading of ``adapter_config.json``: known fields by their type, and none that names code.
+"""Strict reading of ``adapter_config.json``: known fields have their type, and no field names code.
 
-Fields of PEFT that are not known here are kept as plain JSON. What would make PEFT or transformers import a module that
-the file names is refused (``megatron_core``) or left out (``auto_mapping`` of other libraries, ``auto_map``).
+Unknown fields are kept as plain JSON. A field that would make PEFT or transformers import a module named in the file is
+refused (``megatron_core``) or dropped (``auto_mapping`` of other libraries, ``auto_map``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from adamergex.files import inputs
 LONGEST_TEXT = 4096
 """Longest text of a known field, in characters."""
 LARGEST = 1 << 31
-"""Ranks, widths and counts lie below this."""
+"""Ranks, widths and counts are below this."""
 TASK_TYPES = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
 _TYPE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
@@ -92,7 +92,7 @@ _FIELDS: dict[str, _Kind] = {
     ),
     "init_lora_weights": _Kind("true, false or a text", lambda value: isinstance(value, bool) or _is_text(value)),
 }
-# What has no default in PEFT's configs, or is not null there.
+# Fields that PEFT's configs have no default for, or never write as null.
 _NEVER_NULL = frozenset(("peft_type", "r", "lora_alpha", "num_virtual_tokens"))
 
 
@@ -110,15 +110,15 @@ def checked(config: Mapping[str, Any], where: object) -> dict[str, Any]:
             raise _wrong(where, name, config[name], kind.expected + ("" if name in _NEVER_NULL else ", or null"))
     if config.get("megatron_config") or config.get("megatron_core") not in (None, "megatron.core"):
         name = "megatron_config" if config.get("megatron_config") else "megatron_core"
-        raise _wrong(where, name, config[name], "none: it would name a library to import")
-    kept = {name: value for name, value in config.items() if name not in ("auto_map", "trust_remote_code")}
-    if config.get("auto_mapping") is not None and not _is_mapping(config["auto_mapping"]):
-        kept["auto_mapping"] = None
-    return kept
+        raise _wrong(where, name, config[name], "null: a value would name a library to import")
+    result = {name: value for name, value in config.items() if name not in ("auto_map", "trust_remote_code")}
+    if config.get("auto_mapping") is not None and not _names_transformers_class(config["auto_mapping"]):
+        result["auto_mapping"] = None
+    return result
 
 
-def _is_mapping(mapping: Mapping[str, Any]) -> bool:
-    """Whether an ``auto_mapping`` names a class of transformers, and nothing else."""
+def _names_transformers_class(mapping: Mapping[str, Any]) -> bool:
+    """Whether an ``auto_mapping`` names nothing but a class of transformers."""
     library, name = mapping.get("parent_library"), mapping.get("base_model_class")
     return (
         set(mapping) <= {"parent_library", "base_model_class"}
@@ -131,7 +131,7 @@ def _is_mapping(mapping: Mapping[str, Any]) -> bool:
 
 def _wrong(where: object, name: str, found: object, expected: str) -> AdapterFileError:
     return AdapterFileError(
-        f"{name} of the adapter's config is not what it should be",
+        f"{name} in the adapter's config is not valid",
         where=f"{where}: {name}",
         found=repr(found),
         expected=expected,

@@ -1,7 +1,7 @@
 """Adapter directories on disk: PEFT's files read lazily in chunks, and written tensor by tensor. numpy only.
 
-Nothing of an adapter is ever executed, and nothing outside its declared byte ranges is read. Little-endian hosts, like
-the format.
+Nothing in an adapter is executed, and nothing outside its declared byte ranges is read. Hosts must be little-endian,
+as the format is.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ HEAD_CONFIG, HEAD_TENSORS, HEAD_PICKLE = "head_config.json", "model_head.safeten
 DIFFERENCE = "sparse_difference.safetensors"
 CARD = "README.md"
 PROMPT_TYPES = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT")
-CHUNK = 256 * 1024  # elements: enough that the interpreter's part is small, few enough for caches and memory
-# How a dtype lies in memory before conversion; bfloat16 is the upper half of a float32.
+CHUNK = 256 * 1024  # elements: enough to make the interpreter's overhead small, few enough for caches and memory
+# The numpy dtype of stored elements; bfloat16 is the upper half of a float32.
 _STORED = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 FLOATS = frozenset(_STORED)
 
@@ -40,15 +40,15 @@ Array = NDArray[Any]
 
 
 def compute_dtype(dtype: str) -> type[np.float32] | type[np.float64]:
-    """The dtype in which a stored dtype is computed: float64 for F64, else float32."""
+    """The dtype for computing with a stored dtype: float64 for F64, else float32."""
     return np.float64 if dtype == "F64" else np.float32
 
 
 @dataclass(frozen=True)
 class AdapterDirectory:
-    """An adapter as PEFT saved it: its parsed config and the layout of its tensors, none of them loaded.
+    """An adapter as PEFT saved it: its parsed config and the layout of its tensors, without their values.
 
-    Tensors have PEFT's names, whatever the file calls them; ``stored``: ours -> the file's, where they differ."""
+    Tensors have PEFT's names; ``stored``: our name -> the name in the file, where they differ."""
 
     path: Path
     config: Mapping[str, Any]
@@ -62,21 +62,21 @@ class AdapterDirectory:
         """Parse ``adapter_config.json`` and the header of ``adapter_model.safetensors``.
 
         Raises:
-            AdapterFileError: a file is missing, truncated, malformed, or only a pickle (``adapter_model.bin``); a
-                config that does not say what it should; names or empty tensors of a wrapped or sharded model.
+            AdapterFileError: a file that is missing, truncated, malformed, or only a pickle (``adapter_model.bin``); an
+                invalid config; tensor names of a wrapped model, or empty tensors of a sharded one.
         """
         directory = Path(path)
         if not directory.is_dir():
             raise AdapterFileError(
-                "there is no adapter directory here",
+                "no adapter directory found",
                 where=directory,
                 found="a file" if directory.exists() else "nothing",
                 expected=f"a directory with {CONFIG} and {TENSORS}",
-                fix="give the directory that save_pretrained wrote",
+                fix="name the directory that save_pretrained wrote",
             )
         config = read_config(directory)
         kind = config.get("peft_type")
-        names = "own" if kind is None else "prompt" if kind in PROMPT_TYPES else "modules"
+        names = "as stored" if kind is None else "prompt" if kind in PROMPT_TYPES else "modules"
         header = read_header(_tensors_path(directory), names=names)
         require_gathered(header.tensors.values(), directory / TENSORS)
         return cls(directory, config, header.tensors, header.metadata, stored=header.stored)
@@ -90,7 +90,7 @@ class AdapterDirectory:
 def _tensors_path(directory: Path) -> Path:
     path = directory / TENSORS
     if os.path.lexists(path):
-        return path  # what is no regular file is refused when it is opened
+        return path  # opening refuses anything but a regular file
     others = sorted(item.name for item in directory.iterdir() if item.suffix in (".bin", ".pt", ".pth", ".safetensors"))
     convertible = {PICKLE, "pytorch_adapter.bin", "adapter.safetensors"} & set(others)  # PEFT's pickle, AdapterHub's
     raise AdapterFileError(
@@ -109,24 +109,23 @@ def read_config(directory: Path) -> dict[str, Any]:
     """The checked ``adapter_config.json`` of a directory. Raises: AdapterFileError."""
     path = directory / CONFIG
     if not os.path.lexists(path):
-        there = sorted(item.name for item in directory.iterdir())[:8] if directory.is_dir() else ["no such directory"]
+        entries = sorted(item.name for item in directory.iterdir())[:8] if directory.is_dir() else ["no such directory"]
         raise AdapterFileError(
             "the adapter has no config",
             where=directory,
-            found=", ".join(there) or "an empty directory",
+            found=", ".join(entries) or "an empty directory",
             expected=CONFIG,
-            fix="give the directory that save_pretrained wrote",
+            fix="name the directory that save_pretrained wrote",
         )
     return adapter_config.read(path)
 
 
 def require_gathered(tensors: Iterable[TensorInfo], where: object) -> None:
-    """Raises AdapterFileError where a tensor is empty: a shard of a model that was saved without gathering it."""
+    """Raises: AdapterFileError for an empty tensor: a shard of a model that was saved without gathering it."""
     empty = [info for info in tensors if not info.size]
     if empty:
         raise AdapterFileError(
-            "the adapter holds empty tensors: it was saved without gathering the shards of the model (DeepSpeed ZeRO-3 "
-            "or FSDP)",
+            "the adapter holds empty tensors: it was saved before gathering its shards (DeepSpeed ZeRO-3, FSDP)",
             where=f"{where}: {empty[0].name}" + (f" and {len(empty) - 1} more" if len(empty) > 1 else ""),
             found=f"shape {empty[0].shape}",
             expected="tensors with values",
@@ -136,9 +135,9 @@ def require_gathered(tensors: Iterable[TensorInfo], where: object) -> None:
 
 
 class TensorReader:
-    """Reads one safetensors file a range at a time into buffers of its own, which the next read overwrites.
+    """Reads ranges of one safetensors file into its own buffers, which the next read overwrites.
 
-    ``shared``: a reader of the same file whose handle to use, and to leave open longer than this one is in use."""
+    ``shared``: a reader of the same file whose handle this one uses; it must stay open longer."""
 
     def __init__(self, directory: AdapterDirectory, shared: TensorReader | None = None) -> None:
         self.directory = directory
@@ -157,21 +156,21 @@ class TensorReader:
     def read(self, info: TensorInfo, start: int, stop: int) -> tuple[Array, Array]:
         """Elements ``start:stop`` (at most ``CHUNK``) as (float32, or float64 for F64; as stored), both (n,).
 
-        Of a dtype that is not floating point both are the stored bytes."""
+        For a dtype that is not floating point both are the stored bytes."""
         size = stop - start
         position, view = info.offset + start * info.item_size, self._bytes[: size * info.item_size]
         while view:
             count = os.preadv(self._file.fileno(), [view], position)
             if count == 0:
                 raise broken(
-                    self.directory.tensors_path, f"The file ends within {info.name}.", "end of file", "more bytes"
+                    self.directory.tensors_path, f"the file ends within {info.name}", "end of file", "more bytes"
                 )
             view, position = view[count:], position + count
         stored = self._stored[info.dtype][: size if info.dtype in FLOATS else size * info.item_size]
         return decode(stored, info.dtype, self._floats[:size]), stored
 
     def load(self, info: TensorInfo) -> Array:
-        """The whole tensor in its compute dtype, in its shape."""
+        """The whole tensor in its shape and compute dtype."""
         values = np.empty(info.size, compute_dtype(info.dtype))
         for start in range(0, info.size, CHUNK):
             stop = min(start + CHUNK, info.size)
@@ -196,7 +195,7 @@ def decode(stored: Array, dtype: str, out: Array) -> Array:
 
 
 class Encoder:
-    """Rounds values once to a stored dtype, to nearest and ties to even; its results lie in a buffer that it reuses."""
+    """Rounds values once to a stored dtype, to nearest with ties to even, into a buffer that it reuses."""
 
     def __init__(self) -> None:
         self._wide = np.empty(CHUNK, np.uint32)
@@ -219,8 +218,8 @@ class Encoder:
 class SafetensorsWriter:
     """Writes a safetensors file front to back: the header from known shapes, then the tensors in ``order``.
 
-    Tensors lie by falling item size, then by name, as the safetensors library lays them: every offset is aligned, and
-    the same tensors always give the same bytes.
+    Tensors are ordered by decreasing item size, then by name, as in the safetensors library: every offset is aligned,
+    and equal tensors give equal bytes.
     """
 
     def __init__(self, path: Path, tensors: list[TensorInfo], metadata: Mapping[str, str] | None = None) -> None:
@@ -249,10 +248,10 @@ class SafetensorsWriter:
             self._written += stored.nbytes
 
     def close(self) -> None:
-        """Finish the file; the bytes must be those that the header promised."""
+        """Close the file and check that it has the bytes that the header declares."""
         self._file.close()
         if self._written != self._end:
-            raise AssertionError(f"{self._path}: wrote {self._written} bytes, promised {self._end}")
+            raise AssertionError(f"{self._path}: wrote {self._written} bytes, declared {self._end}")
 
     def _put(self, view: memoryview, position: int) -> None:
         while view:

@@ -12,7 +12,7 @@ from io import FileIO
 from pathlib import Path
 from threading import Thread
 
-_BLOCK = 1024 * 1024  # large, because a thread that imports holds the interpreter for milliseconds between two blocks
+_BLOCK = 1024 * 1024  # large: a thread that imports holds the interpreter for milliseconds between two blocks
 
 
 def file_sha256(path: str | Path) -> str:
@@ -22,42 +22,42 @@ def file_sha256(path: str | Path) -> str:
 
 
 class Digests:
-    """SHA-256 of several files, beside other work: hashing leaves the interpreter to other threads.
+    """SHA-256 of several files, computed in threads beside other work: hashing releases the interpreter.
 
-    A hash is of the bytes that were read here, never taken over from a record. The files are read once more than the
-    work itself needs, since its threads take them in any order; so a hash counts only if size, time of change and
-    identity of the file are the same before the hashing and at the end of the work.
+    A hash is always computed from bytes read here, never taken from a record. The files are read a second time, since
+    the work reads them in any order; so a hash counts only if size, modification time and identity of the file are the
+    same before hashing and at the end of the work.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
         self._left = list(reversed(self.paths))
-        self._found: dict[Path, tuple[str, tuple[int, ...]]] = {}
+        self._hashed: dict[Path, tuple[str, tuple[int, ...]]] = {}
         self._stopped = False
         self._threads: list[Thread] = []
-        self.hurry()
+        self.add_thread()
 
-    def hurry(self) -> None:
-        """Take one more thread."""
+    def add_thread(self) -> None:
+        """Add one more thread."""
         thread = Thread(target=self._work)
         self._threads.append(thread)
         thread.start()
 
     def result(self) -> dict[Path, str]:
-        """Path -> SHA-256, without the files that could not be read or were changed; waits for all."""
+        """Wait, and return path -> SHA-256 without files that could not be read or were changed."""
         self._wait()
-        found = {}
-        for path, (digest, state) in self._found.items():
+        digests = {}
+        for path, (digest, state) in self._hashed.items():
             try:
                 same = state == _state(os.stat(path))
             except OSError:
                 same = False
             if same:
-                found[path] = digest
-        return found
+                digests[path] = digest
+        return digests
 
     def stop(self) -> None:
-        """Give up what is not done."""
+        """Stop hashing."""
         self._stopped = True
         self._wait()
 
@@ -70,7 +70,7 @@ class Digests:
         while self._left and not self._stopped:
             try:
                 self._hash(self._left.pop(), block)
-            except (OSError, IndexError):  # not read, so not found; or another thread took the last one
+            except (OSError, IndexError):  # a file that cannot be read; or another thread took the last one
                 continue
 
     def _hash(self, path: Path, block: memoryview) -> None:
@@ -81,12 +81,12 @@ class Digests:
                 digest.update(block[:count])
                 if self._stopped:
                     return
-        self._found[path] = digest.hexdigest(), state
+        self._hashed[path] = digest.hexdigest(), state
 
 
 def _open(path: str | Path) -> FileIO:
-    """Unbuffered; a pipe, which could keep a reader waiting for ever, or a device is refused by an OSError."""
-    # O_NONBLOCK: opening a pipe that nobody writes to would wait.
+    """Open unbuffered; an OSError refuses devices and pipes, which could block a reader forever."""
+    # O_NONBLOCK: opening a pipe without a writer would block.
     file = FileIO(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -94,8 +94,8 @@ def _open(path: str | Path) -> FileIO:
     return file
 
 
-def _state(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 _ahead: list[Digests] = []
@@ -103,7 +103,7 @@ _ahead: list[Digests] = []
 
 @contextmanager
 def ahead(paths: Sequence[Path]) -> Iterator[None]:
-    """Hash what ``beside`` will ask for, while the modules that do the work are still being imported."""
+    """Start hashing the files that ``beside`` will request, while modules are still being imported."""
     digests = Digests(paths)
     _ahead.append(digests)
     try:
@@ -115,11 +115,11 @@ def ahead(paths: Sequence[Path]) -> Iterator[None]:
 
 
 def beside(paths: Sequence[Path]) -> Digests:
-    """The digests of these files: those begun ``ahead``, or new ones."""
-    begun = next((digests for digests in _ahead if digests.paths == list(paths)), None)
-    if begun is None:
-        begun = Digests(paths)
+    """The digests of these files, started ``ahead`` or now."""
+    digests = next((started for started in _ahead if started.paths == list(paths)), None)
+    if digests is None:
+        digests = Digests(paths)
     else:
-        _ahead.remove(begun)
-    begun.hurry()
-    return begun
+        _ahead.remove(digests)
+    digests.add_thread()
+    return digests

@@ -1,6 +1,6 @@
-"""The one door for files and names that come from outside: regular files, bounded sizes, strict JSON and YAML.
+"""Reads all files from outside: regular files of bounded size, strict JSON and YAML.
 
-Nothing read here runs code, and the work is bounded by the limits below before anything is built from the text.
+Nothing read here runs code, and the limits below bound the work before anything is built from the text.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     import yaml
 
 DOCUMENT_BYTES = 64 << 20
-"""Largest JSON document of ours (results, predictions, tensor headers): 64 MiB."""
+"""Largest JSON document written by adamergex (results, predictions, tensor headers): 64 MiB."""
 SETTINGS_BYTES = 4 << 20
-"""Largest file that a person writes or a tool configures with (YAML, adapter_config.json, lineage.json): 4 MiB."""
+"""Largest settings or configuration file (YAML, adapter_config.json, lineage.json): 4 MiB."""
 DEPTH = 64
 """Deepest nesting of lists and mappings."""
 YAML_NODES = 100_000
-"""Most values of a YAML document, aliases counted as often as they stand for something."""
+"""Most values of a YAML document, aliases expanded."""
 LINE_CHARACTERS = 16 << 20
 """Longest line of a data file, and longest field of a csv file: 16 Mi characters."""
 JSON_CHARACTERS = 1 << 30
 """Largest data file that is one JSON list; jsonl has no such limit."""
 UNPACKED_BYTES, UNPACKED_RATIO = 64 << 20, 200
-"""Packed data may grow to 64 MiB, and beyond that to 200 times their packed size (text grows 3 to 10 times)."""
+"""Compressed data may expand to 64 MiB, and beyond that to 200 times their size (text expands 3 to 10 times)."""
 DIGITS = 1000
 """Most digits of a whole number in YAML."""
 
 Json: TypeAlias = "str | int | float | bool | None | Sequence[Json] | Mapping[str, Json]"
-"""A value as JSON, YAML or a row of data has it; for reading."""
+"""A value of JSON, YAML or a row of data; for reading."""
 ErrorType = type[AdamergexError]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -46,22 +46,24 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 class Malformed(ValueError):
-    """A text that is not what it should be; ``str()`` says why. Callers turn it into their own typed error."""
+    """A text that is not valid; ``str()`` gives the reason. Callers turn it into their own typed error."""
 
 
 def open_regular(path: str | Path, *, what: str, error: ErrorType) -> IO[bytes]:
     """Open a regular file for reading; links are followed, but not to pipes, devices, sockets or folders.
 
-    Raises: ``error`` where there is no such file, it is not a regular one, or it may not be read.
+    Raises: ``error`` for a missing file, one that is not regular, or one without read permission.
     """
     try:
-        # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
+        # O_NONBLOCK: opening a pipe without a writer would block forever.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         raise error(f"{what} does not exist", where=path, found="nothing", fix="check the path") from None
     except (OSError, ValueError) as problem:  # ValueError: a NUL character in the path
-        found = problem.strerror if isinstance(problem, OSError) else problem
-        raise error(f"{what} cannot be opened", where=path, found=found, fix="check the path and its rights") from None
+        reason = problem.strerror if isinstance(problem, OSError) else problem
+        raise error(
+            f"{what} cannot be opened", where=path, found=reason, fix="check the path and its permissions"
+        ) from None
     try:
         mode = os.fstat(handle).st_mode
         if not stat.S_ISREG(mode):
@@ -127,7 +129,7 @@ def read_json_object(path: str | Path, *, what: str, error: ErrorType, limit: in
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Strict JSON (RFC 8259): no NaN or infinity, no name twice, no half of a surrogate pair, at most ``DEPTH`` deep.
+    """Strict JSON (RFC 8259): no NaN or infinity, no duplicate name, no lone surrogate, at most ``DEPTH`` deep.
 
     Raises: Malformed, with the reason.
     """
@@ -141,7 +143,7 @@ def parse_json(text: str | bytes) -> Any:
         raise
     except ValueError as problem:
         raise Malformed(str(problem)) from None
-    # Every row of a data file passes here: what most texts cannot have is not looked for.
+    # Every row of a data file passes here, so checks that cannot fail for most texts are skipped.
     if (isinstance(text, bytes) or "\\u" in text or not text.isascii()) and _may_hold_surrogates(text):
         _require_plain(document)
     openings = text.count("{") + text.count("[") if isinstance(text, str) else text.count(b"{") + text.count(b"[")
@@ -168,10 +170,10 @@ def read_yaml(path: str | Path, *, what: str, error: ErrorType) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML as plain values, by the 1.2 core rules: ``no`` is a text (Norwegian), ``5e-4`` a number, dates are texts.
+    """YAML as plain values, by the 1.2 core schema: ``no`` is a text (Norwegian), ``5e-4`` a number, dates are texts.
 
-    Refused: a key twice, keys that are not texts or whole numbers, tags other than the core ones, more than ``DEPTH``
-    levels or ``YAML_NODES`` values (aliases expanded), aliases that hold themselves, NaN and infinity.
+    Refused: duplicate keys, keys that are not texts or whole numbers, tags outside the core schema, more than ``DEPTH``
+    levels or ``YAML_NODES`` values (aliases expanded), recursive aliases, NaN and infinity.
     Raises: Malformed, with the reason and line.
     """
     import yaml
@@ -186,7 +188,7 @@ def parse_yaml(text: str) -> Any:
     except Malformed:
         raise
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as problem:
-        # The library's constructors let slip what int(), float() and the like say of odd scalars.
+        # The library's constructors do not catch the errors of int(), float() and the like on odd scalars.
         raise Malformed(f"a value cannot be read: {problem}") from None
     _require_plain(document)
     return document
@@ -226,7 +228,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_no_constan
 
 
 def _require_depth(document: Any) -> None:
-    """Raises: Malformed where a document is too deep."""
+    """Raises: Malformed for a document that is too deep."""
     if type(document) not in _NESTED:
         return
     level = [document]
@@ -239,34 +241,34 @@ def _require_depth(document: Any) -> None:
 
 
 def _require_plain(document: Any) -> None:
-    """Raises: Malformed where a document is too deep, or holds a character that UTF-8 cannot, NaN or infinity."""
+    """Raises: Malformed for a document that is too deep, or holds a lone surrogate, NaN or infinity."""
     _require_depth(document)
     level = [document]
     while level:
-        below: list[Any] = []
+        next_level: list[Any] = []
         for item in level:
             if isinstance(item, dict):
-                below += [*item, *item.values()]
+                next_level += [*item, *item.values()]
             elif isinstance(item, list):
-                below += item
+                next_level += item
             elif isinstance(item, str) and _SURROGATE.search(item):
                 raise Malformed("a text holds half of a surrogate pair, which is not a character")
             elif isinstance(item, float) and not math.isfinite(item):
-                raise Malformed(f"{item} is not a number that can be used")
-        level = below
+                raise Malformed(f"{item} is not a finite number")
+        level = next_level
 
 
 def _require_bounded_events(text: str) -> None:
-    """Depth and size of a YAML text before anything is built from it (the parser itself does not recurse)."""
+    """Check depth and size of a YAML text before anything is built from it (the parser does not recurse)."""
     import yaml
 
     depth = count = 0
-    sizes: dict[str, int] = {}  # what each anchor stands for, its own aliases expanded
+    sizes: dict[str, int] = {}  # values under each anchor, aliases expanded
     open_anchors: list[tuple[str | None, int]] = []
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in open_anchors):
-                raise Malformed(f"the alias *{event.anchor} holds itself ({_line(event.start_mark)})")
+                raise Malformed(f"the alias *{event.anchor} contains itself ({_line(event.start_mark)})")
             count += sizes.get(str(event.anchor), 1)
         elif isinstance(event, yaml.ScalarEvent):
             count += 1
@@ -304,7 +306,7 @@ def _yaml_loader() -> type[yaml.SafeLoader]:
                 if not isinstance(key, str) and type(key) is not int:
                     raise Malformed(f"the key {str(key)[:60]!r} is neither a text nor a whole number (line {line})")
                 if key in first:
-                    raise Malformed(f"the key {key!r} stands twice, in line {first[key]} and in line {line}")
+                    raise Malformed(f"the key {key!r} occurs twice, in line {first[key]} and in line {line}")
                 first[key] = line
             return super().construct_mapping(node, deep=deep)
 
@@ -331,9 +333,9 @@ def _line(mark: Any) -> str:
 def _yaml_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node)
     if len(text) > DIGITS:
-        raise Malformed(f"a number has {len(text):,} digits ({_line(node.start_mark)}), at most {DIGITS} are read")
+        raise Malformed(f"a number has {len(text):,} digits ({_line(node.start_mark)}), at most {DIGITS} are allowed")
     return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
 
 
 def _yaml_refused(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
-    raise Malformed(f"the tag {node.tag!r} is not read ({_line(node.start_mark)})")
+    raise Malformed(f"the tag {node.tag!r} is not supported ({_line(node.start_mark)})")

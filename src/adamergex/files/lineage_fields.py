@@ -1,4 +1,4 @@
-"""What the fields of a ``lineage.json`` may hold: texts, numbers and names by type, and nothing that names code."""
+"""The allowed values of the fields of a ``lineage.json``: texts, numbers and names, and nothing that names code."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 from adamergex.files.registry import STRUCTURES
 
 TASKS = ("mgsm", "ner", "sib200", "tata", "xcopa", "xlsum", "xnli", "xquad")
-"""The shipped tasks: the only scores that a lineage may name. ``tasks.catalogue`` holds them."""
-OWN_TASK = re.compile(r"sha256:[0-9a-f]{64}")
-"""What stands for the score of a user's own task file: its hash, which says which file it was and runs nothing."""
+"""The shipped tasks (in ``tasks.catalogue``), the only scores that a lineage may name."""
+CUSTOM_TASK = re.compile(r"sha256:[0-9a-f]{64}")
+"""The score of a user's task file: the hash of the file, which identifies it and runs nothing."""
 LONGEST = 100_000
 """Longest text, in characters."""
 _PLAIN = re.compile(r"[A-Za-z0-9_.+-]{1,64}")
 _LARGEST = 1 << 53
 
 Check = Callable[[Any], str | None]
-"""What should be there, where a value is not that; else ``None``."""
+"""value -> what is expected instead, or ``None`` for a valid value."""
 
 
-def _one(expected: str, holds: Callable[[Any], bool]) -> Check:
+def _check(expected: str, holds: Callable[[Any], bool]) -> Check:
     return lambda value: None if value is None or holds(value) else f"{expected}, or null"
 
 
@@ -39,26 +39,28 @@ def _is_texts(value: object) -> bool:
 
 def _are_settings(value: object) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(one, bool) or _is_number(one) or _is_text(one) for one in value.values()
+        isinstance(item, bool) or _is_number(item) or _is_text(item) for item in value.values()
     )
 
 
-_text = _one("a text", _is_text)
-_texts = _one("a list of texts", _is_texts)
-_number = _one("a number", _is_number)
-_count = _one("a whole number", lambda value: type(value) is int and 0 <= value < _LARGEST)
-_flag = _one("true or false", lambda value: isinstance(value, bool))
-_names = _one("texts by name", lambda value: isinstance(value, dict) and all(map(_is_text, value.values())))
-_plain = _one("a name of letters, digits and _ . + -", lambda value: _is_text(value) and bool(_PLAIN.fullmatch(value)))
-_score = _one(
-    f"a shipped task ({', '.join(TASKS)}): nothing that an adapter brings is run",
-    lambda value: value in TASKS or (_is_text(value) and bool(OWN_TASK.fullmatch(value))),
+_text = _check("a text", _is_text)
+_texts = _check("a list of texts", _is_texts)
+_number = _check("a number", _is_number)
+_count = _check("a whole number", lambda value: type(value) is int and 0 <= value < _LARGEST)
+_flag = _check("true or false", lambda value: isinstance(value, bool))
+_names = _check("texts by name", lambda value: isinstance(value, dict) and all(map(_is_text, value.values())))
+_plain = _check(
+    "a name of letters, digits and _ . + -", lambda value: _is_text(value) and bool(_PLAIN.fullmatch(value))
+)
+_score = _check(
+    f"a shipped task ({', '.join(TASKS)}): code from an adapter is never run",
+    lambda value: value in TASKS or (_is_text(value) and bool(CUSTOM_TASK.fullmatch(value))),
 )
 
 _FIELDS: dict[str, dict[str, Check]] = {
     "base": {"name": _text, "sha256": _text},
     "structure": {
-        "kind": _one(f"one of {', '.join(STRUCTURES.built_in)}", STRUCTURES.__contains__),
+        "kind": _check(f"one of {', '.join(STRUCTURES.built_in)}", STRUCTURES.__contains__),
         **dict.fromkeys(("rank", "virtual_tokens"), _count),
         **dict.fromkeys(("alpha", "dropout"), _number),
     },
@@ -69,7 +71,9 @@ _FIELDS: dict[str, dict[str, Check]] = {
         **dict.fromkeys(("max_length", "stride", "longest_answer", "segment", "segments"), _count),
         **dict.fromkeys(("chat", "normalised"), _flag),
         "measured_as": _score,
-        "max_new_tokens": _one("a whole number up to 32,768", lambda value: type(value) is int and 0 < value <= 32_768),
+        "max_new_tokens": _check(
+            "a whole number up to 32,768", lambda value: type(value) is int and 0 < value <= 32_768
+        ),
         "words": _names,
         "mask_rate": _number,
     },
@@ -78,15 +82,15 @@ _FIELDS: dict[str, dict[str, Check]] = {
         "modules": _text,
         "weight": _number,
         "rank": _count,
-        "settings": _one("names with numbers or texts", _are_settings),
-        "layers": _one("a list of numbers", lambda value: isinstance(value, list) and all(map(_is_number, value))),
+        "settings": _check("names with numbers or texts", _are_settings),
+        "layers": _check("a list of numbers", lambda value: isinstance(value, list) and all(map(_is_number, value))),
     },
 }
 _PARENT: dict[str, Check] = {"path": _text, "sha256": _text, "language": _text}
 
 
 def wrong(lineage: Mapping[str, Any]) -> tuple[str, object, str] | None:
-    """The first field that holds what it may not: (its name, what is there, what should be); or ``None``."""
+    """The first field with an invalid value, as (name, found, expected); ``None`` if all are valid."""
     for group, checks in _FIELDS.items():
         if problem := _in(group, lineage.get(group), checks):
             return problem
@@ -104,8 +108,8 @@ def wrong(lineage: Mapping[str, Any]) -> tuple[str, object, str] | None:
     return None
 
 
-def _in(group: str, found: Mapping[str, Any] | None, checks: Mapping[str, Check]) -> tuple[str, object, str] | None:
+def _in(group: str, values: Mapping[str, Any] | None, checks: Mapping[str, Check]) -> tuple[str, object, str] | None:
     for name, check in checks.items():
-        if found and name in found and (expected := check(found[name])):
-            return f"{group}.{name}", repr(found[name]), expected
+        if values and name in values and (expected := check(values[name])):
+            return f"{group}.{name}", repr(values[name]), expected
     return None

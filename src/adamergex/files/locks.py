@@ -1,4 +1,4 @@
-"""Locks between processes: one holder at a time, let go by the kernel with the process. Standard library only."""
+"""Locks between processes: one holder at a time, released by the kernel when it exits. Standard library only."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 
 @contextmanager
-def held(path: Path, *, wait: bool = True, waiting_for: str | None = None) -> Iterator[bool]:
-    """An exclusive lock on a file; the file goes when the lock does.
+def file_lock(path: Path, *, wait: bool = True, waiting_for: str | None = None) -> Iterator[bool]:
+    """Hold an exclusive lock on a file, which is removed with the lock.
 
-    Yields whether the lock is ours: without ``wait`` it may be another's. ``waiting_for`` names what another process
-    does meanwhile; it is said once, on standard error.
+    Yields whether the lock was acquired; it always is with ``wait``. ``waiting_for`` names the other process's work,
+    for one message on standard error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -29,7 +29,7 @@ def held(path: Path, *, wait: bool = True, waiting_for: str | None = None) -> It
                 print(f"waiting for {waiting_for} (it holds {path})", file=sys.stderr, flush=True)
                 waiting_for = None
             _await(handle)
-        try:  # the holder before us may have removed the file that we waited for
+        try:  # the previous holder may have removed the file
             same = os.fstat(handle).st_ino == path.stat().st_ino
         except FileNotFoundError:
             same = False

@@ -1,7 +1,7 @@
-"""The one door for what is written: staged beside its place, synced, renamed whole. Standard library only.
+"""Writes all outputs atomically: staged beside the target, synced, renamed. Standard library only.
 
-A kill or a full disk at any point leaves what was there before or what is new, never a part. What a killed run leaves
-has a name of its own (``.NAME.PID-HEX.partial``), blocks nothing, and goes with the next run into the same output.
+After a kill or on a full disk the output is the old one or the new one, never a part. A killed run leaves a file or
+directory ``.NAME.PID-HEX.partial``, which blocks nothing; the next run into the same output removes it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from adamergex.errors import AdapterFileError
-from adamergex.files.locks import held
+from adamergex.files.locks import file_lock
 
 _STAGE = r"\d+-[0-9a-f]{8}\.partial"
 
 
 def require_free(output: str | Path) -> Path:
-    """The output path, if nothing is there but at most an empty directory.
+    """The output path, if it does not exist or is an empty directory.
 
     Raises:
-        AdapterFileError: the output exists already.
+        AdapterFileError: the output exists.
     """
     path = Path(output)
     if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
@@ -33,15 +33,15 @@ def require_free(output: str | Path) -> Path:
 
 @contextmanager
 def staged_directory(output: str | Path) -> Iterator[Path]:
-    """A hidden sibling directory that becomes ``output`` by one rename at the end, or disappears on an exception.
+    """A hidden sibling directory that is renamed to ``output`` at the end, or removed on an exception.
 
-    Only one process at a time writes an output: the others wait, and then find that it exists.
+    Only one process at a time writes an output: the others wait, and then fail because it exists.
 
     Raises:
-        AdapterFileError: the output exists already, or cannot be written.
+        AdapterFileError: the output exists, or cannot be written.
     """
     path = require_free(output)
-    with _alone(path):
+    with _locked(path):
         require_free(path)
         stage = _stage(path)
         try:
@@ -60,10 +60,10 @@ def staged_directory(output: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def filled_directory(output: str | Path) -> Iterator[Path]:
-    """A directory that this process alone fills, file by file (see ``write_files``), while others wait.
+    """A directory that only this process fills, file by file (see ``write_files``), while others wait.
 
     Raises:
-        AdapterFileError: the output is no directory, or cannot be written.
+        AdapterFileError: the output is not a directory, or cannot be written.
     """
     path = Path(output)
     try:
@@ -76,10 +76,10 @@ def filled_directory(output: str | Path) -> Iterator[Path]:
             "a folder of the output is a link",
             where=links[0],
             found=os.readlink(links[0]),
-            expected="folders of its own",
+            expected="a real folder",
             fix="remove the link, or choose another output",
         )
-    with held(path / ".lock", waiting_for=f"another run into {path}"):
+    with file_lock(path / ".lock", waiting_for=f"another run into {path}"):
         for folder in (path, *parts):
             _clear(folder, rf"\..+\.{_STAGE}")
         yield path
@@ -87,24 +87,24 @@ def filled_directory(output: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_directory(target: Path) -> Iterator[Path]:
-    """A directory to fill that takes the place of ``target``, if there is one, in one rename at the end."""
+    """A directory to fill, which replaces ``target``, if it exists, by one rename at the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     stage = _stage(target)
     try:
         stage.mkdir()
         yield stage
         sync_tree(stage)
-        _take_place(stage, target)
+        _replace(stage, target)
         sync(target.parent)
     finally:
-        remove(stage)  # by now what was there before
+        remove(stage)  # after the exchange this is the old directory
 
 
 def write_files(folder: str | Path, contents: Mapping[str, str | bytes | Path]) -> None:
-    """Write files into a folder, each whole: name -> text (UTF-8), bytes, or the file to copy.
+    """Write files into a folder, each atomically: name -> text (UTF-8), bytes, or the file to copy.
 
-    All are on the disk before the first one is renamed, so that a full disk changes none.
-    Raises: AdapterFileError, where a folder is in the place of a file.
+    All are on disk before the first one is renamed, so that a full disk changes none.
+    Raises: AdapterFileError when a folder has the name of a file.
     """
     for name in contents:
         if (Path(folder) / name).is_dir():
@@ -126,9 +126,9 @@ def write_files(folder: str | Path, contents: Mapping[str, str | bytes | Path]) 
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link (never what it leads to) or a directory with all that it holds; nothing there is fine."""
+    """Remove a file, a link (never its target) or a directory tree; a missing path is fine."""
     if path.is_dir() and not path.is_symlink():
-        from shutil import rmtree  # 3 ms to import, and hardly ever needed
+        from shutil import rmtree  # 3 ms to import, and rarely needed
 
         rmtree(path, ignore_errors=True)
     else:
@@ -137,17 +137,17 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keep other processes off an output that is one rename; what killed ones left of it goes."""
-    place = path.absolute()
+def _locked(path: Path) -> Iterator[None]:
+    """Lock an output against other processes, and remove what killed ones left of it."""
+    target = path.absolute()
     with ExitStack() as stack:
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            lock = place.parent / f".{place.name}.lock"
-            stack.enter_context(held(lock, waiting_for=f"another run that writes {path}"))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lock = target.parent / f".{target.name}.lock"
+            stack.enter_context(file_lock(lock, waiting_for=f"another run that writes {path}"))
         except OSError as error:
             raise _unwritable(path, error) from error
-        _clear(place.parent, rf"\.{re.escape(place.name)}\.{_STAGE}")
+        _clear(target.parent, rf"\.{re.escape(target.name)}\.{_STAGE}")
         yield
 
 
@@ -175,9 +175,9 @@ def _write(stage: Path, content: str | bytes | Path) -> None:
     sync(stage)
 
 
-def _take_place(stage: Path, target: Path) -> None:
-    """Rename ``stage`` to ``target``; what was there gets the name of ``stage``. At no moment nothing is there, where
-    the file system can exchange two names (Linux, macOS)."""
+def _replace(stage: Path, target: Path) -> None:
+    """Rename ``stage`` to ``target``; an old directory gets the name of ``stage``. ``target`` exists at every moment
+    if the file system can exchange two names (Linux, macOS)."""
     if not target.exists() and not target.is_symlink():
         stage.rename(target)
     elif target.is_symlink() or not target.is_dir():
@@ -190,10 +190,10 @@ def _take_place(stage: Path, target: Path) -> None:
         remove(aside)
 
 
-def _exchanged(one: Path, other: Path) -> bool:
+def _exchanged(stage: Path, target: Path) -> bool:
     import ctypes
 
-    libc, pair = ctypes.CDLL(None, use_errno=True), (os.fsencode(one), os.fsencode(other))
+    libc, pair = ctypes.CDLL(None, use_errno=True), (os.fsencode(stage), os.fsencode(target))
     with suppress(AttributeError):  # a libc without it
         if sys.platform == "darwin":
             return int(libc.renamex_np(*pair, ctypes.c_uint(2))) == 0  # RENAME_SWAP
@@ -203,7 +203,7 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring a directory and all that it holds onto the disk."""
+    """Flush a directory tree to disk."""
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
             sync(Path(parent, name))
@@ -211,7 +211,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a directory, onto the disk."""
+    """Flush a file, or the names in a directory, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -224,7 +224,7 @@ def _in_use(path: Path) -> AdapterFileError:
         "the output exists already",
         where=path,
         found="a directory" if path.is_dir() else "a file or link",
-        expected="a path where nothing is yet",
+        expected="a path that does not exist",
         fix="choose another output, or remove this one first",
     )
 

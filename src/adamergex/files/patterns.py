@@ -1,7 +1,7 @@
-"""Regular expressions from files and command lines, in bounded time; matched as PEFT matches them.
+"""Regular expressions from files and command lines, matched in bounded time with PEFT's semantics.
 
-Texts are read by ``re``'s rules. What cannot backtrack is left to ``re``; all else runs in the ``regex`` package, whose
-searches take a time limit (a linear-time engine such as RE2 lacks the look-aheads that published configs hold).
+Expressions have the syntax of ``re``. Those that cannot backtrack run in ``re``; all others run in the ``regex``
+package, which has a time limit (linear-time engines such as RE2 lack the look-aheads in published configs).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ LONGEST = 10_000
 MOST = 20_000
 """Most expressions of one setting."""
 SECONDS = 1.0
-"""Time that all matches of one setting may take together."""
+"""Time limit for all matches of one setting together."""
 REPEATED = 1000
-"""Largest product of the least counts, ``{n}`` and ``{n,m}``, of an expression: the engine writes repetitions out."""
+"""Largest product of the minimum counts in ``{n}`` and ``{n,m}``: the engine expands repetitions."""
 
 ErrorType = type[AdamergexError]
 _WORD = re.compile(r"[A-Za-z0-9_-]+")
 _SAFE = re.compile(r"(?:[A-Za-z0-9_.-]|\\[.d_-])+")  # no repetition and no choice: nothing to backtrack into
-# {…} that is no count is fuzzy matching in the regex package, and plain text in re.
+# {…} without a count is fuzzy matching in the regex package, and plain text in re.
 _FUZZY = re.compile(r"(?<!\\)\{(?!\d*,?\d*\})")
 _COUNT = re.compile(r"\{(\d+)")
 
@@ -44,12 +44,12 @@ class Patterns:
 
     Args:
         texts: the expressions.
-        ending: whether one may also match the whole ending of a name after a dot, as in PEFT's ``rank_pattern`` and
-            our ``--modules``; else the whole name, as in ``target_modules``.
+        ending: whether an expression may also match the ending of a name after a dot, as in PEFT's ``rank_pattern``
+            and our ``--modules``; otherwise it must match the whole name, as in ``target_modules``.
         what, where: the setting, for messages.
-        error: the class of what is raised.
+        error: the class of the errors.
 
-    Raises: ``error`` for too many or too long expressions, or one that ``re`` does not read.
+    Raises: ``error`` for too many or too long expressions, or one that is not valid in ``re``.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class Patterns:
     ) -> None:
         self._what, self._where, self._error = what, where, error
         self._left = SECONDS
-        known = list(texts)
-        if len(known) > MOST:
-            raise self._refused(f"{len(known):,} expressions", f"at most {MOST:,}")
-        self._patterns = [_Pattern(text, self._compiled(text, ending)) for text in known]
+        expressions = list(texts)
+        if len(expressions) > MOST:
+            raise self._refused(f"{len(expressions):,} expressions", f"at most {MOST:,}")
+        self._patterns = [_Pattern(text, self._compiled(text, ending)) for text in expressions]
 
     def first(self, name: str) -> str | None:
-        """The first expression that matches, if one does. Raises: the error of the setting when its time is over."""
+        """The first expression that matches, if any. Raises: the setting's error when the time limit is exceeded."""
         begun = time.monotonic()
         try:
             return next((pattern.text for pattern in self._patterns if pattern.matches(name)), None)
@@ -73,7 +73,7 @@ class Patterns:
             self._left -= time.monotonic() - begun
 
     def matching(self, names: Iterable[str]) -> list[str]:
-        """The names that an expression matches, in their order. Raises: as ``first``."""
+        """The names that match an expression, in their order. Raises: as ``first``."""
         return [name for name in names if self.first(name) is not None]
 
     def _compiled(self, text: str, ending: bool) -> _Matches:
@@ -85,15 +85,15 @@ class Patterns:
         whole = rf"(?:.*\.)?(?:{text})" if ending else text
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PEFT's users would see them, if they matter, from PEFT
-                # Alone too: the text must not close the group around it.
+                warnings.simplefilter("ignore")  # PEFT shows the relevant ones
+                # The text must be valid alone too: it must not close the group around it.
                 plain = [re.compile(expression) for expression in dict.fromkeys((text, whole))][-1]
         except (re.error, ValueError, RecursionError, OverflowError, MemoryError) as problem:
             raise self._refused(f"{text!r}: {problem or type(problem).__name__}", "a regular expression") from None
         if _SAFE.fullmatch(text) and len(text) <= 1000:
             return lambda name: plain.fullmatch(name) is not None
         if _FUZZY.search(text):
-            raise self._refused(f"{text!r}", "no '{' but of a count: write \\{ for the character")
+            raise self._refused(f"{text!r}", "'{' only in a count: write \\{ for the character")
         if math.prod(max(1, int(count)) for count in _COUNT.findall(text)) > REPEATED:
             raise self._refused(f"{text!r}", f"counts {{n}} whose product is at most {REPEATED:,}")
         return self._timed(whole)
@@ -133,5 +133,5 @@ class Patterns:
 
 
 def literal(names: Sequence[str]) -> str:
-    """An expression that matches these names alone, without anything to backtrack into."""
+    """An expression that matches exactly these names and cannot backtrack."""
     return "|".join(re.escape(name) for name in names) if names else r"(?!)"

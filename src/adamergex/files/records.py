@@ -1,6 +1,6 @@
-"""What steps leave for others to read: scores, predictions, searches for λ, reports of merges; typed and bounded.
+"""Results that steps write for others: scores, predictions, searches for λ, merge reports; typed and bounded.
 
-They are read from stores, which may be damaged or somebody else's: nothing in them names code or a path.
+Stores may be damaged or untrusted, so nothing in these records names code or a path.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ ANSWERS = "answers.json"
 
 
 class Record(BaseModel):
-    """Strict types; keys that are not needed here may be there."""
+    """Strict types; unknown keys are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
 class Scores(Record):
-    """``scores.json``: the ``metric`` and its ``score`` in percent with the 95 % interval, all ``scores`` of the task,
-    ``n`` items, inputs that were cut, answers that could not be read, entities of types that the task lacks."""
+    """``scores.json``: the ``metric`` and its ``score`` in percent with the 95 % interval, all ``scores``, and the
+    numbers of items, of truncated inputs, of answers that could not be parsed and of entities of unknown types."""
 
     metric: str
     score: Number
@@ -51,13 +51,13 @@ class Scores(Record):
     language: str | None = None
 
     def document(self) -> dict[str, object]:
-        """What the file holds: the score under its metric's name."""
+        """The contents of the file: the score under its metric's name."""
         fields = self.model_dump(exclude={"score"}, exclude_defaults=True)
         return {self.metric: self.score, **fields}
 
 
 class Point(Record):
-    """What was measured at one λ."""
+    """The score at one λ."""
 
     weight: Number
     score: Number
@@ -65,9 +65,9 @@ class Point(Record):
 
 
 class Search(Record):
-    """``tuning.json``: the λ that was taken, and the curve; of one λ per layer also those. Of several ``languages`` the
-    curve holds means, and ``error`` is the standard error of the highest, at ``best``. ``reached``: of a search by
-    entropy, the entropy at what was chosen."""
+    """``tuning.json``: the chosen λ and the curve, and with one λ per layer also those. With several ``languages`` the
+    curve holds means, and ``error`` is the standard error of the highest mean, at ``best``. ``reached``: the entropy at
+    the chosen λ, in a search by entropy."""
 
     chosen: Number
     layers: list[Number] | None = None
@@ -82,28 +82,28 @@ class Search(Record):
 
 
 class Tallies(Record):
-    """What counts of each item at one λ: [hits, of]."""
+    """The tally of each item at one λ: [hits, total]."""
 
     weight: Number
     tallies: Annotated[list[Interval], Field(min_length=1)]
 
 
-class Answers(Record):
-    """``answers.json``: the items of a search, the group of each (a passage, a premise), and what counts at every λ."""
+class SearchAnswers(Record):
+    """``answers.json``: the items of a search, their groups (passages, premises), and their tallies at every λ."""
 
     ids: list[str | int]
     groups: list[str | int | None]
     points: Annotated[list[Tallies], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _whole(self) -> Answers:
+    def _equal_lengths(self) -> SearchAnswers:
         sizes = {len(self.ids), len(self.groups), *(len(point.tallies) for point in self.points)}
         if len(sizes) > 1:
             raise ValueError(f"items of different numbers: {', '.join(map(str, sorted(sizes)))}")
         return self
 
 
-class Change(Record):
+class MergedModule(Record):
     """One module of ``merge_report.json``."""
 
     module: str
@@ -113,11 +113,11 @@ class Change(Record):
     change: Number
 
 
-class Merged(Record):
+class MergeRecord(Record):
     """``merge_report.json``: λ and the modules."""
 
     weight: Number
-    modules: list[Change]
+    modules: list[MergedModule]
 
 
 class _Prediction(Record):
@@ -129,7 +129,7 @@ class _Prediction(Record):
 
 
 class Prediction(TypedDict, total=False):
-    """A row of ``predictions.jsonl``; it may hold more, such as the ``scores`` of the labels."""
+    """A row of ``predictions.jsonl``; it may have more keys, such as the ``scores`` of the labels."""
 
     id: Required[str | int]
     gold: Required[object]
@@ -139,15 +139,15 @@ class Prediction(TypedDict, total=False):
     tally: tuple[float, float]
 
 
-Kind = TypeVar("Kind", bound=Record)
+RecordType = TypeVar("RecordType", bound=Record)
 
 
 def read_scores(directory: Path) -> Scores:
     """``scores.json`` of an evaluation. Raises: DataError."""
     path = directory / "scores.json"
-    found = read_json_object(path, what="the file of scores", error=DataError)
-    name = found.get("metric")
-    return valid(Scores, {**found, "score": found.get(name) if isinstance(name, str) else None}, path)
+    document = read_json_object(path, what="the file of scores", error=DataError)
+    name = document.get("metric")
+    return valid(Scores, {**document, "score": document.get(name) if isinstance(name, str) else None}, path)
 
 
 def read_search(directory: Path) -> Search:
@@ -156,24 +156,28 @@ def read_search(directory: Path) -> Search:
     return valid(Search, read_json_object(path, what="the search for λ", error=DataError), path)
 
 
-def read_answers(directory: Path) -> Answers:
+def read_answers(directory: Path) -> SearchAnswers:
     """``answers.json`` of a search for λ. Raises: DataError."""
     path = directory / ANSWERS
     return valid(
-        Answers, read_json_object(path, what="the answers of a search", error=DataError, limit=DOCUMENT_BYTES), path
+        SearchAnswers,
+        read_json_object(path, what="the answers of a search", error=DataError, limit=DOCUMENT_BYTES),
+        path,
     )
 
 
-def read_merged(directory: Path) -> Merged:
+def read_merged(directory: Path) -> MergeRecord:
     """``merge_report.json`` of a merge with a weight. Raises: DataError."""
     path = directory / "merge_report.json"
-    return valid(Merged, read_json_object(path, what="the merge's report", error=DataError, limit=DOCUMENT_BYTES), path)
+    return valid(
+        MergeRecord, read_json_object(path, what="the merge's report", error=DataError, limit=DOCUMENT_BYTES), path
+    )
 
 
 def predictions(path: str | Path) -> Iterator[Prediction]:
-    """The rows of a ``predictions.jsonl``, one after the other: id, gold, predicted, and in some a tally.
+    """Iterate over the rows of a ``predictions.jsonl``: id, gold, predicted, and optionally a tally.
 
-    Raises: DataError, with the line, when it gets there.
+    Raises: DataError with the line, when reached.
     """
     tallied = None
     with open_regular(path, what="the file of predictions", error=DataError) as file:
@@ -193,7 +197,7 @@ def predictions(path: str | Path) -> Iterator[Prediction]:
             if tallied is None:
                 tallied = "tally" in row
             if tallied != ("tally" in row):
-                raise _invalid(where, "some rows have a tally and some have none")
+                raise _invalid(where, "some rows have a tally and others do not")
             yield cast(Prediction, row)
 
 
@@ -205,10 +209,10 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     return rows
 
 
-def valid(kind: type[Kind], found: dict[str, object], where: object) -> Kind:
-    """A document as a record of this kind. Raises: DataError, with what does not fit."""
+def valid(kind: type[RecordType], document: dict[str, object], where: object) -> RecordType:
+    """Validate a document as a record of this kind. Raises: DataError with the invalid fields."""
     try:
-        return kind.model_validate(found)
+        return kind.model_validate(document)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:8]]
         raise _invalid(where, "; ".join(problems)) from None
@@ -219,11 +223,11 @@ def _invalid(where: object, found: object) -> DataError:
         "a result cannot be read",
         where=where,
         found=found,
-        expected="what adamergex wrote there",
+        expected="the file that adamergex wrote",
         fix="remove this file and run the command that wrote it again",
     )
 
 
 def as_json(value: object) -> str:
-    """A document for people and programs: indented, in UTF-8, without numbers that JSON lacks."""
+    """A document as indented JSON in UTF-8, without NaN and infinity."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

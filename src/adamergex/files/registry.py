@@ -1,6 +1,6 @@
-"""What can be chosen by name: built in, registered by a program, or offered by an installed package.
+"""Items chosen by name: built in, registered by a program, or provided by an installed package.
 
-A name in a file or in settings chooses among these; it never names code. Installed packages offer through entry points
+A name in a file or in settings chooses among these; it never names code. Packages provide items by entry points
 (``[project.entry-points."adamergex.structures"]`` of their pyproject.toml).
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Named(Protocol):
-    """What a registry holds."""
+    """An item of a registry."""
 
     @property
     def name(self) -> str: ...
@@ -28,14 +28,14 @@ Item = TypeVar("Item", bound=Named)
 
 
 class Registry(Generic[Item]):
-    """Items by name. Entry points are looked up where no other item has the name, and loaded once."""
+    """Items by name. An entry point is looked up if no other item has the name, and loaded once."""
 
     def __init__(self, group: str, built_in: Collection[str]) -> None:
         self.group, self.built_in = group, built_in
         self._registered: dict[str, Item] = {}
 
     def register(self, item: Item) -> Item:
-        """Add an item for this process. Raises: ConfigError: its name is taken."""
+        """Add an item for this process. Raises: ConfigError when its name is taken."""
         if item.name in self.built_in or self._registered.get(item.name, item) is not item:
             raise ConfigError("this name is taken", where=self.group, found=item.name, fix="choose another name")
         self._registered[item.name] = item
@@ -43,19 +43,19 @@ class Registry(Generic[Item]):
 
     @property
     def loaded(self) -> tuple[Item, ...]:
-        """The items that are registered, or were found, so far."""
+        """The items that are registered or loaded so far."""
         return tuple(self._registered.values())
 
     def __contains__(self, name: object) -> bool:
         return any(name == known for known in self)
 
     def __iter__(self) -> Iterator[str]:
-        """All names, those that are built in first; packages are asked last."""
+        """All names, built-in ones first; packages are searched last."""
         yield from self.built_in
         yield from sorted({*self._registered, *self._offered} - {*self.built_in})
 
     def find(self, name: str) -> Item | None:
-        """A registered or offered item; ``None`` where there is none. Raises: ConfigError: its package is broken."""
+        """A registered or installed item, or ``None``. Raises: ConfigError when its package fails to load."""
         if name not in self._registered and name in self._offered:
             self._registered[name] = self._loaded(self._offered[name])
         return self._registered.get(name)
@@ -64,7 +64,7 @@ class Registry(Generic[Item]):
         where = f"{point.dist.name if point.dist else 'an installed package'}: {self.group}.{point.name}"
         try:
             item: Item = point.load()
-        except Exception as error:  # whatever the other package raises
+        except Exception as error:  # any error of the other package
             problem = f"{type(error).__name__}: {error}"
             fix = "correct that package, or remove it"
             raise ConfigError("an installed package cannot be used", where=where, found=problem, fix=fix) from error
@@ -79,12 +79,12 @@ class Registry(Generic[Item]):
         return {point.name: point for point in entry_points(group=self.group)}
 
 
-def named_in_code(path: str) -> Any:
-    """What ``module`` or ``module:attribute`` is; for paths that code holds, never for those of a file."""
+def import_path(path: str) -> Any:
+    """Import ``module`` or ``module:attribute``; for paths in code, never for those in a file."""
     module, _, attribute = path.partition(":")
-    found = import_module(module)
-    return getattr(found, attribute) if attribute else found
+    imported = import_module(module)
+    return getattr(imported, attribute) if attribute else imported
 
 
 STRUCTURES: Registry[Any] = Registry("adamergex.structures", ("lora", "ia3", "bottleneck", "prefix", "full", "sparse"))
-"""The names of structures; ``adamergex.structures`` has what they stand for."""
+"""The names of structures; ``adamergex.structures`` has their records."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from adamergex.errors import ConfigError, printable
 from adamergex.files.inputs import DOCUMENT_BYTES, read_json_object
-from adamergex.files.locks import held
+from adamergex.files.locks import file_lock
 from adamergex.files.outputs import write_files
 from adamergex.graph import manifests
 from adamergex.graph.manifests import StoreError, is_key
@@ -84,7 +84,7 @@ def record(store: Store, title: str, output: Path, wanted: Iterable[Step]) -> No
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "keys": sorted(step.key for step in in_order(wanted)),
     }
-    with held(folder / _LOCK, waiting_for="another run that notes what it needs"):
+    with file_lock(folder / _LOCK, waiting_for="another run that notes what it needs"):
         for other in _note_files(store):
             with suppress(StoreError):  # a damaged note of another study, which will write it again
                 if other != path and _note(other).output == absolute:
@@ -169,7 +169,7 @@ def forget_study(store: Store, name: str) -> None:
         ConfigError: no study has this title or output.
         StoreError: a note is damaged.
     """
-    with held(store.root / STUDIES / _LOCK):
+    with file_lock(store.root / STUDIES / _LOCK):
         known = [(path, _note(path)) for path in _note_files(store)]
         absolute = os.path.abspath(name)  # notes hold absolute paths, independent of the current folder
         chosen = [path for path, note in known if note.title == name or os.path.abspath(note.output) == absolute]
@@ -203,7 +203,7 @@ def garbage(store: Store) -> Garbage:
 
 def collect_garbage(store: Store, agreed: Garbage) -> Garbage:
     """Remove the agreed contents that are still garbage; returns what was removed."""
-    with held(store.root / STUDIES / _LOCK):
+    with file_lock(store.root / STUDIES / _LOCK):
         current = garbage(store)
         keys, paths = {entry.key for entry in agreed.entries}, set(agreed.leftovers)
         removed = Garbage(
@@ -213,7 +213,7 @@ def collect_garbage(store: Store, agreed: Garbage) -> Garbage:
         for path in (*(entry.path for entry in removed.entries), *removed.leftovers):
             drop_entry(path)
         for path in (store.root / PARTIAL).glob("*.lock"):  # of processes killed before they released their lock
-            with held(path, wait=False):
+            with file_lock(path, wait=False):
                 pass
     return removed
 
@@ -264,7 +264,7 @@ def _in_progress(store: Store, key: str) -> bool:
     path = store.root / PARTIAL / f"{short(key)}.lock"
     if not path.exists():
         return False
-    with held(path, wait=False) as free:
+    with file_lock(path, wait=False) as free:
         return not free
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from adamergex.files.hashing import file_sha256
 from adamergex.files.inputs import Json
-from adamergex.files.locks import held
+from adamergex.files.locks import file_lock
 from adamergex.files.outputs import remove, sync, sync_tree
 from adamergex.graph import manifests
 from adamergex.graph.manifests import Manifest, StoreError
@@ -123,7 +123,7 @@ class Store:
     @contextmanager
     def lock(self, step: Step) -> Iterator[None]:
         """Lock the step against other processes, after waiting for them; a killed process releases its lock."""
-        with held(
+        with file_lock(
             self.root / PARTIAL / f"{short(step.key)}.lock",
             waiting_for=f"another run that makes {step.kind} {step.label}",
         ):

@@ -19,37 +19,48 @@ Attention = Literal["auto", "eager", "sdpa"]
 class Optimisation(Settings):
     """Optimisation settings. ``steps`` overrides ``epochs``."""
 
-    epochs: Positive = 3.0
-    steps: Count | None = None
-    learning_rate: Rate = Field(default=2e-4, description="default of (IA)³: 5e-4")
-    batch_size: Size = Field(default=16, description="of a step, whatever the number of processes")
+    epochs: Positive = Field(default=3.0, description="passes over the training rows")
+    steps: Count | None = Field(default=None, description="number of steps, instead of epochs")
+    learning_rate: Rate = Field(default=2e-4, description="default for (IA)³: 5e-4")
+    batch_size: Size = Field(default=16, description="rows per step, for any number of processes")
+    accumulation: Count = Field(
+        default=1, description="parts a step's batch is computed in, one after the other: same result, less memory"
+    )
+    batch_tokens: Count | None = Field(
+        default=None, description="instead of accumulation: parts of at most this many tokens, padding included"
+    )
+    checkpointing: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="recompute activations in the backward pass: less memory, a third more time; auto: on CUDA",
+    )
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.05, description="share of the steps; default of (IA)³: 0.03"
+        default=0.05, description="share of the steps; default for (IA)³: 0.03"
     )
-    max_grad_norm: Positive = 0.3
+    max_grad_norm: Positive = Field(default=0.3, description="gradients are clipped to this norm")
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
-    checkpoint_every: Count = 500
+    checkpoint_every: Count = Field(default=500, description="steps between checkpoints")
     head_start: HeadStart = Field(
         default="random",
-        description="encoders, heads of whole texts: a new head's last layer begins at random, or (probe) as the "
-        "logistic regression of the training rows on what it reads before training (2202.10054)",
+        description="start of a new classification head on an encoder: random, or (probe) a logistic regression of the "
+        "training labels on the features before training (2202.10054)",
     )
     probe_c: Positive = Field(
-        default=0.01, description="C of the probe: min C·Σ loss + ½‖w‖² on standardised features, as in scikit-learn"
+        default=0.01, description="C of the probe, as in scikit-learn: min C·Σ loss + ½‖w‖² on standardised features"
     )
     precision: Precision = Field(
         default="auto",
-        description="of the computation; trained tensors are float32. auto: bfloat16 on CUDA, else float32",
+        description="of the computation; trained tensors stay float32. auto: bfloat16 on CUDA, else float32",
     )
     attention: Attention = Field(
-        default="auto", description="how attention is computed in training; auto: the model's own choice, mostly sdpa"
+        default="auto", description="attention implementation in training; auto: the model's default, usually sdpa"
     )
 
     @model_serializer(mode="wrap")
     def _without_unused(self, write: Callable[[Optimisation], dict[str, object]]) -> dict[str, object]:
         # Omitted if unused, so that earlier trainings keep their keys.
-        unused: dict[str, object] = {"precision": "auto", "attention": "auto"}
+        unused: dict[str, object] = {"precision": "auto", "attention": "auto", "checkpointing": "auto"}
+        unused |= {"accumulation": 1}
         unused |= {"head_start": "random", "probe_c": self.probe_c} if self.head_start == "random" else {}
         return {name: value for name, value in write(self).items() if unused.get(name) != value}
 
@@ -57,6 +68,8 @@ class Optimisation(Settings):
     def _used(self) -> Optimisation:
         if "probe_c" in self.model_fields_set and self.head_start == "random":
             raise ValueError("probe_c is for head_start: probe")
+        if self.batch_tokens is not None and self.accumulation > 1:
+            raise ValueError("accumulation: batch_tokens says how a batch is divided; leave one of them out")
         return self
 
     def of(self, structure: Structure) -> Optimisation:
@@ -77,4 +90,6 @@ def decaying(structure: Structure, optimisation: Optimisation) -> str | None:
     """A problem of weight decay with a structure, or None."""
     if optimisation.weight_decay and not kind_named(structure.kind).weight_decay:
         return "optimisation.weight_decay: would change weights that sparse fine-tuning must not change; set it to 0"
+    if optimisation.checkpointing == "on" and kind_named(structure.kind).whole:
+        return "optimisation.checkpointing: a layer that is computed again does not see a prefix; set it to off"
     return None

@@ -36,17 +36,18 @@ class LabelledTask(Settings):
     probed: ClassVar[bool] = False
     name: PathText
     prompt: str
-    max_length: Count = 256
+    max_length: Count = Field(default=256, description="maximum tokens of an input")
     metric: str
     measured_as: PathText | None = None
     chat: bool = Field(
-        default=False, description="generative models: use the tokenizer's chat template, also in training"
+        default=False,
+        description="put prompts into the tokenizer's chat template, in training too; generative models only",
     )
     too_long: Literal["reject", "leave-out"] = Field(
-        default="reject", description="training rows whose answer leaves no room for a prompt"
+        default="reject", description="reject or omit training rows whose answer leaves no room for the prompt"
     )
     answer_after: str | None = Field(
-        default=None, description="the mark before a generated answer; the line after it is parsed"
+        default=None, description="marker in a generated answer; the line after it is read"
     )
 
     @model_serializer(mode="wrap")
@@ -87,10 +88,14 @@ class Classification(LabelledTask):
     kind: Literal["classification"] = "classification"
     name: str = "classification"
     labels: Names
-    words: dict[str, str] = Field(default_factory=dict, description="label -> its word in a decoder's answer")
+    words: dict[str, str] = Field(
+        default_factory=dict, description="label -> its word in prompts and answers of generative models"
+    )
     prompt: str = "{text}\nTopic:"
     metric: str = "accuracy"
-    normalised: bool = Field(default=False, description="log-likelihood per character of the label's word, not the sum")
+    normalised: bool = Field(
+        default=False, description="divide the log-likelihood by the number of characters of the label's word"
+    )
 
     _words = model_validator(mode="after")(_check_words)
 
@@ -103,11 +108,15 @@ class PairClassification(LabelledTask):
     kind: Literal["pair-classification"] = "pair-classification"
     name: str = "pair-classification"
     labels: Names
-    words: dict[str, str] = Field(default_factory=dict, description="label -> its word in a decoder's answer")
+    words: dict[str, str] = Field(
+        default_factory=dict, description="label -> its word in prompts and answers of generative models"
+    )
     prompt: str = "Premise: {premise}\nHypothesis: {hypothesis}\nRelationship:"
     metric: str = "accuracy"
     answer_by: AnswerBy = "likelihood"
-    normalised: bool = Field(default=False, description="log-likelihood per character of the label's word, not the sum")
+    normalised: bool = Field(
+        default=False, description="divide the log-likelihood by the number of characters of the label's word"
+    )
 
     _words = model_validator(mode="after")(_check_words)
 
@@ -122,11 +131,13 @@ class MultipleChoice(LabelledTask):
     name: str = "multiple-choice"
     choices: Annotated[Names, Field(min_length=2)] = ("choice1", "choice2")
     context: str = "{premise}"
-    cut: str = Field(default="premise", description="the column that is cut if context or prompt are too long")
+    cut: str = Field(default="premise", description="the column that is cut if context or prompt is too long")
     prompt: str = "{premise}"
     metric: str = "accuracy"
     answer_by: AnswerBy = "likelihood"
-    normalised: bool = Field(default=False, description="log-likelihood per character of the choice, not the sum")
+    normalised: bool = Field(
+        default=False, description="divide the log-likelihood by the number of characters of the choice"
+    )
 
 
 class SpanAnswering(LabelledTask):
@@ -136,9 +147,9 @@ class SpanAnswering(LabelledTask):
     kind: Literal["span"] = "span"
     name: str = "span"
     max_length: Count = 384
-    stride: Count = 128
-    longest_answer: Count = 30
-    max_new_tokens: Count = 32
+    stride: Count = Field(default=128, description="tokens that neighbouring windows share")
+    longest_answer: Count = Field(default=30, description="maximum tokens of a predicted span")
+    max_new_tokens: Count = Field(default=32, description="maximum tokens of a generated answer")
     prompt: str = "{context} Question: {question}"
     metric: str = "f1"
     measured_as: str | None = "xquad"
@@ -153,9 +164,13 @@ class Tagging(LabelledTask):
     kind: Literal["tagging"] = "tagging"
     name: str = "tagging"
     types: Names
-    other_types: Literal["reject", "ignore"] = "reject"
-    broken: Literal["reject", "repair"] = Field(default="reject", description="reject or repair tags that are not IOB2")
-    max_new_tokens: Count = 96
+    other_types: Literal["reject", "ignore"] = Field(
+        default="reject", description="reject tags of types outside ``types``, or read them as O"
+    )
+    broken: Literal["reject", "repair"] = Field(
+        default="reject", description="reject or repair tags that are not valid IOB2"
+    )
+    max_new_tokens: Count = Field(default=96, description="maximum tokens of a generated answer")
     prompt: str = "Sentence: {text}\nEntities:"
     metric: str = "f1"
     measured_as: str | None = "ner"
@@ -170,11 +185,11 @@ class Generation(LabelledTask):
     kind: Literal["generation"] = "generation"
     name: str = "generation"
     cut: str = Field(default="text", description="the column that is cut if the prompt is too long")
-    reference: str = "target"
-    target: str | None = None
+    reference: str = Field(default="target", description="column of the reference answers")
+    target: str | None = Field(default=None, description="template of the training answer; default: every reference")
     max_length: Count = 512
-    max_new_tokens: Count = 64
-    stop: Stops = ("\n",)
+    max_new_tokens: Count = Field(default=64, description="maximum tokens of a generated answer")
+    stop: Stops = Field(default=("\n",), description="strings that end a generated answer")
     prompt: str = "{text}"
     metric: str = "rougeL"
     measured_as: str | None = "xlsum"
@@ -210,7 +225,7 @@ class SentenceContrast(UnlabelledTask):
 
     kind: Literal["sentence-contrast"] = "sentence-contrast"
     max_length: Count = 128
-    noise: Noise = Field(default=0.6, description="share of deleted tokens")
+    noise: Noise = Field(default=0.6, description="share of tokens deleted from the noisy copy")
     temperature: Positive = 0.05
 
 
@@ -281,7 +296,7 @@ def unprobed(kind: str, optimisation: Optimisation) -> str | None:
 
 def unstackable(structure: Structure, base_adapters: Sequence[str]) -> str | None:
     """A problem of training a structure on frozen adapters, or None."""
-    if base_adapters and not kind_named(structure.kind).stands_on_others:
+    if base_adapters and not kind_named(structure.kind).stackable:
         return f"base_adapters: only a bottleneck adapter can have them; structure.kind is {structure.kind}"
     if base_adapters and isinstance(structure, Bottleneck) and structure.invertible:
         return "structure.invertible: only the lowest adapter's is used, and 'base_adapters' names a lower one"

@@ -1,4 +1,4 @@
-"""Merging adapters: rules, checks and streams over adapter directories. Needs numpy; never torch or a base model."""
+"""Merging adapters: rules, checks and streams over adapter directories. Needs numpy, but no torch and no base model."""
 
 from __future__ import annotations
 

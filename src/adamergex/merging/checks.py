@@ -1,4 +1,4 @@
-"""What must agree before adapters are combined. Every check raises; none repairs."""
+"""Checks that adapters can be combined. Every check raises; none repairs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from adamergex.files.tensor_names import PREFIX
 from adamergex.structures.layout import Layout, Site
 
 SAME_START = 0.3
-"""Least mean cosine of the A factors of adapters that began from one start: separately seeded ones lie within a few
-hundredths of 0, and training turns A far less than this from its start."""
+"""Smallest mean cosine between the A factors of adapters with one start: for different seeds it is within a few
+hundredths of 0, and training moves A far less than this from its start."""
 _SAMPLED = 16
-# Beside everything that is called an embedding: what models call their tables of tokens and positions, and what reads
-# them out again.
+# Names of token and position tables and of output projections, in addition to names with "embed".
 _VOCABULARY = frozenset(("wte", "wpe", "lm_head", "shared", "output_layer", "predictions", "generator_lm_head"))
 
 
 class Adapter(NamedTuple):
-    """One adapter of a merge: its role (task, target reference, source reference, divergence), tensors and lineage."""
+    """An adapter in a merge: its role (task, target reference, source reference, divergence), tensors and lineage."""
 
     role: str
     layout: Layout
@@ -35,14 +34,17 @@ class Adapter(NamedTuple):
         return f"{self.role} {self.layout.directory.path}"
 
 
-def _differ(problem: str, one: Adapter, other: Adapter, found: object, expected: object, fix: str) -> Exception:
+def _differ(
+    problem: str, pair: tuple[Adapter, Adapter], found: object, expected: object, fix: str
+) -> IncompatibleAdaptersError:
+    first, other = pair
     return IncompatibleAdaptersError(
-        problem, where=f"{other.where} against {one.where}", found=found, expected=expected, fix=fix
+        problem, where=f"{other.where} against {first.where}", found=found, expected=expected, fix=fix
     )
 
 
 def require_fitting(adapters: Sequence[Adapter], space: str) -> None:
-    """The first adapter against each other: kind, base, modules, shapes, dtypes, and in factor space rank and scaling.
+    """Require that all adapters match the first: kind, base, modules, shapes, dtypes; in factor space rank and scaling.
 
     Raises:
         IncompatibleAdaptersError: they differ.
@@ -52,8 +54,7 @@ def require_fitting(adapters: Sequence[Adapter], space: str) -> None:
         if first.layout.kind != other.layout.kind:
             raise _differ(
                 "the adapters have different structures",
-                first,
-                other,
+                (first, other),
                 other.layout.kind,
                 first.layout.kind,
                 "combine adapters of one structure",
@@ -70,24 +71,25 @@ def require_fitting(adapters: Sequence[Adapter], space: str) -> None:
 def _require_same_base(first: Adapter, other: Adapter) -> None:
     hashes = [adapter.lineage.base.get("sha256") if adapter.lineage else None for adapter in (first, other)]
     names = [adapter.layout.base_name for adapter in (first, other)]
-    # A base that moved to another path is still the same base: hashes decide where both are known.
+    # A base that moved to another path is the same base, so hashes decide if both are known.
     expected, found = hashes if all(hashes) else names
     if not all(hashes) and expected == found:
-        # One name may stand for several trainings of a base (step1000, step143000); null is the hub's main.
+        # One name may have several revisions (step1000, step143000); null is the hub's main.
         revisions = [adapter.layout.directory.config.get("revision") or "main" for adapter in (first, other)]
         expected, found = (f"{name}, revision {revision}" for name, revision in zip(names, revisions, strict=True))
     if expected != found:
         raise _differ(
             "the adapters belong to different base models",
-            first,
-            other,
+            (first, other),
             found,
             expected,
             "train all of them on one base (if it only moved, correct base_model_name_or_path in adapter_config.json)",
         )
     orientation = [bool(adapter.layout.directory.config.get("fan_in_fan_out")) for adapter in (first, other)]
     if orientation[0] != orientation[1]:
-        raise _differ("fan_in_fan_out differs.", first, other, orientation[1], orientation[0], "train them alike")
+        raise _differ(
+            "fan_in_fan_out differs", (first, other), orientation[1], orientation[0], "train them with one setting"
+        )
 
 
 def _require_same_settings(first: Adapter, other: Adapter) -> None:
@@ -95,9 +97,8 @@ def _require_same_settings(first: Adapter, other: Adapter) -> None:
     differing = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
     if differing:
         raise _differ(
-            f"{differing[0]} of the config differs.",
-            first,
-            other,
+            f"{differing[0]} in the config differs",
+            (first, other),
             ", ".join(f"{name} {theirs.get(name)}" for name in differing),
             ", ".join(f"{name} {ours.get(name)}" for name in differing),
             "train all of them with one configuration",
@@ -106,23 +107,22 @@ def _require_same_settings(first: Adapter, other: Adapter) -> None:
 
 def _require_same_modules(first: Adapter, other: Adapter) -> None:
     ours, theirs = set(first.layout.sites), set(other.layout.sites)
-    # A saved divergence may hold a selection of the modules only; which of them the merge needs is checked there.
+    # A saved divergence may hold only some modules; the merge checks that it has those it needs.
     missing = sorted(ours - theirs) if other.role != "divergence" else []
     extra = sorted(theirs - ours)
     if not missing and not extra:
         return
-    lines = [f"missing {_some(missing)}"] * bool(missing) + [f"extra {_some(extra)}"] * bool(extra)
-    hint = "train them with the same target_modules"
+    differences = [f"missing {_some(missing)}"] * bool(missing) + [f"extra {_some(extra)}"] * bool(extra)
+    fix = "train them with the same target_modules"
     if missing and {name.partition(".")[2] for name in missing} & {name.partition(".")[2] for name in extra}:
-        hint = "the names differ at their front only: train references on the same architecture class family"
+        fix = "only the beginnings of the names differ: train the references on the same family of model classes"
     targets = [adapter.layout.directory.config.get("target_modules") for adapter in (first, other)]
     raise _differ(
-        "the adapters have other modules",
-        first,
-        other,
-        f"{'; '.join(lines)} (target_modules {_listed(targets[1])})",
+        "the adapters have different modules",
+        (first, other),
+        f"{'; '.join(differences)} (target_modules {_listed(targets[1])})",
         f"the {len(ours)} modules of the {first.role} (target_modules {_listed(targets[0])})",
-        hint,
+        fix,
     )
 
 
@@ -140,11 +140,10 @@ def _require_same_site(first: Adapter, other: Adapter, name: str, sites: tuple[S
     if space == "factors" and not saved and (ours.rank, ours.scaling) != (theirs.rank, theirs.scaling):
         raise _differ(
             f"rank or alpha of {name} differs",
-            first,
-            other,
+            (first, other),
             f"rank {theirs.rank}, alpha {theirs.alpha:g}, scaling {theirs.scaling:g}",
             f"rank {ours.rank}, alpha {ours.alpha:g}, scaling {ours.scaling:g}",
-            "merge them with --space delta, which allows other ranks and alphas",
+            "merge them with --space delta, which allows different ranks and alphas",
         )
     for role, info in ours.tensors.items():
         theirs_info = theirs.tensors[role]
@@ -153,8 +152,7 @@ def _require_same_site(first: Adapter, other: Adapter, name: str, sites: tuple[S
         if shapes[0] != shapes[1]:
             raise _differ(
                 f"the shape of {info.name} differs",
-                first,
-                other,
+                (first, other),
                 theirs_info.shape,
                 info.shape,
                 "train all of them on one base with one configuration",
@@ -165,14 +163,14 @@ def _require_same_site(first: Adapter, other: Adapter, name: str, sites: tuple[S
 def _require_same_dtype(first: Adapter, other: Adapter, name: str, dtypes: tuple[str, str]) -> None:
     ours, theirs = dtypes
     if other.role == "divergence":
-        # A divergence is saved in the dtype it was computed in; of prefixes that is always float64.
+        # A divergence is saved in its compute dtype, which for prefixes is always float64.
         ours = "F64" if ours == "F64" or first.layout.structure.whole else "F32"
     if ours != theirs:
-        raise _differ(f"The dtype of {name} differs.", first, other, theirs, ours, "save them in one dtype")
+        raise _differ(f"the dtype of {name} differs", (first, other), theirs, ours, "save them in one dtype")
 
 
 def require_no_trained_base(adapter: Adapter) -> None:
-    """A reference's tensors beside its adapter are a head, which a merge leaves out; trained parts of the base are not.
+    """Require that a reference holds an adapter and at most a head, which a merge ignores, but no trained base modules.
 
     Raises: IncompatibleAdaptersError for trained or resized embeddings, an output projection, norms, …
     """
@@ -186,19 +184,19 @@ def require_no_trained_base(adapter: Adapter) -> None:
         raise IncompatibleAdaptersError(
             "a reference holds trained token embeddings or an output projection: another vocabulary is another base"
             if vocabulary
-            else "a reference holds trained weights of the base, which are neither adapter nor head",
+            else "a reference holds trained base parameters, which are neither adapter nor head",
             where=f"{adapter.where}: {name}",
             found=f"{name}, shape {layout.heads[name].shape}",
-            expected="adapter tensors, and at most a head, which is left out",
+            expected="adapter tensors, and at most a head, which is ignored",
             fix="train the references without them (modules_to_save, resize_token_embeddings)",
         )
 
 
 def require_references(target: Adapter, source: Adapter | None, task: Adapter | None = None) -> None:
-    """What lineages say: one reference task, two languages, and the task trained in the source language.
+    """Check lineages: one reference task, two languages, and a task adapter in the source language.
 
     Raises:
-        IncompatibleAdaptersError: they contradict the method.
+        IncompatibleAdaptersError: the lineages contradict the method.
     """
     for adapter in (target, source, task):
         if adapter and adapter.lineage and adapter.lineage.is_divergence:
@@ -208,55 +206,56 @@ def require_references(target: Adapter, source: Adapter | None, task: Adapter | 
                 where=adapter.where,
                 found="a divergence",
                 expected=f"an adapter trained on the {'target' if adapter is task else 'reference'} task",
-                fix="give it as --divergence",
+                fix="pass it as --divergence",
             )
     if not (target.lineage and source and source.lineage):
         return
-    one, two = target.lineage, source.lineage
-    if one.task is not None and two.task is not None and _without_place(one.task) != _without_place(two.task):
+    target_lineage, source_lineage = target.lineage, source.lineage
+    if (
+        target_lineage.task is not None
+        and source_lineage.task is not None
+        and _without_path(target_lineage.task) != _without_path(source_lineage.task)
+    ):
         raise _differ(
-            "the references were trained on different tasks, so their difference is not one of languages",
-            source,
-            target,
-            dict(one.task),
-            dict(two.task),
+            "the references were trained on different tasks, so their difference is not one between languages",
+            (source, target),
+            dict(target_lineage.task),
+            dict(source_lineage.task),
             "train both references on the same task",
         )
-    if one.language and one.language == two.language:
+    if target_lineage.language and target_lineage.language == source_lineage.language:
         raise _differ(
-            "both references are of one language",
-            source,
-            target,
-            one.language,
+            "both references have one language",
+            (source, target),
+            target_lineage.language,
             "two languages",
-            "give the reference of the target language as target and that of the source language as source",
+            "pass the reference in the target language as target and the one in the source language as source",
         )
-    spoken = task.lineage.language if task and task.lineage else None
-    if task and spoken and two.language and spoken != two.language:
+    task_language = task.lineage.language if task and task.lineage else None
+    if task and task_language and source_lineage.language and task_language != source_lineage.language:
         raise _differ(
-            "the task adapter is not of the source reference's language",
-            task,
-            source,
-            two.language,
-            spoken,
-            "give a source reference in the language of the task adapter (swapped target and source?)",
+            "the task adapter and the source reference have different languages",
+            (task, source),
+            source_lineage.language,
+            task_language,
+            "pass a source reference in the language of the task adapter (swapped target and source?)",
         )
 
 
-def _without_place(task: Mapping[str, Any]) -> dict[str, Any]:
-    """A reference task without where its translations lay: on another machine it is the same task."""
+def _without_path(task: Mapping[str, Any]) -> dict[str, Any]:
+    """A reference task without the path of its translations, which may differ between machines."""
     return {name: value for name, value in task.items() if name != "pivot"}
 
 
 def require_same_start(adapters: Sequence[Adapter], allowed: bool) -> None:
-    """LoRA factors and bottlenecks mean something together only when they began from one start, which is random.
+    """Require one random start: LoRA factors and bottlenecks can only be combined if they share it.
 
-    Lineages say so; without them the mean cosine of the tensors that are random at the start (A; down-projections) to
-    the first adapter's does (``SAME_START``). Prefixes are refused only where lineages tell of two starts: D maps one
-    prefix to another whatever they began from, and the starts of those without lineage are not known.
+    Lineages show the start; without them, the mean cosine between the tensors that are random at the start (A,
+    down-projections) and the first adapter's (``SAME_START``). Prefixes are refused only if lineages show two starts: D
+    maps one prefix to another for any start, and the starts of prefixes without lineage are unknown.
 
     Raises:
-        IncompatibleAdaptersError: other starts, or no way to tell.
+        IncompatibleAdaptersError: different or unknown starts.
     """
     structure = adapters[0].layout.structure
     if allowed or structure.start == "fixed":
@@ -264,13 +263,13 @@ def require_same_start(adapters: Sequence[Adapter], allowed: bool) -> None:
     first = adapters[0]
     for other in adapters[1:]:
         starts = [adapter.lineage.start if adapter.lineage else None for adapter in (first, other)]
-        problem = "the adapters began from different random starts: their tensors cannot be combined"
+        problem = "the adapters have different random starts: their tensors cannot be combined"
         if all(starts):
             same, found = starts[0] == starts[1], f"start {str(starts[1])[:12]}"
         elif structure.start == "told":
             continue
         elif "divergence" in (first.role, other.role):
-            problem = "it is not known whether the adapters began from one random start"
+            problem = "it is not known whether the adapters have one random start"
             same, found = False, "no start in the lineage of " + (other.where if not starts[1] else first.where)
         else:
             cosine = _mean_cosine(first, other)
@@ -279,12 +278,11 @@ def require_same_start(adapters: Sequence[Adapter], allowed: bool) -> None:
             expected = f"start {str(starts[0])[:12]}" if all(starts) else f"one start (cosine at least {SAME_START})"
             raise _differ(
                 problem,
-                first,
-                other,
+                (first, other),
                 found,
                 expected,
                 ("merge them with --space delta, which needs no common start, or " if structure.low_rank else "")
-                + "insist with --allow-different-start",
+                + "override with --allow-different-start",
             )
 
 
@@ -296,9 +294,9 @@ def _mean_cosine(first: Adapter, other: Adapter) -> float:
             role = next(role for role in first.layout.structure.random if role in first.layout.sites[name].tensors)
             info = first.layout.sites[name].tensors[role]
             size = min(info.size, CHUNK)
-            one = ours.read(info, 0, size)[0]
-            two = theirs.read(other.layout.sites[name].tensors[role], 0, size)[0]
-            norms = float(np.linalg.norm(one)) * float(np.linalg.norm(two))
-            if 0 < norms < math.inf:  # what is not finite is named when it is read
-                cosines.append(float(one @ two) / norms)
+            values = ours.read(info, 0, size)[0]
+            other_values = theirs.read(other.layout.sites[name].tensors[role], 0, size)[0]
+            norms = float(np.linalg.norm(values)) * float(np.linalg.norm(other_values))
+            if 0 < norms < math.inf:  # the merge reports values that are not finite
+                cosines.append(float(values @ other_values) / norms)
     return sum(cosines) / len(cosines) if cosines else 0.0

@@ -1,4 +1,4 @@
-"""Pieces of one piece of work on several cores: numpy, reads and writes leave the interpreter to other threads."""
+"""Runs the items of a job on several cores, in threads: numpy, reads and writes release the interpreter."""
 
 from __future__ import annotations
 
@@ -8,41 +8,39 @@ from threading import Lock, Thread
 from typing import TypeVar
 
 MOST = 3
-"""Threads at most: each has buffers of its own (7 MB of bfloat16), and a few of them keep the memory busy."""
+"""Most threads: each has its own buffers (7 MB for bfloat16), and a few of them saturate the memory."""
 
-Buffers = TypeVar("Buffers")
-Piece = TypeVar("Piece")
+Buffer = TypeVar("Buffer")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def cores() -> int:
-    """How many threads to take: the cores that this process may use, at most ``MOST``."""
+    """The number of threads: the cores that this process may use, at most ``MOST``."""
     allowed = getattr(os, "sched_getaffinity", None)  # not on every system
     return min(len(allowed(0)) if allowed else os.cpu_count() or 1, MOST)
 
 
-def shared(
-    work: Callable[[Buffers, Piece], Result], buffers: Sequence[Buffers], pieces: Sequence[Piece]
-) -> list[Result]:
-    """``work`` on every piece, one thread a buffer (the first is the caller's), taken in order.
+def shared(work: Callable[[Buffer, Item], Result], buffers: Sequence[Buffer], items: Sequence[Item]) -> list[Result]:
+    """Run ``work`` on every item, in order, in one thread per buffer (the first is the calling thread).
 
-    Results lie in the order of the pieces, whichever thread made them.
+    Results are in the order of the items.
 
     Raises:
-        what the earliest failing piece raised: the same one, however the threads took turns.
+        the error of the first failing item, independent of the order of the threads.
     """
     results: dict[int, Result] = {}
     failed: dict[int, BaseException] = {}
-    numbers, lock = iter(range(len(pieces))), Lock()
+    numbers, lock = iter(range(len(items))), Lock()
 
-    def run(buffer: Buffers) -> None:
+    def run(buffer: Buffer) -> None:
         while not failed:
             with lock:
                 number = next(numbers, None)
             if number is None:
                 return
             try:
-                results[number] = work(buffer, pieces[number])
+                results[number] = work(buffer, items[number])
             except BaseException as error:
                 failed[number] = error
 
@@ -54,4 +52,4 @@ def shared(
         thread.join()
     if failed:
         raise failed[min(failed)]
-    return [results[number] for number in range(len(pieces))]
+    return [results[number] for number in range(len(items))]

@@ -1,6 +1,6 @@
-"""LoRA in weight space: exact combinations of ΔW = s·B·A as one LoRA, and truncation of its rank.
+"""LoRA in delta space: exact combinations of ΔW = s·B·A as one LoRA, and truncation of its rank.
 
-ΔW itself, of the size of the base's weight, is never formed. Ours: the paper merges factors (2402.18913, Eq 7).
+ΔW itself, as large as the base's matrix, is never formed. Ours: the paper merges factors (2402.18913, Eq 7).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from adamergex.files.directory import Array
 
-_BLOCK = 2048  # rows at a time in float64, so that a Gram matrix needs no copy of a factor
+_BLOCK = 2048  # rows per float64 block, so that a Gram matrix needs no copy of a factor
 
 
 class Factors(NamedTuple):
@@ -29,7 +29,7 @@ class Factors(NamedTuple):
 
 
 def difference(target: Factors, source: Factors | None) -> Factors:
-    """ΔW[R,g] − ΔW[R,s] as rank r_g + r_s, scalings folded into B; without a source ΔW[R,g] (averaging)."""
+    """ΔW[R,g] − ΔW[R,s] of rank r_g + r_s, with scalings folded into B; without a source ΔW[R,g] (averaging)."""
     if source is None:
         return Factors(target.A, target.B * target.scaling, 1.0)
     return Factors(
@@ -50,11 +50,11 @@ def vanishes(divergence: Factors) -> bool:
 
 
 def combine(task: Factors, divergence: Factors, task_weight: float, weight: float) -> Factors:
-    """task_weight·ΔW[T,s] + weight·ΔD of rank r_T + r_D. The task's scaling stays, and so its factors as stored."""
-    own = task.B if task_weight == 1.0 else task.B * task_weight
+    """task_weight·ΔW[T,s] + weight·ΔD of rank r_T + r_D, with the task's scaling, so that its stored factors stay."""
+    scaled = task.B if task_weight == 1.0 else task.B * task_weight
     return Factors(
         np.concatenate([task.A, divergence.A]),
-        np.concatenate([own, divergence.B * (weight * divergence.scaling / task.scaling)], axis=1),
+        np.concatenate([scaled, divergence.B * (weight * divergence.scaling / task.scaling)], axis=1),
         task.scaling,
     )
 
@@ -76,8 +76,8 @@ def _gram(matrix: Array) -> Array:
 def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
     """The best approximation of lower rank, and ‖ΔW − ΔW_R‖_F / ‖ΔW‖_F.
 
-    B = Q₁R₁, Aᵀ = Q₂R₂, s·R₁R₂ᵀ = UΣVᵀ; then B' = Q₁U√Σ, A' = √ΣVᵀQ₂ᵀ, cut to ``rank``, scaling 1; float64. The sign
-    of each direction makes the largest entry of its column of B' positive, so that the result is one of its kind.
+    B = Q₁R₁, Aᵀ = Q₂R₂, s·R₁R₂ᵀ = UΣVᵀ; then B' = Q₁U√Σ, A' = √ΣVᵀQ₂ᵀ, cut to ``rank``, scaling 1; float64. Signs
+    are chosen so that the largest entry of each column of B' is positive, which makes the result unique.
     """
     left, upper = np.linalg.qr(factors.B.astype(np.float64))
     right, lower = np.linalg.qr(factors.A.T.astype(np.float64))
@@ -86,16 +86,16 @@ def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
     B = left @ (u[:, :rank] * root)
     A = (root[:, None] * vt[:rank]) @ right.T
     signs = np.where(B[np.abs(B).argmax(axis=0), np.arange(B.shape[1])] < 0, -1.0, 1.0)
-    whole = float(np.sqrt(np.sum(sigma**2)))
-    error = float(np.sqrt(np.sum(sigma[rank:] ** 2))) / whole if whole else 0.0
+    total = float(np.sqrt(np.sum(sigma**2)))
+    error = float(np.sqrt(np.sum(sigma[rank:] ** 2))) / total if total else 0.0
     return Factors(A * signs[:, None], B * signs, 1.0), error
 
 
 def with_ranks(config: Mapping[str, object], shapes: Mapping[str, tuple[int, float]]) -> dict[str, object]:
-    """A PEFT config that gives each module its (rank, scaling).
+    """A PEFT config with a (rank, scaling) per module.
 
-    The commonest become ``r`` and ``lora_alpha``, the others patterns: of the last part of a name where all modules of
-    that name agree, else of the whole name.
+    The most common values become ``r`` and ``lora_alpha``, the others patterns: of the last part of the name if all
+    modules with this part agree, otherwise of the whole name.
     """
     values = list(shapes.values())
     common = max(sorted(set(values)), key=values.count)
@@ -107,7 +107,7 @@ def with_ranks(config: Mapping[str, object], shapes: Mapping[str, tuple[int, flo
         leaf = name.rpartition(".")[2]
         if shape != common or len(leaves[leaf]) > 1:
             patterns[leaf if len(leaves[leaf]) == 1 else name] = shape
-    # Whole names before endings of them: PEFT takes the first pattern that matches.
+    # Longer names first: PEFT takes the first pattern that matches, also at the end of a name.
     ordered = sorted(patterns, key=lambda name: (-len(name), name))
     return {
         **config,

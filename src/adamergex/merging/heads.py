@@ -1,4 +1,4 @@
-"""The task's head beside a bottleneck adapter (AdapterHub's layout): checked like the adapter, then copied as it is."""
+"""The task's head of a bottleneck adapter (AdapterHub's layout): checked like the adapter, then copied."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from adamergex.merging.stream import require_finite
 
 
 def require_head(directory: Path) -> None:
-    """The head, if there is one, can be read and is finite.
+    """Require that the head, if any, can be read and is finite.
 
     Raises:
-        AdapterFileError: it is damaged, holds a number that is not finite, or is only a pickle, which is never read.
+        AdapterFileError: it is damaged, has a value that is not finite, or is only a pickle, which is never read.
     """
     if not os.path.lexists(directory / HEAD_TENSORS):
         if os.path.lexists(directory / HEAD_PICKLE):
@@ -45,7 +45,7 @@ def require_head(directory: Path) -> None:
 
 
 def copy_head(directory: Path, stage: Path) -> None:
-    """The head's files, as ``require_head`` found them."""
+    """Copy the head's files."""
     for name in (HEAD_CONFIG, HEAD_TENSORS):
         if (directory / name).is_file():
             (stage / name).write_bytes((directory / name).read_bytes())

@@ -1,9 +1,10 @@
-"""What an adapter directory is: structure, ranks, modules, norms and lineage. numpy only."""
+"""Describes an adapter directory: structure, ranks, modules, norms and lineage. numpy only."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,15 @@ from adamergex.files.directory import FLOATS, AdapterDirectory, TensorInfo, Tens
 from adamergex.files.lineage import Lineage
 from adamergex.merging.lockstep import Chunk, ranges
 from adamergex.merging.stream import finite_squares, require_finite
-from adamergex.structures import held, structure_kind
+from adamergex.structures import kind_of_config, structure_kind
 from adamergex.structures.layout import Layout, layout
 
-_GROUPS, _LINE = 200, 400  # how much of a section, and of a line, is printed
+_GROUPS, _LINE = 200, 400  # most groups in a section, and most characters in a line
 
 
 @dataclass(frozen=True)
-class Group:
-    """Tensors or modules that differ in their layer number only."""
+class TensorGroup:
+    """Tensors or modules that differ only in their layer number."""
 
     name: str
     count: int
@@ -34,7 +35,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Inspection:
-    """One adapter directory; ``str()`` is what ``adamergex inspect`` prints."""
+    """The description of an adapter directory; ``adamergex inspect`` prints ``str()`` of it."""
 
     path: Path
     kind: str
@@ -43,8 +44,8 @@ class Inspection:
     ranks: Mapping[tuple[int, float, float], int]
     parameters: int
     dtypes: tuple[str, ...]
-    groups: tuple[Group, ...]
-    heads: tuple[Group, ...]
+    groups: tuple[TensorGroup, ...]
+    heads: tuple[TensorGroup, ...]
     lineage: Lineage | None
 
     def __str__(self) -> str:
@@ -62,47 +63,43 @@ class Inspection:
 
 
 def rank_line(shape: tuple[int, float, float], count: int) -> str:
-    """(rank, α, scaling) of ``count`` modules, for people."""
+    """(rank, α, scaling) of ``count`` modules, as text."""
     rank, alpha, scaling = shape
     return f"{rank}, alpha {alpha:g}, scaling {scaling:g} ({count} modules)"
 
 
 def inspect(directory: str | Path) -> Inspection:
-    """Read what an adapter directory says and holds; tensors are streamed for their norms.
+    """Describe an adapter directory; tensors are streamed for their norms.
 
-    A structure whose merge is not supported is still described, by its tensors.
+    Structures that cannot be merged are described by their tensors.
 
     Raises:
         AdapterFileError: the directory cannot be read, its tensors do not fit its config, or one is not finite.
         IncompatibleAdaptersError: a LoRA or (IA)³ variant that is not supported.
     """
-    opened = AdapterDirectory.open(directory)
-    structure = held(opened.config)
-    found = layout(opened) if structure and structure.rule and structure.in_modules else None
-    heads = set(found.heads) if found else set()
-    with TensorReader(opened) as reader:
-        norms = {name: _norm(reader, info) for name, info in opened.tensors.items()}
-    groups = _grouped({name: info for name, info in opened.tensors.items() if name not in heads}, norms)
+    adapter = AdapterDirectory.open(directory)
+    structure = kind_of_config(adapter.config)
+    contents = layout(adapter) if structure and structure.rule and structure.in_modules else None
+    heads = set(contents.heads) if contents else set()
+    with TensorReader(adapter) as reader:
+        norms = {name: _norm(reader, info) for name, info in adapter.tensors.items()}
+    groups = _grouped({name: info for name, info in adapter.tensors.items() if name not in heads}, norms)
     return Inspection(
-        path=opened.path,
-        kind=structure_kind(opened.config),
-        base=opened.config.get("base_model_name_or_path") or opened.config.get("model_name"),
-        task_type=opened.config.get("task_type"),
-        ranks=_ranks(found) if found and found.structure.low_rank else {},
-        parameters=sum(info.size for info in opened.tensors.values()),
-        dtypes=tuple(sorted({info.dtype for info in opened.tensors.values()})),
+        path=adapter.path,
+        kind=structure_kind(adapter.config),
+        base=adapter.config.get("base_model_name_or_path") or adapter.config.get("model_name"),
+        task_type=adapter.config.get("task_type"),
+        ranks=_ranks(contents) if contents and contents.structure.low_rank else {},
+        parameters=sum(info.size for info in adapter.tensors.values()),
+        dtypes=tuple(sorted({info.dtype for info in adapter.tensors.values()})),
         groups=groups,
-        heads=_grouped({name: opened.tensors[name] for name in heads}, norms),
-        lineage=lineages.read(opened.path),
+        heads=_grouped({name: adapter.tensors[name] for name in heads}, norms),
+        lineage=lineages.read(adapter.path),
     )
 
 
-def _ranks(found: Layout) -> dict[tuple[int, float, float], int]:
-    counts: dict[tuple[int, float, float], int] = {}
-    for site in found.sites.values():
-        shape = (site.rank, site.alpha, site.scaling)
-        counts[shape] = counts.get(shape, 0) + 1
-    return counts
+def _ranks(contents: Layout) -> dict[tuple[int, float, float], int]:
+    return dict(Counter((site.rank, site.alpha, site.scaling) for site in contents.sites.values()))
 
 
 def _norm(reader: TensorReader, info: TensorInfo) -> float:
@@ -118,12 +115,12 @@ def _norm(reader: TensorReader, info: TensorInfo) -> float:
     return math.sqrt(total)
 
 
-def _grouped(tensors: Mapping[str, TensorInfo], norms: Mapping[str, float]) -> tuple[Group, ...]:
+def _grouped(tensors: Mapping[str, TensorInfo], norms: Mapping[str, float]) -> tuple[TensorGroup, ...]:
     members: dict[str, list[TensorInfo]] = {}
     for name, info in tensors.items():
         members.setdefault(re.sub(r"\.\d+(?=\.|$)", ".*", name.removeprefix("base_model.model.")), []).append(info)
     return tuple(
-        Group(
+        TensorGroup(
             name,
             len(infos),
             ", ".join(sorted({"x".join(map(str, info.shape)) for info in infos})),
@@ -133,14 +130,18 @@ def _grouped(tensors: Mapping[str, TensorInfo], norms: Mapping[str, float]) -> t
     )
 
 
-def _section(title: str, groups: tuple[Group, ...]) -> list[str]:
+def _section(title: str, groups: tuple[TensorGroup, ...]) -> list[str]:
     if not groups:
         return []
     width = min(80, max(len(group.name) for group in groups))
     header = f"  {title:<{width + 2}} {'n':>4}  {'‖·‖':>10}  shape"
     shown = groups[:_GROUPS]
     more = [f"    … and {len(groups) - _GROUPS} more"] if len(groups) > _GROUPS else []
-    return [header, *(f"    {g.name:<{width}} {g.count:>4}  {g.norm:>10.4g}  {g.shapes}" for g in shown), *more]
+    return [
+        header,
+        *(f"    {group.name:<{width}} {group.count:>4}  {group.norm:>10.4g}  {group.shapes}" for group in shown),
+        *more,
+    ]
 
 
 def _origin(lineage: Lineage | None) -> list[str]:

@@ -1,6 +1,6 @@
-"""Reading several adapters in lockstep, a chunk at a time.
+"""Reads several adapters in lockstep, chunk by chunk.
 
-A thread reads what it merges: handing chunks from a reading thread to a merging one cost more than it hid (measured).
+Each thread reads what it merges: passing chunks from a reading to a merging thread was slower (measured).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Chunk(NamedTuple):
     stored: Array
 
 
-class Span(NamedTuple):
-    """Neighbouring tensors of one module (``None``: one head), as one flat tensor of each adapter that has them.
+class TensorRun(NamedTuple):
+    """Adjacent tensors of one module (``None``: one head tensor) as one flat tensor per adapter that has them.
 
-    ``sources``: which of the adapters, and the tensor; ``position``: its first byte among the tensors written."""
+    ``sources``: index of the adapter, and the tensor; ``position``: its first byte among the written tensors."""
 
     module: str | None
     sources: list[tuple[int, TensorInfo]]
@@ -44,33 +44,34 @@ def ranges(size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + CHUNK, size)
 
 
-def spans(layout: Layout, order: Iterable[TensorInfo], readers: Sequence[TensorReader]) -> Iterator[Span]:
-    """What is read together, in the order of writing; heads from the first adapter only."""
-    # Adapters with the same header share its parsed tensors: looked up and joined once.
-    same = {id(reader.directory.tensors): reader.directory.tensors for reader in readers}
+def tensor_runs(layout: Layout, order: Iterable[TensorInfo], readers: Sequence[TensorReader]) -> Iterator[TensorRun]:
+    """The tensors to read together, in the order of writing; heads from the first adapter only."""
+    # Adapters with equal headers share the parsed tensors, so they are looked up and joined once.
+    headers = {id(reader.directory.tensors): reader.directory.tensors for reader in readers}
     position = 0
     for module, group in groupby(order, key=lambda info: layout.owner(info.name)):
         written = list(group)
         starts = list(accumulate((info.size * info.item_size for info in written), initial=position))
         position = starts[-1]
         if module is None:
-            own = readers[0].directory.tensors
-            yield from (Span(None, [(0, own[info.name])], start) for info, start in zip(written, starts, strict=False))
+            first = readers[0].directory.tensors
+            for info, start in zip(written, starts, strict=False):
+                yield TensorRun(None, [(0, first[info.name])], start)
             continue
-        looked = {key: [tensors.get(info.name) for info in written] for key, tensors in same.items()}
-        wholes = {key: _joined(module, infos) for key, infos in looked.items() if any(infos)}
-        found = [(number, id(reader.directory.tensors)) for number, reader in enumerate(readers)]
-        joined = [(number, wholes[key]) for number, key in found if key in wholes]
+        stored = {key: [tensors.get(info.name) for info in written] for key, tensors in headers.items()}
+        flat = {key: _joined(module, infos) for key, infos in stored.items() if any(infos)}
+        keys = [(number, id(reader.directory.tensors)) for number, reader in enumerate(readers)]
+        joined = [(number, flat[key]) for number, key in keys if key in flat]
         if all(whole is not None for _, whole in joined):
-            yield Span(module, [(number, whole) for number, whole in joined if whole is not None], starts[0])
+            yield TensorRun(module, [(number, whole) for number, whole in joined if whole is not None], starts[0])
             continue
         for index, start in enumerate(starts[:-1]):
-            sources = [(number, looked[key][index]) for number, key in found]
-            yield Span(module, [(number, info) for number, info in sources if info is not None], start)
+            sources = [(number, stored[key][index]) for number, key in keys]
+            yield TensorRun(module, [(number, info) for number, info in sources if info is not None], start)
 
 
 def _joined(module: str, infos: Sequence[TensorInfo | None]) -> TensorInfo | None:
-    """Tensors that lie one after the other as one flat tensor: half as many chunks where tensors are small."""
+    """Adjacent tensors as one flat tensor, which halves the number of chunks of small tensors; None if not adjacent."""
     known = [info for info in infos if info is not None]
     first, position = known[0], known[0].offset
     for info in known:
@@ -81,15 +82,15 @@ def _joined(module: str, infos: Sequence[TensorInfo | None]) -> TensorInfo | Non
     return TensorInfo(module, first.dtype, (size,), first.offset) if len(known) == len(infos) else None
 
 
-def lockstep(span: Span, readers: Sequence[TensorReader]) -> Iterator[Chunks]:
-    """Every range of a span, as the chunk of each adapter. The next step overwrites the chunks."""
-    sources = [(readers[number], info) for number, info in span.sources]
+def lockstep(run: TensorRun, readers: Sequence[TensorReader]) -> Iterator[Chunks]:
+    """Every range of a run, as one chunk per adapter. The next step overwrites the chunks."""
+    sources = [(readers[number], info) for number, info in run.sources]
     for start, stop in ranges(sources[0][1].size):
         yield [Chunk(reader, info, start, *reader.read(info, start, stop)) for reader, info in sources]
 
 
 def located(chunk: Chunk, index: int) -> tuple[str, list[int]]:
-    """Name and index, in the file, of an element of a chunk."""
+    """The tensor's name in the file and the index in it of an element of a chunk."""
     position = chunk.info.offset + (chunk.start + index) * chunk.info.item_size
     for info in chunk.reader.directory.tensors.values():
         if info.offset <= position < info.offset + info.size * info.item_size:

@@ -1,4 +1,4 @@
-"""What PEFT reads of an adapter that is merged, and of what was written: under its names, by the config beside it."""
+"""Checks that PEFT loads all of an adapter to merge, and all of the written one."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from adamergex.structures.targets import require_targeted
 
 
 def require_read(layout: Layout) -> None:
-    """PEFT reads all of an adapter whose config a merge takes over. Raises: AdapterFileError where it would not."""
+    """Require that PEFT loads all tensors of an adapter whose config a merge copies. Raises: AdapterFileError."""
     if layout.structure.in_modules:
         require_targeted(layout.directory.config, layout.sites, layout.directory.path / CONFIG)
 
 
-def require_loadable(stage: Path, summary: MergeReport, expected: Collection[str]) -> None:
-    """The written adapter has the ``expected`` modules, those that changed among them, where PEFT looks for them.
+def require_loadable(stage: Path, report: MergeReport, expected: Collection[str]) -> None:
+    """Require that PEFT will load the ``expected`` and the changed modules of the written adapter.
 
-    Raises: AdapterFileError, IncompatibleAdaptersError as for any adapter that is read; NothingMergedError where a
-    module that the report counts as changed is not among those that PEFT will load.
+    Raises: AdapterFileError, IncompatibleAdaptersError as for reading any adapter; NothingMergedError when PEFT would
+    not load a module that the report counts as changed.
     """
     written = layout(AdapterDirectory.open(stage))
     require_read(written)
-    changed = {item.module for item in summary.modules if item.changed} if summary.span is None else set()
+    changed = {item.module for item in report.modules if item.changed} if report.span is None else set()
     missing = sorted((changed | set(expected)) - set(written.sites))
     if missing or written.directory.stored:
         raise NothingMergedError(
-            "the merged adapter would not be loaded as it was written",
+            "PEFT would not load all of the merged adapter",
             where=str(stage),
             found=f"no {', '.join(missing[:4]) or next(iter(written.directory.stored.values()))} under PEFT's names",
             expected=f"{len(expected)} modules",
-            fix="check that the names of the adapters' tensors are those that PEFT gave them",
+            fix="check that the adapters' tensors have PEFT's names",
         )

@@ -1,4 +1,4 @@
-"""What is written beside merged tensors: config, report, card and lineage."""
+"""Writes the config, report, card and lineage of a merged adapter."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from adamergex.files import lineage as lineages
 from adamergex.files.directory import CONFIG
 from adamergex.files.inputs import Json
 from adamergex.files.lineage import Lineage
-from adamergex.merging import report
 from adamergex.merging.checks import Adapter
-from adamergex.merging.report import MergeReport
+from adamergex.merging.report import FILE_NAME, MergeReport
 from adamergex.structures import card
 
 
@@ -30,61 +29,61 @@ def parents(adapters: list[Adapter], hashes: list[str]) -> dict[str, dict[str, J
     }
 
 
-def require_change(summary: MergeReport, parents: Mapping[str, Mapping[str, Json]]) -> None:
-    """Raises: NothingMergedError where a weight is not 0 and no stored bit differs from the task's."""
-    if not any(summary.layers or (summary.weight,)) or summary.changed:
+def require_change(report: MergeReport, parents: Mapping[str, Mapping[str, Json]]) -> None:
+    """Raises: NothingMergedError when a weight is not 0 but no stored bit differs from the task's."""
+    if not any(report.layers or (report.weight,)) or report.changed:
         return
     target, source = (parents.get(f"{side}_reference") for side in ("target", "source"))
-    twice = target is not None and source is not None and target["sha256"] == source["sha256"]
+    same_file = target is not None and source is not None and target["sha256"] == source["sha256"]
     raise NothingMergedError(
         "the merge changed nothing",
-        where=f"{summary.matched} selected modules, weight {summary.weight}",
+        where=f"{report.matched} selected modules, weight {report.weight}",
         found="target and source reference are the same file"
-        if twice
-        else "a divergence that is nothing, or smaller than the rounding of the dtype",
+        if same_file
+        else "a divergence of zero, or below the rounding of the dtype",
         expected="a change of at least one module",
         fix="check the paths of the references, that they were trained, and the weight",
     )
 
 
 def merged_lineage(
-    own: Adapter,
+    task: Adapter,
     others: list[Adapter],
     parents: Mapping[str, Mapping[str, Json]],
-    summary: MergeReport,
+    report: MergeReport,
     config: Mapping[str, Json],
 ) -> Lineage:
-    """What the merged adapter was made from."""
-    inherited = own.lineage or Lineage()
-    base = inherited.base or {"name": own.layout.base_name, "sha256": None}
-    starts = {adapter.lineage.start if adapter.lineage else None for adapter in (own, *others)}
-    shape = {name: config.get(setting) for name, setting in own.layout.structure.shape.items()}
-    choices = {"span": summary.span, "form": summary.form} if summary.span else {}
+    """The lineage of the merged adapter."""
+    inherited = task.lineage or Lineage()
+    base = inherited.base or {"name": task.layout.base_name, "sha256": None}
+    starts = {adapter.lineage.start if adapter.lineage else None for adapter in (task, *others)}
+    shape = {name: config.get(setting) for name, setting in task.layout.structure.shape.items()}
+    prefix_settings = {"span": report.span, "form": report.form} if report.span else {}
     return Lineage(
         base=base,
-        structure={**(inherited.structure or {"kind": own.layout.kind}), **shape},
-        # Only a combination of factors of one start still belongs to that start.
-        start=starts.pop() if len(starts) == 1 and summary.space == "factors" else None,
+        structure={**(inherited.structure or {"kind": task.layout.kind}), **shape},
+        # Only a combination of factors with one start keeps that start.
+        start=starts.pop() if len(starts) == 1 and report.space == "factors" else None,
         task=inherited.task,
         language=others[0].lineage.language if others[0].lineage else None,
         parents=parents,
         merge={
-            "rule": summary.rule,
-            "space": summary.space,
-            "modules": summary.selection,
-            "weight": summary.weight,
-            "rank": summary.rank,
-            **choices,
-            **({"layers": summary.layers} if summary.layers else {}),
-            **({"settings": dict(summary.settings)} if summary.settings else {}),
+            "rule": report.rule,
+            "space": report.space,
+            "modules": report.selection,
+            "weight": report.weight,
+            "rank": report.rank,
+            **prefix_settings,
+            **({"layers": report.layers} if report.layers else {}),
+            **({"settings": dict(report.settings)} if report.settings else {}),
         },
         versions=lineages.package_versions(("adamergex", "numpy")),
     )
 
 
-def write_beside(stage: Path, summary: MergeReport, config: Mapping[str, Any], lineage: Lineage) -> None:
-    """Config, report, card and lineage into a directory that is there."""
+def write_beside(stage: Path, report: MergeReport, config: Mapping[str, Any], lineage: Lineage) -> None:
+    """Write config, report, card and lineage into an existing directory."""
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     (stage / CONFIG).write_text(text, encoding="utf-8")
-    (stage / report.FILE_NAME).write_text(summary.to_json(), encoding="utf-8")
-    card.write_beside(stage, lineage, summary.lines(), task_type=config.get("task_type"))
+    (stage / FILE_NAME).write_text(report.to_json(), encoding="utf-8")
+    card.write_beside(stage, lineage, report.lines(), task_type=config.get("task_type"))

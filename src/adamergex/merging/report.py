@@ -1,4 +1,4 @@
-"""What a merge did, module by module."""
+"""The report of a merge, module by module."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ FILE_NAME = "merge_report.json"
 
 @dataclass(frozen=True)
 class ModuleChange:
-    """One module. Norms are Frobenius: in factor space over its tensors together, in delta space of ΔW.
+    """The change of one module. Norms are Frobenius: over all its tensors in factor space, of ΔW in delta space.
 
     Args:
         module: its name in the base model.
-        merged: whether the selection holds it; else it was copied.
+        merged: whether it was selected; otherwise it was copied.
         changed: whether any stored bit differs from the task adapter's.
         task: norm of the task adapter.
         divergence: norm of D (of D − 1 for the multiplicative rule).
         change: norm of merged − task, before rounding.
-        guarded: entries of the source reference too near zero to divide by; there the task's entry stayed.
-        truncation: ‖ΔW − ΔW_R‖ / ‖ΔW‖ where ``rank`` cut something off.
-        condition: of a prefix, σ_max/σ_min of the part of the source reference that was inverted.
-        deficient: of a prefix, directions of virtual tokens that the source reference lacks; there the task stayed.
+        guarded: entries of the source reference too close to zero to divide by; they keep the task's value.
+        truncation: ‖ΔW − ΔW_R‖ / ‖ΔW‖ if ``rank`` truncated it.
+        condition: for a prefix, σ_max/σ_min of the inverted part of the source reference.
+        deficient: for a prefix, the number of directions of virtual tokens that the source reference lacks; they
+            keep the task's values.
     """
 
     module: str
@@ -50,8 +51,8 @@ class ModuleChange:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did; ``str()`` is a compact table, ``to_json()`` everything. Of weights by layer (``layers``),
-    ``weight`` is the mean."""
+    """The report of a merge; ``str()`` is a compact table, ``to_json()`` is complete. With weights by layer
+    (``layers``), ``weight`` is their mean."""
 
     kind: str
     rule: str
@@ -69,44 +70,44 @@ class MergeReport:
 
     @property
     def matched(self) -> int:
-        """Modules that the selection holds."""
+        """The number of selected modules."""
         return sum(item.merged for item in self.modules)
 
     @property
     def changed(self) -> int:
-        """Modules whose stored tensors differ from the task adapter's."""
+        """The number of modules whose stored tensors differ from the task adapter's."""
         return sum(item.changed for item in self.modules)
 
     @property
     def copied(self) -> int:
-        """Modules taken over from the task adapter."""
+        """The number of modules copied from the task adapter."""
         return len(self.modules) - self.matched
 
     @property
     def guarded(self) -> int:
-        """Entries guarded against division by nearly zero."""
+        """The number of entries guarded against division by nearly zero."""
         return sum(item.guarded for item in self.modules)
 
     @property
     def warnings(self) -> list[str]:
-        """What is no error but should be known before the result is used."""
+        """Problems of the result that are not errors."""
         lacking = [item for item in self.modules if item.deficient]
         if not lacking:
             return []
         most = max(lacking, key=lambda item: item.deficient)
         return [
             f"the source reference is rank-deficient in {len(lacking)} spans (at most {most.deficient} directions, in "
-            f"{most.module}): what it lacks stays as it is in the task"
+            f"{most.module}): these directions keep the task's values"
         ]
 
     def to_json(self) -> str:
-        """All of it, with the counts and relative changes; one module a line."""
+        """The report as JSON with counts and relative changes, one line per module."""
         counts = {name: getattr(self, name) for name in ("matched", "changed", "copied", "guarded")}
-        found = {**vars(self), "modules": [], "counts": counts}
+        contents = {**vars(self), "modules": [], "counts": counts}
         for name in ("layers", "settings"):
-            if not found[name]:
-                del found[name]
-        # json indents in Python and does the rest in C: a line per module is ten times faster than an indented one.
+            if not contents[name]:
+                del contents[name]
+        # json indents in Python and does the rest in C: one line per module is ten times faster than indented ones.
         modules = (
             json.dumps(
                 {**vars(item), "relative": item.relative if item.task and math.isfinite(item.relative) else None},
@@ -115,13 +116,13 @@ class MergeReport:
             )
             for item in self.modules
         )
-        text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(contents, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         return text.replace('"modules": []', '"modules": [\n    ' + ",\n    ".join(modules) + "\n  ]", 1)
 
     def lines(self) -> list[str]:
-        """The compact table: one line for each kind of module."""
+        """The compact table, one line per kind of module."""
         weight = "none (a divergence)" if self.weight is None else f"{self.weight:g}"
-        weight += f" (mean of {', '.join(f'{one:g}' for one in self.layers)})" if self.layers else ""
+        weight += f" (mean of {', '.join(f'{number:g}' for number in self.layers)})" if self.layers else ""
         rank = f", truncated to rank {self.rank}" if self.rank else ""
         form = f", span {self.span}, form {self.form}" if self.span else ""
         form += "".join(f", {name} {value}" for name, value in self.settings.items())
@@ -150,17 +151,17 @@ def _grouped(items: Iterable[ModuleChange]) -> list[tuple[str, list[ModuleChange
 def _line(name: str, items: list[ModuleChange]) -> str:
     if len(name) > 40:
         name = "…" + name[-39:]
-    head = f"{name:<40} {len(items):>4} {_together(item.task for item in items):>10.4g}"
+    head = f"{name:<40} {len(items):>4} {_total_norm(item.task for item in items):>10.4g}"
     if not items[0].merged:
         return f"{head} {'copied':>10}"
-    task, change = _together(item.task for item in items), _together(item.change for item in items)
+    task, change = _total_norm(item.task for item in items), _total_norm(item.change for item in items)
     relative = f"{change / task:>9.2%}" if task else f"{'-':>9}"
     cut = max((item.truncation for item in items if item.truncation is not None), default=None)
-    line = f"{head} {_together(item.divergence for item in items):>10.4g} {change:>10.4g} {relative}"
+    line = f"{head} {_total_norm(item.divergence for item in items):>10.4g} {change:>10.4g} {relative}"
     condition = max((item.condition for item in items if item.condition is not None), default=None)
     line += f"  condition ≤ {condition:.3g}" if condition is not None else ""
     return line + (f"  ≤ {cut:.2%}" if cut is not None else "")
 
 
-def _together(norms: Iterable[float]) -> float:
+def _total_norm(norms: Iterable[float]) -> float:
     return float(sum(norm * norm for norm in norms) ** 0.5)

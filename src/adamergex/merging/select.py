@@ -1,4 +1,4 @@
-"""Which modules a merge touches; the others are copied from the task adapter."""
+"""Selects the modules that a merge changes; the others are copied from the task adapter."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _FUSED = frozenset(["c_attn", "query_key_value", "qkv_proj", "qkv", "Wqkv", "W_p
 
 
 def default_selection(kind: str, rule: Rule) -> str:
-    """For LoRA attention query and value only: the feed-forward part holds the ability for the task (2402.18913,
-    section 4.1). Everything for every other structure, and for the average, which is of whole adapters (2306.14870)."""
+    """Attention query and value for LoRA, because the feed-forward part holds the task ability (2402.18913, §4.1); all
+    modules for other structures, and for the average, which is one of whole adapters (2306.14870)."""
     return kind_named(kind).selection if rule.needs_source else "all"
 
 
 def select(names: Iterable[str], modules: str) -> frozenset[str]:
-    """The modules to merge, of the module names of an adapter.
+    """The modules to merge, from the module names of an adapter.
 
     ``modules``: ``attention-qv``, ``all``, or a regular expression that must match a whole module name or its whole
     ending after a dot, as in PEFT: ``v_proj``, ``layers\\.1\\..*``.
 
     Raises:
         NothingMergedError: nothing matched.
-        ConfigError: not a regular expression, or one that takes too long; or ``attention-qv`` where query and value are
-            fused in one projection.
+        ConfigError: not a regular expression, or one that takes too long; or ``attention-qv`` for a model that fuses
+            query and value in one projection.
     """
     known = sorted(names)
     if modules == "all":
@@ -42,7 +42,7 @@ def select(names: Iterable[str], modules: str) -> frozenset[str]:
             raise _fused(fused)
         chosen = frozenset(name for name in known if _leaf(name) in _QUERY_VALUE)
     else:
-        what = "The module selection"
+        what = "the module selection"
         patterns = Patterns([modules], ending=True, what=what, error=ConfigError, where="modules")
         chosen = frozenset(patterns.matching(known))
     if not chosen:
@@ -58,7 +58,7 @@ def select(names: Iterable[str], modules: str) -> frozenset[str]:
 
 def _fused(fused: list[str]) -> ConfigError:
     return ConfigError(
-        "query and value are fused with the key in one projection here, so they cannot be selected alone",
+        "query and value are fused with the key in one projection, so they cannot be selected alone",
         where="modules attention-qv",
         found=", ".join(_kinds(fused)),
         expected="separate query and value projections",
@@ -71,5 +71,5 @@ def _leaf(name: str) -> str:
 
 
 def _kinds(names: Iterable[str]) -> list[str]:
-    """Module names with their numbers left out, each once: what a person recognises of 224 names."""
+    """Module names without layer numbers, without duplicates: readable even for 224 names."""
     return sorted({re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names})

@@ -1,4 +1,4 @@
-"""Element-wise merging, streamed: one chunk of each tensor at a time, from readers in lockstep into a writer."""
+"""Streams element-wise merges: one chunk of each tensor at a time, from readers in lockstep into a writer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adamergex.files.directory import (
     compute_dtype,
 )
 from adamergex.merging.cores import cores, shared
-from adamergex.merging.lockstep import Chunk, Chunks, Span, located, lockstep, ranges, spans
+from adamergex.merging.lockstep import Chunk, Chunks, TensorRun, located, lockstep, ranges, tensor_runs
 from adamergex.merging.report import ModuleChange
 from adamergex.merging.rules.rule import Rule
 from adamergex.structures.layout import Layout
@@ -32,7 +32,7 @@ _SAFE = 1e37  # a merged value below this fits float32 and bfloat16
 
 
 def squares(values: Array) -> float:
-    """Σ x², in blocks so small that BLAS takes one thread: the same on every machine, and exact enough in float32."""
+    """Σ x² in blocks small enough for one BLAS thread: equal on every machine, and exact enough in float32."""
     whole = len(values) // _BLOCK
     cut = whole * _BLOCK
     total = 0.0
@@ -40,29 +40,29 @@ def squares(values: Array) -> float:
         blocks = values[:cut].reshape(whole, _BLOCK)
         total = sum(np.vecdot(blocks, blocks).tolist())
     total = total if cut == len(values) else total + float(np.dot(values[cut:], values[cut:]))
-    # Of finite values only the float32 sum overflows.
+    # For finite values only the float32 sum can overflow.
     return total if math.isfinite(total) else float(np.sum(np.square(values, dtype=np.float64)))
 
 
 def finite_squares(chunk: Chunk) -> float:
-    """Σ x² of a chunk, which also tells whether all of it is finite.
+    """Σ x² of a chunk, which also checks that all values are finite.
 
     Raises:
-        AdapterFileError: naming file, tensor and index of the first value that is not.
+        AdapterFileError: with file, tensor and index of the first value that is not finite.
     """
     total = squares(chunk.values)
     if math.isfinite(total):
         return total
     wrong = np.flatnonzero(~np.isfinite(chunk.values))
     index = int(wrong[0]) if len(wrong) else int(np.abs(chunk.values).argmax())
-    name, place = located(chunk, index)
+    name, position = located(chunk, index)
     raise AdapterFileError(
         "an adapter holds a number that is not finite"
         if len(wrong)
-        else "an adapter holds a number that is too large to be computed with",
-        where=f"{chunk.reader.directory.tensors_path}: {name}{place}",
+        else "an adapter holds a number that is too large to compute with",
+        where=f"{chunk.reader.directory.tensors_path}: {name}{position}",
         found=chunk.values[index],
-        expected="finite numbers" if len(wrong) else "numbers whose squares float64 holds",
+        expected="finite numbers" if len(wrong) else "numbers whose squares fit float64",
         fix="its training diverged: train it again",
     )
 
@@ -76,7 +76,7 @@ def load_finite(reader: TensorReader, info: TensorInfo) -> Array:
 
 
 def require_finite(reader: TensorReader, infos: Iterable[TensorInfo]) -> None:
-    """Read these tensors and raise AdapterFileError where one holds a number that is not finite."""
+    """Read these tensors. Raises: AdapterFileError for a number that is not finite."""
     with np.errstate(all="ignore"):
         for info in infos:
             for start, stop in ranges(info.size):
@@ -87,7 +87,7 @@ def require_finite(reader: TensorReader, infos: Iterable[TensorInfo]) -> None:
                     _require_eight(chunk)
 
 
-# Of eight-bit floats the bits tell: a mask without the sign, and the first pattern that is no number.
+# The first bit pattern, without sign, of an eight-bit float that is not a finite number.
 _EIGHT = {"F8_E4M3": 0x7F, "F8_E5M2": 0x7C}
 
 
@@ -103,8 +103,8 @@ def _require_eight(chunk: Chunk) -> None:
 
 
 def require_fits(reader: TensorReader, info: TensorInfo, stored: Array) -> None:
-    """Raises AdapterFileError where a result, as stored, overflowed its dtype."""
-    # Of bfloat16 the exponent tells: all ones is infinite or NaN.
+    """Raises: AdapterFileError when a stored result overflowed its dtype."""
+    # In bfloat16 an exponent of all ones is infinity or NaN.
     wrong = (stored & 0x7F80) == 0x7F80 if stored.dtype == np.uint16 else ~np.isfinite(stored)
     if wrong.any():
         raise AdapterFileError(
@@ -116,20 +116,31 @@ def require_fits(reader: TensorReader, info: TensorInfo, stored: Array) -> None:
         )
 
 
+def write_encoded(
+    writer: SafetensorsWriter, encode: Encoder, reader: TensorReader, info: TensorInfo, values: Array
+) -> None:
+    """Write a whole tensor from its compute dtype, rounded once. Raises: AdapterFileError when a value overflows."""
+    flat = np.ascontiguousarray(values, compute_dtype(info.dtype)).reshape(-1)
+    for start, stop in ranges(len(flat)):
+        encoded = encode(flat[start:stop], info.dtype)
+        require_fits(reader, info, encoded)
+        writer.write(encoded)
+
+
 def overflowed(reader: TensorReader, what: str) -> AdapterFileError:
-    """Finite inputs whose combination is not."""
+    """The error for finite inputs whose combination is not finite."""
     return AdapterFileError(
-        f"the numbers of {what} are too large to be combined",
+        f"the numbers in {what} are too large to combine",
         where=reader.directory.path,
         found="a result that is not finite",
-        expected="adapters whose sums, products and their squares float64 holds",
+        expected="adapters whose sums, products and squares fit float64",
         fix="a training diverged: train it again",
     )
 
 
 @dataclass
 class Tally:
-    """Sums of squares of one module, as its tensors pass by."""
+    """The running sums of squares of one module."""
 
     task: float = 0.0
     divergence: float = 0.0
@@ -138,7 +149,7 @@ class Tally:
     changed: bool = False
 
     def add(self, other: Tally) -> None:
-        """Another part of the same module."""
+        """Add the sums of another part of the module."""
         self.task += other.task
         self.divergence += other.divergence
         self.change += other.change
@@ -146,7 +157,7 @@ class Tally:
         self.changed = self.changed or other.changed
 
     def closed(self, module: str, merged: bool, where: TensorReader) -> ModuleChange:
-        """What the report says of the module. Raises: AdapterFileError where a sum overflowed."""
+        """The module's entry in the report. Raises: AdapterFileError when a sum overflowed."""
         sums = (self.task, self.divergence, self.change)
         if not all(map(math.isfinite, sums)):
             raise overflowed(where, module)
@@ -155,27 +166,27 @@ class Tally:
 
 
 class Buffers:
-    """What one thread works with: readers of its own of the adapters, and room for a divergence and what is stored."""
+    """The buffers of one thread: its own readers of the adapters, and space for a divergence and stored values."""
 
     def __init__(self, readers: Sequence[TensorReader]) -> None:
         self.readers, self.encode = readers, Encoder()
         self._room = np.empty(CHUNK, np.float64)
 
     def room(self, chunk: Chunk) -> Array:
-        """Room for as many values as a chunk has, of their dtype."""
+        """Space for the values of a chunk, in their dtype."""
         return self._room.view(chunk.values.dtype)[: len(chunk.values)]
 
 
-def buffers(readers: Sequence[TensorReader], pieces: int) -> list[Buffers]:
-    """A buffer a thread, at most one a piece; all of them read through the files of ``readers``."""
-    threads = min(cores(), pieces)
+def buffers(readers: Sequence[TensorReader], runs: int) -> list[Buffers]:
+    """One set of buffers per thread, at most one per run; all read the open files of ``readers``."""
+    threads = min(cores(), runs)
     others = [[TensorReader(reader.directory, reader) for reader in readers] for _ in range(threads - 1)]
     return [Buffers(readers), *map(Buffers, others)]
 
 
 def reference_divergence(rule: Rule, references: Chunks, tally: Tally, room: Array) -> tuple[Array, float]:
-    """D of one chunk, in ``room`` or not, and Σ D²; from the target and the source reference (of the average, the
-    target alone).
+    """D of one chunk, possibly in ``room``, and Σ D²; from target and source reference (for the average, the target
+    only).
 
     Raises:
         AdapterFileError: an input that is not finite, or a divergence that overflows.
@@ -183,7 +194,7 @@ def reference_divergence(rule: Rule, references: Chunks, tally: Tally, room: Arr
     target, source = references[0], references[-1]
     divergence = rule.divergence(target.values, source.values, out=room)
     total = squares(divergence)
-    # Only a linear rule shows every value that is not finite in D; a ratio may hide an infinite denominator.
+    # Only with a linear rule D shows every value that is not finite; a ratio may hide an infinite denominator.
     if not (rule.linear and math.isfinite(total)):
         for chunk in references:
             finite_squares(chunk)
@@ -198,9 +209,9 @@ def reference_divergence(rule: Rule, references: Chunks, tally: Tally, room: Arr
 
 @dataclass(frozen=True)
 class ElementwiseMerge:
-    """The merge of every chosen tensor by a rule, and a copy of every other tensor of the task.
+    """Merges the chosen modules by a rule, and copies every other tensor of the task.
 
-    ``weight``: one, or by module. ``others``: target and source reference, the target alone for the average, or one
+    ``weight``: one, or by module. ``others``: target and source reference, only the target for the average, or one
     ``saved`` divergence."""
 
     rule: Rule
@@ -216,20 +227,19 @@ class ElementwiseMerge:
         directory = self.layout.directory
         writer = SafetensorsWriter(path, list(directory.tensors.values()), directory.metadata)
         readers = (self.task, *self.others)
-        plan = list(spans(self.layout, writer.order, readers))
-        found = shared(partial(self._written, writer), buffers(readers, len(plan)), plan)
+        runs = list(tensor_runs(self.layout, writer.order, readers))
+        tallies = shared(partial(self._write_run, writer), buffers(readers, len(runs)), runs)
         writer.close()
-        return [
-            tally.closed(name, name in self.chosen, self.task) for name, tally in summed(self.layout.sites, plan, found)
-        ]
+        by_module = summed(self.layout.sites, runs, tallies)
+        return [tally.closed(name, name in self.chosen, self.task) for name, tally in by_module]
 
-    def _written(self, writer: SafetensorsWriter, buffer: Buffers, span: Span) -> Tally:
-        """The merge of one span."""
-        tally, position = Tally(), span.position
-        with np.errstate(all="ignore"):  # what is not finite is found and named
-            for task, *others in lockstep(span, buffer.readers):
-                if span.module in self.chosen:
-                    stored = self._merged(span.module, task, others, tally, buffer)
+    def _write_run(self, writer: SafetensorsWriter, buffer: Buffers, run: TensorRun) -> Tally:
+        """Merge or copy one run of tensors."""
+        tally, position = Tally(), run.position
+        with np.errstate(all="ignore"):  # values that are not finite are reported
+            for task, *others in lockstep(run, buffer.readers):
+                if run.module in self.chosen:
+                    stored = self._merged(run.module, task, others, tally, buffer)
                 else:
                     if task.info.dtype in FLOATS:
                         tally.task += finite_squares(task)
@@ -243,7 +253,7 @@ class ElementwiseMerge:
         return tally
 
     def _merged(self, module: str, task: Chunk, others: Chunks, tally: Tally, buffer: Buffers) -> Array:
-        """One chunk of the result as stored, its sums added to the tally."""
+        """Merge one chunk, as stored, and add its sums to the tally."""
         rule, room = self.rule, buffer.room(task)
         weight = self.weight[module] if isinstance(self.weight, Mapping) else self.weight
         if self.saved:
@@ -253,7 +263,7 @@ class ElementwiseMerge:
         task_squares = finite_squares(task)
         tally.task += task_squares
         tally.divergence += squares(divergence - rule.neutral) if rule.neutral else d_squares
-        # -0 + 0 is +0: a divergence of nothing must leave the very bits of the task.
+        # -0 + 0 is +0: a divergence of zero must keep the task's bits.
         if weight == 0.0 or (rule.linear and d_squares == 0.0 and not divergence.any()):
             return task.stored
         merged = rule.shift(task.values, divergence, weight, out=room)
@@ -269,15 +279,15 @@ class ElementwiseMerge:
 def write_divergence(
     path: Path, rule: Rule, layout: Layout, chosen: frozenset[str], readers: tuple[TensorReader, TensorReader]
 ) -> list[ModuleChange]:
-    """Write D of the chosen modules in the dtype it is computed in; ``changed``: whether D is other than neutral."""
-    kept = [info for module in sorted(chosen) for info in layout.sites[module].tensors.values()]
-    writer = SafetensorsWriter(path, [_computed(info) for info in kept])
-    neutral, plan = rule.neutral or 0.0, list(spans(layout, writer.order, readers))
+    """Write D of the chosen modules in its compute dtype; ``changed``: whether D differs from neutral."""
+    infos = [info for module in sorted(chosen) for info in layout.sites[module].tensors.values()]
+    writer = SafetensorsWriter(path, [_computed(info) for info in infos])
+    neutral, runs = rule.neutral or 0.0, list(tensor_runs(layout, writer.order, readers))
 
-    def written(buffer: Buffers, span: Span) -> Tally:
-        tally, position = Tally(), span.position
+    def write_run(buffer: Buffers, run: TensorRun) -> Tally:
+        tally, position = Tally(), run.position
         with np.errstate(all="ignore"):
-            for references in lockstep(span, buffer.readers):
+            for references in lockstep(run, buffer.readers):
                 divergence, total = reference_divergence(rule, references, tally, buffer.room(references[0]))
                 tally.divergence += squares(divergence - neutral) if neutral else total
                 tally.changed = tally.changed or bool((divergence != neutral).any())
@@ -285,18 +295,18 @@ def write_divergence(
                 position += divergence.nbytes
         return tally
 
-    found = shared(written, buffers(readers, len(plan)), plan)
+    tallies = shared(write_run, buffers(readers, len(runs)), runs)
     writer.close()
-    return [tally.closed(module, True, readers[0]) for module, tally in summed(sorted(chosen), plan, found)]
+    return [tally.closed(module, True, readers[0]) for module, tally in summed(sorted(chosen), runs, tallies)]
 
 
-def summed(modules: Iterable[str], plan: Iterable[Span], found: Iterable[Tally]) -> Iterable[tuple[str, Tally]]:
-    """Module -> its tally, added up in the order of the plan: the same sums, however many threads made them."""
-    tallies = {module: Tally() for module in modules}
-    for span, tally in zip(plan, found, strict=True):
-        if span.module is not None:
-            tallies[span.module].add(tally)
-    return tallies.items()
+def summed(modules: Iterable[str], runs: Iterable[TensorRun], tallies: Iterable[Tally]) -> Iterable[tuple[str, Tally]]:
+    """Module -> its tally, summed in the order of the runs, so that the sums do not depend on the threads."""
+    sums = {module: Tally() for module in modules}
+    for run, tally in zip(runs, tallies, strict=True):
+        if run.module is not None:
+            sums[run.module].add(tally)
+    return sums.items()
 
 
 def _computed(info: TensorInfo) -> TensorInfo:
@@ -304,5 +314,5 @@ def _computed(info: TensorInfo) -> TensorInfo:
 
 
 def _differs(encoded: Array, stored: Array) -> bool:
-    """Whether any bit differs; the first elements nearly always tell."""
+    """Whether any bit differs; usually one of the first elements does."""
     return encoded[:1024].tobytes() != stored[:1024].tobytes() or encoded.tobytes() != stored.tobytes()

@@ -1,4 +1,4 @@
-"""Merging LoRA in weight space, one module at a time: reads factors, writes the concatenated or truncated ones."""
+"""Merges LoRA in delta space, one module at a time: reads factors, writes concatenated or truncated ones."""
 
 from __future__ import annotations
 
@@ -10,30 +10,23 @@ from typing import Protocol
 
 import numpy as np
 
-from adamergex.files.directory import (
-    Array,
-    Encoder,
-    SafetensorsWriter,
-    TensorInfo,
-    TensorReader,
-    compute_dtype,
-)
+from adamergex.files.directory import Encoder, SafetensorsWriter, TensorInfo, TensorReader
 from adamergex.merging import delta
 from adamergex.merging.delta import Factors
 from adamergex.merging.lockstep import ranges
 from adamergex.merging.report import ModuleChange
-from adamergex.merging.stream import load_finite, overflowed, require_finite, require_fits
+from adamergex.merging.stream import load_finite, overflowed, require_finite, write_encoded
 from adamergex.structures.layout import Layout, Site
 
 
 class FactorSource(Protocol):
-    """Where ΔD of a module comes from."""
+    """A source of ΔD."""
 
     def load(self, module: str) -> Factors:
-        """ΔD as factors."""
+        """ΔD of a module as factors."""
 
     def scan(self, module: str) -> None:
-        """Only check that the factors are finite."""
+        """Only check that a module's factors are finite."""
 
 
 def load(reader: TensorReader, site: Site) -> Factors:
@@ -44,7 +37,7 @@ def load(reader: TensorReader, site: Site) -> Factors:
 
 @dataclass(frozen=True)
 class ReferenceFactors:
-    """ΔD = ΔW[R,g] − ΔW[R,s] from two references; without a source ΔW[R,g]."""
+    """ΔD = ΔW[R,g] − ΔW[R,s] of two references; without a source ΔW[R,g]."""
 
     target: tuple[TensorReader, Layout]
     source: tuple[TensorReader, Layout] | None
@@ -62,7 +55,7 @@ class ReferenceFactors:
 
 @dataclass(frozen=True)
 class SavedFactors:
-    """ΔD from a divergence directory."""
+    """ΔD of a saved divergence."""
 
     reader: TensorReader
     layout: Layout
@@ -77,10 +70,10 @@ class SavedFactors:
 
 @dataclass
 class DeltaMerge:
-    """c·ΔW[T,s] + λ·ΔD for every chosen module, as one LoRA; a copy of every other tensor of the task.
+    """Writes c·ΔW[T,s] + λ·ΔD of the chosen modules as one LoRA, and copies every other tensor of the task.
 
-    ``averaging``: c = 1 − λ, else c = 1. ``rank`` truncates. A part of weight zero, or a divergence that cancels to
-    nothing, is left out, so that the task's bytes stay.
+    ``averaging``: c = 1 − λ, else c = 1. ``rank`` truncates. With a weight of zero, or a divergence that cancels, the
+    task's bytes stay.
     """
 
     averaging: bool
@@ -129,7 +122,7 @@ class DeltaMerge:
                 if module in self.chosen:
                     factors, items[module] = self._merged(module)
                     values = factors.A if info is self.layout.sites[module].tensors["lora_A"] else factors.B
-                    self._put(writer, info, values)
+                    write_encoded(writer, self._encode, self.task, info, values)
                 else:
                     copy(writer, self.task, info)
                     if module is not None and info is self.layout.sites[module].tensors["lora_A"]:
@@ -137,13 +130,6 @@ class DeltaMerge:
                         items[module] = self._copied(module)
         writer.close()
         return [items[module] for module in self.layout.sites]
-
-    def _put(self, writer: SafetensorsWriter, info: TensorInfo, values: Array) -> None:
-        flat = np.ascontiguousarray(values, compute_dtype(info.dtype)).reshape(-1)
-        for start, stop in ranges(len(flat)):
-            encoded = self._encode(flat[start:stop], info.dtype)
-            require_fits(self.task, info, encoded)
-            writer.write(encoded)
 
     def _copied(self, module: str) -> ModuleChange:
         return ModuleChange(module, False, False, delta.norm(load(self.task, self.layout.sites[module])))
@@ -161,16 +147,16 @@ class DeltaMerge:
         return self._merged(module)[0]
 
     def _merged(self, module: str) -> tuple[Factors, ModuleChange]:
-        if self._last is None or self._last[0] != module:  # B follows A: both come from one computation
+        if self._last is None or self._last[0] != module:  # A and B come from one computation
             self._last = (module, *self._compute(module))
         return self._last[1], self._last[2]
 
     def _compute(self, module: str) -> tuple[Factors, ModuleChange]:
         task = load(self.task, self.layout.sites[module])
         divergence = self.divergence.load(module)
-        own = 1.0 - self.weight if self.averaging else 1.0
+        task_weight = 1.0 - self.weight if self.averaging else 1.0
         idle = self.weight == 0.0 or (not self.averaging and delta.vanishes(divergence))
-        merged = task if idle else delta.combine(task, divergence, own, self.weight)
+        merged = task if idle else delta.combine(task, divergence, task_weight, self.weight)
         for factors in (divergence, merged):
             if not (np.isfinite(factors.B).all() and math.isfinite(delta.norm(factors))):
                 raise overflowed(self.task, module)
@@ -188,7 +174,7 @@ class DeltaMerge:
 
 
 def copy(writer: SafetensorsWriter, reader: TensorReader, info: TensorInfo) -> None:
-    """One tensor as it is; a floating point one is checked on the way."""
+    """Copy one tensor; raises: AdapterFileError for a floating-point value that is not finite."""
     require_finite(reader, [info])
     for start, stop in ranges(info.size):
         writer.write(reader.read(info, start, stop)[1])
@@ -197,7 +183,7 @@ def copy(writer: SafetensorsWriter, reader: TensorReader, info: TensorInfo) -> N
 def write_factors(
     path: Path, references: ReferenceFactors, layout: Layout, chosen: frozenset[str]
 ) -> tuple[list[ModuleChange], dict[str, tuple[int, float]]]:
-    """Write ΔD of the chosen modules as LoRAs of rank r_g + r_s and scaling 1, in the dtype they are computed in."""
+    """Write ΔD of the chosen modules as LoRAs of rank r_g + r_s and scaling 1, in their compute dtype."""
     assert references.source is not None
     shapes, planned = {}, []
     for module in sorted(chosen):

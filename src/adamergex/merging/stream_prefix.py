@@ -1,4 +1,4 @@
-"""Merging prefixes: the small P of each adapter as a whole, in float64, span by span, rounded once."""
+"""Merges prefixes: each adapter's small P as a whole, in float64, one column range at a time, rounded once."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from adamergex.structures.prefix import PROMPT, SAVED, role, shape
 
 
 def names(layout: Layout, span: str) -> list[str]:
-    """The spans of a prefix, or those that a saved divergence has."""
+    """The names of a prefix's column ranges, or of those in a saved divergence."""
     saved = [name.removeprefix(SAVED) for name in layout.directory.tensors if name.startswith(SAVED)]
-    return saved or list(_spans(layout, span))
+    return saved or list(_column_ranges(layout, span))
 
 
 def load(reader: TensorReader, layout: Layout) -> Array:
-    """P (n, columns), float64 and finite; of an encoder that is not materialised, P = W₂·tanh(W₁·E + b₁) + b₂.
+    """P (n, columns), float64 and finite; computed from an encoder as P = W₂·tanh(W₁·E + b₁) + b₂.
 
     Raises:
         AdapterFileError: numbers that are not finite.
-        IncompatibleAdaptersError: a saved divergence, which has no P.
+        IncompatibleAdaptersError: a saved divergence instead of an adapter.
     """
     tensors = {role(name): info for name, info in layout.directory.tensors.items()}
     if PROMPT in tensors:
@@ -41,7 +41,7 @@ def load(reader: TensorReader, layout: Layout) -> Array:
             where=layout.directory.path,
             found="a divergence",
             expected="an adapter with a prefix",
-            fix="give it as --divergence",
+            fix="pass it as --divergence",
         )
     embedding = _finite(reader, tensors["embedding.weight"])
     if "transform.0.weight" not in tensors:
@@ -58,27 +58,27 @@ def _finite(reader: TensorReader, info: TensorInfo) -> Array:
     return load_finite(reader, info).astype(np.float64)
 
 
-def _spans(layout: Layout, span: str) -> dict[str, slice]:
-    own = shape(layout.directory.config, layout.directory.path)
-    return prefix.spans(own.num_layers, own.columns, span)
+def _column_ranges(layout: Layout, span: str) -> dict[str, slice]:
+    prefix_shape = shape(layout.directory.config, layout.directory.path)
+    return prefix.spans(prefix_shape.num_layers, prefix_shape.columns, span)
 
 
 class Divergence:
-    """D of every span: of two references, of the target alone for the average, or saved."""
+    """D of every column range: of two references, of the target only for the average, or saved."""
 
     def __init__(self, rule: Rule, span: str, others: list[tuple[TensorReader, Layout]], saved: bool) -> None:
         self.rule = rule
         self._saved = others[0] if saved else None
         self._readers = [reader for reader, _ in others]
         self._prefixes = [] if saved else [load(*other) for other in others]
-        self._spans = _spans(others[0][1], span)
+        self._ranges = _column_ranges(others[0][1], span)
 
     def load(self, name: str) -> tuple[Array, ModuleChange]:
-        """D of a span, float64; and what its report says of it."""
+        """D of a column range, float64, and its entry in the report."""
         if self._saved is not None:
             values = _finite(self._saved[0], self._saved[1].directory.tensors[SAVED + name])
             return values, self._described(name, values)
-        target, source = (P[:, self._spans[name]] for P in (self._prefixes[0], self._prefixes[-1]))
+        target, source = (P[:, self._ranges[name]] for P in (self._prefixes[0], self._prefixes[-1]))
         with np.errstate(all="ignore"):
             values = self.rule.divergence(target, source)
             if not np.isfinite(np.linalg.norm(values)):
@@ -86,8 +86,8 @@ class Divergence:
         return values, self._described(name, values, source)
 
     def _described(self, name: str, values: Array, source: Array | None = None) -> ModuleChange:
-        away = values - (self.rule.neutral or 0.0)
-        item = ModuleChange(name, True, bool(away.any()), 0.0, float(np.linalg.norm(away)))
+        divergence = values - (self.rule.neutral or 0.0)
+        item = ModuleChange(name, True, bool(divergence.any()), 0.0, float(np.linalg.norm(divergence)))
         if source is None:
             return item
         if self.rule.name == "prefix":
@@ -98,7 +98,7 @@ class Divergence:
 
 @dataclass
 class PrefixMerge:
-    """The merge of the chosen spans of a prefix by any rule; what is not chosen, and the heads, are the task's."""
+    """Merges the chosen column ranges of a prefix by any rule; other ranges and the heads are the task's."""
 
     rule: Rule
     weight: float
@@ -112,13 +112,13 @@ class PrefixMerge:
     def write(self, path: Path) -> list[ModuleChange]:
         """Write the materialised merged prefix and the task's heads."""
         [site] = self.layout.sites.values()
-        info, own = site.tensors[PROMPT], load(self.task, self.layout)
-        merged = own.copy()
-        for name, columns in _spans(self.layout, self.span).items():
+        info, task = site.tensors[PROMPT], load(self.task, self.layout)
+        merged = task.copy()
+        for name, columns in _column_ranges(self.layout, self.span).items():
             if name in self.chosen:
-                merged[:, columns] = self._merged(name, own[:, columns])
+                merged[:, columns] = self._merged(name, task[:, columns])
             else:
-                self._items.append(ModuleChange(name, False, False, float(np.linalg.norm(own[:, columns]))))
+                self._items.append(ModuleChange(name, False, False, float(np.linalg.norm(task[:, columns]))))
         writer = SafetensorsWriter(path, [info, *self.layout.heads.values()], self.layout.directory.metadata)
         for entry in writer.order:
             if entry is info:
@@ -126,29 +126,28 @@ class PrefixMerge:
             else:
                 copy(writer, self.task, entry)
         writer.close()
-        return [self._seen(item, own, merged, info) for item in self._items]
+        return [self._with_change(item, task, merged, info) for item in self._items]
 
-    def _merged(self, name: str, own: Array) -> Array:
-        values, found = self.divergence.load(name)
-        merged = own
-        # -0 + 0 is +0: a divergence of nothing must leave the very bits of the task.
+    def _merged(self, name: str, task: Array) -> Array:
+        values, item = self.divergence.load(name)
+        merged = task
+        # -0 + 0 is +0: a divergence of zero must keep the task's bits.
         neutral = self.rule.neutral is not None and not (values - self.rule.neutral).any()
         if not neutral and (self.weight != 0.0 or self.rule.shift is prefix.literal):
             with np.errstate(all="ignore"):
-                merged = self.rule.shift(own, values, self.weight)
-        size, change = float(np.linalg.norm(own)), float(np.linalg.norm(merged - own))
-        self._items.append(replace(found, task=size, change=change))
+                merged = self.rule.shift(task, values, self.weight)
+        size, change = float(np.linalg.norm(task)), float(np.linalg.norm(merged - task))
+        self._items.append(replace(item, task=size, change=change))
         return merged
 
-    def _seen(self, item: ModuleChange, own: Array, merged: Array, info: TensorInfo) -> ModuleChange:
-        columns = _spans(self.layout, self.span)[item.module]
-        before, after = (rounded(values[:, columns], info.dtype) for values in (own, merged))
-        changed = before.tobytes() != after.tobytes()
-        return replace(item, changed=changed)
+    def _with_change(self, item: ModuleChange, task: Array, merged: Array, info: TensorInfo) -> ModuleChange:
+        columns = _column_ranges(self.layout, self.span)[item.module]
+        before, after = (rounded(values[:, columns], info.dtype) for values in (task, merged))
+        return replace(item, changed=before.tobytes() != after.tobytes())
 
 
 def rounded(values: Array, dtype: str) -> Array:
-    """float64 values as stored, rounded once to nearest, flat."""
+    """Flat float64 values as stored, rounded once to nearest."""
     flat = np.ascontiguousarray(values).reshape(-1)
     if dtype != "BF16":
         return Encoder()(flat, dtype)
@@ -156,18 +155,18 @@ def rounded(values: Array, dtype: str) -> Array:
 
 
 def to_odd(values: Array) -> Array:
-    """float32 rounded to odd, so that a second rounding to bfloat16 gives what one rounding of the float64 would."""
-    near = values.astype(np.float32)
-    bits = near.view(np.uint32)
-    away = np.abs(near.astype(np.float64)) > np.abs(values)
-    cut = bits - away.astype(np.uint32)  # toward zero
-    inexact = cut.view(np.float32).astype(np.float64) != values
-    odd: Array = (cut | inexact.astype(np.uint32)).view(np.float32)
+    """float32 rounded to odd, so that a second rounding to bfloat16 equals one rounding of the float64."""
+    nearest = values.astype(np.float32)
+    bits = nearest.view(np.uint32)
+    outward = np.abs(nearest.astype(np.float64)) > np.abs(values)
+    truncated = bits - outward.astype(np.uint32)  # toward zero
+    inexact = truncated.view(np.float32).astype(np.float64) != values
+    odd: Array = (truncated | inexact.astype(np.uint32)).view(np.float32)
     return odd
 
 
 def put(writer: SafetensorsWriter, reader: TensorReader, info: TensorInfo, values: Array) -> None:
-    """One tensor of float64 values, rounded once. Raises AdapterFileError where a value overflows its dtype."""
+    """Write a tensor of float64 values, rounded once. Raises: AdapterFileError when a value overflows its dtype."""
     with np.errstate(all="ignore"):
         stored = rounded(values, info.dtype)
     require_fits(reader, info, stored)
@@ -177,12 +176,12 @@ def put(writer: SafetensorsWriter, reader: TensorReader, info: TensorInfo, value
 def write_divergence(
     path: Path, rule: Rule, span: str, chosen: frozenset[str], readers: list[tuple[TensorReader, Layout]]
 ) -> list[ModuleChange]:
-    """Write D of the chosen spans in float64, in which it is computed."""
+    """Write D of the chosen column ranges in float64, its compute dtype."""
     source = Divergence(rule, span, readers, saved=False)
-    found = {name: source.load(name) for name in sorted(chosen)}
-    planned = [TensorInfo(SAVED + name, "F64", values.shape) for name, (values, _) in found.items()]
+    divergences = {name: source.load(name) for name in sorted(chosen)}
+    planned = [TensorInfo(SAVED + name, "F64", values.shape) for name, (values, _) in divergences.items()]
     writer = SafetensorsWriter(path, planned)
     for info in writer.order:
-        writer.write(np.ascontiguousarray(found[info.name.removeprefix(SAVED)][0]).reshape(-1))
+        writer.write(np.ascontiguousarray(divergences[info.name.removeprefix(SAVED)][0]).reshape(-1))
     writer.close()
-    return [item for _, item in found.values()]
+    return [item for _, item in divergences.values()]

@@ -1,4 +1,4 @@
-"""Merging by a rule of whole tensors, streamed: one tensor of each adapter at a time."""
+"""Streams merges by a rule of whole tensors: one tensor of each adapter at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Function = Callable[[Array, Array, Array, float], Array]
 
 @dataclass(frozen=True)
 class WholeMerge:
-    """The merge of every chosen tensor by a function, and a copy of every other tensor of the task.
+    """Merges the chosen modules by a function of whole tensors, and copies every other tensor of the task.
 
     ``weight``: one, or by module. ``others``: target and source reference."""
 
@@ -44,7 +44,7 @@ class WholeMerge:
         return [tally.closed(name, name in self.chosen, self.task) for name, tally in tallies.items()]
 
     def _merged(self, module: str, info: TensorInfo, tally: Tally) -> Array | None:
-        """The result in the compute dtype; ``None`` where it is the task's."""
+        """The result in the compute dtype; ``None`` for the task's own."""
         weight = self.weight[module] if isinstance(self.weight, Mapping) else self.weight
         readers = (self.task, *self.others)
         given = tuple(load_finite(reader, reader.directory.tensors[info.name]) for reader in readers)
@@ -57,7 +57,7 @@ class WholeMerge:
         return merged.reshape(-1)
 
     def _copy(self, writer: SafetensorsWriter, info: TensorInfo, merged: Array | None, tally: Tally) -> None:
-        if merged is None:  # else ``_merged`` has looked at all of it
+        if merged is None:  # otherwise ``_merged`` has checked all of it
             require_finite(self.task, [info])
         encode = Encoder()
         for start, stop in ranges(info.size):
@@ -73,14 +73,14 @@ class WholeMerge:
 
 
 def applied(function: Function, given: tuple[Array, ...], weight: float) -> Array:
-    """What a rule's function makes of task, target and source reference, in the task's dtype.
+    """The result of a rule's function of task, target and source reference, in the task's dtype.
 
-    Raises: ConfigError: another shape, or a value that is not finite."""
+    Raises: ConfigError for another shape, or a value that is not finite."""
     task, target, source = given
     merged = np.ascontiguousarray(function(task, target, source, weight), task.dtype)
     if merged.shape != task.shape or not np.isfinite(merged).all():
         raise ConfigError(
-            "the rule's function returns what cannot be written",
+            "the rule's function returns a tensor that cannot be written",
             where=f"rule {function.__name__}",
             found=f"shape {merged.shape}" if merged.shape != task.shape else "a value that is not finite",
             expected=f"finite numbers of shape {task.shape}",

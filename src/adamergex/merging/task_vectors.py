@@ -1,8 +1,8 @@
-"""TIES and DARE of task vectors: of ΔW = s·B·A of LoRA, of l − 1 of (IA)³ (what they add to where they start).
+"""TIES and DARE of task vectors: ΔW = s·B·A of LoRA, l − 1 of (IA)³.
 
-Both are defined on what training added to a model (2306.01708, 2311.03099), so not on A and B: a product of sums is no
-sum of products, and A is random at its start. Each module's ΔW is one vector here, as in PEFT and mergekit; the code of
-TIES trims the vector of all modules at once. All in float64.
+Both are defined on what training added to a model (2306.01708, 2311.03099), and therefore not on A and B: a product of
+sums is not a sum of products, and A starts random. Each module's ΔW is one vector, as in PEFT and mergekit; the code of
+TIES trims the vector of all modules at once. Everything is float64.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from adamergex.files.directory import Array
 from adamergex.merging.delta import Factors
 
 Mix = Callable[[str, Sequence[Array]], Array]
-"""The mixture of the vectors of one module, which is named."""
+"""(module, its vectors) -> their mixture."""
 MIXED = {"ties": (1.0, 1.0), "dare": (0.5, 0.5)}
-"""The methods and their default weights: TIES takes the mean of what agrees, DARE a sum."""
+"""The methods and their default weights: TIES averages entries that agree, DARE sums."""
 
 
 def mixer(method: str, density: float, weights: Sequence[float], seed: int) -> Mix:
-    """TIES, or DARE drawn from a seed, with its settings."""
+    """The mixture function of TIES or DARE with its settings; DARE draws from ``seed``."""
     if method == "ties":
         return lambda module, vectors: ties(vectors, weights, density)
     return partial(_drawn, weights=weights, density=density, seed=seed)
@@ -32,8 +32,8 @@ def mixer(method: str, density: float, weights: Sequence[float], seed: int) -> M
 def ties(vectors: Sequence[Array], weights: Sequence[float], density: float) -> Array:
     """Trim, elect, disjoint mean (2306.01708, algorithm 1).
 
-    τ̂_t: the ⌊density·n⌋ largest |τ_t| (at least one; entries that tie with the last are kept), else 0. γ = sgn(Σ τ̂_t).
-    The result is Σ w_t·τ̂_t over the t with sgn τ̂_t = γ, divided by their number; 0 where there is none.
+    τ̂_t: the ⌊density·n⌋ largest |τ_t| (at least one; ties are kept), else 0. γ = sgn(Σ τ̂_t).
+    The result is Σ w_t·τ̂_t over the t with sgn τ̂_t = γ, divided by their number; 0 if there are none.
     """
     kept = [trimmed(vector, density) for vector in vectors]
     sign = np.sign(sum(kept))
@@ -46,10 +46,10 @@ def ties(vectors: Sequence[Array], weights: Sequence[float], density: float) -> 
 
 
 def trimmed(vector: Array, density: float) -> Array:
-    """The largest entries of a vector by their absolute value, zeros elsewhere."""
+    """The largest entries of a vector by absolute value, zeros elsewhere."""
     sizes = np.abs(vector)
-    place = vector.size - max(int(density * vector.size), 1)
-    threshold = np.partition(sizes, place, axis=None)[place]
+    position = vector.size - max(int(density * vector.size), 1)
+    threshold = np.partition(sizes, position, axis=None)[position]
     return np.where(sizes >= threshold, vector, 0.0)
 
 
@@ -67,10 +67,10 @@ def dare(
 
 
 def _drawn(module: str, vectors: Sequence[Array], *, weights: Sequence[float], density: float, seed: int) -> Array:
-    """DARE whose draws depend on the seed, the module and the place of a vector alone, not on other modules."""
-    names = [f"{seed}\n{module}\n{place}" for place in range(len(vectors))]
+    """DARE with draws that depend only on the seed, the module and the position of a vector."""
+    names = [f"{seed}\n{module}\n{position}" for position in range(len(vectors))]
     seeds = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little") for name in names]
-    return dare(vectors, weights, density, [np.random.default_rng(own) for own in seeds])
+    return dare(vectors, weights, density, [np.random.default_rng(number) for number in seeds])
 
 
 def dense(factors: Factors) -> Array:
@@ -79,7 +79,7 @@ def dense(factors: Factors) -> Array:
 
 
 def whole(change: Array, scaling: float) -> Factors:
-    """ΔW as the one LoRA that has all of it, of rank min(out, in): one factor is ΔW/s, the other the identity."""
+    """ΔW as a LoRA of full rank min(out, in): one factor is ΔW/s, the other the identity."""
     rows, columns = change.shape
     if columns <= rows:
         return Factors(np.eye(columns), change / scaling, scaling)
@@ -87,10 +87,10 @@ def whole(change: Array, scaling: float) -> Factors:
 
 
 def low_rank(change: Array, rank: int, scaling: float) -> tuple[Factors, float]:
-    """ΔW's best approximation of a rank, and ‖ΔW − ΔW_R‖_F / ‖ΔW‖_F.
+    """The best approximation of ΔW of a rank, and ‖ΔW − ΔW_R‖_F / ‖ΔW‖_F.
 
-    With V the leading right singular vectors (or, of a wide ΔW, U the left ones), from the eigenvectors of the smaller
-    Gram matrix: A = Vᵀ, B = ΔW·V/s. Each vector's largest entry is positive, so that the result is one of its kind.
+    With V the leading right singular vectors (for a wide ΔW, U the left ones), from the eigenvectors of the smaller
+    Gram matrix: A = Vᵀ, B = ΔW·V/s. Each vector's largest entry is positive, which makes the result unique.
     """
     wide = change.shape[1] > change.shape[0]
     matrix = change.T if wide else change

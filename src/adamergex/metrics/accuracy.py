@@ -20,11 +20,11 @@ def accuracy(predictions: Sequence[Hashable], references: Sequence[Hashable]) ->
 
 
 def gold_labels(values: Sequence[object], names: Sequence[str], where: str) -> list[str]:
-    """Names of reference labels that are given as names or as positions in ``names``, which may be text ("2").
+    """The names of reference labels, given as names or as positions in ``names``, also as text ("2").
 
-    Raises: DataError: a label that is not known.
+    Raises: DataError for an unknown label.
     """
-    texts = {str(place): place for place in range(len(names))}
+    texts = {str(position): position for position in range(len(names))}
     given = [texts.get(value, value) if isinstance(value, str) and value not in names else value for value in values]
     labels = predicted_labels(given, names, where)
     for number, (value, label) in enumerate(zip(values, labels, strict=True)):
@@ -34,17 +34,17 @@ def gold_labels(values: Sequence[object], names: Sequence[str], where: str) -> l
 
 
 def predicted_labels(values: Sequence[object], names: Sequence[str], where: str) -> list[str | None]:
-    """The same for predictions: text (or ``None``) that is no label, as generation gives, is ``None`` and so wrong.
+    """The same for predictions: text that is not a label, and ``None``, become ``None``, which counts as wrong.
 
-    Raises: DataError: a position outside ``names``, or neither text nor a position.
+    Raises: DataError for a position outside ``names``, or a value that is neither text nor a position.
     """
     labels: list[str | None] = []
-    named = {comparable(name): name for name in names}
+    by_text = {comparable(name): name for name in names}
     for number, value in enumerate(values):
         if isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < len(names):
             labels.append(names[int(value)])
         elif value is None or isinstance(value, str):
-            labels.append(None if value is None else named.get(comparable(value).strip()))
+            labels.append(None if value is None else by_text.get(comparable(value).strip()))
         else:
             raise _unknown(value, names, f"{where}, item {number}")
     return labels

@@ -1,4 +1,4 @@
-"""What every metric refuses to score: unequal lengths, nothing at all, and names that are not known."""
+"""Checks of all metrics: equal lengths, at least one item, known names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Value = TypeVar("Value")
 
 
 def check_pairs(predictions: Sequence[object], references: Sequence[object], where: str) -> None:
-    """Both are sequences (not one string) of the same length, and there is at least one item.
+    """Require two sequences (not strings) of one length, with at least one item.
 
     Raises: DataError.
     """
@@ -25,14 +25,14 @@ def check_pairs(predictions: Sequence[object], references: Sequence[object], whe
             where=where,
             found=f"{len(predictions)} predictions, {len(references)} references",
             expected="one prediction per item, in the order of the references",
-            fix="give an empty answer for an item without one",
+            fix="use an empty answer for an item without one",
         )
     if not references:
         raise DataError("there is nothing to score", where=where, found="no items", expected="at least one")
 
 
 def check_texts(texts: Iterable[object], where: str) -> None:
-    """Every one is a string; an empty string is an answer (a wrong one), ``None`` is not.
+    """Require strings; an empty string is a (wrong) answer, ``None`` is not.
 
     Raises: DataError.
     """
@@ -44,18 +44,18 @@ def check_texts(texts: Iterable[object], where: str) -> None:
 
 
 def known(name: str, table: Mapping[str, Value], what: str, where: str) -> Value:
-    """``table[name]``, or what there is instead.
+    """``table[name]``.
 
-    Raises: DataError.
+    Raises: DataError for an unknown name, with the known ones.
     """
     if name in table:
         return table[name]
-    near = difflib.get_close_matches(name, table, n=1)
+    similar = difflib.get_close_matches(name, table, n=1)
     raise DataError(
         f"there is no {what} {name!r}",
         where=where,
         expected=", ".join(table),
-        fix=f"perhaps {near[0]!r}" if near else None,
+        fix=f"perhaps {similar[0]!r}" if similar else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""The prompt never counts as answer: a decoder's output may begin with what it was asked."""
+"""Removes the prompt from a decoder's output: it is not part of the answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adamergex.metrics.text import comparable
 
 
 def without_prompt(output: str, prompt: str) -> str:
-    """``output`` after the prompt it begins with, or all of it. Decoding may change white space and compose marks."""
+    """``output`` after the prompt if it starts with it. Decoding may change white space and compose marks."""
     if prompt and output.startswith(prompt):
         return output[len(prompt) :]
     words, written = comparable(prompt).split(), comparable(output)
@@ -19,9 +19,9 @@ def without_prompt(output: str, prompt: str) -> str:
 
 
 def without_prompts(outputs: Sequence[str], prompts: Sequence[str] | None, where: str) -> Sequence[str]:
-    """``without_prompt`` of each; no prompts: the outputs as they are (the caller has cut the prompt's tokens off).
+    """``without_prompt`` of each output; without prompts, the outputs (the caller has removed the prompt's tokens).
 
-    Raises: DataError: not as many prompts as outputs.
+    Raises: DataError for different numbers of prompts and outputs.
     """
     if prompts is None:
         return outputs

@@ -29,21 +29,21 @@ class EntityScores(NamedTuple):
 def entities(tags: Sequence[str], mode: Mode = "lenient") -> set[Entity]:
     """The entities of one sentence.
 
-    "lenient": an I without a B (or an I of another type) before it begins an entity, as CoNLL's conlleval and seqeval's
-    default. "strict": only B begins one; other tags are no part of any, as seqeval's ``mode="strict", scheme=IOB2``.
-    Raises: DataError: a tag that is not O, B-TYPE or I-TYPE. Source: Tjong Kim Sang and De Meulder 2003, §2.3.
+    "lenient": an I without a B (or an I of another type) before it starts an entity, as in CoNLL's conlleval and
+    seqeval's default. "strict": only B starts one, as in seqeval's ``mode="strict", scheme=IOB2``.
+    Raises: DataError for a tag that is not O, B-TYPE or I-TYPE. Source: Tjong Kim Sang and De Meulder 2003, §2.3.
     """
     inside_begins = known(mode, _MODES, "mode", "entity F1")
-    found: set[Entity] = set()
+    result: set[Entity] = set()
     begin, kind = 0, ""  # kind "": no entity is open
     for index, tag in enumerate([*tags, "O"]):
         prefix, tag_kind = _parts(tag, index)
         if prefix == "I" and tag_kind == kind:
             continue
         if kind:
-            found.add((begin, index, kind))
+            result.add((begin, index, kind))
         begin, kind = index, tag_kind if prefix == "B" or inside_begins else ""
-    return found
+    return result
 
 
 def entity_scores(
@@ -57,34 +57,34 @@ def entity_scores(
     """
     check_pairs(predictions, references, "entity F1")
     hits = predicted = gold = 0
-    for number, (found, truth) in enumerate(zip(predictions, references, strict=True)):
-        if len(found) != len(truth):
+    for number, (tags, gold_tags) in enumerate(zip(predictions, references, strict=True)):
+        if len(tags) != len(gold_tags):
             raise DataError(
                 "a sentence has fewer or more predicted tags than tokens",
                 where=f"entity F1, sentence {number}",
-                found=len(found),
-                expected=len(truth),
-                fix="give the tag O to tokens that were cut off",
+                found=len(tags),
+                expected=len(gold_tags),
+                fix="use the tag O for truncated tokens",
             )
-        found_entities, true_entities = entities(found, mode), entities(truth, mode)
-        hits += len(found_entities & true_entities)
-        predicted, gold = predicted + len(found_entities), gold + len(true_entities)
+        predicted_entities, gold_entities = entities(tags, mode), entities(gold_tags, mode)
+        hits += len(predicted_entities & gold_entities)
+        predicted, gold = predicted + len(predicted_entities), gold + len(gold_entities)
     if not hits:
         return EntityScores(0.0, 0.0, 0.0)
     return EntityScores(100.0 * hits / predicted, 100.0 * hits / gold, 200.0 * hits / (predicted + gold))
 
 
 def repaired(tags: Sequence[str]) -> list[str]:
-    """The same entities, read leniently, as well-formed IOB2: an I that continues nothing becomes B.
+    """The same (lenient) entities as well-formed IOB2: an I that continues nothing becomes B.
 
-    Raises: DataError: a malformed tag.
+    Raises: DataError for a malformed tag.
     """
     broken = set(_broken(tags))
     return ["B" + tag[1:] if index in broken else tag for index, tag in enumerate(tags)]
 
 
 def check_iob2(tags: Sequence[str], where: str, types: Collection[str] | None = None) -> None:
-    """Rejects tags that are not IOB2, or of a type that is not among ``types``.
+    """Refuse tags that are not IOB2, or of a type outside ``types``.
 
     Raises: DataError.
     """
@@ -105,9 +105,9 @@ def check_iob2(tags: Sequence[str], where: str, types: Collection[str] | None = 
 
 
 def iob_tag(tag: object, where: str, types: Collection[str] = ()) -> str:
-    """A tag as O, B-TYPE or I-TYPE; "b-per" is read as B-PER where PER is among ``types``.
+    """A tag as O, B-TYPE or I-TYPE; "b-per" becomes B-PER if ``types`` contains PER.
 
-    Raises: DataError: anything else, such as a number or a type without a prefix.
+    Raises: DataError for anything else, such as a number or a type without a prefix.
     """
     shown = tag.strip() if isinstance(tag, str) else ""
     if shown.upper() == "O":
@@ -123,7 +123,7 @@ def iob_tag(tag: object, where: str, types: Collection[str] = ()) -> str:
 
 
 def _broken(tags: Sequence[str]) -> list[int]:
-    """Where an I stands after O, after another type, or first."""
+    """Indices of every I that is first, or follows O or another type."""
     parts = [("O", ""), *(_parts(tag, index) for index, tag in enumerate(tags))]
     return [index for index, (prefix, kind) in enumerate(parts[1:]) if prefix == "I" and parts[index][1] != kind]
 

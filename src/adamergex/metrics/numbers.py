@@ -17,10 +17,10 @@ from adamergex.metrics.checks import check_pairs, check_texts, known, percent
 from adamergex.metrics.separators import ENGLISH, rewritten, separators
 from adamergex.metrics.text import comparable
 
-# Minus signs and the full-width stop that stand for the ASCII ones.
+# Variants of the ASCII minus and full stop.
 _SIGNS = str.maketrans({"\uff0e": ".", "\u2212": "-", "\u2011": "-", "\uff0d": "-", "\ufe63": "-"})
-# The Arabic thousands separator; commas of Arabic and full width group where three digits follow, and elsewhere divide
-# clauses. They and the Arabic decimal separator mean the same in every language.
+# The Arabic thousands separator; Arabic and full-width commas group thousands if three digits follow, and otherwise
+# separate clauses. These and the Arabic decimal separator have one meaning in every language.
 _GROUPS = re.compile("(?<=[0-9])(?:٬(?=[0-9])|[،，](?=[0-9]{3}(?![0-9])))")
 _ARABIC_DECIMAL = re.compile("(?<=[0-9])٫(?=[0-9])")
 # "-$5", "-US$ 5": negative amounts.
@@ -33,13 +33,13 @@ _NUMBER = re.compile(r"(?:(?<![0-9)\]}])-)?[0-9][0-9,]*(?:\.[0-9]+)?")
 def last_number(text: str, language: str | None = None) -> str | None:
     """The last number of a text in canonical form, or ``None``: ASCII digits, no separators, no trailing zeros.
 
-    Digits of any script (Unicode Nd) become ASCII, and Arabic separators are read in every language; the last match of
-    ``-?\\d[\\d,]*(\\.\\d+)?`` counts; commas group thousands and a point is a decimal point, unless ``language`` is
-    given and writes them otherwise ("1.234", "12 500", "12’500", see ``metrics.separators``).
+    Digits of any script (Unicode Nd) become ASCII, and Arabic separators are known in every language; the last match of
+    ``-?\\d[\\d,]*(\\.\\d+)?`` counts; commas group thousands and a point is a decimal point, unless ``language``
+    writes them differently ("1.234", "12 500", "12’500", see ``metrics.separators``).
     Source: Shi et al. 2022, "Language models are multilingual chain-of-thought reasoners" (arXiv 2210.03057), §2.
     """
-    found = _NUMBER.findall(_ascii(text, language))
-    return _canonical(found[-1]) if found else None
+    matches = _NUMBER.findall(_ascii(text, language))
+    return _canonical(matches[-1]) if matches else None
 
 
 def exact_match(
@@ -51,9 +51,9 @@ def exact_match(
 ) -> float:
     """Share of outputs whose number equals the reference number, in percent; an output without a number is wrong.
 
-    ``extractor``: "recommended" (``last_number``) or a peer's (``EXTRACTORS``), to compare with published numbers.
-    ``language``: outputs, and references that are text, are read with its separators; the peers know none.
-    Raises: DataError (lengths, no items, a reference without a number, an extractor that is not known).
+    ``extractor``: "recommended" (``last_number``) or another program's (``EXTRACTORS``), to compare with published
+    scores. ``language``: its separators apply to outputs and to references that are text; other programs have none.
+    Raises: DataError (lengths, no items, a reference without a number, an unknown extractor).
     """
     check_pairs(outputs, references, "exact match of numbers")
     check_texts(outputs, "exact match of numbers")
@@ -62,27 +62,27 @@ def exact_match(
     golds = [_gold(reference, number, language) for number, reference in enumerate(references)]
     if extract is last_number:
         return percent([last_number(output, language) == gold for output, gold in zip(outputs, golds, strict=True)])
-    # What a peer cuts out ("$1,234.") is compared by value: the peers differ in cleaning as well.
-    found = [extract(output) for output in outputs]
-    return percent([text is not None and last_number(text) == gold for text, gold in zip(found, golds, strict=True)])
+    # The extracts of other programs ("$1,234.") are compared by value, because their cleaning differs too.
+    texts = [extract(output) for output in outputs]
+    return percent([text is not None and last_number(text) == gold for text, gold in zip(texts, golds, strict=True)])
 
 
 def harness_flexible(text: str) -> str | None:
-    """The last match as lm-evaluation-harness 4e7e0d4 cuts it out ("flexible-extract"), uncleaned."""
-    found = re.findall(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", text)
-    return next(filter(None, found[-1])) if found else None
+    """The last match of lm-evaluation-harness 4e7e0d4's "flexible-extract", without cleaning."""
+    matches = re.findall(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", text)
+    return next(filter(None, matches[-1])) if matches else None
 
 
 def harness_strict(text: str) -> str | None:
-    """What follows "The answer is" in lm-evaluation-harness 4e7e0d4 ("strict-match"); its English tasks only."""
-    found = re.search(r"The answer is (-?[0-9.,]+)", text)
-    return found[1] if found else None
+    """The match of lm-evaluation-harness 4e7e0d4's "strict-match", after "The answer is"; English tasks only."""
+    match = re.search(r"The answer is (-?[0-9.,]+)", text)
+    return match[1] if match else None
 
 
 def reference_code(text: str) -> str:
-    """The last run of digits, as the AdaMergeX reference code reads it: signs and commas are lost, none is 0."""
-    found = re.findall(r"\d+", text)
-    return str(int(found[-1])) if found else "0"
+    """The last run of digits, as in the AdaMergeX reference code: without signs and commas; 0 if there is none."""
+    runs = re.findall(r"\d+", text)
+    return str(int(runs[-1])) if runs else "0"
 
 
 EXTRACTORS: dict[str, Callable[[str], str | None]] = {

@@ -1,7 +1,7 @@
-"""ROUGE with tokens that exist in every script.
+"""ROUGE with tokenizers for every script.
 
-The tokenizer of rouge-score keeps [a-z0-9] only: a Chinese, Thai, Bengali, Hindi or Arabic summary scores 0 against
-itself (evaluate#256). Name the tokenizer with every score.
+rouge-score's tokenizer keeps only [a-z0-9], so a Chinese, Thai, Bengali, Hindi or Arabic summary scores 0 against
+itself (evaluate#256). Report the tokenizer with every score.
 
     >>> tokens("ROUGE 很有用, ดี!")
     ['rouge', '很', '有', '用', 'ด', 'ี']
@@ -32,19 +32,19 @@ class Rouge(NamedTuple):
 
 
 def mixed(text: str) -> list[str]:
-    """Lower case; punctuation and symbols (P*, S*) separate; characters of scripts without spaces stand alone."""
+    """Lower case; punctuation and symbols (P*, S*) separate; each character of scripts without spaces is a token."""
     lowered = text.lower()
     spaced = lowered.translate({ord(char): " " for char in set(lowered) if unicodedata.category(char)[0] in "PS"})
     return _ALONE.sub(r" \1 ", spaced).split()
 
 
 def whitespace(text: str) -> list[str]:
-    """Lower case, divided at white space; punctuation stays on the word."""
+    """Lower case, split at white space; punctuation stays attached to words."""
     return text.lower().split()
 
 
 def ascii_words(text: str) -> list[str]:
-    """Runs of a-z and 0-9: what rouge-score 0.1.2 does without its stemmer. For English, to compare."""
+    """Runs of a-z and 0-9, as in rouge-score 0.1.2 without stemmer. For comparisons in English."""
     return re.findall("[a-z0-9]+", text.lower())
 
 
@@ -52,23 +52,23 @@ TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"mixed": mixed, "whitespace
 
 
 def tokens(text: str, tokenizer: Tokenizer = "mixed") -> list[str]:
-    """The tokens ROUGE counts: a name of ``TOKENIZERS`` or a function (a stemmer's, a segmenter's).
+    """The tokens that ROUGE counts, by a name in ``TOKENIZERS`` or a function (a stemmer, a segmenter).
 
-    It divides the text in the form of ``metrics.text.comparable``, so texts that look the same have the same tokens.
-    Raises: DataError: a name that is not known.
+    The text is first normalised by ``metrics.text.comparable``, so texts that look alike have equal tokens.
+    Raises: DataError for an unknown name.
     """
-    divide = known(tokenizer, TOKENIZERS, "tokenizer", "ROUGE") if isinstance(tokenizer, str) else tokenizer
-    return divide(comparable(text))
+    split = known(tokenizer, TOKENIZERS, "tokenizer", "ROUGE") if isinstance(tokenizer, str) else tokenizer
+    return split(comparable(text))
 
 
 def rouge_l(prediction: str, reference: str, tokenizer: Tokenizer = "mixed") -> Rouge:
-    """Longest common subsequence of tokens, in percent; 0 where a side has no token.
+    """Longest common subsequence of tokens, in percent; 0 if a side has no tokens.
 
-    P = LCS/|prediction|, R = LCS/|reference|, F1 = 2PR/(P+R). Source: Lin 2004, "ROUGE", §3.1 (β = 1, one sequence a
-    text, as rouge-score's rougeL).
+    P = LCS/|prediction|, R = LCS/|reference|, F1 = 2PR/(P+R). Source: Lin 2004, "ROUGE", §3.1 (β = 1, one sequence
+    per text, as in rouge-score's rougeL).
     """
-    found, gold = tokens(prediction, tokenizer), tokens(reference, tokenizer)
-    return _scores(_common_subsequence(found, gold), len(found), len(gold))
+    predicted, gold = tokens(prediction, tokenizer), tokens(reference, tokenizer)
+    return _scores(_common_subsequence(predicted, gold), len(predicted), len(gold))
 
 
 def corpus_rouge_l(
@@ -110,14 +110,14 @@ def _common_subsequence(first: list[str], second: list[str]) -> int:
     for index, token in enumerate(first):
         positions[token] = positions.get(token, 0) | (1 << index)
     full = (1 << len(first)) - 1
-    row = full  # a zero bit: the subsequence grows at this token of ``first``
+    row = full  # zero bits: tokens of ``first`` where the subsequence grows
     for token in second:
         matches = row & positions.get(token, 0)
         row = ((row + matches) | (row - matches)) & full
     return len(first) - row.bit_count()
 
 
-def _scores(common: int, found: int, gold: int) -> Rouge:
+def _scores(common: int, predicted: int, gold: int) -> Rouge:
     if not common:
         return Rouge(0.0, 0.0, 0.0)
-    return Rouge(100.0 * common / found, 100.0 * common / gold, 200.0 * common / (found + gold))
+    return Rouge(100.0 * common / predicted, 100.0 * common / gold, 200.0 * common / (predicted + gold))

@@ -1,4 +1,4 @@
-"""How languages group thousands and mark decimals, from CLDR (the library babel), and numbers rewritten without it.
+"""The number separators of languages, from CLDR through babel, and numbers rewritten in English form.
 
 >>> rewritten("1.234,50 und 12’500", "de"), rewritten("12 000,5", "fr"), rewritten("1.234", "en")
 ('1234.50 und 12500', '12000.5', '1.234')
@@ -14,7 +14,7 @@ from adamergex.errors import DataError
 
 
 class Separators(NamedTuple):
-    """The signs that a language writes into numbers."""
+    """A language's separators in numbers."""
 
     group: str
     decimal: str
@@ -22,7 +22,7 @@ class Separators(NamedTuple):
 
 ENGLISH = Separators(",", ".")
 _THOUSANDS = "[1-9][0-9]{0,2}(?:(?P<sign>[%s])[0-9]{3})(?:(?P=sign)[0-9]{3})*"
-# Signs that group thousands in any language: spaces (plain, no-break, figure, thin, narrow; ISO 80000-1), apostrophes.
+# Thousands separators of every language: spaces (plain, no-break, figure, thin, narrow; ISO 80000-1), apostrophes.
 _ANYWHERE = re.compile("(?<![0-9])(?<![0-9][.,])" + _THOUSANDS % " \u00a0\u2007\u2009\u202f'\u2019" + "(?![0-9])")
 _DOTTED = re.compile(_THOUSANDS % ".")
 _DIVIDED = re.compile("(?<![0-9.,])[0-9]+(?:[.,][0-9]+)+")
@@ -30,10 +30,10 @@ _DIVIDED = re.compile("(?<![0-9.,])[0-9]+(?:[.,][0-9]+)+")
 
 @lru_cache
 def separators(language: str) -> Separators:
-    """The separators of a language's Latin digits; English ones where CLDR does not know the language.
+    """A language's separators with Latin digits; English ones if CLDR lacks the language.
 
-    ``language``: an ISO 639 code, with script and region or without (de, deu, zho_Hans, de-CH).
-    Raises: DataError: the library is not installed. Source: Unicode CLDR, number symbols.
+    ``language``: an ISO 639 code, optionally with script and region (de, deu, zho_Hans, de-CH).
+    Raises: DataError without babel. Source: Unicode CLDR, number symbols.
     """
     try:
         from babel import Locale, UnknownLocaleError
@@ -53,11 +53,11 @@ def separators(language: str) -> Separators:
 
 
 def rewritten(text: str, language: str | None) -> str:
-    """The text with its numbers in ASCII digits in English form: no group that is not a comma, a point for decimals.
+    """The text with its ASCII numbers in English form: only commas group thousands, and a point marks decimals.
 
-    Apostrophes and spaces group thousands in every language (ISO 80000-1); a point does where CLDR says so and three
-    digits follow it ("1.234" is 1234 in German, "1.5" is 1.5). Of both signs in one number the last is the decimal
-    sign. Without a language the text stays as it is.
+    Apostrophes and spaces group thousands in every language (ISO 80000-1); a point does in languages where CLDR says so
+    if three digits follow ("1.234" is 1234 in German, "1.5" is 1.5). If a number has both signs, the last one is the
+    decimal sign. Without a language the text does not change.
     """
     if language is None:
         return text
@@ -73,7 +73,7 @@ def _joined(match: re.Match[str]) -> str:
 
 
 def _english(number: str, group: str) -> str:
-    """A number of a language whose decimal sign is a comma."""
+    """A number in English form, from a language with a decimal comma."""
     last = max(".", ",", key=number.rfind)
     other = "." if last == "," else ","
     if other in number:

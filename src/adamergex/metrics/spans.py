@@ -1,4 +1,4 @@
-"""Exact match and token F1 of answers, best over the gold answers (SQuAD 1.1, MLQA).
+"""Exact match and token F1 of answers, maximum over the gold answers (SQuAD 1.1, MLQA).
 
 >>> normalised("Der Dreißigjährige Krieg!", "de")
 'dreißigjährige krieg'
@@ -19,7 +19,7 @@ from adamergex.metrics.text import comparable, is_blank
 
 Normalisation = Literal["mlqa", "squad"]
 
-# Arabic: MLQA drops the article wherever its two letters stand, inside words too.
+# Arabic: MLQA drops the two letters of the article everywhere, also inside words.
 _ARTICLES = {
     "en": r"\b(a|an|the)\b",
     "es": r"\b(un|una|unos|unas|el|la|los|las)\b",
@@ -27,12 +27,12 @@ _ARTICLES = {
     "de": r"\b(ein|eine|einen|einem|eines|einer|der|die|das|den|dem|des)\b",
     "ar": "ال",
 }
-# ISO 639-3, as FLORES and NLLB name languages ("zho_Hans") -> the code of the rules.
+# ISO 639-3, as in FLORES and NLLB ("zho_Hans") -> the code of the rules.
 _CODES = {
     "arb": "ar", "ara": "ar", "deu": "de", "eng": "en", "jpn": "ja", "khm": "km", "lao": "lo", "mya": "my",
     "spa": "es", "tha": "th", "vie": "vi", "zho": "zh", "cmn": "zh",
 }  # fmt: skip
-# Characters that are words of their own. zh is MLQA's; the others, which MLQA does not know, are ours.
+# Characters that count as words. zh is MLQA's; the others are ours, since MLQA lacks them.
 _ALONE = {
     "zh": "\u4e00-\u9fa5",
     "ja": "\u3040-\u30ff\u4e00-\u9fa5",
@@ -51,11 +51,11 @@ class SpanScores(NamedTuple):
 
 
 def normalised(text: str, language: str, normalisation: Normalisation = "mlqa") -> str:
-    """Lower case, no punctuation, no articles, words divided by one space; first in ``metrics.text.comparable`` form.
+    """Lower case without punctuation and articles, words separated by one space, after ``metrics.text.comparable``.
 
-    "mlqa": Unicode punctuation (P*) and string.punctuation, the language's articles, characters as words where the
-    script writes no spaces. A language without a rule of its own (MLQA has en, es, hi, vi, de, ar, zh) loses no
-    articles. "squad": ASCII punctuation and English articles in every language, as XTREME scores XQuAD.
+    "mlqa": removes Unicode punctuation (P*), string.punctuation and the language's articles; characters are words in
+    scripts without spaces. Languages outside MLQA (en, es, hi, vi, de, ar, zh) keep articles. "squad": removes ASCII
+    punctuation and English articles in every language, as XTREME scores XQuAD.
     Source: Lewis et al. 2020, MLQA (arXiv 1910.07475) §2.4, mlqa_evaluation_v1.py; Rajpurkar et al. 2016,
     SQuAD evaluate-v1.1.py.
     """
@@ -65,12 +65,12 @@ def normalised(text: str, language: str, normalisation: Normalisation = "mlqa") 
     code = re.split("[-_]", language.lower())[0] if unicode_rules else "en"
     code = _CODES.get(code, code)
     lowered = comparable(comparable(text).lower())
-    kept = lowered.translate({ord(char): None for char in set(lowered) if _is_punctuation(char, unicode_rules)})
+    words = lowered.translate({ord(char): None for char in set(lowered) if _is_punctuation(char, unicode_rules)})
     if code in _ARTICLES:
-        kept = re.sub(_ARTICLES[code], " ", kept)
+        words = re.sub(_ARTICLES[code], " ", words)
     if code in _ALONE:
-        kept = re.sub(f"([{_ALONE[code]}])", r" \1 ", kept)
-    return " ".join(kept.split())
+        words = re.sub(f"([{_ALONE[code]}])", r" \1 ", words)
+    return " ".join(words.split())
 
 
 def best_over_answers(
@@ -78,13 +78,13 @@ def best_over_answers(
 ) -> SpanScores:
     """Exact match and F1 of one prediction, each the maximum over the gold answers, in percent.
 
-    F1 = 2PR / (P + R) over the multiset of common words; without a common word it is 0, so that two answers that are
-    both empty after normalisation match exactly and have F1 0, as in the official scripts.
+    F1 = 2PR / (P + R) over the multiset of common words, 0 without common words; so two answers that are empty after
+    normalisation match exactly with F1 0, as in the official scripts.
     """
-    found = normalised(prediction, language, normalisation)
+    predicted = normalised(prediction, language, normalisation)
     golds = [normalised(answer, language, normalisation) for answer in answers]
-    exact = max(found == gold for gold in golds)
-    return SpanScores(100.0 * exact, 100.0 * max(_f1(found.split(), gold.split()) for gold in golds))
+    exact = max(predicted == gold for gold in golds)
+    return SpanScores(100.0 * exact, 100.0 * max(_f1(predicted.split(), gold.split()) for gold in golds))
 
 
 def span_scores(
@@ -113,9 +113,9 @@ def _is_punctuation(char: str, unicode_rules: bool) -> bool:
     return char in string.punctuation or (unicode_rules and unicodedata.category(char).startswith("P"))
 
 
-def _f1(found: list[str], gold: list[str]) -> float:
-    common = sum((Counter(found) & Counter(gold)).values())
-    return 2 * common / (len(found) + len(gold)) if common else 0.0
+def _f1(predicted: list[str], gold: list[str]) -> float:
+    common = sum((Counter(predicted) & Counter(gold)).values())
+    return 2 * common / (len(predicted) + len(gold)) if common else 0.0
 
 
 def _check_answers(answers: Sequence[str], where: str) -> None:

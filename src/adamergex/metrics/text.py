@@ -1,4 +1,4 @@
-"""Texts as they are compared: one form for what looks the same to a reader.
+"""Normalises texts for comparison: texts that look alike become equal.
 
 >>> comparable("Vie\\u0323\\u0302t\\u200b Nam\\ufe0f") == "Việt Nam"
 True
@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# Format characters (Cf: joiners, zero-width spaces, direction marks, soft hyphens, byte order marks) are found by their
-# category; these are invisible too, but marks (Mn): the grapheme joiner and the variation selectors.
+# Format characters (joiners, zero-width spaces, direction marks, soft hyphens, byte order marks) are in category Cf;
+# the grapheme joiner and variation selectors are invisible too, but have Mn.
 _SELECTORS = re.compile("[\u034f\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
-# Spellings of one written sign that NFC keeps apart (The Unicode Standard, 12.2, 12.9, 16.1, 16.2): Thai and Lao AM in
+# Spellings of one sign that NFC does not unify (The Unicode Standard, 12.2, 12.9, 16.1, 16.2): Thai and Lao AM in
 # two parts, before or after a tone mark; Malayalam chillu and Bengali khanda ta with a joiner.
 _AM = re.compile("([\u0e48-\u0e4b\u0ec8-\u0ecb]?)([\u0e4d\u0ecd])([\u0e48-\u0e4b\u0ec8-\u0ecb]?)[\u0e32\u0eb2]")
 _CHILLU = dict(
@@ -29,9 +29,9 @@ UNSPACED = (
 
 
 def comparable(text: str) -> str:
-    """The text in NFC without format characters (category Cf) and variation selectors; one spelling of what has two.
+    """The text in NFC without format characters (category Cf) and variation selectors, with one spelling per sign.
 
-    Every metric and every reader of written answers compares texts in this form. Source: Unicode Standard Annex #15.
+    All metrics, and all parsers of written answers, compare texts in this form. Source: Unicode Standard Annex #15.
     """
     if text.isascii():
         return text
@@ -41,11 +41,11 @@ def comparable(text: str) -> str:
 
 
 def _am(match: re.Match[str]) -> str:
-    """A tone mark, if any, and the sign AM after it, as keyboards write them."""
+    """A tone mark, if any, followed by the sign AM, as keyboards write them."""
     before, ring, after = match.groups()
     return before + after + ("\u0e33" if ring == "\u0e4d" else "\u0eb3")
 
 
 def is_blank(text: str) -> bool:
-    """Whether a reader sees nothing: white space and invisible characters alone."""
+    """Whether a text has only white space and invisible characters."""
     return _LETTER.search(text) is None and not comparable(text).strip()

@@ -15,7 +15,7 @@ from adamergex import statistics
 from adamergex.errors import ConfigError, DataError
 from adamergex.files.inputs import Json
 from adamergex.files.outputs import staged_directory
-from adamergex.files.records import ANSWERS, TUNING, Answers, Point, Search, read_answers, read_search
+from adamergex.files.records import ANSWERS, TUNING, Point, Search, SearchAnswers, read_answers, read_search
 from adamergex.statistics import Sample
 
 _ALIKE = 1e-9  # points: means of the same scores, summed in another order
@@ -95,14 +95,14 @@ def answers_of(points: Sequence[tuple[float, Sequence[Mapping[str, Json]]]]) -> 
         "points": [
             {
                 "weight": weight,
-                "tallies": [[h, o] for h, o in zip(sample.hits.tolist(), sample.of.tolist(), strict=True)],
+                "tallies": [[h, o] for h, o in zip(sample.hits.tolist(), sample.totals.tolist(), strict=True)],
             }
             for weight, sample in ((weight, Sample.read(predictions)) for weight, predictions in points)
         ],
     }
 
 
-def _samples(written: Answers, search: Search, where: Path) -> list[Sample]:
+def _samples(written: SearchAnswers, search: Search, where: Path) -> list[Sample]:
     """A sample per λ, in the curve's order. Raises: DataError: the answers are of other λs."""
     weights = [point.weight for point in written.points]
     if weights != [point.weight for point in search.curve]:

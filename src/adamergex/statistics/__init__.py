@@ -1,8 +1,7 @@
-"""Intervals and paired tests of scores: one implementation for evaluation, tables, reports and CSV files. numpy only.
+"""Intervals and paired tests of scores, for evaluation, tables, reports and CSV files. numpy only.
 
-A ``Sample`` is one system's answers to one labelled set. ``compare`` and ``score`` take samples of one or several seeds
-and languages; ``pooled`` and ``comparisons`` do both
-for all methods of a table, adjusted for their number (Holm).
+A ``Sample`` is one system's answers to one labelled set. ``compare`` and ``pooled_interval`` take samples of one or
+several seeds and languages; ``comparisons`` and ``pooled`` do so for all methods of a table, adjusted by Holm.
 """
 
 from __future__ import annotations

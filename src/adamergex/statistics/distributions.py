@@ -24,7 +24,7 @@ def t_tail(t: float, df: float) -> float:
         return x
     front = math.exp(
         math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    )  # B(a, b) is the same both ways
+    )  # B(a, b) is symmetric
     if x < (a + 1) / (a + b + 2):
         return front * _fraction(a, b, x) / a
     return 1 - front * _fraction(b, a, 1 - x) / b
@@ -40,7 +40,7 @@ def t_quantile(alpha: float, df: float) -> float:
     if df == 2:
         return (1 - alpha) * math.sqrt(2 / (alpha * (2 - alpha)))
     t = normal_quantile(alpha) if df > 30 else math.sqrt(df * (alpha ** (-2 / df) - 1))
-    for _ in range(50):  # Newton's method on the logarithms, where the tail is almost a line
+    for _ in range(50):  # Newton's method on logarithms, where the tail is almost linear
         tail = t_tail(t, df)
         slope = -2 * t * _density(t, df) / tail
         step = math.log(alpha / tail) / slope

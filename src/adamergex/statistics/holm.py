@@ -8,13 +8,13 @@ ALPHA = 0.05
 
 
 def holm(values: Sequence[float], alpha: float = ALPHA) -> list[tuple[float, float]]:
-    """(adjusted p, the alpha that p itself is held against) of every p; adjusted < alpha says the same as p < its own.
+    """(adjusted p, the level to compare p with) for every p; adjusted < alpha is equivalent to p < level.
 
-    The k-th smallest p is held against alpha / (m - k + 1); after the first that is not below it all the others are
-    held against that one's alpha, so that intervals at these levels leave out 0 exactly where Holm rejects.
+    The k-th smallest p is compared with alpha / (m - k + 1). After the first p that is not below its level, all others
+    get that level, so that intervals at these levels exclude 0 exactly where Holm rejects.
     """
     order = sorted(range(len(values)), key=values.__getitem__)
-    found: list[tuple[float, float]] = [(1.0, alpha)] * len(values)
+    results: list[tuple[float, float]] = [(1.0, alpha)] * len(values)
     adjusted, level, stopped = 0.0, alpha, False
     for rank, index in enumerate(order):
         left = len(values) - rank
@@ -22,5 +22,5 @@ def holm(values: Sequence[float], alpha: float = ALPHA) -> list[tuple[float, flo
         if not stopped:
             level = alpha / left
             stopped = values[index] >= level
-        found[index] = adjusted, level
-    return found
+        results[index] = adjusted, level
+    return results

@@ -1,10 +1,10 @@
 """95 % intervals of scores between 0 and 100 %.
 
-- Right or wrong items: Wilson 1927; with groups at the effective number of items n·V_item/V_cluster, at most n (Korn
-  and Graubard 1998).
+- Right or wrong items: Wilson 1927; with groups, for the effective number of items n·V_item/V_cluster, at most n
+  (Korn and Graubard 1998).
 - Graded items (F1, ROUGE-L) and entity F1: the percentile bootstrap over clusters (Efron and Tibshirani 1993, §13.3),
-  never narrower than Wilson's interval at the effective number, which stays open where all items score the same.
-- Means over seeds or languages: Wilson's interval at the effective number of ``nested``.
+  never narrower than Wilson's interval for the effective number, which does not collapse if all items score alike.
+- Means over seeds or languages: Wilson's interval for the effective number of ``nested``.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adamergex.statistics.distributions import normal_quantile
+from adamergex.statistics.holm import ALPHA
 from adamergex.statistics.nested import Spread, spread
-from adamergex.statistics.samples import Clusters, Sample, clusters
+from adamergex.statistics.samples import Clusters, Floats, Sample, clusters
 from adamergex.statistics.sign_flips import SEED
 
-Floats = NDArray[np.float64]
 Ends = tuple[float, float]
 RESAMPLES = 10_000
-ALPHA = 0.05
-_AT_ONCE = 4_000_000  # drawn clusters, so that long test sets do not fill the memory
+_AT_ONCE = 4_000_000  # drawn clusters, to bound the memory for long test sets
 
 
 def wilson(right: float, n: float, alpha: float = ALPHA) -> Ends:
@@ -35,18 +33,20 @@ def wilson(right: float, n: float, alpha: float = ALPHA) -> Ends:
 def interval(sample: Sample, alpha: float = ALPHA) -> Ends:
     """The interval of one system's score in one language with one seed, in percent."""
     n, level, z2 = len(sample.ids), sample.score, normal_quantile(alpha) ** 2
-    if not sample.of.sum():
-        return 0.0, 100.0  # nothing was to be found, so nothing is known
-    found = clusters([sample])
-    if sample.binary and found.count == n:
+    if not sample.totals.sum():
+        return 0.0, 100.0  # nothing to find, so nothing is known
+    grouping = clusters([sample])
+    if sample.binary and grouping.count == n:
         return wilson(float(sample.hits.sum()), n, alpha)
-    parts = influence([[sample]], found)[0]
-    known = _informative([[sample]], found)
+    parts = influence([[sample]], grouping)[0]
+    informative = _informative([[sample]], grouping)
     if sample.binary:
-        return _wilson(level, z2 * _relative(max(_clustered(parts, known), level * (1 - level) / n), level, known))
-    smooth = _wilson(level, z2 * _relative(_worst(parts, level, known), level, known))
-    drawn = bootstrap(found.sums(0, sample.hits), found.sums(0, sample.of))
-    low, high = np.percentile(drawn, [50 * alpha, 100 - 50 * alpha])
+        return _wilson(
+            level, z2 * _relative(max(_clustered(parts, informative), level * (1 - level) / n), level, informative)
+        )
+    smooth = _wilson(level, z2 * _relative(_worst(parts, level, informative), level, informative))
+    resampled = bootstrap(grouping.sums(0, sample.hits), grouping.sums(0, sample.totals))
+    low, high = np.percentile(resampled, [50 * alpha, 100 - 50 * alpha])
     return min(float(low), smooth[0]), max(float(high), smooth[1])
 
 
@@ -55,40 +55,36 @@ def pooled_interval(seeds: Sequence[Sequence[Sample]], alpha: float = ALPHA) -> 
     if len(seeds) == len(seeds[0]) == 1:
         return interval(seeds[0][0], alpha)
     every = [sample for samples in seeds for sample in samples]
-    if not all(sample.of.sum() for sample in every):
+    if not all(sample.totals.sum() for sample in every):
         return 0.0, 100.0
-    found, values = clusters_of(seeds), [float(np.mean([sample.score for sample in samples])) for samples in seeds]
-    level, known = float(np.mean(values)), _informative(seeds, found)
+    grouping, values = clusters(seeds[0]), [float(np.mean([sample.score for sample in samples])) for samples in seeds]
+    level, informative = float(np.mean(values)), _informative(seeds, grouping)
     floor = level * (1 - level) / sum(len(sample.ids) for sample in seeds[0])
     binary = all(sample.binary for sample in every)
 
     def widen(parts: Floats) -> float:
-        return max(_worst(parts, level, known), floor if binary else 0.0)
+        return max(_worst(parts, level, informative), floor if binary else 0.0)
 
-    return _nested_wilson(level, spread(influence(seeds, found), values, widen), alpha)
+    return _nested_wilson(level, spread(influence(seeds, grouping), values, widen), alpha)
 
 
 def standard_error(languages: Sequence[Sample]) -> float:
-    """The standard error of the mean of one system's scores in several languages, in points: √(K/(K−1)·Σ u²) over what
-    each of K clusters adds to the mean (Cochran 1977, §6.9, linearised ratios of clusters)."""
-    found = clusters_of([languages])
-    if found.count < 2 or not all(sample.of.sum() for sample in languages):
-        return 100.0  # nothing is known of it
-    parts = influence([languages], found)[0]
-    return 100 * math.sqrt(_clustered(parts, found.count))
+    """The standard error of the mean of one system's scores in several languages, in points: √(K/(K−1)·Σ u²) over the
+    contributions u of K clusters to the mean (Cochran 1977, §6.9, linearised ratios of clusters)."""
+    grouping = clusters(languages)
+    if grouping.count < 2 or not all(sample.totals.sum() for sample in languages):
+        return 100.0  # unknown
+    parts = influence([languages], grouping)[0]
+    return 100 * math.sqrt(_clustered(parts, grouping.count))
 
 
-def clusters_of(seeds: Sequence[Sequence[Sample]]) -> Clusters:
-    """The clusters of a table's languages; every seed answers the same items."""
-    return clusters(seeds[0])
-
-
-def influence(seeds: Sequence[Sequence[Sample]], found: Clusters) -> Floats:
-    """[seeds, clusters]: what each cluster adds to the mean over languages of Σ hits / Σ of, less its expectation."""
+def influence(seeds: Sequence[Sequence[Sample]], grouping: Clusters) -> Floats:
+    """[seeds, clusters]: each cluster's contribution to the mean over languages of Σ hits / Σ totals, centred."""
     return np.stack(
         [
             sum(
-                found.sums(language, sample.hits - sample.score * sample.of) / (len(samples) * sample.of.sum())
+                grouping.sums(language, sample.hits - sample.score * sample.totals)
+                / (len(samples) * sample.totals.sum())
                 for language, sample in enumerate(samples)
             )
             for samples in seeds
@@ -96,17 +92,17 @@ def influence(seeds: Sequence[Sequence[Sample]], found: Clusters) -> Floats:
     )
 
 
-def bootstrap(hits: Floats, of: Floats) -> Floats:
-    """100·Σ hits / Σ of in 10,000 resamples of the clusters."""
+def bootstrap(hits: Floats, totals: Floats) -> Floats:
+    """100·Σ hits / Σ totals in 10,000 resamples of the clusters."""
     count = len(hits)
     generator = np.random.default_rng(SEED)
     size = max(_AT_ONCE // count, 1)
-    found = []
+    blocks = []
     for start in range(0, RESAMPLES, size):
         chosen = generator.integers(count, size=(min(size, RESAMPLES - start), count))
-        above, below = hits[chosen].sum(1), of[chosen].sum(1)
-        found.append(100 * np.divide(above, below, out=np.zeros(len(above)), where=below > 0))
-    return np.concatenate(found)
+        hit_sums, total_sums = hits[chosen].sum(1), totals[chosen].sum(1)
+        blocks.append(100 * np.divide(hit_sums, total_sums, out=np.zeros(len(hit_sums)), where=total_sums > 0))
+    return np.concatenate(blocks)
 
 
 def _wilson(level: float, ratio: float) -> Ends:
@@ -116,27 +112,27 @@ def _wilson(level: float, ratio: float) -> Ends:
     return (0.0 if level <= 0 else 100 * max(low, 0.0)), (100.0 if level >= 1 else 100 * min(high, 1.0))
 
 
-def _nested_wilson(level: float, found: Spread, alpha: float) -> Ends:
+def _nested_wilson(level: float, variances: Spread, alpha: float) -> Ends:
     if 0 < level < 1:
-        return _wilson(level, found.half(alpha) ** 2 / (level * (1 - level)))
-    return _wilson(level, Spread(1 / found.clusters, found.clusters).half(alpha) ** 2)
+        return _wilson(level, variances.half(alpha) ** 2 / (level * (1 - level)))
+    return _wilson(level, Spread(1 / variances.clusters, variances.clusters).half(alpha) ** 2)
 
 
-def _relative(variance: float, level: float, known: int) -> float:
+def _relative(variance: float, level: float, informative: int) -> float:
     """1/n of a proportion with this variance; at 0 and 100 % every cluster counts as one item."""
-    return variance / (level * (1 - level)) if 0 < level < 1 else 1 / known
+    return variance / (level * (1 - level)) if 0 < level < 1 else 1 / informative
 
 
-def _clustered(parts: Floats, known: int) -> float:
-    return float((parts**2).sum()) * known / max(known - 1, 1)
+def _clustered(parts: Floats, informative: int) -> float:
+    return float((parts**2).sum()) * informative / max(informative - 1, 1)
 
 
-def _worst(parts: Floats, level: float, known: int) -> float:
-    """The clusters' variance, one observation of the largest possible one added."""
-    return float((parts**2).sum()) + max(level * (1 - level), 0.0) / known**2
+def _worst(parts: Floats, level: float, informative: int) -> float:
+    """The clusters' variance plus one observation of the largest possible variance."""
+    return float((parts**2).sum()) + max(level * (1 - level), 0.0) / informative**2
 
 
-def _informative(seeds: Sequence[Sequence[Sample]], found: Clusters) -> int:
-    """How many clusters hold something to be found."""
-    totals = sum(found.sums(index, sample.of) for samples in seeds for index, sample in enumerate(samples))
+def _informative(seeds: Sequence[Sequence[Sample]], grouping: Clusters) -> int:
+    """The number of clusters with something to find."""
+    totals = sum(grouping.sums(index, sample.totals) for samples in seeds for index, sample in enumerate(samples))
     return max(int((np.asarray(totals) > 0).sum()), 1)

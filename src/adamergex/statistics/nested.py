@@ -1,13 +1,13 @@
-"""The variance of a mean over seeds and items that are crossed: every seed answers the same items.
+"""The variance of a mean over crossed seeds and items: every seed answers the same items.
 
     θ = μ + seed + item + rest,    V(θ̂) = σ²_seed/S + σ²_item/K + σ²_rest/(S·K)
 
-Each of the two sources has few or many degrees of freedom (S − 1 and about K), so that half the interval is
+The two sources have S − 1 and about K degrees of freedom, so the half width of the interval is
 
     max( t²[S−1]·V_S ,  t²[K+1]·V_K + t²[S−1]·max(V_S − V_KS, 0) )^½
 
 where V_S, V_K and V_KS estimate σ²_seed/S, σ²_item/K and nothing, each with σ²_rest/(S·K) (Searle, Casella and
-McCulloch 1992, ch. 4; the sum of scaled parts as in Graybill and Wang 1980). With one seed only V_K is left.
+McCulloch 1992, ch. 4; the sum of scaled parts as in Graybill and Wang 1980). With one seed only V_K remains.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adamergex.statistics.distributions import t_quantile, t_tail
-
-Floats = NDArray[np.float64]
+from adamergex.statistics.samples import Floats
 
 
 @dataclass(frozen=True)
@@ -35,11 +33,11 @@ class Spread:
     count: int = 1
 
     def half(self, alpha: float) -> float:
-        """Half the width of the interval that leaves out ``alpha``."""
+        """The half width of the 1 − ``alpha`` interval."""
         return self._half(t_quantile(alpha, self.clusters + 1), alpha)
 
     def p(self, distance: float) -> float:
-        """The ``alpha`` whose half width is ``distance``: the two-sided p of an estimate so far from 0."""
+        """The ``alpha`` whose half width is ``distance``: the two-sided p of an estimate at this distance from 0."""
         if distance <= 0:
             return 1.0
         if self.count == 1:
@@ -55,14 +53,14 @@ class Spread:
         items = quantile**2 * self.items
         if self.count == 1:
             return math.sqrt(items)
-        few = t_quantile(max(alpha, 1e-15), self.count - 1) ** 2
-        return math.sqrt(max(few * self.seeds, items + few * max(self.seeds - self.both, 0.0)))
+        seed_quantile = t_quantile(max(alpha, 1e-15), self.count - 1) ** 2
+        return math.sqrt(max(seed_quantile * self.seeds, items + seed_quantile * max(self.seeds - self.both, 0.0)))
 
 
 def spread(parts: Floats, values: Sequence[float], widen: Callable[[Floats], float]) -> Spread:
-    """Of ``parts`` [seeds, clusters], the centred share of each cluster in each seed's value.
+    """The variances of ``parts`` [seeds, clusters], the centred contribution of each cluster to each seed's value.
 
-    ``widen`` gives V_K of the parts averaged over seeds: it says what few or equal clusters cannot show.
+    ``widen`` gives V_K of the parts averaged over seeds, with the uncertainty that few or equal clusters do not show.
     """
     count, clusters = parts.shape
     mean = parts.mean(0)

@@ -1,7 +1,7 @@
-"""Exact and sampled tests of paired differences: were the two systems' answers swapped, would it look the same?
+"""Exact and sampled permutation tests of paired differences, which swap the two systems' answers.
 
-Under the null hypothesis each cluster's difference is as likely to have the other sign. Of right or wrong items that
-stand alone this is McNemar's exact test, the sign test of the items that one system alone has right.
+Under the null hypothesis both signs of a cluster's difference are equally likely. For independent right or wrong items
+this is McNemar's exact test, the sign test on the items that only one system has right.
 Sources: Fisher 1935, §21; McNemar 1947; for scores of language systems Yeh 2000 (cs/0008005), Dror et al. 2018.
 """
 
@@ -13,8 +13,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-SEED = 20240229  # of every drawn permutation and resample: the same predictions always have the same p and interval
+from adamergex.statistics.samples import Floats
+
+SEED = 20240229  # for all permutations and resamples, so that equal predictions give equal p and intervals
 DRAWS = 10_000
 _ENUMERATED = 16
 _LATTICE = 5_000
@@ -29,10 +30,10 @@ def mcnemar(won: int, lost: int) -> float:
 
 
 def sign_flip_test(differences: Floats) -> float:
-    """Two-sided p of Σ differences when each may have had the other sign: P(|Σ ±d| ≥ |Σ d|).
+    """Two-sided p of Σ differences under random signs: P(|Σ ±d| ≥ |Σ d|).
 
-    Exact for whole numbers and for at most 16 that are not 0; else from 10,000 drawn permutations (Monte-Carlo p,
-    Phipson and Smyth 2010).
+    Exact for whole numbers and for at most 16 nonzero differences; otherwise from 10,000 drawn permutations
+    (Monte-Carlo p, Phipson and Smyth 2010).
     """
     values = differences[np.abs(differences) > 1e-12]
     if not len(values):
@@ -53,17 +54,17 @@ def sign_flip_test(differences: Floats) -> float:
 
 def _on_lattice(values: NDArray[np.intp]) -> float:
     """The exact distribution of Σ ±d of whole numbers: a binomial per magnitude, convolved."""
-    chances = np.ones(1)
+    probabilities = np.ones(1)
     for size, count in zip(*np.unique(np.abs(values), return_counts=True), strict=True):
         logarithms = [
             math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(count + 1)
         ]
-        own = np.zeros(2 * size * count + 1)
-        own[:: 2 * size] = np.exp(np.array(logarithms) - count * math.log(2))
-        chances = np.convolve(chances, own)
-    reach = len(chances) // 2
-    sums = np.arange(-reach, reach + 1)
-    return min(1.0, float(chances[np.abs(sums) >= abs(int(values.sum()))].sum()))
+        binomial = np.zeros(2 * size * count + 1)
+        binomial[:: 2 * size] = np.exp(np.array(logarithms) - count * math.log(2))
+        probabilities = np.convolve(probabilities, binomial)
+    largest = len(probabilities) // 2
+    sums = np.arange(-largest, largest + 1)
+    return min(1.0, float(probabilities[np.abs(sums) >= abs(int(values.sum()))].sum()))
 
 
 @lru_cache(maxsize=4)

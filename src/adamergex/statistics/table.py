@@ -1,4 +1,4 @@
-"""Everything that a table says about its methods beyond single cells: means with intervals, and comparisons."""
+"""Statistics of a table beyond single cells: means with intervals, and comparisons of methods."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Cells = Mapping[tuple[str, str, int], Sample]
 
 
 class Checked:
-    """A record of results: on reading, unknown keys and numbers that are not finite are refused."""
+    """A record of results; reading refuses unknown keys and numbers that are not finite."""
 
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
@@ -38,8 +38,8 @@ class Pooled(Checked):
 class PooledComparison(Checked):
     """A method minus ``against`` on the same items over the seeds, in a language or in "mean" of the targets.
 
-    ``adjusted`` is p after Holm for the methods compared there; the interval leaves out 0 exactly where it is below
-    0.05. ``sd`` is over seeds."""
+    ``adjusted``: p adjusted by Holm for the compared methods; the interval excludes 0 exactly when it is below 0.05.
+    ``sd``: over seeds."""
 
     method: str
     against: str
@@ -53,7 +53,7 @@ class PooledComparison(Checked):
 
 
 def pooled(cells: Cells, targets: Sequence[str]) -> tuple[Pooled, ...]:
-    """Each method on the mean of the targets, and in each language with several seeds: score and interval."""
+    """Score and interval of each method on the mean of the targets, and in each language with several seeds."""
     return tuple(
         Pooled(
             method,
@@ -69,8 +69,8 @@ def pooled(cells: Cells, targets: Sequence[str]) -> tuple[Pooled, ...]:
 
 
 def comparisons(cells: Cells, targets: Sequence[str], baseline: str) -> tuple[PooledComparison, ...]:
-    """Each method against the baseline in each language, and on the mean of the targets, adjusted for the methods."""
-    found: list[PooledComparison] = []
+    """Each method against the baseline in each language and on the mean of the targets, adjusted by Holm."""
+    results: list[PooledComparison] = []
     methods = [method for method in _methods(cells) if method != baseline]
     for language, columns in _columns(cells, targets):
         rows: list[tuple[str, Comparison]] = []
@@ -79,13 +79,13 @@ def comparisons(cells: Cells, targets: Sequence[str], baseline: str) -> tuple[Po
             if pair[method]:
                 rows.append((method, compare(pair[method], pair[baseline])))
         levels = holm([row.p for _, row in rows])
-        found += [
+        results += [
             PooledComparison(
                 method, baseline, language, row.seeds, row.difference, row.interval(level), row.sd, row.p, adjusted
             )
             for (method, row), (adjusted, level) in zip(rows, levels, strict=True)
         ]
-    return tuple(found)
+    return tuple(results)
 
 
 def _methods(cells: Cells) -> list[str]:
@@ -99,7 +99,7 @@ def _columns(cells: Cells, targets: Sequence[str]) -> list[tuple[str, tuple[str,
 
 
 def _seeds(cells: Cells, methods: Sequence[str], languages: Sequence[str]) -> dict[str, list[list[Sample]]]:
-    """Method -> per seed that all the methods have in all the languages, a sample per language."""
+    """Method -> per seed that all methods have in all languages, a sample per language."""
     seeds = [
         seed
         for seed in dict.fromkeys(key[2] for key in cells)

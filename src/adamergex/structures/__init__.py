@@ -1,4 +1,4 @@
-"""Structures of adapters: one file each, registered once. numpy only; what puts them on a model is in ``adapters``."""
+"""Structures of adapters, one file per structure. numpy only; ``adapters`` puts them on a model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from adamergex.files.registry import STRUCTURES
 from adamergex.structures.kind import StructureKind
 
 register = STRUCTURES.register
-"""Add a ``StructureKind`` for this process; an installed package offers it as an entry point of its own name in the
-group ``adamergex.structures``, so that the command line knows it too. Raises: ConfigError: its name is taken."""
+"""Add a ``StructureKind`` for this process. An installed package provides one as an entry point with the structure's
+name in the group ``adamergex.structures``, for the command line too. Raises: ConfigError when the name is taken."""
 
 
 def find(name: str) -> StructureKind | None:
-    """The structure of a name; ``None`` where there is none."""
+    """The structure with this name, or ``None``."""
     if name in STRUCTURES.built_in:
         kind: StructureKind = import_module(f"{__name__}.{name}").KIND
         return kind
@@ -23,23 +23,23 @@ def find(name: str) -> StructureKind | None:
 
 
 def kind_named(name: str) -> StructureKind:
-    """The structure of a name that is known to be one."""
-    found = find(name)
-    assert found is not None, name
-    return found
+    """The structure with this name, which must exist."""
+    kind = find(name)
+    assert kind is not None, name
+    return kind
 
 
 def every() -> Iterator[StructureKind]:
-    """All structures, those that are built in first."""
+    """All structures, built-in ones first."""
     return map(kind_named, STRUCTURES)
 
 
-def held(config: Mapping[str, Json]) -> StructureKind | None:
-    """The structure that an ``adapter_config.json`` is of."""
+def kind_of_config(config: Mapping[str, Json]) -> StructureKind | None:
+    """The structure of an ``adapter_config.json``."""
     return next((kind for kind in every() if kind.holds(config)), None)
 
 
 def structure_kind(config: Mapping[str, Json]) -> str:
-    """The name of the structure that an ``adapter_config.json`` is of; of unknown ones the PEFT type in lower case."""
-    kind = held(config)
+    """The name of the structure of an ``adapter_config.json``; for unknown ones the PEFT type in lower case."""
+    kind = kind_of_config(config)
     return kind.name if kind else str(config.get("peft_type")).lower()

@@ -1,4 +1,4 @@
-"""Bottleneck adapters: h + U·f(D·h) in every layer, with an invertible block at the embeddings of a language's.
+"""Bottleneck adapters: h + U·f(D·h) in every layer; language adapters also have an invertible block at the embeddings.
 
 Source: 1902.00751 (Houlsby), 2005.00247 (Pfeiffer), 2005.00052 (MAD-X).
 """
@@ -14,69 +14,68 @@ from adamergex.files.inputs import Json
 from adamergex.files.lineage import Lineage
 from adamergex.structures.card import base_in_code
 from adamergex.structures.kind import StructureKind
-from adamergex.structures.layout import Layout, Site
+from adamergex.structures.layout import Layout, Site, by_module
 
-# A dropout, or how a start was drawn, says nothing of what an adapter computes.
+# Settings that do not affect what a trained adapter computes.
 _FREE = ("dropout", "init_weights", "init_weights_seed", "stochastic_depth")
 
 
 def recognised(config: Mapping[str, Json]) -> bool:
-    """AdapterHub's config: no PEFT type, and a reduction factor."""
+    """Whether a config is AdapterHub's: no PEFT type, and a reduction factor."""
     return config.get("peft_type") is None and "reduction_factor" in str(config.get("config", ""))
 
 
 def layout(directory: AdapterDirectory, kind: StructureKind) -> Layout:
-    """All of it belongs to places in layers; a head lies in files of its own. Raises: AdapterFileError."""
-    found: dict[str, dict[str, TensorInfo]] = {}
-    for name, info in directory.tensors.items():
-        module, role = kind.split(name)
-        if module is None:
-            raise AdapterFileError(
-                "the tensors do not have the names that adamergex gives them",
-                where=f"{directory.tensors_path}: {name}",
-                found=name,
-                expected="layers.N.output.down.weight, …, invertible.F.0.weight, …",
-                fix="convert the adapter once with adamergex convert",
-            )
-        found.setdefault(module, {})[role] = info
-    settings = directory.config.get("config")
-    if not found or not isinstance(settings, dict):
+    """One site per location of a layer and per half of the invertible block; a head is in separate files.
+
+    Raises: AdapterFileError."""
+    modules, others = by_module(directory, kind)
+    for name in others:
         raise AdapterFileError(
-            "the adapter has no bottlenecks" if not found else "the adapter's config is of another dialect",
+            "a tensor does not have a name of adamergex's layout",
+            where=f"{directory.tensors_path}: {name}",
+            found=name,
+            expected="layers.N.output.down.weight, …, invertible.F.0.weight, …",
+            fix="convert the adapter once with adamergex convert",
+        )
+    settings = directory.config.get("config")
+    if not modules or not isinstance(settings, dict):
+        raise AdapterFileError(
+            "the adapter has no bottlenecks" if not modules else "the adapter's config is of another dialect",
             where=directory.path,
-            found=type(settings).__name__ if found else "no tensors",
+            found=type(settings).__name__ if modules else "no tensors",
             expected="tensors, and a config with all settings",
             fix="convert the adapter once with adamergex convert",
         )
-    sites = {module: _site(directory, module, tensors) for module, tensors in sorted(found.items())}
+    sites = {module: _site(directory, module, tensors) for module, tensors in sorted(modules.items())}
     shaped = {key: value for key, value in settings.items() if key not in _FREE}
     return Layout(directory, kind.name, sites, {}, shaped)
 
 
 def _site(directory: AdapterDirectory, module: str, tensors: dict[str, TensorInfo]) -> Site:
     first, second = ("0", "2") if module.startswith("invertible.") else ("down", "up")
-    wanted = {f"{part}.{tensor}" for part in (first, second) for tensor in ("weight", "bias")}
+    expected = {f"{part}.{tensor}" for part in (first, second) for tensor in ("weight", "bias")}
     shapes = {role: info.shape for role, info in tensors.items()}
     down, up = shapes.get(f"{first}.weight", ()), shapes.get(f"{second}.weight", ())
     fits = (
-        set(tensors) == wanted
+        set(tensors) == expected
         and len(down) == len(up) == 2
         and down[0] == up[1]
         and (shapes[f"{first}.bias"], shapes[f"{second}.bias"]) == (down[:1], up[:1])
     )
     if not fits or any(info.dtype not in FLOATS for info in tensors.values()):
         raise AdapterFileError(
-            "the tensors of a bottleneck do not belong together",
+            "the tensors of a bottleneck do not fit together",
             where=f"{directory.tensors_path}: {module}",
             found=", ".join(f"{role} {info.shape} {info.dtype}" for role, info in sorted(tensors.items())),
-            expected=f"{', '.join(sorted(wanted))} of one width, floating point",
+            expected=f"{', '.join(sorted(expected))} of one width, floating point",
             fix="save or convert the adapter again",
         )
     return Site(tensors)
 
 
 def snippet(lineage: Lineage, base: str, task_type: str | None) -> str:
-    """How to load an adapter that PEFT does not know."""
+    """The code that loads a bottleneck adapter, which PEFT does not support."""
     labels = len((lineage.task or {}).get("labels", ()))
     kind = (
         "SequenceClassification" if task_type == "SEQ_CLS" else "CausalLM" if task_type == "CAUSAL_LM" else "MaskedLM"
@@ -104,7 +103,7 @@ KIND = StructureKind(
     "adamergex.structures.settings:Bottleneck",
     "adamergex.adapters.bottleneck.bottleneck_backed",
     recognised=recognised,
-    stands_on_others=True,
+    stackable=True,
     rule="additive",
     pattern=re.compile(
         r"(?P<module>(?P<half>invertible\.[FG])|(?:decoder_)?layers\.\d+\.(?:attention|output))"

@@ -1,4 +1,4 @@
-"""The model card of an adapter: front matter of the hub, how to load it, where it comes from, its report."""
+"""The model card of an adapter: the hub's front matter, loading code, origin and report."""
 
 from __future__ import annotations
 
@@ -23,58 +23,60 @@ AUTO_CLASS = {
     "QUESTION_ANS": "AutoPeftModelForQuestionAnswering",
     "FEATURE_EXTRACTION": "AutoPeftModelForFeatureExtraction",
 }
-"""PEFT's name of a task -> its class."""
+"""PEFT's task type -> its class."""
 
 
 def model_card(lineage: Lineage, report: Iterable[str] = (), *, task_type: str | None = None) -> str:
-    """The text of ``README.md``: Hugging Face front matter, how to load the adapter, where it comes from, its report.
+    """The text of ``README.md``: Hugging Face front matter, loading code, origin and report.
 
-    ``task_type`` is PEFT's, from ``adapter_config.json``; it chooses the class of the snippet.
+    ``task_type``: PEFT's, from ``adapter_config.json``; it selects the class in the loading code.
     """
     kind = str(lineage.structure.get("kind", "adapter"))
-    found = find(kind)
+    structure = find(kind)
     base = str(lineage.base.get("name") or "")
     report_lines = list(report)
     sections = [
-        _front_matter(lineage, kind, base, found),
-        f"# {_title(lineage, kind, found)}",
+        _front_matter(lineage, kind, base, structure),
+        f"# {_title(lineage, kind, structure)}",
         f"Made by [adamergex](https://arxiv.org/abs/2402.18913) for the base model `{_inline(base) or 'unknown'}`.",
-        found.card(lineage, base, task_type) if found and found.card else peft_snippet(lineage, base, task_type),
+        structure.card(lineage, base, task_type)
+        if structure and structure.card
+        else peft_snippet(lineage, base, task_type),
         _origin(lineage),
     ]
     if report_lines:
-        shown = (_inline(line) for line in report_lines)
-        sections.append("## Report\n\n```text\n" + "\n".join(shown) + "\n```")
+        escaped = (_inline(line) for line in report_lines)
+        sections.append("## Report\n\n```text\n" + "\n".join(escaped) + "\n```")
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def write_beside(
     directory: Path, lineage: Lineage, report: Iterable[str] = (), *, task_type: str | None = None
 ) -> None:
-    """The lineage and the card into a directory that is there."""
+    """Write the lineage and the card into an existing directory."""
     lineage.write(directory)
     card = model_card(lineage, report, task_type=task_type)
     (directory / CARD).write_text(card, encoding="utf-8")
 
 
-def _title(lineage: Lineage, kind: str, found: StructureKind | None) -> str:
+def _title(lineage: Lineage, kind: str, structure: StructureKind | None) -> str:
     language = f" for {_inline(lineage.language)}" if lineage.language else ""
     if lineage.is_divergence:
         return f"Language vector ({kind}){language}"
-    if found and not found.adapter:
+    if structure and not structure.adapter:
         return f"{kind.capitalize()} fine-tuning{language}"
     return f"{'Merged' if lineage.merge else 'Trained'} {kind} adapter{language}"
 
 
 def _inline(value: object) -> str:
-    """A text of a file in a line of Markdown: no HTML, no code fence, no end of the line."""
+    """A text from a file, escaped for a line of Markdown: no HTML, no code fence, no line end."""
     text = printable(value, limit=20_000).replace("\n", "\\n")
     return text.replace("```", "` ` `").replace("<", "&lt;") if "```" in text or "<" in text else text
 
 
-def _front_matter(lineage: Lineage, kind: str, base: str, found: StructureKind | None) -> str:
-    lines = ["---", f"library_name: {'adamergex' if found and found.card else 'peft'}"]
-    # The hub refuses a card whose base model is not a hub id, so a local path stays out of the front matter.
+def _front_matter(lineage: Lineage, kind: str, base: str, structure: StructureKind | None) -> str:
+    lines = ["---", f"library_name: {'adamergex' if structure and structure.card else 'peft'}"]
+    # The hub refuses a base model that is not a hub id, so a local path is left out.
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", base):
         lines.append(f"base_model: {base}")
     lines += ["tags:", "- adamergex", f"- {kind}", "- cross-lingual-transfer"]
@@ -83,30 +85,30 @@ def _front_matter(lineage: Lineage, kind: str, base: str, found: StructureKind |
     return "\n".join([*lines, "---"])
 
 
-def classes(task: Mapping[str, Any]) -> int:
-    """The classes of the head: the labels, or O with B and I of every entity type."""
+def class_count(task: Mapping[str, Any]) -> int:
+    """The number of the head's classes: labels, or O and B, I of every entity type."""
     return 1 + 2 * len(task["types"]) if task.get("types") else len(task.get("labels", ()))
 
 
 def base_in_code(base: str) -> tuple[str, str]:
-    """How a snippet names a base, and the import that this needs, or nothing."""
+    """The expression for a base in loading code, and the import that it needs, if any."""
     if base in SHIPPED or base in PACKAGED:
-        room = "base_names" if base in SHIPPED else "backbones.packaged"
-        return f"str(folder({json.dumps(base)}))", f"from adamergex.{room} import folder"
+        module = "base_names" if base in SHIPPED else "backbones.packaged"
+        return f"str(folder({json.dumps(base)}))", f"from adamergex.{module} import folder"
     return json.dumps(base), ""
 
 
 def peft_snippet(lineage: Lineage, base: str, task_type: str | None) -> str:
-    """How to load an adapter with PEFT."""
-    labels = classes(lineage.task or {})
+    """The code that loads an adapter with PEFT."""
+    labels = class_count(lineage.task or {})
     name = AUTO_CLASS.get(task_type or "")
     quoted, shipped = base_in_code(base)
     shipped = shipped and f"{shipped}\n"
-    if labels and task_type in ("SEQ_CLS", "TOKEN_CLS"):  # PEFT's own class would build a head of two labels
-        own = str(name).removeprefix("AutoPeft")
+    if labels and task_type in ("SEQ_CLS", "TOKEN_CLS"):  # PEFT's class would build a head with two labels
+        auto_class = str(name).removeprefix("AutoPeft")
         code = (
-            f"{shipped}from peft import PeftModel\nfrom transformers import Auto{own}\n\n"
-            f"model = Auto{own}.from_pretrained({quoted}, num_labels={labels})\n"
+            f"{shipped}from peft import PeftModel\nfrom transformers import Auto{auto_class}\n\n"
+            f"model = Auto{auto_class}.from_pretrained({quoted}, num_labels={labels})\n"
             'model = PeftModel.from_pretrained(model, "path/to/this/folder")'
         )
     elif name and not shipped:

@@ -1,4 +1,4 @@
-"""(IA)³: a trained vector l scales what a linear module gives, or reads. Source: 2205.05638."""
+"""(IA)³: a trained vector l scales the output or the input of a linear module. Source: 2205.05638."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from adamergex.structures.projections import linear_modules
 
 
 def layout(directory: AdapterDirectory, kind: StructureKind) -> Layout:
-    """One vector for each module. Raises: as ``structures.layout.layout``."""
-    found, heads = linear_modules(directory, kind)
-    return Layout(directory, kind.name, {module: Site(tensors) for module, tensors in found.items()}, heads)
+    """One vector per module. Raises: as ``structures.layout.layout``."""
+    modules, heads = linear_modules(directory, kind)
+    return Layout(directory, kind.name, {module: Site(tensors) for module, tensors in modules.items()}, heads)
 
 
 KIND = StructureKind(

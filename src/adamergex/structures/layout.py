@@ -1,4 +1,4 @@
-"""What the tensors of an adapter directory are: those of adapted modules, and heads."""
+"""Sorts the tensors of an adapter directory into adapted modules and heads."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
 from adamergex.files.directory import FLOATS, AdapterDirectory, TensorInfo
-from adamergex.structures import held, kind_named, structure_kind
+from adamergex.structures import kind_named, kind_of_config, structure_kind
 from adamergex.structures.kind import StructureKind
 
 
 class Site(NamedTuple):
-    """One adapted module: its tensors by role, and of LoRA its rank and α.
+    """One adapted module: its tensors by role, and for LoRA its rank and α.
 
-    ``lora_A`` (r, in) and ``lora_B`` (out, r); ``ia3_l``; ``prompt_embeddings`` (n, columns) as it will be written; or
-    of a bottleneck ``down.weight`` (w, in), ``up.weight`` (in, w) and their biases (of an invertible half: 0 and 2).
+    ``lora_A`` (r, in) and ``lora_B`` (out, r); ``ia3_l``; ``prompt_embeddings`` (n, columns) as it will be written; a
+    bottleneck's ``down.weight`` (w, in), ``up.weight`` (in, w) and biases (0 and 2 in half of an invertible block).
     """
 
     tensors: Mapping[str, TensorInfo]
@@ -28,9 +28,9 @@ class Site(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Kind, adapted modules by name, and all other tensors: heads, which belong to the adapter that has them.
+    """Kind, adapted modules by name, and all other tensors: the heads.
 
-    ``settings``: what the configs of adapters must have alike beside the shapes of their tensors."""
+    ``settings``: config fields that must be equal in adapters to combine, beside the shapes of their tensors."""
 
     directory: AdapterDirectory
     kind: str
@@ -40,7 +40,7 @@ class Layout:
 
     @property
     def structure(self) -> StructureKind:
-        """What is known of the structure."""
+        """The record of the structure."""
         return kind_named(self.kind)
 
     @property
@@ -65,10 +65,10 @@ def layout(directory: AdapterDirectory) -> Layout:
         IncompatibleAdaptersError: a variant that is not supported (DoRA, biases, embeddings, convolutions, …).
         AdapterFileError: tensors that do not fit the config or each other.
     """
-    kind = held(directory.config)
+    kind = kind_of_config(directory.config)
     if kind is None or kind.rule is None:
         raise IncompatibleAdaptersError(
-            f"merging {structure_kind(directory.config)} adapters is not supported yet",
+            f"merging {structure_kind(directory.config)} adapters is not supported",
             where=directory.path,
             found=directory.config.get("peft_type"),
             expected="LORA, IA3, PREFIX_TUNING or a bottleneck adapter",
@@ -78,41 +78,41 @@ def layout(directory: AdapterDirectory) -> Layout:
 
 
 def plain(directory: AdapterDirectory, kind: StructureKind) -> Layout:
-    """One site for each module, all of the structure's roles in it; what its pattern does not match are heads.
+    """One site per module with all roles of the structure; tensors outside its pattern are heads.
 
     Raises: IncompatibleAdaptersError, AdapterFileError: as ``layout``.
     """
-    found, heads = by_module(directory, kind)
-    require_modules(directory, kind, found)
-    for module, tensors in found.items():
+    modules, heads = by_module(directory, kind)
+    require_modules(directory, kind, modules)
+    for module, tensors in modules.items():
         if set(tensors) != kind.roles or any(info.dtype not in FLOATS for info in tensors.values()):
             raise AdapterFileError(
-                "the tensors of a module do not belong together",
+                "the tensors of a module do not fit together",
                 where=f"{directory.tensors_path}: {module}",
                 found=", ".join(f"{role} {info.shape} {info.dtype}" for role, info in sorted(tensors.items())),
                 expected=f"{', '.join(sorted(kind.roles))}, floating point",
                 fix="save the adapter again",
             )
-    return Layout(directory, kind.name, {module: Site(found[module]) for module in sorted(found)}, heads)
+    return Layout(directory, kind.name, {module: Site(modules[module]) for module in sorted(modules)}, heads)
 
 
 def by_module(
     directory: AdapterDirectory, kind: StructureKind
 ) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, TensorInfo]]:
     """Module -> role -> tensor, and the tensors of no module."""
-    found: dict[str, dict[str, TensorInfo]] = {}
+    modules: dict[str, dict[str, TensorInfo]] = {}
     heads = {}
     for name, info in directory.tensors.items():
         module, role = kind.split(name)
         if module is None:
             heads[name] = info
         else:
-            found.setdefault(module, {})[role] = info
-    return found, heads
+            modules.setdefault(module, {})[role] = info
+    return modules, heads
 
 
 def require_modules(directory: AdapterDirectory, kind: StructureKind, modules: Collection[str]) -> None:
-    """Raises: AdapterFileError: there is no module."""
+    """Raises: AdapterFileError without any module."""
     if not modules:
         raise AdapterFileError(
             f"the adapter has no {kind.name} tensors",
@@ -124,7 +124,7 @@ def require_modules(directory: AdapterDirectory, kind: StructureKind, modules: C
 
 
 def unsupported(directory: AdapterDirectory, what: str, found: object) -> IncompatibleAdaptersError:
-    """The error for a variant of a structure that is known."""
+    """The error for an unsupported variant of a known structure."""
     return IncompatibleAdaptersError(
         f"{what} cannot be merged or stacked: not supported",
         where=directory.path,

@@ -16,9 +16,9 @@ from adamergex.structures.targets import Ranks
 
 def layout(directory: AdapterDirectory, kind: StructureKind) -> Layout:
     """A, B, rank and scaling of every module. Raises: as ``structures.layout.layout``."""
-    found, heads = linear_modules(directory, kind)
+    modules, heads = linear_modules(directory, kind)
     ranks = Ranks(directory.config, directory.path / CONFIG)
-    return Layout(directory, kind.name, {name: _site(directory, ranks, name, found[name]) for name in found}, heads)
+    return Layout(directory, kind.name, {name: _site(directory, ranks, name, modules[name]) for name in modules}, heads)
 
 
 def _site(directory: AdapterDirectory, ranks: Ranks, module: str, tensors: dict[str, TensorInfo]) -> Site:
@@ -42,7 +42,7 @@ def require_rank(rank: float, shapes: Mapping[str, tuple[int, ...]], where: obje
     """The factors of a module against the config: A (r, in), B (out, r). Raises: AdapterFileError."""
     if any(shape[0 if role == "lora_A" else 1] != rank for role, shape in shapes.items()):
         raise AdapterFileError(
-            "the rank of a module is not that of the config",
+            "the rank of a module differs from the config",
             where=where,
             found=", ".join(f"{role} {shape}" for role, shape in shapes.items()),
             expected=f"rank {rank} (r and rank_pattern of adapter_config.json)",
@@ -72,7 +72,7 @@ KIND = StructureKind(
     rule="additive",
     selection="attention-qv",
     pattern=re.compile(r"(?P<module>.+)\.(?P<role>lora_[AB])\.weight"),
-    # In a live model the adapter's name stands between: lora_A.default.weight.
+    # A live model's names contain the adapter's name: lora_A.default.weight.
     live=re.compile(r"(?P<module>.+)\.(?P<role>lora_[AB])(?:\.[^.]+)?\.weight"),
     roles=frozenset(("lora_A", "lora_B")),
     tensors="lora_A and lora_B weights",

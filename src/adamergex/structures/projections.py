@@ -1,4 +1,4 @@
-"""What LoRA and (IA)³ directories of PEFT have in common: the variants that are no plain ones, and linear modules."""
+"""Common checks of PEFT's LoRA and (IA)³ directories: unsupported variants, and linear modules."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Modules = dict[str, dict[str, TensorInfo]]
 
 
 def linear_modules(directory: AdapterDirectory, kind: StructureKind) -> tuple[Modules, Mapping[str, TensorInfo]]:
-    """The tensors by module, in the order of their names, and heads.
+    """The tensors by module, sorted by name, and the heads.
 
-    Raises: IncompatibleAdaptersError for what is no plain LoRA or (IA)³; AdapterFileError for no modules."""
+    Raises: IncompatibleAdaptersError for variants of LoRA and (IA)³; AdapterFileError without modules."""
     _require_supported(directory)
-    found, heads = by_module(directory, kind)
+    modules, heads = by_module(directory, kind)
     for name in heads:
         _require_head(directory, name, kind.name)
-    require_modules(directory, kind, found)
-    for module in sorted(found):
-        _require_linear(directory, found[module])
-    return {module: found[module] for module in sorted(found)}, heads
+    require_modules(directory, kind, modules)
+    for module in sorted(modules):
+        _require_linear(directory, modules[module])
+    return {module: modules[module] for module in sorted(modules)}, heads
 
 
 def _require_supported(directory: AdapterDirectory) -> None:
@@ -50,7 +50,7 @@ def _require_supported(directory: AdapterDirectory) -> None:
         raise unsupported(directory, "a trained bias", f"bias: {config['bias']}")
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(_BASE_CHANGING):
-        raise unsupported(directory, "a start that changes the base's weights", f"init_lora_weights: {start}")
+        raise unsupported(directory, "a start that changes the base's parameters", f"init_lora_weights: {start}")
 
 
 def _require_head(directory: AdapterDirectory, name: str, kind: str) -> None:

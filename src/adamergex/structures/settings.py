@@ -1,4 +1,4 @@
-"""The settings of structures: one class for each kind."""
+"""The settings of structures, one class per kind."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ class Structure(Settings):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _of_its_kind(cls, given: Any, check: ModelWrapValidatorHandler[Structure]) -> Structure:
+    def _validate_kind(cls, given: Any, check: ModelWrapValidatorHandler[Structure]) -> Structure:
         if not isinstance(given, dict):
             return given if isinstance(given, Structure) else check(given)
         if cls is Structure:
             return settings_class(given.get("kind", "lora")).model_validate(given)
         unknown = given.keys() - cls.model_fields.keys()
-        strange = sorted(unknown & every_setting()) if unknown else []
-        found = check({name: value for name, value in given.items() if name not in strange})
-        if strange:
-            raise ValueError(f"{', '.join(strange)}: not a setting of kind '{found.kind}'")
-        return found
+        misplaced = sorted(unknown & every_setting()) if unknown else []
+        settings = check({name: value for name, value in given.items() if name not in misplaced})
+        if misplaced:
+            raise ValueError(f"{', '.join(misplaced)}: not a setting of kind '{settings.kind}'")
+        return settings
 
     @model_serializer
-    def _own_settings(self) -> dict[str, object]:
-        # Also where a field is annotated with Structure, of which pydantic knows the kind alone.
+    def _serialize_all_fields(self) -> dict[str, object]:
+        # A field annotated with Structure would otherwise be serialized with its kind only.
         return {name: getattr(self, name) for name in type(self).model_fields}
 
     @property
     def context(self) -> int:
-        """The positions of the model's context that the adapter takes from the text."""
+        """The number of positions in the model's context that the adapter takes."""
         return 0
 
     def described(self) -> dict[str, Json]:
-        """What a lineage says of the structure."""
+        """The structure as a lineage records it."""
         return self.model_dump(mode="json")
 
 
 class OnProjections(Structure):
-    """What structures on projections share. ``modules`` is "paper" (the papers' choice), "all-linear", a regular
+    """Settings of structures on projections. ``modules`` is "paper" (the papers' choice), "all-linear", a regular
     expression, or a list of name endings."""
 
     modules: str | Annotated[Names, Field(min_length=1)] = "paper"
@@ -75,12 +75,12 @@ class Lora(_OfRank):
 
 class Ia3(_OfRank):
     """(IA)³. ``modules``: "paper" (key, value and feed-forward down-projection), "all-linear", a regular expression,
-    or a list of name endings. The others are read and not used."""
+    or a list of name endings. The other settings have no effect."""
 
     kind: Literal["ia3"] = "ia3"
 
     def described(self) -> dict[str, Json]:
-        """What a lineage says of the structure."""
+        """The structure as a lineage records it."""
         return {name: value for name, value in super().described().items() if name in ("kind", "modules")}
 
 
@@ -106,7 +106,7 @@ class Prefix(Structure):
 
     @property
     def context(self) -> int:
-        """The positions of the model's context that the adapter takes from the text."""
+        """The number of positions in the model's context that the adapter takes."""
         return self.virtual_tokens
 
 
@@ -132,7 +132,7 @@ class Sparse(Structure):
 
 
 def settings_class(name: object) -> type[Structure]:
-    """The settings of a kind. Raises: ValidationError, at ``kind``, for a kind that is none."""
+    """The settings class of a kind. Raises: ValidationError, at ``kind``, for an unknown kind."""
     kind = find(name) if isinstance(name, str) else None
     if kind is not None:
         return kind.settings_class
@@ -144,5 +144,5 @@ def settings_class(name: object) -> type[Structure]:
 
 
 def every_setting() -> set[str]:
-    """The settings of all kinds."""
+    """The names of all kinds' settings."""
     return {name for kind in every() for name in kind.settings_class.model_fields}

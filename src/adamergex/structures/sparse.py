@@ -1,4 +1,4 @@
-"""LF-SFT: fine-tuning of the entries that move most, kept as a sparse difference to the base. Source: 2110.07560."""
+"""LF-SFT: fine-tuning of the entries that move most, saved as a sparse difference to the base. Source: 2110.07560."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ KIND = StructureKind(
     "adamergex.structures.settings:Sparse",
     "adamergex.adapters.full_backed",
     adapter=False,
-    stands_on_others=True,
+    stackable=True,
     weight_decay=False,
     card=snippet,
 )

@@ -1,4 +1,4 @@
-"""What ``adapter_config.json`` says of modules by expressions, in bounded time: which are adapted, their rank and α."""
+"""Resolves the expressions in ``adapter_config.json`` in bounded time: the adapted modules, their rank and α."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _LAYER = r"(?:^|.*?\.){}\.(\d+)\."
 
 
 class Ranks:
-    """(rank, α) of a module, with PEFT's reading of ``rank_pattern`` and ``alpha_pattern``: the first key that matches
-    the whole name or its ending after a dot, as a regular expression.
+    """(rank, α) of a module, as PEFT reads ``rank_pattern`` and ``alpha_pattern``: the first key that matches the
+    whole name, or its ending after a dot, as a regular expression.
 
     Raises: AdapterFileError for a config without r and lora_alpha, or patterns that cannot be read.
     """
@@ -26,7 +26,7 @@ class Ranks:
                     "rank or alpha cannot be read from the config",
                     where=f"{where}: {name}",
                     found=value,
-                    expected="a number, as PEFT writes it",
+                    expected="a number, as PEFT writes",
                     fix="save the adapter again with save_pretrained",
                 )
         self._ranks: Mapping[str, int] = config.get("rank_pattern") or {}
@@ -44,10 +44,10 @@ class Ranks:
 
 
 class Targets:
-    """Which modules PEFT adapts by ``target_modules``, ``exclude_modules``, ``layers_to_transform`` and
+    """The modules that PEFT adapts by ``target_modules``, ``exclude_modules``, ``layers_to_transform`` and
     ``layers_pattern``. Source: PEFT 0.21, ``check_target_module_exists``.
 
-    ``known``: whether the config says it at all; None and "all-linear" depend on the model.
+    ``known``: whether the config decides it; None and "all-linear" depend on the model.
     """
 
     def __init__(self, config: Mapping[str, Any], where: object = "adapter_config.json") -> None:
@@ -55,7 +55,7 @@ class Targets:
         self.known = bool(targets) and targets != "all-linear"
         self._wanted = Names(targets, "target_modules", where)
         self._excluded = Names(config.get("exclude_modules"), "exclude_modules", where)
-        # PEFT leaves layers alone where the modules are an expression.
+        # PEFT ignores the layers if the modules are an expression.
         listed = isinstance(targets, list) and layers not in (None, [])
         self._layers = {layers} if type(layers) is int else set(layers or ()) if listed else None
         patterns = config.get("layers_pattern") or []
@@ -74,7 +74,7 @@ class Targets:
         assert self._forms is not None
         if self._forms.first(module) is None:
             return None
-        # The first number in the name for which an expression ends just behind it: PEFT's search is lazy.
+        # The first number in the name that an expression ends just after: PEFT's search is lazy.
         parts = module.split(".")
         for patterns in self._counts:
             for index, part in enumerate(parts[:-1]):
@@ -84,7 +84,7 @@ class Targets:
 
 
 class Names:
-    """A setting that is an expression for whole names, or a list of names and endings of names."""
+    """A setting with an expression for whole names, or a list of names and name endings."""
 
     def __init__(self, setting: str | list[str] | None, what: str, where: object) -> None:
         self._pattern = _patterns([setting], what, where) if isinstance(setting, str) and setting else None
@@ -104,16 +104,16 @@ def _patterns(texts: Iterable[str], what: str, where: object, *, ending: bool = 
 
 
 def require_targeted(config: Mapping[str, Any], modules: Iterable[str], where: object) -> None:
-    """PEFT will use the tensors of these modules.
+    """Require that PEFT will use the tensors of these modules.
 
-    Raises: AdapterFileError for a module that the config leaves out: PEFT would ignore its tensors.
+    Raises: AdapterFileError for a module that the config does not target: PEFT would ignore its tensors.
     """
     targets = Targets(config, where)
     ignored = [module for module in modules if module not in targets] if targets.known else []
     if ignored:
         excluded = config.get("exclude_modules")
         raise AdapterFileError(
-            "the config does not target a module that the adapter has tensors for: PEFT would ignore them",
+            "the config does not target a module with tensors in the adapter, and PEFT would ignore them",
             where=f"{where}: {ignored[0]}" + (f" and {len(ignored) - 1} more" if len(ignored) > 1 else ""),
             found=f"target_modules {config['target_modules']}" + (f", exclude_modules {excluded}" if excluded else ""),
             expected="a config whose target_modules match every adapted module",

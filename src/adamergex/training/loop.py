@@ -6,7 +6,8 @@ uninterrupted one; only complete checkpoints are resumed from.
 With several processes, each takes a share of the rows of every batch, and DistributedDataParallel averages their
 gradients. A share's loss is a mean over its own n_r labelled positions, so it is weighted: with R processes and
 N = Σ n_r, (1/R) Σ_r (R·n_r/N)·loss_r is the mean over all N positions of the batch, as in one process. If the loss
-compares the rows of a batch (``coupled``), every process takes all of them.
+compares the rows of a batch (``coupled``), every process takes all of them. The parts of a divided batch
+(``accumulation``) are weighted alike.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ from adamergex.files.hashing import file_sha256
 from adamergex.files.inputs import Json, read_json_object
 from adamergex.files.outputs import remove
 from adamergex.files.tensor_files import LARGEST
+from adamergex.jobs.optimisation import Optimisation
 from adamergex.jobs.settings import TrainJob
 from adamergex.tasks import Examples
+from adamergex.training.accumulation import checkpointed, divided, require_divisible, rows_of
 from adamergex.training.numerics import autocasts, computing
 from adamergex.training.processes import Team
 from adamergex.training.progress import Progress
@@ -87,6 +90,7 @@ def fit(
 ) -> Mapping[str, Json]:
     """Train from the last checkpoint in ``folder``; returns steps, tokens and losses for the lineage."""
     settings, lengths = job.optimisation, examples.lengths
+    require_divisible(settings, examples)
     steps = settings.steps or math.ceil(settings.epochs * math.ceil(len(lengths) / settings.batch_size))
     plan = batches(lengths, settings.batch_size, steps, job.seed)
     resume = team.agree(str(_last_complete(folder) or "") if team.first else "")
@@ -99,9 +103,9 @@ def fit(
         loop_callbacks.append(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]
     arguments = _arguments(job, folder, steps)
     try:
-        numerics = computing(adapter.model, settings)
-        with _restored(adapter.model), numerics, _failures_of_threads() as failures:
-            steps_data, all_callbacks = _Steps(examples, plan, team), [*loop_callbacks, *callbacks]
+        numerics, recomputed = computing(adapter.model, settings), checkpointed(adapter.model, job)
+        with _restored(adapter.model), numerics, recomputed, _failures_of_threads() as failures:
+            steps_data, all_callbacks = _Steps(examples, plan, team, settings), [*loop_callbacks, *callbacks]
             trainer = _Trainer(adapter, steps_data, args=arguments, callbacks=all_callbacks)
             trainer.remove_callback(PrinterCallback)
             adapter.model.train()
@@ -187,36 +191,40 @@ def _arguments(job: TrainJob, folder: Path, steps: int) -> TrainingArguments:
     return arguments
 
 
-class _Batch(TypedDict):
-    """A step's tensors, and the weight of their loss relative to other processes."""
+class _Part(TypedDict):
+    """Tensors that are computed at once, and the weight of their loss in the step."""
 
     batch: dict[str, Tensor]
     weight: float
 
 
-class _Steps(Dataset[_Batch]):
+class _Steps(Dataset[list[_Part]]):
     """Data set whose item i is the batch of step i of the run, so that skipping to a step is exact and free.
 
-    With several processes, an item is this process's share of the rows and its loss's weight. Masks and padding are
-    those of the whole batch. The share is every R-th row, because rows are sorted by length."""
+    An item is a list of parts; with several processes, this process's share of each. Masks are those of the whole
+    batch. A share is every R-th row, because rows are sorted by length."""
 
-    def __init__(self, examples: Examples, plan: list[list[int]], team: Team) -> None:
-        self.examples, self.plan, self.team = examples, plan, team
+    def __init__(self, examples: Examples, plan: list[list[int]], team: Team, settings: Optimisation) -> None:
+        self.examples, self.plan, self.team, self.settings = examples, plan, team, settings
 
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, step: int) -> _Batch:
+    def __getitem__(self, step: int) -> list[_Part]:
         indices, team = self.plan[step], self.team
         batch = self.examples.batch(indices, step)
-        if team.size == 1 or getattr(self.examples, "coupled", False):
-            return {"batch": batch, "weight": 1.0}
-        # The last batch of an epoch may have fewer rows than processes: the others take a row of weight 0.
-        idle = team.rank >= len(indices)
-        taken = slice(0 if idle else team.rank, None, team.size)
-        share = {name: tensor[taken].contiguous() for name, tensor in batch.items()}
-        labelled = 0 if idle else self.examples.labelled(share)
-        return {"batch": share, "weight": team.size * labelled / max(self.examples.labelled(batch), 1)}
+        parts = divided([self.examples.lengths[index] for index in indices], self.settings, team.size)
+        if getattr(self.examples, "coupled", False) or (team.size == 1 and len(parts) == 1):
+            return [{"batch": batch, "weight": 1.0}]
+        whole = max(self.examples.labelled(batch), 1)
+        return [self._share(batch, part, whole) for part in parts]
+
+    def _share(self, batch: dict[str, Tensor], part: slice, whole: int) -> _Part:
+        """This process's rows of a part. If a part has fewer rows than processes, the others take a row of weight 0."""
+        team = self.team
+        idle = part.start + team.rank >= part.stop
+        share = rows_of(batch, slice(part.start + (0 if idle else team.rank), part.stop, team.size))
+        return {"batch": share, "weight": 0.0 if idle else team.size * self.examples.labelled(share) / whole}
 
 
 class _Trainer(Trainer):
@@ -227,23 +235,26 @@ class _Trainer(Trainer):
         self.trainable = [parameter for parameter in adapter.model.parameters() if parameter.requires_grad]
         super().__init__(model=adapter.model, train_dataset=steps, **settings)
 
-    def get_train_dataloader(self) -> DataLoader[_Batch]:
+    def get_train_dataloader(self) -> DataLoader[list[_Part]]:
         return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=lambda items: items[0])
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: object = None
     ) -> Tensor:
         loss = self.steps.examples.loss(model, inputs["batch"])
-        return loss if self.steps.team.size == 1 else loss * inputs["weight"]
+        return loss if inputs["weight"] == 1 else loss * inputs["weight"]
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: object = None) -> Tensor:
         # Without Trainer's model.train(), which walks all modules at every step; once before the first step is enough.
         # The loss may call the model's encoder directly, outside accelerate's autocast around ``forward``.
-        with self.compute_loss_context_manager(), self.accelerator.autocast():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        self.accelerator.backward(loss)
-        self.require_finite("the loss", loss)
-        return loss.detach()
+        total = torch.zeros((), device=self.args.device)
+        for part in inputs:
+            with self.compute_loss_context_manager(), self.accelerator.autocast():
+                loss = self.compute_loss(model, self._prepare_inputs(part))
+            self.accelerator.backward(loss)
+            total = total + loss.detach()
+        self.require_finite("the loss", total)
+        return total
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         norm = torch.nn.utils.clip_grad_norm_(self.trainable, self.args.max_grad_norm)

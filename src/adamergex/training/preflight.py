@@ -20,6 +20,7 @@ from adamergex.structures import kind_named
 from adamergex.tasks import running
 from adamergex.tasks.kinds import kind_of
 from adamergex.tasks.rows import read, source
+from adamergex.training.accumulation import require_divisible
 from adamergex.training.numerics import require_attention
 from adamergex.training.probe import last_layer, require_every_label
 from adamergex.training.train import require_room
@@ -91,6 +92,7 @@ def _require_trainable(job: TrainJob, loaded: Loaded) -> None:
         last_layer(modules, int(loaded.model.config.num_labels or 0), type(loaded.model).__name__)
     rows, where = read(task, few, job.language), source(few, job.language)
     examples = running.train_examples(task, rows, loaded, where=where, taken=taken)
+    require_divisible(job.optimisation, examples)
     if job.optimisation.head_start == "probe":
         require_every_label(job, examples)
 

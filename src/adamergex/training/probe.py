@@ -27,7 +27,7 @@ from adamergex.files.inputs import Json
 from adamergex.tasks.sequences import on_device
 
 if TYPE_CHECKING:
-    from adamergex.adapters.loaded_adapter import Trained
+    from adamergex.adapters.loaded_adapter import TrainableAdapter
     from adamergex.jobs.settings import TrainJob
     from adamergex.tasks import Examples
     from adamergex.training.processes import Team
@@ -47,7 +47,9 @@ class Probe(NamedTuple):
     accuracy: float
 
 
-def start_head(job: TrainJob, adapter: Trained, examples: Examples, folder: Path, team: Team) -> dict[str, Json]:
+def start_head(
+    job: TrainJob, adapter: TrainableAdapter, examples: Examples, folder: Path, team: Team
+) -> dict[str, Json]:
     """Fit the head's last layer if the job asks for a probe; returns its record for the lineage.
 
     The first process fits and writes; the others read. Raises: ConfigError, ModelError, TrainingError.

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from adamergex.adapters import loaded_adapter
-from adamergex.adapters.full_backed import InWeights
+from adamergex.adapters.full_backed import TunedModel
 from adamergex.backbones.loading import HEADS, Loaded, frame, head_input, longest_input, quiet
 from adamergex.data import reader
 from adamergex.data.values import Row
@@ -153,7 +153,7 @@ def _train_phases(
     train_phase: Callable[..., Mapping[str, Json]],
 ) -> Mapping[str, Json]:
     """Train once; twice for sparse fine-tuning, whose first phase selects parameters. Returns the lineage's record."""
-    if not isinstance(adapter, InWeights) or not adapter.chooses:
+    if not isinstance(adapter, TunedModel) or not adapter.chooses:
         return train_phase(job, folder=folder)
     choice = folder / CHOICE
     if not choice.is_file():
@@ -168,11 +168,11 @@ def _train_phases(
         shutil.rmtree(folder / "first", ignore_errors=True)
     outcome = train_phase(job, folder=folder)
     tokens = int(str(outcome["tokens"])) + int(str(first["tokens"]))
-    parted = {"output_matrix": "frozen, parted from the embeddings"} if adapter.parted else {}
+    parted = {"output_matrix": "frozen, parted from the embeddings"} if adapter.output_untied else {}
     return {**outcome, "tokens": tokens, "parameters": adapter.moving, "first_phase": first, **parted}
 
 
-def _read_choice(adapter: InWeights, path: Path) -> dict[str, Json]:
+def _read_choice(adapter: TunedModel, path: Path) -> dict[str, Json]:
     """Restore the first phase's choice; returns its record. Raises: AdapterFileError: the file is damaged."""
     try:
         return adapter.read_choice(path)

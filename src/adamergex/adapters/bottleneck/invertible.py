@@ -26,14 +26,14 @@ class Nice(nn.Module):
         self.G = _coupling(first, second, reduction, activation)
 
     def forward(self, embedding: torch.Tensor) -> torch.Tensor:
-        """What the layers read instead of the embedding."""
+        """The layers' input, computed from the embedding."""
         first, second = self._split(embedding)
         first = first + self.F(second)
         second = second + self.G(first)
         return torch.cat((first, second), dim=-1).to(embedding.dtype)
 
     def inverse(self, output: torch.Tensor) -> torch.Tensor:
-        """What the output projection reads instead of the hidden state: ``inverse(forward(x)) = x``."""
+        """The output projection's input, computed from the hidden state: ``inverse(forward(x)) = x``."""
         first, second = self._split(output)
         second = second - self.G(first)
         first = first - self.F(second)

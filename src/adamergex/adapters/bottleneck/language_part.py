@@ -1,6 +1,6 @@
-"""The part of a multimodal model that reads text: adapters, layers and fine-tunings are of it alone.
+"""The language model of a multimodal model: only it gets adapters and fine-tuning.
 
-Found by transformers' own structure (which configuration a sub-model has, which inputs it reads), never by names.
+Found by transformers' structure (which configuration a sub-model has, which inputs it reads), never by names.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 
 def language_part(model: nn.Module) -> tuple[str, tuple[str, ...]]:
-    """(path of the language model, paths of the towers for images or sound). A text model is its own: ("", ())."""
+    """(path of the language model, paths of the towers for images or sound). For a text model: ("", ())."""
     if not isinstance(model, PreTrainedModel):
         return "", ()
     towers: list[str] = []
-    # Of an encoder-decoder, whose sides may have configurations of their own, only towers are left out.
+    # In an encoder-decoder, whose sides may have their own configurations, only towers are excluded.
     root, text = "", model.config if model.config.is_encoder_decoder else model.config.get_text_config()
     for path, module in model.named_modules():
-        if not path or not isinstance(module, PreTrainedModel) or path.startswith(tuple(f"{one}." for one in towers)):
+        in_tower = any(path.startswith(f"{tower}.") for tower in towers)
+        if not path or in_tower or not isinstance(module, PreTrainedModel):
             continue
         if not _reads_text(module):
             towers.append(path)
@@ -33,21 +34,21 @@ def language_part(model: nn.Module) -> tuple[str, tuple[str, ...]]:
 
 
 def in_language_part(model: nn.Module) -> Callable[[str], bool]:
-    """Whether a module or parameter belongs to the language model, or stands outside the backbone (a head)."""
+    """A test whether a module or parameter belongs to the language model, or is outside the backbone (a head)."""
     root, towers = language_part(model)
     backbone = getattr(model, "base_model_prefix", "")
     inside, outside = (f"{root}.", f"{backbone}.") if root else ("", "")
-    below = tuple(f"{tower}." for tower in towers)
+    excluded = tuple(f"{tower}." for tower in towers)
 
     def belongs(name: str) -> bool:
-        own = f"{name}."
-        return (own.startswith(inside) or not own.startswith(outside)) and not own.startswith(below)
+        path = f"{name}."
+        return (path.startswith(inside) or not path.startswith(outside)) and not path.startswith(excluded)
 
     return belongs
 
 
 def language_only(model: nn.Module, pattern: str) -> str:
-    """A regular expression for whole module names, with what is not of the language model left out."""
+    """Restrict a regular expression for whole module names to the language model."""
     root, towers = language_part(model)
     if not root and not towers:
         return pattern

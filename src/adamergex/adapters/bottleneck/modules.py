@@ -17,24 +17,24 @@ from adamergex.errors import ConfigError, IncompatibleAdaptersError
 from adamergex.files.tensor_files import require_same
 
 if TYPE_CHECKING:
-    from adamergex.adapters.bottleneck.places import Layer, Places, Where
+    from adamergex.adapters.bottleneck.places import Layer, Location, Places
 
 
 @dataclass(frozen=True)
 class BottleneckConfig:
-    """The shape of an adapter: where it stands, how wide it is, what it reads.
+    """The shape of an adapter: its locations, its width, its input.
 
     Args:
         reduction: hidden width / bottleneck width, rounded down, at least one wide; or layer number (as a string) ->
-            reduction with a "default". Decoder layers count on after the encoder's.
-        activation: a name of transformers' activations.
+            reduction, with a "default". Decoder layers are numbered after the encoder's.
+        activation: the name of one of transformers' activations.
         output, attention: after the feed-forward, after attention.
         reuse_norm: the adapter reads LN(x + r), the block's own norm (pfeiffer), else x (houlsby).
         leave_out: numbers of layers without an adapter (MAD-X 2.0, 2012.15562: the last one).
         dropout, scaling: of the adapter's update.
-        invertible: with a NICE block at the embeddings, of reduction ``invertible_reduction``.
+        invertible: add a NICE block at the embeddings, of reduction ``invertible_reduction``.
 
-    Raises: ConfigError for values that no adapter can have.
+    Raises: ConfigError for invalid values.
     """
 
     reduction: float | Mapping[str, float] = 16.0
@@ -59,46 +59,46 @@ class BottleneckConfig:
             "scaling": (self.scaling, math.isfinite(self.scaling), "a number"),
             "invertible_reduction": (self.invertible_reduction, self.invertible_reduction > 0, "above 0"),
         }
-        for name, (found, valid, expected) in checks.items():
+        for name, (value, valid, expected) in checks.items():
             if not valid:
                 raise ConfigError(
-                    "a bottleneck adapter cannot have this setting", where=name, found=found, expected=expected
+                    "a setting of the bottleneck adapter is not valid", where=name, found=value, expected=expected
                 )
 
     @classmethod
     def pfeiffer(cls, reduction: float = 16.0, **settings: object) -> BottleneckConfig:
-        """One adapter a layer, after the feed-forward. Source: MAD-X §4.2.1; AdapterHub's seq_bn."""
+        """One adapter per layer, after the feed-forward. Source: MAD-X §4.2.1; AdapterHub's seq_bn."""
         return cls(**({"reduction": reduction} | settings))  # type: ignore[arg-type]
 
     @classmethod
     def houlsby(cls, reduction: float = 16.0, **settings: object) -> BottleneckConfig:
-        """Two adapters a layer, after attention and feed-forward. Source: 1902.00751; AdapterHub's double_seq_bn."""
+        """Two adapters per layer, after attention and feed-forward. Source: 1902.00751; AdapterHub's double_seq_bn."""
         defaults = {"reduction": reduction, "attention": True, "reuse_norm": False, "activation": "swish"}
         return cls(**(defaults | settings))  # type: ignore[arg-type]
 
-    def wheres(self) -> tuple[Where, ...]:
-        """The places in each layer."""
-        wanted: dict[Where, bool] = {"attention": self.attention, "output": self.output}
-        return tuple(where for where, there in wanted.items() if there)
+    def locations(self) -> tuple[Location, ...]:
+        """The adapter's locations in each layer."""
+        enabled: dict[Location, bool] = {"attention": self.attention, "output": self.output}
+        return tuple(location for location, present in enabled.items() if present)
 
     def width(self, hidden: int, number: int) -> int:
-        """Bottleneck width in the layer of this number."""
+        """Bottleneck width in the layer with this number."""
         reduction = self.reduction
         if isinstance(reduction, Mapping):
-            chosen = reduction.get(str(number), reduction.get("default"))
-            if chosen is None:
+            value = reduction.get(str(number), reduction.get("default"))
+            if value is None:
                 raise ConfigError(
-                    "reduction has no value for a layer",
+                    "reduction has no value for this layer",
                     where=f"layer {number}",
                     found=dict(reduction),
                     expected='a value for each layer, or a "default"',
                     fix='add "default"',
                 )
-            reduction = chosen
+            reduction = value
         return max(1, int(hidden // reduction))
 
 
-class Bottleneck(nn.Module):
+class BottleneckLayer(nn.Module):
     """The update A(x) = scaling · U(act(D(x))), biases included; the caller adds it to the residual.
 
     D: (hidden -> width), U: (width -> hidden); x (..., hidden) -> same. Near identity at the start: weights N(0, 0.02),
@@ -114,7 +114,7 @@ class Bottleneck(nn.Module):
         self.scaling = config.scaling
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        # An adapter may be kept in another dtype than the base (float32 while it trains on a bfloat16 base).
+        # The adapter may have another dtype than the base (float32 while it trains on a bfloat16 base).
         update: torch.Tensor = self.up(self.activation(self.down(states.to(self.down.weight.dtype))))
         if self.scaling != 1:
             update = update * self.scaling
@@ -123,9 +123,9 @@ class Bottleneck(nn.Module):
 
 
 class BottleneckAdapter(nn.Module):
-    """A whole adapter: a Bottleneck for each place of each layer and, if it has one, its Nice block.
+    """A whole adapter: a BottleneckLayer for each location of each layer, and optionally a Nice block.
 
-    Tensors are named by structure and without the adapter's name, the same for every base of one shape:
+    Tensors are named by structure, without the adapter's name, and equally for every base of one shape:
     ``layers.3.output.down.weight``, ``decoder_layers.0.attention.up.bias``, ``invertible.F.0.weight``.
     """
 
@@ -146,26 +146,24 @@ class BottleneckAdapter(nn.Module):
         width = self.config.width(layer.width, layer.number)
         group: nn.ModuleDict = getattr(self, layer.group)
         group[str(layer.index)] = nn.ModuleDict(
-            {where: Bottleneck(layer.width, width, self.config) for where in self.config.wheres()}
+            {location: BottleneckLayer(layer.width, width, self.config) for location in self.config.locations()}
         )
 
-    def at(self, layer: Layer, where: Where) -> Bottleneck | None:
-        """The module at a place, or ``None`` where the adapter has none."""
+    def at(self, layer: Layer, location: Location) -> BottleneckLayer | None:
+        """The module at a location of a layer, or ``None`` if the adapter has none there."""
         group: nn.ModuleDict = getattr(self, layer.group)
         key = str(layer.index)
-        if key not in group:
+        modules = group[key] if key in group else None  # noqa: SIM401 (ModuleDict has no get)
+        if not isinstance(modules, nn.ModuleDict) or location not in modules:
             return None
-        layer_modules = group[key]
-        if not isinstance(layer_modules, nn.ModuleDict) or where not in layer_modules:
-            return None
-        module = layer_modules[where]
-        assert isinstance(module, Bottleneck)
+        module = modules[location]
+        assert isinstance(module, BottleneckLayer)
         return module
 
     @torch.no_grad()
     def initialise(self, key: str = "") -> None:
-        """Weights N(0, 0.02), biases 0, from generators seeded by SHA-256(key, tensor name): the same key and shape
-        always give the same start, whatever was drawn before."""
+        """Weights N(0, 0.02), biases 0, from generators seeded by SHA-256(key, tensor name): one key and shape always
+        give the same start."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
@@ -174,7 +172,7 @@ class BottleneckAdapter(nn.Module):
             parameter.copy_(values.to(parameter.dtype))
 
     def _place(self, places: Places) -> None:
-        """Each part in the dtype and on the device of the module it meets: a model may be spread over devices."""
+        """Move each part to the dtype and device of its module: a model may be spread over devices."""
         for layer in places.layers:
             group: nn.ModuleDict = getattr(self, layer.group)
             if str(layer.index) in group:
@@ -183,18 +181,19 @@ class BottleneckAdapter(nn.Module):
             _like(self.invertible, places.embedding.module)
 
     def load(self, tensors: Mapping[str, torch.Tensor], where: object = "adapter") -> None:
-        """Copy all tensors in. Raises: AdapterFileError for a missing, unexpected or differently shaped one."""
-        own = dict(self.named_parameters())
-        fix = "use a base with as many layers, as wide, as the one that the adapter was trained with"
-        require_same(tensors, own, where, fix=fix, unlike=IncompatibleAdaptersError)
+        """Copy all tensors in. Raises: AdapterFileError for missing or unexpected tensors,
+        IncompatibleAdaptersError for other shapes."""
+        parameters = dict(self.named_parameters())
+        fix = "use a base with the number and width of layers that the adapter was trained with"
+        require_same(tensors, parameters, where, fix=fix, unlike=IncompatibleAdaptersError)
         with torch.no_grad():
-            for name, parameter in own.items():
+            for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])
 
 
 def _like(module: nn.Module, model_part: nn.Module) -> None:
     parameter = next((item for item in model_part.parameters() if item.is_floating_point()), None)
     if parameter is not None:
-        # Offloaded weights stand on "meta" between calls; the adapter itself has to stay real.
+        # Offloaded parameters are on "meta" between calls; the adapter's must have data.
         device = None if parameter.device.type == "meta" else parameter.device
         module.to(device=device, dtype=parameter.dtype)

@@ -1,9 +1,9 @@
-"""Where bottleneck and invertible adapters meet a model, found by structure: types and tree shape, never model names.
+"""The places of bottleneck and invertible adapters in a model, found by module types and tree shape, never by names.
 
-A *layer* is an item of a list of alike modules that hold a norm as wide as the hidden states and two or more matrices.
-A stack of layers is *pre-norm* when its owner ends it with one more norm (Llama, T5, mBART), else *post-norm* (BERT,
-BART): after post-norm layers nothing is left to normalise. With x a sub-layer's output, r its residual and s = x + r,
-an adapter meets s (``reuse_norm``: the norm's input in a post-norm layer, the layer's output in a pre-norm one) or x.
+A *layer* is an item of a list of modules of one type, each with a norm as wide as the hidden states and two or more
+matrices. A stack of layers is *pre-norm* when its owner has one more norm after it (Llama, T5, mBART), else
+*post-norm* (BERT, BART), where nothing is left to normalise. With x a sub-layer's output, r its residual and s = x + r,
+an adapter changes s (``reuse_norm``: the norm's input in a post-norm layer, the layer's output in a pre-norm one) or x.
 No place keeps state between modules, so compiling, checkpointing and parallel wrappers see ordinary hooks.
 """
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-Where = Literal["attention", "output"]
+Location = Literal["attention", "output"]
 Group = Literal["layers", "decoder_layers"]
-WHERES: tuple[Where, ...] = ("attention", "output")
+LOCATIONS: tuple[Location, ...] = ("attention", "output")
 GROUPS: tuple[Group, ...] = ("layers", "decoder_layers")
 
 
 class Place(NamedTuple):
-    """A module whose input or output (``side``) an adapter changes; ``norm`` is applied before the adapter reads it."""
+    """A module whose input or output (``side``) an adapter changes; the adapter reads it after ``norm``."""
 
     module: nn.Module
     side: Literal["input", "output"]
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One transformer layer. ``number`` counts on from encoder to decoder; ``index`` counts within its stack."""
+    """One transformer layer. ``number`` continues from encoder to decoder; ``index`` counts within the stack."""
 
     group: Group
     index: int
@@ -48,32 +48,32 @@ class Layer:
     width: int
     pre_norm: bool
 
-    def place(self, where: Where, reuse_norm: bool) -> Place:
-        """The place after attention or after the feed-forward ("output").
+    def place(self, location: Location, reuse_norm: bool) -> Place:
+        """The place after attention, or after the feed-forward ("output").
 
-        Raises: ModelError when the layer's shape does not show it, or when it does not exist.
+        Raises: ModelError when it cannot be identified, or does not exist.
         """
         if not reuse_norm:
-            return Place(self._exit(where), "output")
+            return Place(self._exit(location), "output")
         if not self.pre_norm:
-            norm = self._norms()[0 if where == "attention" else -1][1]
+            norm = self._norms()[0 if location == "attention" else -1][1]
             return Place(norm, "input", norm)
-        if where == "output":
+        if location == "output":
             return Place(self.module, "output")
         raise ModelError(
-            "this pre-norm layer has no place after attention where residual and norm can be reused",
+            "this pre-norm layer has no place after attention for an adapter that reuses residual and norm",
             where=self.path,
             expected="original_ln_before = false for an adapter after attention (houlsby)",
             fix="use the pfeiffer configuration, or houlsby as it is",
         )
 
-    def sub_layer(self, where: Where) -> str:
-        """Path, below the layer, of the module that AdapterHub files hang this adapter's tensors on."""
+    def sub_layer(self, location: Location) -> str:
+        """Path, within the layer, of the module that holds this adapter's tensors in AdapterHub's files."""
         nested = self._sub_layers()
         if nested:
-            return f"{nested[0 if where == 'attention' else -1][0]}.adapters"
-        parent = "" if self.pre_norm else self._norms()[0 if where == "attention" else -1][0].rpartition(".")[0]
-        return f"{parent}.adapters" if parent else f"{where}_adapters.adapters"
+            return f"{nested[0 if location == 'attention' else -1][0]}.adapters"
+        parent = "" if self.pre_norm else self._norms()[0 if location == "attention" else -1][0].rpartition(".")[0]
+        return f"{parent}.adapters" if parent else f"{location}_adapters.adapters"
 
     def _norms(self) -> list[tuple[str, nn.Module]]:
         norms = [(name, module) for name, module in self.module.named_modules() if is_norm(module, self.width)]
@@ -89,34 +89,34 @@ class Layer:
                 return [(f"{name}.{index}", item) for index, item in enumerate(items)]
         return []
 
-    def _exit(self, where: Where) -> nn.Module:
-        """The module whose output is x, behind the sub-layer's dropout where the dropout is a module."""
-        nested, last = self._sub_layers(), 0 if where == "attention" else -1
-        if nested:
-            return self._dropout(nested[last][1])
+    def _exit(self, location: Location) -> nn.Module:
+        """The module whose output is x: the sub-layer's dropout if that is a module."""
+        sub_layers, last = self._sub_layers(), 0 if location == "attention" else -1
+        if sub_layers:
+            return self._dropout(sub_layers[last][1])
         direct = _direct_norms(self.module, self.width)
         if self.pre_norm and len(direct) == 4:  # Gemma 2: (before, after) of attention, then of the feed-forward
-            return direct[1 if where == "attention" else 3]
-        if not direct:  # BERT: the norm sits in a module of its own, behind dense and dropout
+            return direct[1 if location == "attention" else 3]
+        if not direct:  # BERT: the norm is in a separate module, after dense and dropout
             name = self._norms()[last][0].rpartition(".")[0]
             return self._dropout(self.module.get_submodule(name))
         workers = [child for child in self.module.children() if _matrices(child) and child not in direct]
-        found = workers[last] if len(workers) >= 2 and len(direct) >= 2 else None
-        if found is None or ("attention" in type(found).__name__.lower()) != (where == "attention"):
+        module = workers[last] if len(workers) >= 2 and len(direct) >= 2 else None
+        if module is None or ("attention" in type(module).__name__.lower()) != (location == "attention"):
             expected = "an attention module first and a feed-forward module last"
             raise self._unclear(expected, self.module.named_children())
-        return found
+        return module
 
     def _dropout(self, module: nn.Module) -> nn.Module:
-        found = [child for child in module.children() if isinstance(child, nn.Dropout)]
-        if len(found) != 1:
+        dropouts = [child for child in module.children() if isinstance(child, nn.Dropout)]
+        if len(dropouts) != 1:
             raise self._unclear("one dropout at the end of the sub-layer", module.named_children())
-        return found[0]
+        return dropouts[0]
 
     def _unclear(self, expected: str, found: Iterable[tuple[str, nn.Module]]) -> ModelError:
         names = [f"{name} ({type(module).__name__})" for name, module in found]
         return ModelError(
-            "the place of an adapter in this layer cannot be found",
+            "the place of an adapter in this layer cannot be identified",
             where=self.path,
             found=", ".join(names) or "none",
             expected=expected,
@@ -126,9 +126,9 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """All places of a model. ``embedding``: where embeddings leave; ``head``: the output projection, if there is one.
+    """All places of a model. ``embedding``: the output of the embeddings; ``head``: the output projection, if any.
 
-    ``invertible_path`` is the module that AdapterHub files hang the invertible adapter on.
+    ``invertible_path``: the module that holds the invertible adapter in AdapterHub's files.
     """
 
     layers: tuple[Layer, ...]
@@ -138,7 +138,7 @@ class Places:
     invertible_path: str
 
     def layer(self, group: str, index: int) -> Layer | None:
-        """The layer of a group; a model's only stack answers to either group's name."""
+        """The layer at an index of a group; a model with one stack has it under either group's name."""
         groups = {layer.group for layer in self.layers}
         group = next(iter(groups)) if len(groups) == 1 else group
         return next((layer for layer in self.layers if layer.group == group and layer.index == index), None)
@@ -147,18 +147,18 @@ class Places:
 def find_places(model: PreTrainedModel) -> Places:
     """The places of a transformers model.
 
-    Raises: ModelError naming what was looked for when the model's structure does not show one stack of layers (two for
-    an encoder-decoder), or where its embeddings leave.
+    Raises: ModelError when the model's structure does not show one stack of layers (two for an encoder-decoder), or its
+    embeddings.
     """
     config = model.config.get_text_config()
     width = int(config.hidden_size)
     stacks = list(_stacks(model, width))
-    if len(stacks) != (wanted := 2 if _two_stacks(model) else 1):
+    if len(stacks) != (expected := 2 if _two_stacks(model) else 1):
         raise ModelError(
             "the transformer layers cannot be found",
             where=type(model).__name__,
             found=", ".join(path for path, _ in stacks) or "no such list",
-            expected=f"{wanted} list(s) of alike layers, each with a norm {width} wide and two or more matrices",
+            expected=f"{expected} list(s) of alike layers, each with a norm {width} wide and two or more matrices",
             fix="use a text encoder, decoder or encoder-decoder; of a multimodal model, its language model",
         )
     layers: list[Layer] = []
@@ -168,7 +168,7 @@ def find_places(model: PreTrainedModel) -> Places:
         for index, item in enumerate(items):
             layers.append(Layer(group, index, len(layers), f"{path}.{index}", item, width, pre_norm))
     embedding, embedding_width = _embedding(model, stacks[0][0], width)
-    owner_path = stacks[0][0].rpartition(".")[0] if wanted == 2 else _backbone_path(model)
+    owner_path = stacks[0][0].rpartition(".")[0] if expected == 2 else _backbone_path(model)
     return Places(tuple(layers), embedding, embedding_width, _head(model), owner_path)
 
 
@@ -188,16 +188,16 @@ def _matrices(module: nn.Module) -> int:
 
 
 def _stacks(model: nn.Module, width: int) -> Iterator[tuple[str, nn.ModuleList]]:
-    found: list[str] = []
-    ours = in_language_part(model)
+    paths: list[str] = []
+    is_language = in_language_part(model)
     for path, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer in found):
+        if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer in paths):
             continue
-        if not ours(path):
+        if not is_language(path):
             continue
         items = list(module)
         if len({type(item) for item in items}) == 1 and all(_is_layer(item, width) for item in items):
-            found.append(path)
+            paths.append(path)
             yield path, module
 
 
@@ -206,13 +206,13 @@ def _is_layer(module: nn.Module, width: int) -> bool:
 
 
 def _two_stacks(model: PreTrainedModel) -> bool:
-    # A decoder or an encoder taken out of an encoder-decoder keeps a config that says otherwise.
+    # A decoder or encoder taken out of an encoder-decoder keeps that config.
     return bool(model.config.is_encoder_decoder) and len(list(_stacks(model, model.config.hidden_size))) > 1
 
 
 def _embedding(model: PreTrainedModel, stack: str, width: int) -> tuple[Place, int]:
-    """Behind the embeddings' norm and dropout where a module holds them all (BERT); behind the norm (BART); else the
-    token embeddings themselves (Llama; T5: the encoder's)."""
+    """The output of the module with embeddings, norm and dropout (BERT), else of the norm (BART), else of the token
+    embeddings (Llama; T5: the encoder's)."""
     owner_path = stack.rpartition(".")[0]
     owner = model.get_submodule(owner_path)
     for name, child in owner.named_children():
@@ -233,7 +233,7 @@ def _embedding(model: PreTrainedModel, stack: str, width: int) -> tuple[Place, i
     norms = [child for child in parent.children() if is_norm(child, token.embedding_dim)]
     if norms and not any(isinstance(inner, nn.ModuleList) for inner in parent.modules()):
         return Place(parent, "output"), token.embedding_dim
-    if tokens and len(paths) > 2:  # one module for encoder and decoder (T5, resized): only the first layer is its own
+    if tokens and len(paths) > 2:  # encoder and decoder share the module (T5, resized), but not the first layer
         return Place(model.get_submodule(f"{stack}.0"), "input"), width
     return Place(token, "output"), token.embedding_dim
 

@@ -1,7 +1,7 @@
-"""LoRA and (IA)³ directories of PEFT as members of a stack: changes of linear modules, which stay where they are.
+"""PEFT's LoRA and (IA)³ directories as members of a stack: they change linear modules in place.
 
-PEFT itself wraps the modules and switches by names that it gives them; a stack changes what a module reads or gives, so
-that the base keeps its modules and several members, bottleneck adapters among them, are active together.
+PEFT wraps the modules and switches between adapters by name; a stack changes a module's input or output instead, so
+the base keeps its modules and several members can be active together with bottleneck adapters.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from adamergex.structures.targets import require_targeted
 Side = Literal["input", "output"]
 
 
-class LowRank(nn.Module):
-    """LoRA: y <- y + (α/r)·B·A·dropout(x), x what the module read; A (r, in), B (out, r). Source: 2106.09685, Eq 3."""
+class LoraChange(nn.Module):
+    """LoRA: y <- y + (α/r)·B·A·dropout(x), x the module's input; A (r, in), B (out, r). Source: 2106.09685, Eq 3."""
 
     side: Side = "output"
 
@@ -48,7 +48,7 @@ class LowRank(nn.Module):
         return given + update.to(given.dtype)
 
 
-class Rescale(nn.Module):
+class Ia3Change(nn.Module):
     """(IA)³: y <- y ⊙ l for l (out, 1); x <- x ⊙ l for l (1, in), the feed-forward's. Source: 2205.05638, §3.3."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
@@ -61,8 +61,8 @@ class Rescale(nn.Module):
         return scaled.to(given.dtype)
 
 
-class Replacement(nn.Linear):
-    """A linear module of a trained head, in the place of the model's own."""
+class HeadLinear(nn.Linear):
+    """A linear module of a trained head, which replaces the model's own."""
 
     side: Side = "output"
 
@@ -70,11 +70,11 @@ class Replacement(nn.Linear):
         return super().forward(read.to(self.weight.dtype)).to(read.dtype)
 
 
-Part = LowRank | Rescale | Replacement
+ProjectionChange = LoraChange | Ia3Change | HeadLinear
 
 
 class PeftAdapter(nn.Module):
-    """A LoRA or (IA)³ adapter by the paths of the modules that it changes, its head's modules among them.
+    """A LoRA or (IA)³ adapter by the paths of the modules that it changes, including its head's.
 
     Tensors are named as in PEFT's file, with ``/`` in paths: ``parts.model/layers/0/self_attn/q_proj.lora_A.weight``.
     """
@@ -85,17 +85,17 @@ class PeftAdapter(nn.Module):
         self.parts = nn.ModuleDict()
         self.head = nn.ModuleDict()
 
-    def at(self) -> Iterator[tuple[str, Part]]:
-        """(path of a module, what changes it); a head's modules first: a change may stand on one."""
+    def at(self) -> Iterator[tuple[str, ProjectionChange]]:
+        """(path of a module, its change); a head's modules first, since a change may apply to one."""
         for group in (self.head, self.parts):
             for path, part in group.items():
                 yield path.replace("/", "."), part  # type: ignore[misc]
 
     def save(self, directory: str | Path, **metadata: object) -> Path:
         """Write the directory as PEFT reads it; ``metadata`` goes into its configuration. Raises: AdapterFileError."""
-        named = {**self.parts.state_dict(), **self.head.state_dict()}
+        state = {**self.parts.state_dict(), **self.head.state_dict()}
         tensors = {
-            PREFIX + name.replace("/", "."): tensor.detach().cpu().contiguous() for name, tensor in named.items()
+            PREFIX + name.replace("/", "."): tensor.detach().cpu().contiguous() for name, tensor in state.items()
         }
         with staged_directory(directory) as stage:
             text = json.dumps({**self.config, **metadata}, indent=2, sort_keys=True)
@@ -107,7 +107,7 @@ class PeftAdapter(nn.Module):
 
 
 def is_peft(directory: str | Path) -> bool:
-    """Whether ``adapter_config.json`` declares an adapter of PEFT; of a directory without one, false.
+    """Whether ``adapter_config.json`` declares an adapter of PEFT; false without that file.
 
     Raises: AdapterFileError for a config that cannot be read."""
     path = Path(directory)
@@ -115,10 +115,10 @@ def is_peft(directory: str | Path) -> bool:
 
 
 def read_peft(directory: str | Path, model: PreTrainedModel) -> PeftAdapter:
-    """Read a LoRA or (IA)³ directory for a model, its trained head too.
+    """Read a LoRA or (IA)³ directory for a model, with its trained head.
 
-    Raises: AdapterFileError for files that cannot be read, or tensors that the model has no module for;
-        IncompatibleAdaptersError for another structure or variant, or another shape than the module's.
+    Raises: AdapterFileError for files that cannot be read, or tensors without a module in the model;
+        IncompatibleAdaptersError for another structure, variant or shape.
     """
     opened = AdapterDirectory.open(directory)
     if structure_kind(opened.config) not in ("lora", "ia3"):
@@ -129,34 +129,35 @@ def read_peft(directory: str | Path, model: PreTrainedModel) -> PeftAdapter:
             expected="LORA or IA3, or a bottleneck adapter",
             fix="load it with PEFT alone",
         )
-    found, tensors = layout(opened), read_directory(opened.path)
-    require_targeted(opened.config, found.sites, opened.path / CONFIG)
-    made = PeftAdapter(dict(opened.config), lineages.read(opened.path))
-    for path, site in found.sites.items():
+    contents, tensors = layout(opened), read_directory(opened.path)
+    require_targeted(opened.config, contents.sites, opened.path / CONFIG)
+    adapter = PeftAdapter(dict(opened.config), lineages.read(opened.path))
+    for path, site in contents.sites.items():
         module = _linear(model, path, opened)
-        own = {role: tensors[info.name] for role, info in site.tensors.items()}
-        part: Part
-        if found.kind == "lora":
+        by_role = {role: tensors[info.name] for role, info in site.tensors.items()}
+        part: ProjectionChange
+        if contents.kind == "lora":
             dropout = float(opened.config.get("lora_dropout") or 0)
-            part = LowRank(module.in_features, module.out_features, site.rank, site.scaling, dropout)
+            part = LoraChange(module.in_features, module.out_features, site.rank, site.scaling, dropout)
         else:
-            shape = tuple(own["ia3_l"].shape)
-            part = Rescale((1, module.in_features) if shape[0] == 1 else (module.out_features, 1))
-        _fill(part, {f"{role}.weight" if found.kind == "lora" else role: own[role] for role in own}, path, opened)
-        made.parts[path.replace(".", "/")] = _beside(part, module)
-    if found.heads:
+            shape = tuple(by_role["ia3_l"].shape)
+            part = Ia3Change((1, module.in_features) if shape[0] == 1 else (module.out_features, 1))
+        ending = ".weight" if contents.kind == "lora" else ""
+        _fill(part, {role + ending: tensor for role, tensor in by_role.items()}, path, opened)
+        adapter.parts[path.replace(".", "/")] = _like(part, module)
+    if contents.heads:
         require_labels(model, opened.path)
-    for path, own in _heads(found, tensors).items():
+    for path, head_tensors in _heads(contents, tensors).items():
         module = _linear(model, path, opened)
-        head = Replacement(module.in_features, module.out_features, bias=module.bias is not None)
-        _fill(head, own, path, opened)
-        made.head[path.replace(".", "/")] = _beside(head, module)
-    return made
+        head = HeadLinear(module.in_features, module.out_features, bias=module.bias is not None)
+        _fill(head, head_tensors, path, opened)
+        adapter.head[path.replace(".", "/")] = _like(head, module)
+    return adapter
 
 
-def _heads(found: Layout, tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+def _heads(contents: Layout, tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     heads: dict[str, dict[str, torch.Tensor]] = {}
-    for name in found.heads:
+    for name in contents.heads:
         path, _, kind = name.removeprefix(PREFIX).rpartition(".")
         heads.setdefault(path, {})[kind] = tensors[name]
     return heads
@@ -166,33 +167,33 @@ def _linear(model: PreTrainedModel, path: str, directory: AdapterDirectory) -> n
     module = dict(model.named_modules()).get(path)
     if not isinstance(module, nn.Linear):
         raise AdapterFileError(
-            "the adapter changes a module that this model does not have as a linear one",
+            "the adapter changes a module that is missing in this model, or not linear",
             where=f"{directory.tensors_path}: {path}",
             found="no such module" if module is None else type(module).__name__,
             expected=f"an nn.Linear of {type(model).__name__}",
-            fix="use the base, and the class with the kind of head, that the adapter was trained with",
+            fix="use the base and the kind of head that the adapter was trained with",
         )
     return module
 
 
-def _fill(part: Part, tensors: Mapping[str, torch.Tensor], path: str, directory: AdapterDirectory) -> None:
-    own = dict(part.named_parameters())
-    wanted = {name: tuple(parameter.shape) for name, parameter in own.items()}
+def _fill(part: ProjectionChange, tensors: Mapping[str, torch.Tensor], path: str, directory: AdapterDirectory) -> None:
+    parameters = dict(part.named_parameters())
+    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if shapes != wanted:
+    if shapes != expected:
         raise IncompatibleAdaptersError(
-            "an adapter's tensors have another shape than the module that they change",
+            "the adapter's tensors do not fit the shape of the module",
             where=f"{directory.tensors_path}: {path}",
             found=", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items())),
-            expected=", ".join(f"{name} {shape}" for name, shape in sorted(wanted.items())),
-            fix="use the base, with as many labels, that the adapter was trained with",
+            expected=", ".join(f"{name} {shape}" for name, shape in sorted(expected.items())),
+            fix="use the base and the number of labels that the adapter was trained with",
         )
     with torch.no_grad():
-        for name, parameter in own.items():
+        for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
 
 
-def _beside(part: Part, module: nn.Linear) -> Part:
-    # Offloaded weights stand on "meta" between calls; the adapter itself has to stay real.
+def _like(part: ProjectionChange, module: nn.Linear) -> ProjectionChange:
+    # Offloaded parameters are on "meta" between calls; the adapter's must have data.
     device = None if module.weight.device.type == "meta" else module.weight.device
     return part.to(device=device, dtype=module.weight.dtype)

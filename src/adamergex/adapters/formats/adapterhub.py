@@ -1,7 +1,7 @@
-"""Bottleneck adapter directories: AdapterHub's in any dialect, and ours; read, written, imported, exported.
+"""Bottleneck adapter directories, AdapterHub's in any dialect and ours: read, write, import, export.
 
-Ours is AdapterHub's ``adapter_config.json`` beside ``adapter_model.safetensors``, whose tensors are named by structure
-(``layers.3.output.down.weight``) so that adapters of different names and bases can be compared tensor by tensor.
+Ours has AdapterHub's ``adapter_config.json`` and an ``adapter_model.safetensors`` with tensors named by structure
+(``layers.3.output.down.weight``), so that adapters of different names and bases can be compared tensor by tensor.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import stat
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -47,12 +47,12 @@ if TYPE_CHECKING:
 PICKLE, SAFE = "pytorch_adapter.bin", "adapter.safetensors"
 _FILES = (CONFIG, TENSORS, SAFE, PICKLE, PEFT_PICKLE, HEAD_CONFIG, HEAD_TENSORS, HEAD_PICKLE, FILE_NAME)
 _METADATA = ("hidden_size", "model_class", "model_name", "model_type")
-_BLOCK, _MOST_RATIO = 1 << 20, 100  # tensors hardly get smaller when they are packed
+_BLOCK, _MOST_RATIO = 1 << 20, 100  # tensors hardly compress
 
 
 @dataclass(frozen=True, eq=False)
 class HeadFiles:
-    """A prediction head beside an adapter: ``head_config.json`` and its tensors, as they are in the file."""
+    """A prediction head saved with an adapter: ``head_config.json`` and the tensors as in the file."""
 
     config: Mapping[str, Any]
     tensors: Mapping[str, torch.Tensor]
@@ -60,8 +60,8 @@ class HeadFiles:
 
 @dataclass(frozen=True, eq=False)
 class AdapterFiles:
-    """An adapter in memory, independent of any model: tensors under our names. ``metadata``: the base's name, class,
-    type and hidden size."""
+    """An adapter in memory, independent of a model, with our tensor names. ``metadata``: the base's name, class, type
+    and hidden size."""
 
     name: str
     config: BottleneckConfig
@@ -72,9 +72,9 @@ class AdapterFiles:
 
 
 def read_adapter(directory: str | Path) -> AdapterFiles:
-    """Read a bottleneck adapter: safetensors where there are any, else ``pytorch_adapter.bin`` as plain tensors.
+    """Read a bottleneck adapter: safetensors if present, otherwise ``pytorch_adapter.bin`` as plain tensors.
 
-    Nothing in a file is ever executed (``torch.load(weights_only=True)``, torch >= 2.10).
+    Nothing in a file is executed (``torch.load(weights_only=True)``, torch >= 2.10).
     Raises: AdapterFileError for files that are missing, damaged, malicious, of another kind, or not finite.
     """
     path = Path(directory)
@@ -91,21 +91,21 @@ def read_adapter(directory: str | Path) -> AdapterFiles:
 
 
 def write_adapter(directory: str | Path, files: AdapterFiles) -> Path:
-    """Write our layout, whole or not at all; the same adapter always gives the same bytes.
+    """Write our layout atomically; equal adapters give equal bytes.
 
-    Raises: AdapterFileError when something is there already, or a tensor is not finite.
+    Raises: AdapterFileError when the directory exists, or a tensor is not finite.
     """
     with staged_directory(directory) as stage:
         write_files(stage, files)
     return Path(directory)
 
 
-def write_files(directory: Path, files: AdapterFiles, own: str = TENSORS, head: str = HEAD_TENSORS) -> None:
-    """The same into a directory that is there, into files of these names. Raises: AdapterFileError when a tensor is not
-    finite."""
+def write_files(directory: Path, files: AdapterFiles, adapter: str = TENSORS, head: str = HEAD_TENSORS) -> None:
+    """Write into an existing directory, with these names of the tensor files. Raises: AdapterFileError when a tensor is
+    not finite."""
     require_finite(files.tensors, directory)
     _write_json(directory / CONFIG, _config_json(files))
-    _save(files.tensors, directory / own)
+    _save(files.tensors, directory / adapter)
     if files.head:
         _write_json(directory / HEAD_CONFIG, files.head.config)
         _save(files.head.tensors, directory / head)
@@ -114,12 +114,12 @@ def write_files(directory: Path, files: AdapterFiles, own: str = TENSORS, head: 
 
 
 def import_adapter(source: str | Path, output: str | Path) -> AdapterFiles:
-    """Convert an AdapterHub directory, or its zip archive, to our layout once.
+    """Convert an AdapterHub directory, or its zip archive, to our layout.
 
-    Only the known files of an archive are taken, by their own names; one that points outside is refused.
+    Only the known files of an archive are unpacked; an archive with a path that leads outside is refused.
     Raises: AdapterFileError, as ``read_adapter`` and ``write_adapter``.
     """
-    with opened(Path(source)) as directory:
+    with unpacked_directory(Path(source)) as directory:
         files = read_adapter(directory)
     write_adapter(output, files)
     return files
@@ -130,13 +130,13 @@ def export_adapter(
 ) -> Path:
     """Write AdapterHub's layout for the library ``adapters``, with its names for ``model``'s architecture.
 
-    ``model`` may be on the meta device: only its structure is read. A pickle by default, for that is what adapters
-    reads without being asked. Raises: AdapterFileError; ModelError when the model's structure is not known.
+    ``model`` may be on the meta device: only its structure is read. By default this writes a pickle, which ``adapters``
+    reads by default. Raises: AdapterFileError; ModelError when the model's structure is not known.
     """
     files = source if isinstance(source, AdapterFiles) else read_adapter(source)
-    own = {"hidden_size": model.config.get_text_config().hidden_size, "model_class": type(model).__name__}
-    files = replace(files, metadata=own | {"model_type": model.config.model_type} | dict(files.metadata))
-    tensors = {_foreign(key, files.name, model): tensor for key, tensor in files.tensors.items()}
+    metadata = {"hidden_size": model.config.get_text_config().hidden_size, "model_class": type(model).__name__}
+    files = replace(files, metadata=metadata | {"model_type": model.config.model_type} | dict(files.metadata))
+    tensors = {_adapterhub_name(key, files.name, model): tensor for key, tensor in files.tensors.items()}
     with staged_directory(output) as stage:
         names = (SAFE, HEAD_TENSORS) if safetensors else (PICKLE, HEAD_PICKLE)
         write_files(stage, replace(files, tensors=tensors), *names)
@@ -144,7 +144,7 @@ def export_adapter(
 
 
 def read_head(directory: str | Path) -> HeadFiles | None:
-    """The prediction head beside an adapter, if there is one. Raises: AdapterFileError for damaged files."""
+    """The prediction head saved with an adapter, if any. Raises: AdapterFileError for damaged files."""
     path = Path(directory)
     if not os.path.lexists(path / HEAD_CONFIG):
         return None
@@ -160,11 +160,11 @@ def tensors_path(directory: Path, names: tuple[str, ...] = (TENSORS, SAFE, PICKL
     """The file of an adapter's tensors. Raises: AdapterFileError when there is none."""
     path = next((directory / name for name in names if os.path.lexists(directory / name)), None)
     if path is None:
-        there = sorted(item.name for item in directory.iterdir())[:8] if directory.is_dir() else ["no such directory"]
+        entries = sorted(item.name for item in directory.iterdir())[:8] if directory.is_dir() else ["no such directory"]
         raise AdapterFileError(
             "the adapter has no tensors",
             where=directory,
-            found=", ".join(there),
+            found=", ".join(entries),
             expected=" or ".join(names),
             fix="name an adapter directory: AdapterHub's, or one that adamergex wrote",
         )
@@ -173,63 +173,65 @@ def tensors_path(directory: Path, names: tuple[str, ...] = (TENSORS, SAFE, PICKL
 
 def _tensors(directory: Path, names: tuple[str, ...]) -> tuple[Path, dict[str, torch.Tensor]]:
     path = tensors_path(directory, names)
-    found = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
-    return path, plain_tensors(found, path)
+    contents = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    return path, plain_tensors(contents, path)
 
 
-def _canonical(tensors: Mapping[str, torch.Tensor], wanted: object, where: Path) -> tuple[str, dict[str, torch.Tensor]]:
+def _canonical(
+    tensors: Mapping[str, torch.Tensor], declared: object, where: Path
+) -> tuple[str, dict[str, torch.Tensor]]:
     parsed = {key: dialects.canonical(key) for key in tensors}
-    strange = sorted(key for key, found in parsed.items() if found is None)
-    names = {found[0] for found in parsed.values() if found} - {None}
-    if strange or not parsed:
+    unknown = sorted(key for key, name_and_key in parsed.items() if name_and_key is None)
+    names = {name_and_key[0] for name_and_key in parsed.values() if name_and_key} - {None}
+    if unknown or not parsed:
         raise AdapterFileError(
-            "the file holds tensors that are no bottleneck adapter's",
-            where=f"{where}: {strange[0]}" if strange else where,
-            found=f"{len(strange)} such tensors" if strange else "no tensors",
+            "the file holds tensors that do not belong to a bottleneck adapter",
+            where=f"{where}: {unknown[0]}" if unknown else where,
+            found=f"{len(unknown)} such tensors" if unknown else "no tensors",
             expected="…adapters.NAME.adapter_down…, …adapters.NAME.adapter_up…, …invertible_adapters.NAME.[FG]…",
             fix="convert a bottleneck adapter; LoRA, prefix and parallel adapters are other structures",
         )
-    name = wanted if wanted in names else next(iter(names), wanted)
-    if len(names) > 1 and wanted not in names:
+    name = declared if declared in names else next(iter(names), declared)
+    if len(names) > 1 and declared not in names:
         raise AdapterFileError(
             "the file holds several adapters",
             where=where,
             found=", ".join(sorted(map(str, names))),
-            expected=f"the one that adapter_config.json names: {wanted!r}",
+            expected=f"the one that adapter_config.json names: {declared!r}",
             fix="correct the name in adapter_config.json",
         )
-    own: dict[str, torch.Tensor] = {}
-    for key, found in parsed.items():
-        if not found or found[0] not in (name, None):
+    canonical: dict[str, torch.Tensor] = {}
+    for key, name_and_key in parsed.items():
+        if not name_and_key or name_and_key[0] not in (name, None):
             continue
-        if found[1] in own:
+        if name_and_key[1] in canonical:
             raise AdapterFileError(
-                "two tensors of the file are one of the adapter's",
+                "two tensors of the file have one canonical name",
                 where=f"{where}: {key}",
-                found=f"another is {found[1]} too",
+                found=f"a second {name_and_key[1]}",
                 expected="every tensor once",
                 fix="save the adapter again",
             )
-        own[found[1]] = tensors[key]
-    return str(name or ""), own
+        canonical[name_and_key[1]] = tensors[key]
+    return str(name or ""), canonical
 
 
-def _foreign(key: str, name: str, model: PreTrainedModel) -> str:
+def _adapterhub_name(key: str, name: str, model: PreTrainedModel) -> str:
     places, parts = find_places(model), key.split(".")
     if parts[0] == "invertible":
         prefix = f"{places.invertible_path}." if places.invertible_path else ""
         return f"{prefix}invertible_adapters.{name}.{'.'.join(parts[1:])}"
-    group, index, where, part, tensor = parts
+    group, index, location, part, tensor = parts
     layer = places.layer(group, int(index))
     if layer is None:
         raise AdapterFileError(
-            "the adapter has a layer that this model does not have",
+            "the adapter has a layer that the model lacks",
             where=key,
             found=f"{len(places.layers)} layers",
             fix="give the model that the adapter was trained with",
         )
     part = "adapter_down.0" if part == "down" else "adapter_up"
-    return f"{layer.path}.{layer.sub_layer(where)}.{name}.{part}.{tensor}"  # type: ignore[arg-type]
+    return f"{layer.path}.{layer.sub_layer(location)}.{name}.{part}.{tensor}"  # type: ignore[arg-type]
 
 
 def _config_json(files: AdapterFiles) -> dict[str, Any]:
@@ -249,10 +251,10 @@ def _write_json(path: Path, contents: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def opened(source: Path) -> Iterator[Path]:
-    """The directory itself, or the known files of a zip archive in a directory of their own.
+def unpacked_directory(source: Path) -> Iterator[Path]:
+    """The directory itself, or the known files of a zip archive in a temporary directory.
 
-    Raises: AdapterFileError for an archive that cannot be read, or leads outside.
+    Raises: AdapterFileError for an archive that cannot be read, or that leads outside.
     """
     if source.is_dir():
         yield source
@@ -271,7 +273,7 @@ def _unpack(source: Path, file: IO[bytes], directory: Path) -> None:
                     archive.open(member) as packed,
                     (directory / PurePosixPath(member.filename).name).open("wb") as out,
                 ):
-                    left = member.file_size + 1  # never more than was announced, whatever is in the stream
+                    left = member.file_size + 1  # never more than the archive declares
                     while block := packed.read(min(_BLOCK, left)):
                         left -= out.write(block)
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
@@ -291,7 +293,7 @@ def _members(source: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
         escapes = path.is_absolute() or ".." in path.parts or ":" in member.filename
         if escapes or stat.S_ISLNK(member.external_attr >> 16) or path.name in chosen:
             raise AdapterFileError(
-                "the archive holds a path that leads elsewhere, or the same file twice; nothing was unpacked",
+                "the archive holds a path that leads outside, or a file twice; nothing was unpacked",
                 where=source,
                 found=member.filename,
                 expected="the files of one adapter",
@@ -299,7 +301,8 @@ def _members(source: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
             )
         if path.name in _FILES:
             chosen[path.name] = member
-    packed, unpacked = (sum(sizes) for sizes in zip(*_sizes(chosen.values()), strict=True))
+    packed = sum(member.compress_size for member in chosen.values())
+    unpacked = sum(member.file_size for member in chosen.values())
     if unpacked > MOST_BYTES or unpacked > _MOST_RATIO * packed + inputs.SETTINGS_BYTES:
         raise AdapterFileError(
             "the archive unpacks to more than an adapter",
@@ -309,7 +312,3 @@ def _members(source: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
             fix="do not use this archive",
         )
     return list(chosen.values())
-
-
-def _sizes(members: Iterable[zipfile.ZipInfo]) -> list[tuple[int, int]]:
-    return [(0, 0), *((member.compress_size, member.file_size) for member in members)]

@@ -1,4 +1,4 @@
-"""Adapter directories from one form to another: AdapterHub's, composable-sft's and ours; what a directory holds."""
+"""Converts adapter directories between AdapterHub's, composable-sft's and our format; detects what one holds."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ _STRUCTURES = {
 }
 
 
-class Found(NamedTuple):
-    """What a directory, archive or file holds, and whose form it has; ``tensors`` is the file that says so."""
+class Detected(NamedTuple):
+    """What a directory, archive or file holds, and in which format; ``tensors`` is the file that shows it."""
 
     contents: Contents
     form: Form
@@ -47,7 +47,7 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did; ``str()`` is what ``adamergex convert`` prints."""
+    """The result of a conversion; ``adamergex convert`` prints ``str()`` of it."""
 
     contents: Contents
     name: str
@@ -59,7 +59,7 @@ class Conversion:
     output: Path
 
     def __str__(self) -> str:
-        also = [what for what, there in (("head", self.head), ("lineage", self.lineage)) if there]
+        also = [name for name, present in (("head", self.head), ("lineage", self.lineage)) if present]
         parts = ", ".join([f"{self.tensors} tensors", *also])
         return printable(f"{self.contents} {self.name!r}: {self.before} -> {self.after} ({parts})")
 
@@ -72,42 +72,42 @@ def convert(
     base: str | None = None,
     safetensors: bool = False,
 ) -> Conversion:
-    """Write what ``source`` holds to ``output`` in another form, whole or not at all; what it is, is found out.
+    """Convert the adapter in ``source``, whose format is detected, to another format, and write it atomically.
 
-    AdapterHub directories and their zip archives (all dialects, heads too) and composable-sft's ``pytorch_diff.bin``
-    become ours (safetensors), and ours theirs; PEFT's ``adapter_model.bin``
-    becomes safetensors. Pickles are read as plain tensors only: nothing in a file is run.
+    Converts AdapterHub directories and their zip archives (all dialects, with heads) and composable-sft's
+    ``pytorch_diff.bin`` to our format (safetensors) and back, and PEFT's ``adapter_model.bin`` to safetensors. Pickles
+    are read as plain tensors only: nothing in a file is executed.
 
     Args:
         source: a directory, a zip archive of one, or the file of a sparse difference.
-        output: a directory that does not exist yet. ``lineage.json`` goes along.
+        output: a directory that does not exist yet. ``lineage.json`` is copied.
         to: ``adamergex``, ``adapterhub`` (what ``adapters`` 1.x loads) or ``composable-sft``.
-        base: for ``adapterhub``, the model whose layers name the tensors: only its configuration is read. By default
-            the one that the adapter names.
+        base: for ``adapterhub``, the model whose layers name the tensors: only its configuration is read. Default:
+            the base in the adapter's configuration.
         safetensors: for ``adapterhub``, ``adapter.safetensors`` instead of ``pytorch_adapter.bin``.
 
-    Raises: AdapterFileError for files that cannot be read, hold something else, or have the wanted form already;
-        ConfigError for arguments that do not go together; ModelError for a base that cannot be read.
+    Raises: AdapterFileError for files that cannot be read, hold something else, or already have the format;
+        ConfigError for arguments that conflict; ModelError for a base that cannot be read.
     """
     source, output = Path(source), Path(output)
     _require_arguments(to, base, safetensors)
-    found = detect(source)
-    _require_change(source, found, to, safetensors)
+    detected = detect(source)
+    _require_change(source, detected, to, safetensors)
     require_free(output)
-    if found.contents == "sparse difference":
-        return _convert_difference(source, output, found, to)
-    if found.contents == "PEFT adapter":
-        return _convert_peft(source, output, found)
+    if detected.contents == "sparse difference":
+        return _convert_difference(source, output, detected, to)
+    if detected.contents == "PEFT adapter":
+        return _convert_peft(source, output, detected)
     if to == "adamergex":
         files = adapterhub.import_adapter(source, output)
     else:
-        with adapterhub.opened(source) as directory:
+        with adapterhub.unpacked_directory(source) as directory:
             files = adapterhub.read_adapter(directory)
         adapterhub.export_adapter(files, output, _structure(base, files, source), safetensors=safetensors)
     return Conversion(
-        found.contents,
+        detected.contents,
         files.name,
-        found.form,
+        detected.form,
         to,
         len(files.tensors),
         files.head is not None,
@@ -116,66 +116,68 @@ def convert(
     )
 
 
-def detect(source: str | Path) -> Found:
-    """What ``source`` holds, by the names of its files and the kind that ``adapter_config.json`` declares.
+def detect(source: str | Path) -> Detected:
+    """Detect what ``source`` holds, by its file names and the kind that ``adapter_config.json`` declares.
 
-    Raises: AdapterFileError when it is missing, holds nothing that can be converted, or two things at once.
+    Raises: AdapterFileError when it is missing, holds nothing to convert, or holds two things.
     """
     path = Path(source)
-    if path.name in (sparse.PEER, sparse.TENSORS) and path.is_file():
+    if path.name in (sparse.SFT_FILE, sparse.TENSORS) and path.is_file():
         return _difference(path.name)
     if path.is_file() and path.suffix in (".bin", ".safetensors", ".json", ".pt"):
         raise _unknown(path, "a file of an adapter", fix=f"name its directory: {path.parent}")
     if not path.exists():
         raise _unknown(path, "nothing", fix="check the path")
-    with adapterhub.opened(path) as directory:
+    with adapterhub.unpacked_directory(path) as directory:
         return _detect(directory, path)
 
 
-def _detect(directory: Path, where: Path) -> Found:
-    there = {item.name for item in directory.iterdir()}
-    differences = [name for name in (sparse.TENSORS, sparse.PEER) if name in there]
-    if differences and CONFIG in there:
+def _detect(directory: Path, where: Path) -> Detected:
+    names = {item.name for item in directory.iterdir()}
+    differences = [name for name in (sparse.TENSORS, sparse.SFT_FILE) if name in names]
+    if differences and CONFIG in names:
         raise _unknown(where, f"an adapter and a sparse difference ({differences[0]})", fix="move one of them away")
     if differences:
         return _difference(differences[0])
-    if CONFIG not in there:
-        raise _unknown(where, ", ".join(sorted(there)[:8]) or "an empty directory", fix="name an adapter's directory")
+    if CONFIG not in names:
+        raise _unknown(where, ", ".join(sorted(names)[:8]) or "an empty directory", fix="name an adapter's directory")
     declared = read_config(directory).get("peft_type")
-    if declared is not None and PICKLE in there and TENSORS not in there:
-        return Found("PEFT adapter", "pickle", PICKLE)
+    if declared is not None and PICKLE in names and TENSORS not in names:
+        return Detected("PEFT adapter", "pickle", PICKLE)
     if declared is not None:
         raise AdapterFileError(
-            "this is a PEFT adapter: adamergex and PEFT both read it as it is, and there is nothing to convert",
+            "this PEFT adapter needs no conversion: adamergex and PEFT read it as it is",
             where=where,
             found=f"peft_type {declared}",
             expected=_expected(),
-            fix="give it to attach, merge or inspect",
+            fix="pass it to attach, merge or inspect",
         )
     for name in (TENSORS, adapterhub.SAFE, adapterhub.PICKLE):
-        if name in there:
-            return Found("bottleneck adapter", "adamergex" if name == TENSORS else "adapterhub", name)
-    names = f"{CONFIG} without tensors ({', '.join(sorted(there)[:8])})"
-    raise _unknown(where, names, fix="download the adapter again")
+        if name in names:
+            return Detected("bottleneck adapter", "adamergex" if name == TENSORS else "adapterhub", name)
+    description = f"{CONFIG} without tensors ({', '.join(sorted(names)[:8])})"
+    raise _unknown(where, description, fix="download the adapter again")
 
 
-def _difference(name: str) -> Found:
-    return Found("sparse difference", "composable-sft" if name == sparse.PEER else "adamergex", name)
+def _difference(name: str) -> Detected:
+    return Detected("sparse difference", "composable-sft" if name == sparse.SFT_FILE else "adamergex", name)
 
 
-def _convert_difference(source: Path, output: Path, found: Found, to: Form) -> Conversion:
-    difference = sparse.read_difference(source if source.is_file() else source / found.tensors)
+def _convert_difference(source: Path, output: Path, detected: Detected, to: Form) -> Conversion:
+    difference = sparse.read_difference(source if source.is_file() else source / detected.tensors)
     lineage = lineages.read(source.parent if source.is_file() else source)
     write = sparse.write_difference if to == "adamergex" else sparse.export_difference
     write(output, difference, lineage=lineage)
     name = (source.parent if source.is_file() else source).resolve().name
     count = len(difference.sparse) + len(difference.whole)
-    return Conversion(found.contents, name, found.form, to, count, bool(difference.whole), lineage is not None, output)
+    return Conversion(
+        detected.contents, name, detected.form, to, count, bool(difference.whole), lineage is not None, output
+    )
 
 
-def _convert_peft(source: Path, output: Path, found: Found) -> Conversion:
-    """PEFT's pickle as safetensors, under PEFT's names; the config as it was read."""
-    with adapterhub.opened(source) as directory:
+def _convert_peft(source: Path, output: Path, detected: Detected) -> Conversion:
+    """Convert PEFT's pickle to safetensors with PEFT's names, and copy the config."""
+    with adapterhub.unpacked_directory(source) as directory:
         config, lineage = read_config(directory), lineages.read(directory)
         tensors = read_peft_pickle(directory / PICKLE, config)
     with staged_directory(output) as stage:
@@ -186,74 +188,74 @@ def _convert_peft(source: Path, output: Path, found: Found) -> Conversion:
             lineage.write(stage)
         AdapterDirectory.open(stage)
     name = source.resolve().stem if source.is_file() else source.resolve().name
-    return Conversion(found.contents, name, found.form, "adamergex", len(tensors), False, lineage is not None, output)
+    return Conversion(
+        detected.contents, name, detected.form, "adamergex", len(tensors), False, lineage is not None, output
+    )
 
 
 def _structure(base: str | None, files: adapterhub.AdapterFiles, where: Path) -> PreTrainedModel:
-    """The base without its weights: the names of its modules are all that an export needs."""
-    named = base or files.metadata.get("model_name")
-    if not named:
+    """The base without its weights: an export needs only the names of its modules."""
+    name = base or files.metadata.get("model_name")
+    if not name:
         raise ConfigError(
-            "AdapterHub names tensors by the base's layers, and this adapter does not say its base",
+            "AdapterHub names tensors by the base's layers, and this adapter does not name its base",
             where=where,
             expected="the base that the adapter was trained with",
             fix="give --base (base=...)",
         )
     try:
-        config = load_config(str(named))
+        config = load_config(str(name))
     except ModelError as error:
         if base:
             raise
         raise ConfigError(
-            "AdapterHub names tensors by the base's layers, and the base that this adapter names is not here",
+            "AdapterHub names tensors by the base's layers, and the base that this adapter names is not available",
             where=where,
-            found=named,
+            found=name,
             expected="a folder or a hub id that can be read",
             fix="give --base (base=...)",
         ) from error
-    model: PreTrainedModel = skeleton(str(named), _STRUCTURES[family(config)])
+    model: PreTrainedModel = skeleton(str(name), _STRUCTURES[family(config)])
     return model
 
 
 def _require_arguments(to: str, base: str | None, safetensors: bool) -> None:
     if to not in FORMS:
-        raise ConfigError("there is no such form", where="to", found=repr(to), expected=" or ".join(FORMS))
+        raise ConfigError("unknown format", where="to", found=repr(to), expected=" or ".join(FORMS))
     given = [name for name, value in (("base", base), ("safetensors", safetensors)) if value]
     if given and to != "adapterhub":
         raise ConfigError(
-            "these arguments only say something for AdapterHub's form",
+            "these arguments apply to AdapterHub's format only",
             where=", ".join(given),
             found=f"to {to}",
             expected="to adapterhub",
-            fix="leave them out",
+            fix="omit them",
         )
 
 
-def _require_change(source: Path, found: Found, to: Form, safetensors: bool) -> None:
-    if to not in _FORMS_OF[found.contents]:
+def _require_change(source: Path, detected: Detected, to: Form, safetensors: bool) -> None:
+    if to not in _FORMS_OF[detected.contents]:
         raise AdapterFileError(
-            f"a {found.contents} has no form of {to}",
+            f"a {detected.contents} cannot be written in the format {to}",
             where=source,
-            found=f"{found.contents} ({found.tensors})",
-            expected=" or ".join(_FORMS_OF[found.contents]),
+            found=f"{detected.contents} ({detected.tensors})",
+            expected=" or ".join(_FORMS_OF[detected.contents]),
             fix="choose one of these with --to",
         )
-    wanted = {"adapterhub": adapterhub.SAFE if safetensors else adapterhub.PICKLE}.get(to, found.tensors)
-    if found.form == to and found.tensors == wanted:
+    file = {"adapterhub": adapterhub.SAFE if safetensors else adapterhub.PICKLE}.get(to, detected.tensors)
+    if detected.form == to and detected.tensors == file:
         raise AdapterFileError(
-            f"this {found.contents} is in the wanted form already; nothing was written",
+            f"this {detected.contents} is in the wanted format already; nothing was written",
             where=source,
-            found=f"{to} ({found.tensors})",
-            fix="use it as it is, or choose another form with --to",
+            found=f"{to} ({detected.tensors})",
+            fix="use it as it is, or choose another format with --to",
         )
 
 
 def _expected() -> str:
     adapters = f"{CONFIG} with {TENSORS}, {adapterhub.SAFE} or {adapterhub.PICKLE}"
-    return f"{adapters}; {PICKLE} of PEFT; or {sparse.TENSORS} or {sparse.PEER}"
+    return f"{adapters}; {PICKLE} of PEFT; or {sparse.TENSORS} or {sparse.SFT_FILE}"
 
 
 def _unknown(where: Path, found: str, fix: str) -> AdapterFileError:
-    return AdapterFileError(
-        "there is nothing here that can be converted", where=where, found=found, expected=_expected(), fix=fix
-    )
+    return AdapterFileError("nothing to convert found", where=where, found=found, expected=_expected(), fix=fix)

@@ -1,4 +1,4 @@
-"""The dialects of AdapterHub's files: what ``adapter_config.json`` has said, and how tensors were named."""
+"""The dialects of AdapterHub's files: versions of ``adapter_config.json`` and of tensor names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from adamergex.adapters.bottleneck.modules import BottleneckConfig
 from adamergex.errors import AdapterFileError
 
-# Read by adapters' loader: without a version it takes activations for those of 2020. The layout is that release's.
+# The loader of ``adapters`` reads the activations of files without a version as those of 2020.
 VERSION = "adapters.1.3.0"
 
 _NAMED = {
@@ -19,7 +19,7 @@ _NAMED = {
     "double_seq_bn": BottleneckConfig.houlsby(),
     "houlsby": BottleneckConfig.houlsby(),
 }
-# Nothing of these changes what a supported adapter computes.
+# Settings that do not change what a supported adapter computes.
 _CONSTANT: dict[str, Any] = {
     "adapter_residual_before_ln": False,
     "cross_adapter": False,
@@ -45,7 +45,7 @@ _CONSTANT: dict[str, Any] = {
     "stochastic_depth": 0.0,
     "use_gating": False,
 }
-# Settings of adapters that are computed otherwise, with the only value that is ours.
+# Settings that change the computation, with the only supported values.
 _REQUIRED: dict[str, tuple[Any, ...]] = {
     "architecture": (None, "bottleneck", "adapter"),
     "is_parallel": (False,),
@@ -78,8 +78,8 @@ _NUMBERED = re.compile(r"(?:^|\.)(\w+)\.(\d+)(?=\.|$)")
 
 
 def read_config(raw: Mapping[str, Any], where: object) -> BottleneckConfig:
-    """The configuration in an ``adapter_config.json``: nested or flat, a dictionary, a name such as ``pfeiffer+inv`` or
-    a string such as ``seq_bn_inv[reduction_factor=2]``.
+    """Parse an ``adapter_config.json``: nested or flat, a dictionary, a name such as ``pfeiffer+inv`` or a string
+    such as ``seq_bn_inv[reduction_factor=2]``.
 
     Raises: AdapterFileError for another kind of adapter, or a setting that is not supported.
     """
@@ -90,17 +90,17 @@ def read_config(raw: Mapping[str, Any], where: object) -> BottleneckConfig:
             found=raw["peft_type"],
             fix="load it with PEFT: adamergex.adapters.peft_backed.load",
         )
-    found, versioned = raw.get("config", raw), "version" in raw
-    if isinstance(found, str):
-        known = raw.get("config_map")
-        by_hash = isinstance(known, dict) and found in known
-        versioned = versioned or not by_hash  # such strings are younger than the renaming of the activations
-        found = known[found] if isinstance(known, dict) and by_hash else _from_string(found, where)
-    if isinstance(found, BottleneckConfig):
-        return found
-    if not isinstance(found, dict):
-        raise _unsupported(where, "config", found, "a dictionary, or a name")
-    settings = {str(key).lower(): value for key, value in found.items()}
+    config, versioned = raw.get("config", raw), "version" in raw
+    if isinstance(config, str):
+        config_map = raw.get("config_map")
+        by_hash = isinstance(config_map, dict) and config in config_map
+        versioned = versioned or not by_hash  # such strings are newer than the renaming of the activations
+        config = config_map[config] if isinstance(config_map, dict) and by_hash else _from_string(config, where)
+    if isinstance(config, BottleneckConfig):
+        return config
+    if not isinstance(config, dict):
+        raise _unsupported(where, "config", config, "a dictionary, or a name")
+    settings = {str(key).lower(): value for key, value in config.items()}
     nested = settings.pop("invertible_adapter", None)
     if isinstance(nested, dict):
         settings.setdefault("inv_adapter", nested.get("block_type"))
@@ -109,7 +109,7 @@ def read_config(raw: Mapping[str, Any], where: object) -> BottleneckConfig:
     if not versioned and settings.get("non_linearity") is not None:
         settings["non_linearity"] = _RENAMED_UNVERSIONED.get(settings["non_linearity"], settings["non_linearity"])
     for key, allowed in _REQUIRED.items():
-        # residual_before_ln only says something where the block's norm is reused.
+        # residual_before_ln has an effect only where the block's norm is reused.
         applies = key != "residual_before_ln" or settings.get("original_ln_before", False)
         if key in settings and settings[key] not in allowed and applies:
             raise _unsupported(where, key, settings[key], " or ".join(map(repr, allowed)))
@@ -117,7 +117,7 @@ def read_config(raw: Mapping[str, Any], where: object) -> BottleneckConfig:
 
 
 def write_config(config: BottleneckConfig) -> dict[str, Any]:
-    """The same as AdapterHub writes it: every key, so that no default is left to a version of the library."""
+    """The configuration as AdapterHub writes it, with every key, so that it does not depend on a version's defaults."""
     return _CONSTANT | {
         "dropout": config.dropout,
         "inv_adapter": "nice" if config.invertible else None,
@@ -133,31 +133,31 @@ def write_config(config: BottleneckConfig) -> dict[str, Any]:
 
 
 def canonical(key: str) -> tuple[str | None, str] | None:
-    """(the adapter's name in the key, our name of the tensor), or ``None`` for a key that is neither's.
+    """(the adapter's name in the key, our name of the tensor), or ``None`` for an unknown key.
 
-    Layers are known by their number: ``roberta.encoder.layer.3.output.adapters.sw.adapter_down.0.weight`` and
+    Layers are identified by their number: ``roberta.encoder.layer.3.output.adapters.sw.adapter_down.0.weight`` and
     ``model.layers.3.output_adapters.adapters.sw.adapter_down.0.weight`` are both ``layers.3.output.down.weight``.
     """
     if _OURS.fullmatch(key):
         return None, key
-    if found := _INVERTIBLE.fullmatch(key):
-        return found["name"], f"invertible.{found['tensor']}"
-    if not (found := _KEY.fullmatch(key)):
+    if match := _INVERTIBLE.fullmatch(key):
+        return match["name"], f"invertible.{match['tensor']}"
+    if not (match := _KEY.fullmatch(key)):
         return None
-    numbers = _NUMBERED.findall(found["path"])
-    if not numbers or "cross" in found["path"]:
+    numbers = _NUMBERED.findall(match["path"])
+    if not numbers or "cross" in match["path"]:
         return None
-    group = "decoder_layers" if re.search(r"(?:^|\.)decoder\.", found["path"]) else "layers"
-    # T5: block.<layer>.layer.<sub-layer>, of which the first is attention, and a decoder's second cross-attention.
-    in_attention = "attention" in found["path"] or found["kind"] == "attention_adapters"
-    in_attention = in_attention or found["list"].startswith("attention") or (len(numbers) > 1 and numbers[1][1] == "0")
+    group = "decoder_layers" if re.search(r"(?:^|\.)decoder\.", match["path"]) else "layers"
+    # T5: block.<layer>.layer.<sub-layer>; the first sub-layer is attention, a decoder's second is cross-attention.
+    in_attention = "attention" in match["path"] or match["kind"] == "attention_adapters"
+    in_attention = in_attention or match["list"].startswith("attention") or (len(numbers) > 1 and numbers[1][1] == "0")
     if len(numbers) > 1 and group == "decoder_layers" and numbers[1][1] == "1":
         return None
-    where, part = "attention" if in_attention else "output", found["part"].removesuffix(".0")
-    return found["name"], f"{group}.{numbers[0][1]}.{where}.{part}.{found['tensor']}"
+    location, part = "attention" if in_attention else "output", match["part"].removesuffix(".0")
+    return match["name"], f"{group}.{numbers[0][1]}.{location}.{part}.{match['tensor']}"
 
 
-# Settings by type, where ``bool()`` or ``float()`` would read anything else as something.
+# Settings with a required type: ``bool()`` and ``float()`` would accept other values.
 _FLAGS = ("output_adapter", "mh_adapter", "original_ln_before", "original_ln_after")
 _NUMBERS = ("scaling", "dropout", "inv_adapter_reduction_factor")
 
@@ -185,15 +185,15 @@ def _is_number(value: object) -> bool:
 
 
 def _from_string(text: str, where: object) -> BottleneckConfig | dict[str, Any]:
-    found = _STRING.fullmatch(text.strip())
-    name = found["name"] if found else ""
+    match = _STRING.fullmatch(text.strip())
+    name = match["name"] if match else ""
     plain = re.sub(r"(\+inv|_inv)$", "", name)
-    if not found or plain not in _NAMED:
+    if not match or plain not in _NAMED:
         raise _unsupported(where, "config", repr(text), f"one of {', '.join(_NAMED)}, with or without _inv or +inv")
     named = replace(_NAMED[plain], invertible=plain != name)
-    if not found["settings"]:
+    if not match["settings"]:
         return named
-    return write_config(named) | {key: _value(value) for key, value in _pairs(found["settings"], where)}
+    return write_config(named) | {key: _value(value) for key, value in _pairs(match["settings"], where)}
 
 
 def _pairs(text: str, where: object) -> list[tuple[str, str]]:

@@ -1,5 +1,5 @@
-"""AdapterHub's flexible heads (of AutoAdapterModel): a chain of linear layers, which must be what the model's own head
-computes. In ``head_config.json`` they say how many layers there are, what is between them and what they read.
+"""AdapterHub's flexible heads (of AutoAdapterModel): a chain of linear layers that must compute what the model's head
+computes. ``head_config.json`` gives the number of layers, the activation between them and their input.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-from adamergex.adapters.guards import answering, probe, probing, tokens
+from adamergex.adapters.guards import probe, probing, raising_model_error, tokens
 from adamergex.errors import IncompatibleAdaptersError
 
 if TYPE_CHECKING:
@@ -28,19 +28,19 @@ _EVERY_STATE = ("tagging", "question_answering")
 
 def in_order(tensors: Mapping[str, torch.Tensor]) -> list[tuple[int, str, torch.Tensor]] | None:
     """(layer, "weight" or "bias", tensor), weights first; None for names of another kind of head."""
-    found = [(NAME.fullmatch(name), tensor) for name, tensor in tensors.items()]
-    if not found or not all(match for match, _ in found):
+    matches = [(NAME.fullmatch(name), tensor) for name, tensor in tensors.items()]
+    if not matches or not all(match for match, _ in matches):
         return None
-    keyed = [(int(match["number"]), match["tensor"], tensor) for match, tensor in found if match]
+    keyed = [(int(match["number"]), match["tensor"], tensor) for match, tensor in matches if match]
     return sorted(keyed, key=lambda item: (item[0], item[1] != "weight"))
 
 
-def require_same(model: PreTrainedModel, head: HeadFiles, where: object) -> None:
-    """The model's head, into which a flexible one was copied, gives what AdapterHub computes with it:
+def require_same_output(model: PreTrainedModel, head: HeadFiles, where: object) -> None:
+    """Require that the model's head, after copying a flexible one into it, computes what AdapterHub computes:
 
         logits = W_n · act(… act(W_1 · x + b_1) …) + b_n, x the first state, every state, or the pooler's
 
-    Raises: IncompatibleAdaptersError naming the head's settings, for other logits or settings that are not known.
+    Raises: IncompatibleAdaptersError with the head's settings, for other logits or unknown settings.
     """
     nested, layers = head.config.get("config"), in_order(head.tensors)
     if layers is None:
@@ -48,16 +48,16 @@ def require_same(model: PreTrainedModel, head: HeadFiles, where: object) -> None
     config: Mapping[str, Any] = nested if isinstance(nested, Mapping) else {}
     kind, activation = str(config.get("head_type")), config.get("activation_function")
     if kind == "masked_lm":  # dense, activation, norm: the model's own, but for the activation
-        right = activation in (None, getattr(model.config, "hidden_act", activation))
+        same = activation in (None, getattr(model.config, "hidden_act", activation))
     elif kind not in _ONE_STATE + _EVERY_STATE or not (activation is None or activation in ACT2FN):
-        right = False
+        same = False
     else:
-        with probing(model), answering(model, "the model of this head cannot be called"):
-            right = _alike(model, config, layers)
-    if not right:
+        with probing(model), raising_model_error(model, "a forward pass with this head fails"):
+            same = _same_logits(model, config, layers)
+    if not same:
         shown = {name: config.get(name) for name in ("head_type", "layers", "activation_function", "use_pooler")}
         raise IncompatibleAdaptersError(
-            "this flexible head computes something else than the model's own head",
+            "this flexible head does not compute what the model's own head computes",
             where=where,
             found=", ".join(f"{name}: {value}" for name, value in shown.items()),
             expected=f"what {type(model).__name__} computes",
@@ -65,16 +65,16 @@ def require_same(model: PreTrainedModel, head: HeadFiles, where: object) -> None
         )
 
 
-def _alike(model: Any, config: Mapping[str, Any], layers: list[tuple[int, str, torch.Tensor]]) -> bool:
-    read: list[Any] = []
-    handle = model.base_model.register_forward_hook(lambda module, args, output: read.append(output))
+def _same_logits(model: Any, config: Mapping[str, Any], layers: list[tuple[int, str, torch.Tensor]]) -> bool:
+    outputs: list[Any] = []
+    handle = model.base_model.register_forward_hook(lambda module, args, output: outputs.append(output))
     try:
-        found = probe(model, tokens(model, 4))
+        answer = probe(model, tokens(model, 4))
     finally:
         handle.remove()
-    states = read[0][0]
+    states = outputs[0][0]
     if config.get("head_type") in _ONE_STATE:
-        pooled = getattr(read[0], "pooler_output", None)
+        pooled = getattr(outputs[0], "pooler_output", None)
         if config.get("use_pooler") and pooled is None:
             return False
         states = pooled if config.get("use_pooler") else states[:, 0]
@@ -82,9 +82,9 @@ def _alike(model: Any, config: Mapping[str, Any], layers: list[tuple[int, str, t
     by_layer: dict[int, dict[str, torch.Tensor]] = {}
     for number, name, tensor in layers:
         by_layer.setdefault(number, {})[name] = tensor.to(states.device, states.dtype)
-    for position, own in enumerate(by_layer.values()):
-        states = functional.linear(act(states) if position else states, own["weight"], own.get("bias"))
-    logits = torch.stack([found[0], found[1]], -1) if config.get("head_type") == "question_answering" else found[0]
+    for position, layer in enumerate(by_layer.values()):
+        states = functional.linear(act(states) if position else states, layer["weight"], layer.get("bias"))
+    logits = torch.stack([answer[0], answer[1]], -1) if config.get("head_type") == "question_answering" else answer[0]
     wanted = states.reshape(logits.shape) if states.numel() == logits.numel() else states
     bound = 1e-4 if states.dtype in (torch.float32, torch.float64) else 5e-2
     return wanted.shape == logits.shape and torch.allclose(wanted, logits.to(wanted.dtype), rtol=bound, atol=bound)

@@ -21,7 +21,7 @@ from adamergex.base_names import PACKAGED, Packaged
 from adamergex.errors import ModelError
 from adamergex.files.hashing import file_sha256
 from adamergex.files.inputs import read_json_object
-from adamergex.files.locks import held
+from adamergex.files.locks import file_lock
 from adamergex.files.outputs import remove, replaced_directory
 
 FORMAT = 2
@@ -140,7 +140,7 @@ def _alone(target: Path) -> Iterator[None]:
     lock = target.parent / f".{target.name}.lock"
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(held(lock, waiting_for=f"another process that converts {target.name}"))
+            stack.enter_context(file_lock(lock, waiting_for=f"another process that converts {target.name}"))
         except OSError as problem:
             raise _unwritable(target, problem) from problem
         yield
