@@ -2,11 +2,11 @@
 
     python benchmarks/choices.py [--base nano-causal] [--rows 12] [--rounds 3]
 
-Both score the same texts to the same numbers, in batches of similar length of the same number of pieces, with logits at
-the choices' pieces only. Reading one by one costs n(P + c) pieces, sharing P + nc: their ratio is the sharing formula.
-It counts pieces through the layers, so it holds where the layers are the work, as in models of billions of parameters:
+Both score the same texts to the same numbers, in batches of similar length of the same number of tokens, with logits at
+the choices' tokens only. Reading one by one costs n(P + c) tokens, sharing P + nc: their ratio is the sharing formula.
+It counts tokens through the layers, so it holds where the layers are the work, as in models of billions of parameters:
 the first model is a random Llama of 205 million, whose head over the vocabulary costs as small a part (under 3 %). In
-nano-causal the head over 36,864 pieces costs four times the layers a position, and both ways pay for it at the choices.
+nano-causal the head over 36,864 tokens costs four times the layers a position, and both ways pay for it at the choices.
 One thread, CPU time, interleaved: the median over the rounds of each round's ratio.
 """
 
@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from adamergex.backbones import loading
 from adamergex.backbones.logits import logits_at
-from adamergex.tasks import pieces_of
+from adamergex.tasks import token_ids
 from adamergex.tasks.answering.choosing import choice_scores
 from adamergex.tasks.answering.prompts import following
 from adamergex.tasks.answering.reading import by_length
@@ -68,13 +68,13 @@ def report(model: str, loaded: loading.Loaded, rows: int, rounds: int, goal: str
 
 
 def made(loaded: loading.Loaded, rows: int, count: int, words: Sequence[str] | None) -> Rows:
-    """Contexts of 60 to 120 pieces; sentences of 1 to 12 pieces as choices, or the same words in every row."""
+    """Contexts of 60 to 120 tokens; sentences of 1 to 12 tokens as choices, or the same words in every row."""
     generator = np.random.default_rng(0)
     vocabulary = [piece[1:] for piece in loaded.tokenizer.get_vocab() if piece.startswith("▁") and piece[1:].isalpha()]
     vocabulary.sort()
 
-    def text(pieces: int) -> str:
-        return " ".join(generator.choice(vocabulary, pieces))
+    def text(tokens: int) -> str:
+        return " ".join(generator.choice(vocabulary, tokens))
 
     contexts = [f"{text(int(generator.integers(60, 121)))}:" for _ in range(rows)]
     choices = [[text(int(generator.integers(1, 13))) for _ in range(count)] for _ in range(rows)]
@@ -82,7 +82,7 @@ def made(loaded: loading.Loaded, rows: int, count: int, words: Sequence[str] | N
 
 
 def sizes(loaded: loading.Loaded, contexts: list[str], choices: list[list[str]]) -> tuple[float, float]:
-    read = [len(pieces) for pieces in pieces_of(loaded.tokenizer, contexts)]
+    read = [len(tokens) for tokens in token_ids(loaded.tokenizer, contexts)]
     flat = [choice for row in choices for choice in row]
     said = following(loaded.tokenizer, [c for c, row in zip(contexts, choices, strict=True) for _ in row], flat)
     return statistics.mean(read), statistics.mean(map(len, said))
@@ -115,7 +115,7 @@ def one_by_one(loaded: loading.Loaded, contexts: list[str], choices: list[list[s
     repeated = [context for context, row in zip(contexts, choices, strict=True) for _ in row]
     said = following(loaded.tokenizer, repeated, flat)
     before, _ = loading.frame(loaded.tokenizer)
-    read = [before + pieces for pieces in pieces_of(loaded.tokenizer, repeated)]
+    read = [before + tokens for tokens in token_ids(loaded.tokenizer, repeated)]
     scores = np.zeros(len(flat))
     for indices in by_length([len(a) + len(b) for a, b in zip(read, said, strict=True)], BATCH_TOKENS):
         batch = padded([read[index] + said[index] for index in indices], int(loaded.tokenizer.pad_token_id))

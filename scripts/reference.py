@@ -61,10 +61,10 @@ PUBLIC = {
     "adamergex.graph.ray": ["run"],
     "adamergex.graph.engines": ["EngineKind", "Work", "engine_named"],
     "adamergex.graph.walk": ["walk"],
-    "adamergex.graph.inventory": ["record", "entries", "garbage", "collect", "forget_study"],
+    "adamergex.graph.inventory": ["record", "entries", "garbage", "collect_garbage", "forget_study"],
     "adamergex.config.study": ["load_study", "parse_study", "inherited"],
     "adamergex.tables.study": ["run_study", "dry_run", "Engine"],
-    "adamergex.tables.estimate": ["estimate", "parameters"],
+    "adamergex.tables.estimate": ["estimate", "backbone_parameters"],
     "adamergex.tables.devices": ["Device"],
 }
 ERRORS = [
@@ -101,7 +101,7 @@ SETTINGS = [
             "PapersConfig",
         ],
     ),
-    (task, ["BuiltinTask", "Part", *FORMS]),
+    (task, ["BuiltinTask", "TaskSplit", *FORMS]),
     (train, ["LanguageTraining", "TaskTraining", "MaskedLmHeadTraining", "Recovery"]),
     (studies, ["StudyConfig", "Assumed"]),
     (structure_settings, ["Structure", "Lora", "Ia3", "Bottleneck", "Prefix", "Full", "Sparse"]),

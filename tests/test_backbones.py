@@ -15,7 +15,7 @@ import yaml
 from adamergex.backbones.base_files import resolve
 from adamergex.backbones.loading import load
 from adamergex.config.transfer import parse
-from adamergex.report.results_file import plain
+from adamergex.report.results_file import as_dict
 from adamergex.tables.demo import CORPUS
 from adamergex.tables.transfer import transfer
 
@@ -65,7 +65,7 @@ def test_the_demo_runs_scaled_down(name: str, tmp_path: Path) -> None:
         settings["mad_x"]["task" if part == "task" else "language"]["optimisation"] |= {"steps": 2}
     settings["task"]["validation"] = {"path": settings["task"]["validation"], "limit": 12}
     settings["task"]["test"] = {"path": settings["task"]["test"], "limit": 12}
-    results = plain(transfer(parse(settings), say=lambda line: None))
+    results = as_dict(transfer(parse(settings), say=lambda line: None))
     assert {cell["method"] for cell in results["cells"]} == set(settings["methods"])
     assert "report.html" in {path.name for path in (tmp_path / "demo").iterdir()}
 

@@ -16,7 +16,7 @@ from adamergex.jobs.settings import Structure
 from adamergex.tasks.answering import choosing
 from adamergex.tasks.answering.choosing import choice_scores
 from adamergex.tasks.answering.prompts import Prompt
-from adamergex.tasks.answering.reading import read
+from adamergex.tasks.answering.reading import prefill
 from family_models import FAMILIES, SENTENCES
 
 CONTEXTS = [f"{text}\nTopic:" for text in (SENTENCES[0], SENTENCES[20], "A ferry", SENTENCES[40])]
@@ -142,7 +142,7 @@ def test_a_space_at_the_end_of_a_context_is_the_choices(families: dict[str, str]
     [
         (["a"], [[]], 96, DataError, "has no choices"),
         (["a", "b"], [["x"], ["y", " "]], 96, DataError, r"a choice is empty[\s\S]*row 2"),
-        (["a", "b"], [["x"]], 96, ConfigError, "numbers of contexts"),
+        (["a", "b"], [["x"]], 96, ConfigError, "differ in number"),
         ([Prompt.of("{a} " + "word " * 40, {"a": "text"}, cut="a")], [["x"]], 40, ConfigError, "leaves no room"),
     ],
 )
@@ -154,7 +154,7 @@ def test_what_cannot_be_scored_is_explained(
         choice_scores(found.model, contexts, choices, found.tokenizer, longest=longest, batch_tokens=99)
 
 
-@pytest.mark.parametrize("kind", choosing._BESIDE)
+@pytest.mark.parametrize("kind", choosing._ANY_MASK)
 def test_choices_beside_each_other_score_as_choices_after_a_cache(families: dict[str, str], kind: str) -> None:
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
     config = AutoConfig.for_model(kind, vocab_size=60, intermediate_size=48, head_dim=16, pad_token_id=1, **size)
@@ -167,10 +167,10 @@ def test_choices_beside_each_other_score_as_choices_after_a_cache(families: dict
         [[5, 6, 7, 8], [9], [10, 11]],
         [[[3, 4], [12]], [[13, 14, 15, 16]], [[20], [21, 22, 23], [24, 25]]],
     )
-    assert choosing._reads_beside(model)
+    assert choosing._supports_any_mask(model)
     with torch.inference_mode():
-        beside = choosing._beside(model, prompts, choices)
-        after = choosing._after(read(model, prompts, loaded(families["llama"]).tokenizer), choices)
+        beside = choosing._side_by_side(model, prompts, choices)
+        after = choosing._from_cache(prefill(model, prompts, loaded(families["llama"]).tokenizer), choices)
     torch.testing.assert_close(beside, after, rtol=1e-5, atol=1e-4)
     config.sliding_window = 4
-    assert not choosing._reads_beside(model)
+    assert not choosing._supports_any_mask(model)

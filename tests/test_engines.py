@@ -19,7 +19,7 @@ import torch
 
 from adamergex.backbones import cache, loading
 from adamergex.errors import DataError
-from adamergex.graph.inventory import collect, garbage, record
+from adamergex.graph.inventory import collect_garbage, garbage, record
 from adamergex.graph.local import StepsFailedError, run
 from adamergex.graph.steps import Step, Store, file_lock
 from adamergex.graph.walk import walk
@@ -90,7 +90,7 @@ def test_killed_at_random_points_nothing_finished_runs_twice(tmp_path: Path, pro
     assert len(started(log)) == again
     store = Store(root)
     record(store, "killed", tmp_path, steps)
-    gone = collect(store, garbage(store))
+    gone = collect_garbage(store, garbage(store))
     assert not gone.entries and finished(root, steps) == {item.label for item in steps}
     assert not list((root / "partial").iterdir()) and not list(root.glob("*/.stage-*"))
 
@@ -220,9 +220,9 @@ def contents(model: torch.nn.Module) -> str:
 
 @pytest.fixture(autouse=True)
 def nothing_resident() -> Any:
-    cache.drop()
+    cache.drop_backbone()
     yield
-    cache.drop()
+    cache.drop_backbone()
 
 
 def jobs(base: Path, data: Path, structure: Structure) -> list[Step]:
@@ -265,10 +265,10 @@ def test_the_backbone_is_loaded_once_for_like_steps_and_never_changes(
     steps = jobs(tiny_encoder, small_data, Structure.model_validate({"kind": kind, "rank": 2}))
     alone = Store(tmp_path / "alone")
     for item in steps:
-        cache.drop()
+        cache.drop_backbone()
         perform(item, alone, actions.ACTIONS)
     loads, store = Loads(monkeypatch), Store(tmp_path / "store")
-    cache.drop()
+    cache.drop_backbone()
     run(steps, store, actions.ACTIONS, silent, group=actions.backbone_group)
     assert len(loads.models) == 2  # one with the classification head for four steps, one masked LM for two
     assert [contents(model) for model in loads.models] == loads.hashes

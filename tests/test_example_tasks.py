@@ -14,7 +14,7 @@ import yaml
 from adamergex.config.task import BuiltinTask
 from adamergex.config.transfer import load, parse
 from adamergex.errors import ConfigError
-from adamergex.report.results_file import plain
+from adamergex.report.results_file import as_dict
 from adamergex.tables.plan import Plan, absolute, facts
 from adamergex.tables.transfer import transfer
 from adamergex.tasks import catalogue
@@ -59,7 +59,7 @@ def small(path: Path, output: Path, data: str) -> dict[str, Any]:
 @pytest.mark.skipif(REAL is None, reason="ADAMERGEX_DATA names no data folder")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_examples_of_tasks_run(path: Path, tmp_path: Path) -> None:
-    results = plain(transfer(parse(small(path, tmp_path / "run", str(REAL))), say=silent))
+    results = as_dict(transfer(parse(small(path, tmp_path / "run", str(REAL))), say=silent))
     task = catalogue.task_file(path.stem).TASK
     assert results["metric"] == task.metric
     for cell in results["cells"]:
@@ -71,7 +71,7 @@ def test_the_examples_of_tasks_run(path: Path, tmp_path: Path) -> None:
         )
         assert cell["scores"] == pytest.approx(own)  # the number of the report is the task's own
     assert (tmp_path / "run" / "report.html").stat().st_size > 0
-    again = plain(transfer(parse(small(path, tmp_path / "run", str(REAL))), say=silent))
+    again = as_dict(transfer(parse(small(path, tmp_path / "run", str(REAL))), say=silent))
     assert again["cells"] == results["cells"] and all(item["reused"] for item in again["adapters"])
 
 
@@ -93,7 +93,7 @@ def test_every_task_runs_on_models_that_write_too(name: str, base: str, roomy_t5
             "max_length": 1600,
             **({"max_new_tokens": 4} if name in ("mgsm", "tata") else {}),
         }
-    results = plain(transfer(parse(settings), say=silent))
+    results = as_dict(transfer(parse(settings), say=silent))
     assert [cell["n"] for cell in results["cells"]] == [6, 6]
 
 
@@ -109,7 +109,7 @@ def test_real_answers_are_found_again_through_pieces_and_windows(language: str) 
     made = span_examples(task.TASK.model_copy(update={"stride": 64}), rows, tokenizer("nano"), 256)
     assert made.truncated > 0
     right = set()
-    for window, (first, last) in zip(made.windows, made.spans, strict=True):
+    for window, (first, last) in zip(made.windows, made.answer_spans, strict=True):
         if first:
             row = rows[window.row]
             start, end = window.offsets[first - window.begin][0], window.offsets[last - window.begin][1]
@@ -174,7 +174,7 @@ def own_task(folder: Path) -> dict[str, Any]:
 
 
 def test_a_users_own_tags_run_to_a_report(tmp_path: Path, tiny_encoder: Path) -> None:
-    results = plain(transfer(parse({**own_task(tmp_path), "base": str(tiny_encoder)}), say=silent))
+    results = as_dict(transfer(parse({**own_task(tmp_path), "base": str(tiny_encoder)}), say=silent))
     assert results["metric"] == "f1" and {cell["n"] for cell in results["cells"]} == {4}
     assert "F1 in percent" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     compared = [cell["against"] for cell in results["cells"] if cell["against"]]
@@ -211,7 +211,7 @@ def test_the_task_that_the_documentation_adds_runs(tmp_path: Path, tiny_encoder:
         reference={"text": "{language}.txt", "segment": 16, "segments": 4, "optimisation": quick},
         merge={"grid": [0.5]}, output=str(tmp_path / "run"),
     )  # fmt: skip
-    results = plain(transfer(parse(config), say=silent))
+    results = as_dict(transfer(parse(config), say=silent))
     assert results["metric"] == "accuracy" and {cell["n"] for cell in results["cells"]} == {5}
     (moved := tmp_path / "moved").mkdir()
     for path in [*tmp_path.glob("*.csv"), *tmp_path.glob("*.txt"), tmp_path / "plausible.py"]:

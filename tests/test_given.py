@@ -17,7 +17,7 @@ from adamergex.config.study import parse_study
 from adamergex.config.transfer import parse
 from adamergex.errors import AdamergexError, ConfigError, IncompatibleAdaptersError, ModelError
 from adamergex.methods.given import copy_given, languages_at
-from adamergex.report.results_file import plain
+from adamergex.report.results_file import as_dict
 from adamergex.tables.study import dry_run
 from adamergex.tables.transfer import run_training, transfer
 from test_pipeline import settings, silent
@@ -98,7 +98,7 @@ def test_given_references_are_merged_and_nothing_but_the_task_is_trained(
 def test_a_tuned_weight_needs_the_proxys_adapter_as_well(
     tiny_encoder: Path, small_data: Path, vectors: Path, tmp_path: Path
 ) -> None:
-    results = plain(transfer(parse(table(tiny_encoder, small_data, tmp_path / "run", vectors)), say=silent))
+    results = as_dict(transfer(parse(table(tiny_encoder, small_data, tmp_path / "run", vectors)), say=silent))
     assert [item["proxy"] for item in results["tuning"]] == ["fr"]
     assert len(list((tmp_path / "run" / "store" / "import").iterdir())) == 3
 
@@ -106,7 +106,7 @@ def test_a_tuned_weight_needs_the_proxys_adapter_as_well(
 def test_factors_of_one_start_are_merged(tiny_encoder: Path, small_data: Path, vectors: Path, tmp_path: Path) -> None:
     made = table(tiny_encoder, small_data, tmp_path / "run", vectors, methods=["average", "adamergex"])
     made["structure"] = {"kind": "lora", "rank": 4, "alpha": 8}
-    assert len(plain(transfer(parse(made), say=silent))["cells"]) == 2
+    assert len(as_dict(transfer(parse(made), say=silent))["cells"]) == 2
 
 
 def test_half_precision_is_widened_exactly(vectors: Path, tmp_path: Path) -> None:
@@ -134,10 +134,10 @@ def test_half_precision_merges_with_what_is_trained_here(
 
 def test_another_file_is_another_step(tiny_encoder: Path, small_data: Path, copied: Path, tmp_path: Path) -> None:
     made = table(tiny_encoder, small_data, tmp_path / "run", copied, merge={"weight": 1.0}, proxy=None)
-    first = plain(transfer(parse(made), say=silent))["merges"]
+    first = as_dict(transfer(parse(made), say=silent))["merges"]
     file = copied / "sw" / "adapter_model.safetensors"
     save_file({name: 2 * tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
-    again = plain(transfer(parse(made), say=silent))["merges"]
+    again = as_dict(transfer(parse(made), say=silent))["merges"]
     assert first[0]["modules"] != again[0]["modules"]
     assert len(list((tmp_path / "run" / "store" / "import").iterdir())) == 3
 

@@ -144,7 +144,7 @@ def test_a_papers_study_is_planned_without_a_hub(
     assert found == {kind: count for kind, count in wanted.items() if count}
     absent, assumed = text.split("assumed, because it is not on this machine:\n")[1].split("\nassumed:\n")
     assert f"the model cannot be loaded: {expected.base} (" in absent
-    assert "rows that are not here: " in assumed and "pieces of a row: " in assumed
+    assert "rows that are not here: " in assumed and "tokens of a row: " in assumed
     assert "parameters without embeddings: " in assumed and float(rows["together"][5]) > 1e17  # FLOPs
 
 

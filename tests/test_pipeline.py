@@ -18,7 +18,7 @@ from adamergex.errors import ConfigError, DataError, ModelError
 from adamergex.graph.steps import Store
 from adamergex.merging import merge
 from adamergex.merging.prepare import MergeSpec, prepare
-from adamergex.report.results_file import load, plain
+from adamergex.report.results_file import as_dict, load
 from adamergex.search import tuning
 from adamergex.tables import actions
 from adamergex.tables.plan import Plan, absolute, facts
@@ -76,7 +76,7 @@ def silent(line: str) -> None:
 def test_the_whole_way(tiny_encoder: Path, small_data: Path, tmp_path: Path, counted: Counting) -> None:
     config = parse(settings(tiny_encoder, small_data, tmp_path / "run"))
     measured = transfer(config, say=silent)
-    results = plain(measured)
+    results = as_dict(measured)
     # One task adapter and one reference for each of en, fr, sw, tr serve six methods and two targets.
     assert counted.runs["train"] == 5
     assert counted.runs["tune"] == 3  # adamergex, its delta space and the crossed rule
@@ -115,7 +115,7 @@ def test_the_whole_way(tiny_encoder: Path, small_data: Path, tmp_path: Path, cou
     assert line.rstrip(" *").endswith("{:.1f} [{:.1f}, {:.1f}]".format(means["score"], *means["interval"]))
 
     counted.runs.clear()
-    again = plain(transfer(config, say=silent))
+    again = as_dict(transfer(config, say=silent))
     assert sum(counted.runs.values()) == 0
     assert again["cells"] == results["cells"]
     assert all(adapter["reused"] for adapter in again["adapters"])
@@ -208,7 +208,7 @@ def test_a_prefix_is_merged_in_the_span_and_form_that_is_asked_for(
     other = jobs(span="whole", form="literal")
     assert [job["rule"] for key, job in other.items() if key in usual] == ["average"]  # which has neither
     merging = {"grid": [0.5], "span": "whole", "form": "literal"}
-    results = plain(
+    results = as_dict(
         transfer(parse(settings(tiny_encoder, small_data, tmp_path / "run", **shared, merge=merging)), say=silent)
     )
     [cell] = [cell for cell in results["cells"] if cell["method"] == "adamergex"]
@@ -260,7 +260,7 @@ def test_a_killed_run_goes_on(
 
 def test_python_entry_takes_a_mapping(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
     wanted = settings(tiny_encoder, small_data, tmp_path / "ignored", methods=["english_tuning"], targets=["sw"])
-    results = plain(adamergex.transfer(wanted, output=tmp_path / "chosen"))
+    results = as_dict(adamergex.transfer(wanted, output=tmp_path / "chosen"))
     assert results["cells"][0]["method"] == "english_tuning"
     assert (tmp_path / "chosen" / "report.html").exists() and not (tmp_path / "ignored").exists()
 

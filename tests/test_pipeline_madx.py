@@ -19,8 +19,8 @@ from adamergex.evaluation import evaluate
 from adamergex.files import lineage
 from adamergex.graph.steps import Store
 from adamergex.merging import merge
+from adamergex.report.results_file import as_dict
 from adamergex.report.results_file import parse as parse_results
-from adamergex.report.results_file import plain
 from adamergex.tables.demo import CORPUS
 from adamergex.tables.plan import Plan, absolute, facts
 from adamergex.tables.transfer import summary, transfer
@@ -50,7 +50,7 @@ def test_the_whole_way(
 ) -> None:
     base = bases[family]
     config = parse(stacked(base, small_data, tmp_path / "run", methods=["english_tuning", *METHODS]))
-    results = plain(transfer(config, say=silent))
+    results = as_dict(transfer(config, say=silent))
     # Language adapters of en, sw, tr, with and without their invertible part; four task adapters: LoRA, one on each
     # kind of source language adapter, and one alone.
     assert counted.runs["train"] == 6 + 4 and counted.runs["merge"] == counted.runs["tune"] == 0
@@ -77,7 +77,7 @@ def test_the_whole_way(
     assert {"language · sw · seed 0", "language −INV · en · seed 0", "MAD-X task · en · seed 0"} <= names
 
     counted.runs.clear()
-    assert plain(transfer(config, say=silent))["cells"] == results["cells"]
+    assert as_dict(transfer(config, say=silent))["cells"] == results["cells"]
     assert sum(counted.runs.values()) == 0
 
 
@@ -136,7 +136,7 @@ def test_a_bottleneck_is_a_structure_like_any_other(
 ) -> None:
     shape = {"kind": "bottleneck", "reduction": 4, "leave_out": [1]}
     wanted = settings(tiny_encoder, small_data, tmp_path / "run", structure=shape, methods=["english_tuning"])
-    results = plain(transfer(parse(wanted), say=silent))
+    results = as_dict(transfer(parse(wanted), say=silent))
     assert counted.runs["train"] == 1 and len(results["cells"]) == 2 and results["structure"] == "bottleneck"
     config = absolute(parse(wanted))
     (step,) = Plan(config, facts(config)).trainings
@@ -228,7 +228,7 @@ def test_what_is_wrong_with_a_training_is_said_at_the_command_line(
     task = {"kind": "task", "language": "en", "task": learned, "base_adapters": "sw", "output": "task"}
     assert "trained on another base" in message(**task, base=str(tiny_decoder))
     assert "no such directory" in message(**{**task, "base_adapters": "nowhere"}, base=str(tiny_encoder))
-    assert "only a bottleneck adapter stands on others" in message(**task, base="nano", structure={"kind": "lora"})
+    assert "only a bottleneck adapter can have them" in message(**task, base="nano", structure={"kind": "lora"})
     unlabelled = message(**{**task, "task": {"train": text}}, base=str(tiny_encoder))
     assert "label" in unlabelled and text in unlabelled
     one = tmp_path / "one.tsv"
@@ -299,7 +299,7 @@ def test_adapters_are_merged_and_their_weight_is_tuned(
     )  # fmt: skip
     for part in ("task", "reference"):
         wanted[part]["optimisation"] = quick
-    results = plain(transfer(parse(wanted), say=silent))
+    results = as_dict(transfer(parse(wanted), say=silent))
     (curve,) = results["tuning"]
     assert [point["weight"] for point in curve["curve"]] == [0.0, 0.5, 1.0]
     merged = tmp_path / "run" / "adapters" / "average-sw-seed0"

@@ -22,8 +22,8 @@ from adamergex.jobs.settings import (
     SpanAnswering,
 )
 from adamergex.methods import RECIPES
+from adamergex.report.results_file import as_dict
 from adamergex.report.results_file import parse as parse_results
-from adamergex.report.results_file import plain
 from adamergex.tables.estimate import estimate
 from adamergex.tables.plan import Plan, absolute, facts
 from adamergex.tables.transfer import summary, transfer
@@ -52,7 +52,7 @@ def test_the_whole_way(
     base = tiny_encoder if family == "encoder" else tiny_decoder
     given = settings(base, small_data, tmp_path / "run", methods=["english_tuning", *WEIGHTS], **RIVALS)
     config = parse(given)
-    results = plain(transfer(config, say=silent))
+    results = as_dict(transfer(config, say=silent))
     # LoRA's task; the task on the base, on en, sw and tr; whole languages en, sw, tr; sparse ones; the sparse task.
     assert counted.runs["train"] == 1 + 4 + 3 + 3 + 1
     assert {(cell["method"], cell["language"]) for cell in results["cells"]} == {
@@ -75,7 +75,7 @@ def test_the_whole_way(
     lineage = json.loads((folder / "task" / "lineage.json").read_text(encoding="utf-8"))
     assert lineage["parents"]["base_adapter"]["language"] == "en" and lineage["language"] == "en"
     counted.runs.clear()
-    assert plain(transfer(config, say=silent))["cells"] == results["cells"]
+    assert as_dict(transfer(config, say=silent))["cells"] == results["cells"]
     assert sum(counted.runs.values()) == 0
     store, plan = Store(tmp_path / "run" / "store"), Plan(absolute(config), facts(absolute(config)))
     for (method, language, _), (*_, top) in plan.adapters.items():
@@ -143,7 +143,7 @@ def test_xlt_asks_the_base_and_the_tuned_model(
 ) -> None:
     methods = ["vanilla", "english_tuning", "xlt", "xlt_english_tuning"]
     config = parse(settings(tiny_decoder, small_data, tmp_path / "run", methods=methods, proxy=None))
-    results = plain(transfer(config, say=silent))
+    results = as_dict(transfer(config, say=silent))
     assert counted.runs["train"] == 1 and len(results["cells"]) == 8
     config = absolute(config)
     plan = Plan(config, facts(config))
@@ -189,10 +189,10 @@ def test_xlt_writes_and_reads_what_follows_its_mark(
         "kind": "multiple-choice", "context": "{premise}", "train": f"{tmp_path}/{{language}}.train.jsonl",
         "test": f"{tmp_path}/{{language}}.test.jsonl",
     }  # fmt: skip
-    (cell,) = plain(transfer(parse(given), say=silent))["cells"]  # for real: nothing that it writes has the mark
+    (cell,) = as_dict(transfer(parse(given), say=silent))["cells"]  # for real: nothing that it writes has the mark
     assert cell["unparsable"] == 4 and cell["score"] == 0
     monkeypatch.setattr("adamergex.tasks.answering.generating.generate", write)
-    (cell,) = plain(transfer(parse(given | {"output": str(tmp_path / "said")}), say=silent))["cells"]
+    (cell,) = as_dict(transfer(parse(given | {"output": str(tmp_path / "said")}), say=silent))["cells"]
     (prompts, options), *_ = seen
     assert prompts[0] == (
         "I want you to act as a commonsense reasoning expert for Swahili.\n"
@@ -313,7 +313,7 @@ def test_a_method_of_the_users_own(tiny_encoder: Path, small_data: Path, tmp_pat
     (tmp_path / "my_recipe.py").write_text(code, encoding="utf-8")
     methods = ["english_tuning", "average", "my_recipe.py:target_heavy"]
     given = settings(tiny_encoder, small_data, tmp_path / "run", methods=methods, proxy=None, folder=str(tmp_path))
-    results = plain(transfer(parse(given), say=silent))
+    results = as_dict(transfer(parse(given), say=silent))
     assert counted.runs["train"] == 3 and counted.runs["merge"] == 4  # AriMerge's adapters serve it as well
     own = results["methods"][-1]
     assert (own["name"], own["label"]) == ("target_heavy", "target heavy") and own["about"].startswith("AriMerge")

@@ -21,8 +21,8 @@ from adamergex.graph.steps import Store
 from adamergex.jobs.settings import EvaluateJob, Rows, Structure, Task, TrainJob
 from adamergex.merging import merge
 from adamergex.merging.prepare import MergeSpec, prepare
+from adamergex.report.results_file import as_dict
 from adamergex.report.results_file import parse as parse_results
-from adamergex.report.results_file import plain
 from adamergex.search.entropy import minimise
 from adamergex.tables.plan import Plan, absolute, facts
 from adamergex.tables.transfer import summary, transfer
@@ -44,7 +44,7 @@ def test_the_rivals_whole_way(tiny_encoder: Path, small_data: Path, tmp_path: Pa
         proxy=None, seeds=[1], mad_x={**MAD_X, "arithmetic": 0.25},
         merge={"swap": {"bottom": 1, "top": 0}, "combine": {"density": 0.6}},
     )  # fmt: skip
-    results = plain(transfer(parse(wanted), say=silent))
+    results = as_dict(transfer(parse(wanted), say=silent))
     # A task adapter, the references of sw and tr; the language adapters of en, sw and tr, and a task adapter on en's.
     assert counted.runs["train"] == 3 + 4 and counted.runs["tune"] == 0
     assert counted.runs["merge"] == 2 * len(RIVALS)
@@ -66,7 +66,7 @@ def test_the_rivals_whole_way(tiny_encoder: Path, small_data: Path, tmp_path: Pa
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "Language arithmetic" in page
     counted.runs.clear()
-    assert plain(transfer(parse(wanted), say=silent))["cells"] == results["cells"] and not counted.runs
+    assert as_dict(transfer(parse(wanted), say=silent))["cells"] == results["cells"] and not counted.runs
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_language_arithmetic_is_the_mix_of_two_language_adapters(
         tiny_encoder, small_data, tmp_path / "run", methods=["mad_x", "language_arithmetic"], targets=["sw"],
         proxy=None, mad_x={**MAD_X, "arithmetic": 1.0},
     )  # fmt: skip
-    results = plain(transfer(parse(wanted), say=silent))
+    results = as_dict(transfer(parse(wanted), say=silent))
     found = {cell["method"]: cell for cell in results["cells"]}
     # λ = 1 is MAD-X itself, item by item.
     lines = [(tmp_path / "run" / found[name]["predictions"]).read_text() for name in ("mad_x", "language_arithmetic")]
@@ -300,7 +300,7 @@ def test_entropy_the_whole_way(
         proxy=None, merge={"weight": "entropy", "granularity": granularity, "grid": [0.5, 1.0], "unlabelled_rows": 10},
     )  # fmt: skip
     del wanted["task"]["validation"]
-    results = plain(transfer(parse(wanted), say=silent))
+    results = as_dict(transfer(parse(wanted), say=silent))
     assert counted.runs["tune"] == 2 * 2  # for every target: no proxy
     assert {(run["method"], run["proxy"]) for run in results["tuning"]} == {
         (method, language) for method in ("adamergex", "adamergex_cross") for language in ("sw", "tr")
@@ -318,7 +318,7 @@ def test_entropy_the_whole_way(
     assert "sw (entropy)" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     assert "least entropy: adamergex sw" in summary(parse_results(results), tmp_path / "run")
     counted.runs.clear()
-    assert plain(transfer(parse(wanted), say=silent))["cells"] == results["cells"] and not counted.runs
+    assert as_dict(transfer(parse(wanted), say=silent))["cells"] == results["cells"] and not counted.runs
 
 
 def without_labels(path: Path, label: bool | None) -> str:
@@ -343,7 +343,7 @@ def test_entropy_reads_files_without_labels(
     found = []
     for label in (True, False, None):
         file.write_text(without_labels(small_data / "sw.validation.tsv", label), encoding="utf-8")
-        found.append(plain(transfer(parse(wanted), say=silent))["tuning"])
+        found.append(as_dict(transfer(parse(wanted), say=silent))["tuning"])
     assert counted.runs["tune"] == 1 and found[0] == found[1] == found[2]
 
 
@@ -377,7 +377,7 @@ def test_a_labelled_task_as_reference(tiny_encoder: Path, small_data: Path, tmp_
         tiny_encoder, small_data, tmp_path / "run", methods=["english_tuning", "adamergex", "average"],
         reference={"kind": "task", "task": {**train, "name": "topics"}}, merge={"weight": 0.5}, proxy=None,
     )  # fmt: skip
-    results = plain(transfer(parse(wanted), say=silent))
+    results = as_dict(transfer(parse(wanted), say=silent))
     assert counted.runs["train"] == 4  # the task; the references of en, sw, tr
     adapters = {(item["name"], item["language"]) for item in results["adapters"]}
     assert adapters == {("task · en · seed 0", "en")} | {
@@ -392,7 +392,7 @@ def test_a_labelled_task_as_reference(tiny_encoder: Path, small_data: Path, tmp_
     report = json.loads((merged / "merge_report.json").read_text())
     assert report["heads"] and report["ignored_heads"] and report["counts"]["changed"]
     counted.runs.clear()
-    assert plain(transfer(parse(wanted), say=silent))["cells"] == results["cells"] and not counted.runs
+    assert as_dict(transfer(parse(wanted), say=silent))["cells"] == results["cells"] and not counted.runs
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,7 @@ def test_the_settings_of_the_ablations(
         Path(changes.pop("base", tiny_encoder)), small_data, tmp_path / "run",
         **{"methods": ["adamergex"], "targets": ["sw"], "proxy": None, "merge": {"weight": 0.5}, **changes},
     )  # fmt: skip
-    (cell,) = plain(transfer(parse(wanted), say=silent))["cells"]
+    (cell,) = as_dict(transfer(parse(wanted), say=silent))["cells"]
     merged = tmp_path / "run" / cell["adapter"]
     lineage, report = (json.loads((merged / f"{file}.json").read_text()) for file in ("lineage", "merge_report"))
     assert lineage["structure"]["kind"] == report["kind"] == wanted["structure"]["kind"]
@@ -430,7 +430,7 @@ def test_the_settings_of_the_ablations(
         ({"methods": ["ties"], "structure": {"kind": "prefix"}}, "ties is for lora and ia3, the structure is prefix"),
         ({"methods": ["dare_factors"], "structure": {"kind": "ia3"}}, "dare_factors is for lora, the structure is ia3"),
         ({"methods": ["layer_swapping"], "structure": {"kind": "prefix"}}, "layer_swapping is for adapters in layers"),
-        ({"merge": {"granularity": "layer"}}, "found by entropy only"),
+        ({"merge": {"granularity": "layer"}}, "only entropy finds a λ per layer"),
         ({"merge": {"weight": "entropy", "granularity": "layer", "space": "delta"}}, "is for factors, here is space"),
         ({"merge": {"weight": "entropy", "grid": [2.0]}}, r"minimised over λ in \[0, 1\]"),
         ({"merge": {"swap": {"botom": 1}}}, "did you mean 'bottom'"),

@@ -157,12 +157,12 @@ def test_shapes_of_answers(tmp_path: Path, changes: dict[str, Any], starts: list
     [
         ({"starts": [3.5]}, "not a position"), ({"starts": ["third"]}, "not a position"),
         ({"starts": [True]}, "not a position"),
-        ({"starts": [-1]}, "not a position"), ({"starts": [4]}, "not where its start says"),
+        ({"starts": [-1]}, "not a position"), ({"starts": [4]}, "not at its start"),
         ({"starts": [3, 4]}, "fewer or more starts"), ({"answers": ["2020"], "starts": None}, "not in its context"),
         ({"answers": [True], "starts": None}, "answer is not text"), ({"answers": [["1990"]]}, "answer is not text"),
-        ({"answers": {"text": ["1990"], "answer_start": [3, 4]}}, "another shape than SQuAD's"),
-        ({"answers": {"texts": ["1990"]}}, "another shape than SQuAD's"),
-        ({"answers": ["1990", {"text": "it"}]}, "another shape than SQuAD's"),
+        ({"answers": {"text": ["1990"], "answer_start": [3, 4]}}, "do not have SQuAD's shape"),
+        ({"answers": {"texts": ["1990"]}}, "do not have SQuAD's shape"),
+        ({"answers": ["1990", {"text": "it"}]}, "do not have SQuAD's shape"),
     ],
 )  # fmt: skip
 def test_wrong_answers_are_refused_with_the_row(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -17,7 +17,7 @@ from adamergex.cli.main import main
 from adamergex.errors import DataError
 from adamergex.files.records import predictions, read_merged, read_predictions, read_scores, read_search
 from adamergex.graph import manifests
-from adamergex.graph.inventory import collect, contents, describe, garbage, record, studies
+from adamergex.graph.inventory import collect_garbage, contents, describe, garbage, record, studies
 from adamergex.graph.local import run
 from adamergex.graph.manifests import Manifest, StoreError
 from adamergex.graph.steps import MANIFEST, Step, Store
@@ -137,7 +137,7 @@ def test_links_lead_nowhere(tmp_path: Path, part: str) -> None:
     record(again, "A study", tmp_path, [])
     if part == "entry":
         assert [path for path, _ in contents(again).damaged] == [again.path(one)]
-        collect(again, garbage(again))
+        collect_garbage(again, garbage(again))
         assert not os.path.lexists(again.path(one))
     run([one], again, {"write": action}, silent)
     assert action.runs["root"] == 1 and not again.path(one).is_symlink()

@@ -22,12 +22,12 @@ from adamergex.config.study import Assumed, Study, inherited, parse_study
 from adamergex.config.transfer import parse
 from adamergex.errors import ConfigError
 from adamergex.files.locks import file_lock
-from adamergex.graph.inventory import Garbage, collect, entries, forget_study, garbage, record, studies
+from adamergex.graph.inventory import Garbage, collect_garbage, entries, forget_study, garbage, record, studies
 from adamergex.graph.local import StepsFailedError, run
 from adamergex.graph.steps import Step, Store, short
 from adamergex.jobs.settings import EvaluateJob, Structure, TrainJob
 from adamergex.tables.devices import DEVICES
-from adamergex.tables.estimate import estimate, flops_factor, parameters
+from adamergex.tables.estimate import backbone_parameters, estimate, flops_factor
 from adamergex.tables.study import Engine, dry_run, run_study
 from adamergex.tables.study_plan import StudyPlan
 from adamergex.tables.transfer import transfer
@@ -268,9 +268,9 @@ def test_changes_have_the_last_word_in_every_table(tiny_encoder: Path, wide_data
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("task.optimisation.steps", "sets nothing(.|\n)*NAME=VALUE"),
-        ("=3", "sets nothing"),
-        ("merge..grid=[0]", "sets nothing"),
+        ("task.optimisation.steps", "not a setting(.|\n)*NAME=VALUE"),
+        ("=3", "not a setting"),
+        ("merge..grid=[0]", "not a setting"),
         ("merge.grid=[0", "the value is not valid YAML"),
         ("tasks.tons=null", "nothing to remove(.|\n)*no 'tasks.tons'(.|\n)*perhaps 'tones'"),
         ("tasks.tones.task.tset=null", "no 'tasks.tones.task.tset'(.|\n)*perhaps 'test'"),
@@ -413,14 +413,14 @@ def test_an_estimate_meets_what_was_trained(finished: tuple[dict[str, Any], Path
     found = estimate(plan.steps, Store(tmp_path), Assumed())
     assert found.kinds["train"].tokens == pytest.approx(known, rel=0.25)
     assert found.kinds["train"].flops == pytest.approx(
-        4 * parameters(wanted["base"]) * found.kinds["train"].tokens, rel=1e-12
+        4 * backbone_parameters(wanted["base"]) * found.kinds["train"].tokens, rel=1e-12
     )
     assert found.kinds["merge"].flops == 0 and not found.notes
     items = 24  # rows of a test set
     searched = sum(step.kind == "tune" for step in plan.steps) * 3  # λ = 0, 0.5, 1
     pieces = found.kinds["tune"].tokens / (items * searched)
     assert 4 < pieces < 40 and found.kinds["tune"].flops == pytest.approx(
-        2 * parameters(wanted["base"]) * found.kinds["tune"].tokens, rel=1e-12
+        2 * backbone_parameters(wanted["base"]) * found.kinds["tune"].tokens, rel=1e-12
     )
     done = estimate(plan.steps, Store(output / "store"), Assumed())
     assert done.flops == 0 and done.kinds["train"].present == len(trained)
@@ -432,7 +432,7 @@ def test_parameters_are_those_outside_the_embeddings(tiny_encoder: Path) -> None
     feed_forward = 2 * hidden * inner + inner + hidden
     pooler, first_norm = hidden * hidden + hidden, 2 * hidden
     expected = layers * (attention + feed_forward + norms) + pooler + first_norm
-    assert parameters(str(tiny_encoder)) == expected
+    assert backbone_parameters(str(tiny_encoder)) == expected
 
 
 def test_factors_of_the_formula() -> None:
@@ -511,7 +511,7 @@ def test_measured_speed_replaces_the_table(finished: tuple[dict[str, Any], Path]
     wanted, _ = finished
     study = parse_study({**wanted, "store": str(tmp_path)})
     found = estimate(StudyPlan(study).steps, Store(tmp_path), study.assumed)
-    flops = 4 * parameters(wanted["base"])
+    flops = 4 * backbone_parameters(wanted["base"])
     assert found.speed("h200", 1000.0) == pytest.approx(1000 * flops)
     assert found.speed("h200", None) == DEVICES["h200"].flops
     assert "1000 trained tokens a second" in dry_run(study, tokens_per_second=1000.0)
@@ -540,18 +540,18 @@ def test_only_what_no_study_needs_is_removed(tmp_path: Path, monkeypatch: pytest
     stage.mkdir()
     agreed = garbage(store)
     assert [entry.label for entry in agreed.entries] == ["odd"] and set(agreed.leftovers) == {stopped, stage}
-    collect(store, agreed)
+    collect_garbage(store, agreed)
     assert resumable.exists() and not stopped.exists() and not stage.exists()
     assert sorted(entry.label for entry in entries(store)) == ["one", "root", "two"]
     with pytest.raises(ConfigError, match=r"no study of this name(.|\n)*First, Second"):
         forget_study(store, "Thrid")
     monkeypatch.chdir(tmp_path)
     forget_study(store, "first/")  # its folder, as the user sees it from here
-    collect(store, garbage(store))
+    collect_garbage(store, garbage(store))
     assert sorted(entry.label for entry in entries(store)) == ["root", "two"]
     record(store, "Renamed", tmp_path / "second", [root])  # the same output: the new note replaces the old one
     assert [note.title for note in studies(store)] == ["Renamed"]
-    collect(store, garbage(store))
+    collect_garbage(store, garbage(store))
     assert [entry.label for entry in entries(store)] == ["root"] and not resumable.exists()
 
 
@@ -567,9 +567,9 @@ def test_what_is_in_progress_is_never_removed(tmp_path: Path) -> None:
     agreed = garbage(store)
     assert len(agreed.entries) == 1 and agreed.leftovers == (stage,)
     with store.lock(running):  # started between the question and the answer
-        assert collect(store, agreed).entries == ()
+        assert collect_garbage(store, agreed).entries == ()
     record(store, "Late", tmp_path / "late", [running])
-    assert collect(store, agreed).entries == ()
+    assert collect_garbage(store, agreed).entries == ()
     assert store.has(running)
     with file_lock(store.root / "studies" / ".lock", wait=False) as free:
         assert free

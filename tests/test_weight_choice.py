@@ -17,9 +17,9 @@ from adamergex.config.transfer import parse
 from adamergex.errors import AdamergexError, ConfigError, DataError
 from adamergex.files import records
 from adamergex.graph.steps import Store
-from adamergex.report import ways
+from adamergex.report import weight_losses
+from adamergex.report.results_file import as_dict
 from adamergex.report.results_file import parse as parse_results
-from adamergex.report.results_file import plain
 from adamergex.report.summary import headline, score_table, subject
 from adamergex.report.tables import scores_csv, summary_csv
 from adamergex.search import weight_choice
@@ -27,7 +27,7 @@ from adamergex.statistics import Sample, standard_error
 from adamergex.tables.estimate import estimate
 from adamergex.tables.plan import Plan, absolute, facts
 from adamergex.tables.transfer import summary, transfer
-from adamergex.tables.weight_ways import ORACLE_LABEL
+from adamergex.tables.weight_losses import ORACLE_LABEL
 from test_pipeline import Counting, counted, settings, silent  # noqa: F401  (counted is a fixture)
 
 THREE = {"targets": ["fr", "sw", "tr"], "proxy": None, "methods": ["english_tuning", "adamergex"]}
@@ -39,7 +39,7 @@ def plan_of(base: Path, data: Path, output: Path, **changes: Any) -> Plan:
 
 
 def table(base: Path, data: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    return plain(transfer(parse(settings(base, data, output, **changes)), say=silent))
+    return as_dict(transfer(parse(settings(base, data, output, **changes)), say=silent))
 
 
 def searched(folder: Path, right: dict[float, list[int]], **more: Any) -> Path:
@@ -217,16 +217,16 @@ def test_a_validation_set_that_is_missing_is_told_before_anything_is_trained(
         ({"proxy": 3}, r"proxy"),
         ({"merge": {"leave_one_out": True}}, r"proxy: not used, merge\.leave_one_out tunes λ on the other targets"),
         ({"proxy": None, "targets": ["sw"], "merge": {"leave_one_out": True}}, r"targets: merge\.leave_one_out"),
-        ({"proxy": None, "merge": {"leave_one_out": True, "weight": 0.5}}, r"merge\.leave_one_out: is a way to tune λ"),
-        ({"merge": {"one_standard_error": True, "weight": "entropy"}}, r"merge\.one_standard_error: is a way"),
+        ({"proxy": None, "merge": {"leave_one_out": True, "weight": 0.5}}, r"leave_one_out: applies only to a tuned λ"),
+        ({"merge": {"one_standard_error": True, "weight": "entropy"}}, r"merge\.one_standard_error: applies only"),
         ({"merge": {"leave_one_out": 1}}, r"merge\.leave_one_out"),
         ({"merge": {"oracle": True}, "methods": ["english_tuning", "average"]}, r"merge\.oracle: no method"),
         ({"merge": {"compare": ["entropy"]}}, r"merge\.compare: is shown against the oracle"),
-        ({"merge": {"oracle": True, "compare": ["proxy"]}}, r"merge\.compare: 'proxy' is the table's own way"),
+        ({"merge": {"oracle": True, "compare": ["proxy"]}}, r"merge\.compare: 'proxy' is already how the table"),
         ({"merge": {"oracle": True, "compare": ["oracle"]}}, r"merge\.compare[\s\S]*'oracle' is not one of"),
         ({"proxy": None, "merge": {"leave_one_out": True, "oracle": True, "compare": ["proxy"]}}, r"proxy: missing"),
         ({"merge": {"oracle": True, "compare": ["entropy"], "grid": [2.0]}}, r"merge\.grid: entropy is minimised"),
-        ({"methods": ["adamergex", "x.py:adamergex_oracle"], "merge": {"oracle": True}}, r"what the oracle of another"),
+        ({"methods": ["adamergex", "x.py:adamergex_oracle"], "merge": {"oracle": True}}, r"the name of another"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -306,16 +306,16 @@ def test_the_oracle_is_no_method(with_oracle: tuple[Path, dict[str, Any]]) -> No
 
 def test_the_picture_says_what_not_knowing_costs(with_oracle: tuple[Path, dict[str, Any]]) -> None:
     folder, results = with_oracle
-    [(method, groups)] = ways.compared(parse_results(results))
+    [(method, groups)] = weight_losses.compared(parse_results(results))
     assert [group.language for group in groups] == ["sw", "tr", "mean"]
     by_language = {item["language"]: item for item in results["weights"]}
     for group in groups[:2]:
         item = by_language[group.language]
-        for way, given in zip(group.ways, item["ways"], strict=True):
+        for way, given in zip(group.losses, item["ways"], strict=True):
             assert way.lost == pytest.approx(item["oracle"]["score"] - given["score"])
-    for index, way in enumerate(groups[2].ways):
-        assert way.lost == pytest.approx(fmean(group.ways[index].lost for group in groups[:2]))
-    drawn = ways.ways_picture("ways", method, groups)
+    for index, way in enumerate(groups[2].losses):
+        assert way.lost == pytest.approx(fmean(group.losses[index].lost for group in groups[:2]))
+    drawn = weight_losses.losses_picture("ways", method, groups)
     assert drawn.count('class="bar ours"') == 3 and drawn.count("<circle") == 21
     page = (folder / "run" / "report.html").read_text(encoding="utf-8")
     assert "What it costs not to know λ" in page and 'id="ways-0-title"' in page

@@ -1,4 +1,4 @@
-"""Predictions for every item of a labelled set, and scores with intervals; comparisons of two systems on one set."""
+"""Predictions for a labelled set, scores with intervals, and comparisons of two systems on the same set."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def evaluate(
 ) -> Scores:
     """Predict and score one labelled set; write predictions.jsonl and scores.json into ``output``.
 
-    ``adapter``: a directory, or those of a stack, the first lowest, whose last one has the task: its head (encoders)
-    or the answer after the prompt. None: the bare base, prompted; an encoder fills the label words into a cloze.
+    ``adapter``: a directory, or the directories of a stack from the base up, whose last one is the task adapter. None:
+    the bare base with a prompt; an encoder fills the label words into a cloze.
     Raises: AdapterFileError, DataError, ModelError, ConfigError.
     """
     from adamergex.adapters import loaded_adapter
@@ -45,52 +45,52 @@ def evaluate(
     from adamergex.tasks import rows as task_rows
 
     if output is not None:
-        require_free(output)  # before the work, not after it
+        require_free(output)  # fail early
     rows = task_rows.read(job.task, job.rows, job.language)
     with quiet():
         loaded = load_for(job, bare=adapter is None) if backbone is None else backbone
         _require_kind(job, loaded, bare=adapter is None)
         if adapter is None:
-            found = predict(job, loaded, loaded.model, rows)
+            answers = predict(job, loaded, loaded.model, rows)
         else:
             stack = [Path(path) for path in ((adapter,) if isinstance(adapter, (str, Path)) else adapter)]
             for path in stack:
                 lineage.require_base(path, loaded.base, loaded.sha256)
-            placed = loaded_adapter.load(loaded.model, stack, new_modules=loaded.new_modules)
+            attached = loaded_adapter.load(loaded.model, stack, new_modules=loaded.new_modules)
             try:
-                found = predict(job, loaded, placed.model, rows)
+                answers = predict(job, loaded, attached.model, rows)
             finally:
-                placed.detach()
-    every = measuring.scores(job.task, found.items, job.language)
+                attached.detach()
+    all_scores = measuring.scores(job.task, answers.items, job.language)
     ignored = sum(int(str(row.get("ignored", 0))) for row in rows)
     scores = Scores(
         metric=job.task.metric,
-        **score(found.items)._asdict(),
-        scores=every,
-        truncated=found.truncated,
-        unparsable=found.unparsable,
+        **score(answers.items)._asdict(),
+        scores=all_scores,
+        truncated=answers.truncated,
+        unparsable=answers.unparsable,
         ignored_entities=ignored,
         language=job.language,
     )
     if output is not None:
         with staged_directory(output) as stage:
-            write_predictions(stage / PREDICTIONS, found.items)
+            write_predictions(stage / PREDICTIONS, answers.items)
             (stage / "scores.json").write_text(json.dumps(scores.document(), indent=2) + "\n", encoding="utf-8")
     return scores
 
 
 def load_for(job: EvaluateJob, *, bare: bool) -> Loaded:
-    """The backbone that an evaluation needs: ``bare`` without an adapter."""
+    """The backbone of an evaluation; ``bare``: without an adapter."""
     from adamergex.tasks import running
 
     return running.load_for(job.task, job.base, bare=bare)
 
 
 def predict(job: EvaluateJob, loaded: Loaded, model: nn.Module, rows: Sequence[Row]) -> Answers:
-    """A prediction for every row, in order, how many inputs were cut, and how many answers could not be read.
+    """One prediction per row, in order, the number of truncated inputs, and the number of unparsable answers.
 
-    Each holds id, SHA-256 of the item (16 digits), gold and predicted answer; a score (natural logarithm) a label or
-    choice where there are some; and its ``tally`` in metrics that are not right or wrong (see ``tasks.measuring``).
+    A prediction has id, SHA-256 of the item (16 digits), gold and predicted answer; log-probabilities of labels or
+    choices, if any; and its ``tally`` for metrics other than plain accuracy (see ``tasks.measuring``).
     """
     from adamergex.tasks import running
     from adamergex.tasks.rows import source
@@ -114,15 +114,15 @@ class Score(NamedTuple):
 def score(predictions: Predictions) -> Score:
     """The score of predictions, and its 95 % interval (see ``statistics.intervals``).
 
-    Items are right or wrong, or have a ``tally``; those of one ``group`` (a passage, a premise) count as a cluster.
+    Items are right or wrong, or have a ``tally``; items of one ``group`` (a passage, a premise) form a cluster.
     Raises: DataError: no predictions, or they cannot be read.
     """
-    found = sample(predictions)
-    ends = [float(end) for end in statistics.interval(found)]
-    return Score(100 * found.score, len(found.ids), ends)
+    items = sample(predictions)
+    ends = [float(end) for end in statistics.interval(items)]
+    return Score(100 * items.score, len(items.ids), ends)
 
 
-class Difference(TypedDict):
+class PairedDifference(TypedDict):
     """One system minus another, in percentage points, with the 95 % interval and a two-sided p."""
 
     difference: float
@@ -130,12 +130,12 @@ class Difference(TypedDict):
     p: float
 
 
-def paired_difference(predictions_a: Predictions, predictions_b: Predictions) -> Difference:
+def paired_difference(predictions_a: Predictions, predictions_b: Predictions) -> PairedDifference:
     """Score of a minus score of b on the same items: percentage points, 95 % interval, two-sided p.
 
-    p is exact for right or wrong answers (McNemar) and a paired permutation test for others, of the groups where items
-    share a passage or a premise; the interval leaves out 0 exactly where p < 0.05 (see ``statistics.comparisons``).
-    Raises: DataError when the two are not predictions for the same items.
+    p is exact for right or wrong answers (McNemar), else from a paired permutation test; items that share a passage or
+    a premise are permuted as groups. The interval excludes 0 exactly if p < 0.05 (see ``statistics.comparisons``).
+    Raises: DataError: the predictions are not for the same items.
     """
     a, b = _predictions(predictions_a), _predictions(predictions_b)
     if [_item(row) for row in a] != [_item(row) for row in b]:
@@ -145,13 +145,13 @@ def paired_difference(predictions_a: Predictions, predictions_b: Predictions) ->
             expected="the same texts with the same gold labels in the same order",
             fix="evaluate both on the same rows",
         )
-    found = statistics.compare([[sample(a)]], [[sample(b)]])
-    low, high = found.interval()
-    return {"difference": found.difference, "interval": (float(low), float(high)), "p": found.p}
+    comparison = statistics.compare([[sample(a)]], [[sample(b)]])
+    low, high = comparison.interval()
+    return {"difference": comparison.difference, "interval": (float(low), float(high)), "p": comparison.p}
 
 
 def sample(predictions: Predictions) -> statistics.Sample:
-    """The predictions as numbers for intervals and comparisons. Raises: DataError: none, or they cannot be read."""
+    """The predictions as a sample for intervals and comparisons. Raises: DataError: none, or they cannot be read."""
     items = _predictions(predictions)
     if not items:
         raise DataError("there are no predictions", expected="at least one item", fix="evaluate on some rows")
@@ -168,13 +168,13 @@ def evaluate_directory(
     columns: Mapping[str, str] | None = None,
     task_file: str | Path | None = None,
 ) -> Scores:
-    """Evaluate an adapter directory, or a stack of them, on a file; base, task and prompt come from the (last) one's
-    lineage.
+    """Evaluate an adapter directory, or a stack of them, on a file; base, task and prompt come from the lineage of the
+    (last) adapter.
 
     Without an adapter the bare ``base`` is prompted, and the labels are those of the file. ``task_file``: the ``.py``
-    file whose score measures the answers of a task of your own; nothing that an adapter brings is run, and a kind of
-    task that its lineage names is looked up among installed packages alone.
-    Raises: AdapterFileError, DataError, ModelError; also when the lineage does not tell the task or the base.
+    file with the score function of a custom task. No code of an adapter is run; a kind of task named in its lineage is
+    looked up only in installed packages.
+    Raises: AdapterFileError, DataError, ModelError; also if the lineage lacks the task or the base.
     """
     from adamergex.jobs.kinds import settings_of
     from adamergex.jobs.settings import Classification, EvaluateJob, Rows, UnlabelledTask
@@ -185,14 +185,14 @@ def evaluate_directory(
     for path in stack:
         if not path.is_dir():
             raise AdapterFileError("there is no adapter directory here", where=path, fix="check the path")
-    found = lineage.read(stack[-1]) if stack else None
-    known = None if found is None else found.base.get("name")
+    record = lineage.read(stack[-1]) if stack else None
+    known = None if record is None else record.base.get("name")
     if base is None and not known:
         raise ModelError("the base is not known", where=stack[-1] if stack else None, fix="name it: --base")
     task: Target
-    kind = settings_of(found.task.get("kind")) if found is not None and found.task else None
-    if found is not None and found.task and not (kind and issubclass(kind, UnlabelledTask)):
-        task = _task(found.task, stack[-1], task_file)
+    kind = settings_of(record.task.get("kind")) if record is not None and record.task else None
+    if record is not None and record.task and not (kind and issubclass(kind, UnlabelledTask)):
+        task = _task(record.task, stack[-1], task_file)
     elif not stack:
         labels = sorted({str(row["label"]) for row in reader.read(rows, language) if "label" in row})
         task = Classification(labels=tuple(labels))
@@ -200,7 +200,7 @@ def evaluate_directory(
         raise ModelError(
             "the adapter was not trained for a task with labels",
             where=stack[-1] if stack else None,
-            found=None if found is None or not found.task else found.task.get("kind"),
+            found=None if record is None or not record.task else record.task.get("kind"),
             expected="a lineage.json whose task is not language modelling",
             fix="evaluate a task adapter, or one merged from it",
         )
@@ -209,9 +209,9 @@ def evaluate_directory(
 
 
 def _task(fields: Mapping[str, Json], adapter: Path, task_file: str | Path | None) -> Target:
-    """The task of a lineage, scored by a shipped task or by the user's file.
+    """The task of a lineage, scored by a built-in task or by the user's file.
 
-    Raises: AdapterFileError for a task that is none, or whose score is a file that the user has not given.
+    Raises: AdapterFileError: the task is invalid, or its score is a file that the user has not given.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -220,7 +220,7 @@ def _task(fields: Mapping[str, Json], adapter: Path, task_file: str | Path | Non
 
     wanted = fields.get("measured_as")
     if task_file is not None:
-        catalogue.task_file(str(task_file))  # there, and complete
+        catalogue.task_file(str(task_file))  # raises if missing or incomplete
         fields = {**fields, "measured_as": str(task_file)}
         wanted = None if wanted in (None, catalogue.identity(str(task_file))) else wanted
     if wanted and lineage_fields.CUSTOM_TASK.fullmatch(str(wanted)):
@@ -246,15 +246,13 @@ def _task(fields: Mapping[str, Json], adapter: Path, task_file: str | Path | Non
 
 
 def write_predictions(path: Path, predictions: Sequence[Mapping[str, object]]) -> None:
-    """One JSON object a line."""
+    """Write predictions as JSON lines."""
     lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in predictions)
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def _predictions(given: Predictions) -> list[Mapping[str, object]]:
-    if not isinstance(given, (str, Path)):
-        return list(given)
-    return list(read_predictions(given))
+def _predictions(source: Predictions) -> list[Mapping[str, object]]:
+    return list(read_predictions(source) if isinstance(source, (str, Path)) else source)
 
 
 def _item(row: Mapping[str, object]) -> tuple[object, ...]:

@@ -371,7 +371,7 @@ def test_a_tensor_of_the_vocabularys_length_that_is_not_known_is_refused(covered
     tensors = load_file(base / "model.safetensors")
     rows = len(tensors["roberta.embeddings.word_embeddings.weight"])
     save_file(tensors | {"counts": torch.zeros(rows)}, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match="is not known"):
+    with pytest.raises(ModelError, match="unknown tensor"):
         trim(str(base), [covered], tmp_path / "out")
 
 
@@ -388,11 +388,11 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", ["nano", "nano-causal"])
 def test_the_lists_sizes_are_those_of_the_weights(name: str) -> None:
-    from adamergex.backbones.embedding_rows import Rows
-    from adamergex.backbones.listing import named
+    from adamergex.backbones.embedding_rows import WeightRows
+    from adamergex.backbones.listing import named_backbones
 
-    size = next(item.parameters for item in named() if item.name == name)
-    tensors = Rows.open(name, 36864).tensors
+    size = next(item.parameters for item in named_backbones() if item.name == name)
+    tensors = WeightRows.open(name, 36864).tensors
     assert size == sum(tensor.info.size for tensor in tensors)
 
 

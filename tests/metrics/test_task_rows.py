@@ -205,7 +205,7 @@ def test_tags(folder: Path) -> None:
         (xlsum, ("xx",), "no language 'xx'"),
         (ner, ("de",), "an I continues nothing"),
         (ner, ("pt",), "type is not known"),
-        (ner, ("zh",), "not one tag per token"),
+        (ner, ("zh",), "does not have one tag per token"),
         (ner, ("yo",), "no such file"),
         (ner, ("sw", "test", "conll"), "no corpus 'conll'"),
     ],

@@ -269,8 +269,8 @@ def test_heat_map_places_and_sizes_every_module(sample: Sample) -> None:
     assert svg.count('class="heat h') == 24 and svg.count("heat h0") == 12 and "12 of 24 modules changed" in svg
     top = max(merge.modules, key=lambda m: m.change_norm / m.task_norm)
     assert f"{100 * top.change_norm / top.task_norm:.1f} %, in {top.module}." in svg
-    assert pictures.site("a.layers.12.self_attn.q_proj") == ("self_attn.q_proj", 12)
-    assert pictures.site("classifier") == ("classifier", None)
+    assert pictures.layer_module("a.layers.12.self_attn.q_proj") == ("self_attn.q_proj", 12)
+    assert pictures.layer_module("classifier") == ("classifier", None)
 
 
 def test_lineage_takes_the_adapters_of_its_seed_or_none(sample: Sample) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from adamergex.errors import DataError
 from adamergex.report import parse
-from adamergex.report.papers import COLUMNS, Quoted, beside, read
+from adamergex.report.papers import COLUMNS, Quoted, paper_comparisons, read
 from adamergex.report.summary import mean, score
 
 Sample = Callable[..., dict[str, Any]]
@@ -133,7 +133,8 @@ def test_beside_ours_only_where_it_is_the_same_thing(sample: Sample, tmp_path: P
     results = parse(sample())
     es, average = score(results, "adamergex", "es"), mean(results, "english_tuning")
     assert es is not None and average is not None
-    found = [(x.quoted.method, x.quoted.language, x.ours) for x in beside(read([tmp_path / "p.csv"]), [results])]
+    compared = paper_comparisons(read([tmp_path / "p.csv"]), [results])
+    found = [(x.quoted.method, x.quoted.language, x.ours) for x in compared]
     assert found == [("adamergex", "es", es.mean), ("english_tuning", "mean", average.mean)]
 
 
@@ -148,19 +149,19 @@ def quotation(**changes: str) -> Quoted:
 def test_settings_choose_the_tables_that_stand_beside(sample: Sample) -> None:
     items = [quotation(), quotation(table="2"), quotation(table="2", model="n"), quotation(source="de")]
     results = parse(sample())
-    assert [x.quoted for x in beside(items, [results])] == items[:3]  # another source is another thing
+    assert [x.quoted for x in paper_comparisons(items, [results])] == items[:3]  # another source is another thing
     for chosen, expected in (
         ({"table": ["2"]}, items[1:3]), ({"table": ["1", "2"], "model": ["m"]}, items[:2]), ({"label": ["none"]}, []),
     ):  # fmt: skip
-        assert [x.quoted for x in beside(items, [parse({**sample(), "papers": chosen})])] == expected
+        assert [x.quoted for x in paper_comparisons(items, [parse({**sample(), "papers": chosen})])] == expected
 
 
 def test_a_mean_over_sources_stands_beside_the_mean_of_our_tables(sample: Sample) -> None:
     item = quotation(source="mean of 16")
     one, other, larger = (parse({**sample(gap=gap), "source": source, "base": base}) for gap, source, base in
                           ((1.0, "en", "a"), (5.0, "ja", "a"), (9.0, "ja", "b")))  # fmt: skip
-    assert beside([item], [one]) == beside([item], [one, larger]) == ()
-    (found,) = beside([item], [one, other, larger])
+    assert paper_comparisons([item], [one]) == paper_comparisons([item], [one, larger]) == ()
+    (found,) = paper_comparisons([item], [one, other, larger])
     scores = [score(results, "adamergex", "es") for results in (one, other)]
     assert found.ours == pytest.approx(sum(x.mean for x in scores if x) / 2) and "2 source languages" in found.title
 

@@ -13,10 +13,10 @@ import pytest
 
 from adamergex import statistics
 from adamergex.report import parse, write_report
-from adamergex.report.numbers import difference_span
+from adamergex.report.numbers import format_difference_interval
 from adamergex.report.summary import differences, score_table
 from adamergex.report.tables import cell_text
-from adamergex.report.terminal import table
+from adamergex.report.terminal import terminal_table
 from adamergex.statistics import Sample
 
 Made = Callable[..., dict[str, Any]]
@@ -66,13 +66,19 @@ def test_every_file_flags_what_p_flags(
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert (f"| **+{0.4 * won:.1f}** |" in text) == beyond and ("No difference beyond noise" in text) != beyond
     assert "Holm" in text and "McNemar" in text and "McNemar" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    printed = "\n".join(table(parse(data)))
+    printed = "\n".join(terminal_table(parse(data)))
     assert ("60.0]*" in printed) == ("Holm" in printed) == beyond
 
 
 def test_an_end_beside_0_is_not_rounded_to_it() -> None:
-    assert difference_span((0.04, 3.2)) == "[0.04, 3.20]" and difference_span((0.4, 3.2)) == "[0.4, 3.2]"
-    assert difference_span((-3.2, -0.004)) == "[−3.200, −0.004]" and difference_span((-0.04, 3.2)) == "[0.0, 3.2]"
+    assert (
+        format_difference_interval((0.04, 3.2)) == "[0.04, 3.20]"
+        and format_difference_interval((0.4, 3.2)) == "[0.4, 3.2]"
+    )
+    assert (
+        format_difference_interval((-3.2, -0.004)) == "[−3.200, −0.004]"
+        and format_difference_interval((-0.04, 3.2)) == "[0.0, 3.2]"
+    )
 
 
 def test_a_single_point_of_an_older_version_becomes_an_interval(sample: Made) -> None:
@@ -122,7 +128,7 @@ def test_the_mean_over_languages_has_its_interval_and_test_everywhere(
     assert all(
         shown in (tmp_path / name).read_text(encoding="utf-8") for name in ("report.html", "report.md", "scores.tex")
     )
-    assert shown in "\n".join(table(parse(data)))
+    assert shown in "\n".join(terminal_table(parse(data)))
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "in every language; on their mean it is beyond noise." in text and "| mean | **+15.0** |" in text
     rows = list(csv.DictReader((tmp_path / "summary.csv").read_text(encoding="utf-8").splitlines()))
@@ -179,7 +185,7 @@ def test_names_are_shown_as_they_are_in_every_file(sample: Made, tmp_path: Path,
     latex = (tmp_path / "scores.tex").read_text(encoding="utf-8")
     assert "\x1b" not in page + latex and "<script>alert" not in page
     assert latex.count(r"\begin{tabular}") == 1 and not re.search(r"(?m)^\s*[\[*]", latex)
-    assert not any("\x1b" in line or "\n" in line for line in table(parse(data))[1:])
+    assert not any("\x1b" in line or "\n" in line for line in terminal_table(parse(data))[1:])
 
 
 def test_a_row_that_begins_like_an_argument_of_latex(sample: Made, tmp_path: Path) -> None:

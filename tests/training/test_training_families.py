@@ -199,7 +199,9 @@ def test_spans_put_back_give_the_text(length: int, rows: int, rate: float, seed:
 
 def test_spans_are_t5s_fresh_every_step_and_repeatable(bases: dict[str, str]) -> None:
     tokenizer = loading.tokenizer(bases["t5"])
-    made = denoising.pairs(SENTENCES, tokenizer, LanguageModeling(segment=61, segments=20), seed=7, longest=96)
+    made = denoising.denoising_examples(
+        SENTENCES, tokenizer, LanguageModeling(segment=61, segments=20), seed=7, longest=96
+    )
     assert made.corruption is not None and made.corruption.counts(60) == (9, 3)
     assert made.corruption.sentinels.tolist() == [tokenizer.convert_tokens_to_ids(f"<extra_id_{n}>") for n in range(12)]
     rows = list(range(20))
@@ -219,7 +221,7 @@ def test_spans_are_t5s_fresh_every_step_and_repeatable(bases: dict[str, str]) ->
 def test_continuation_reads_one_half_and_says_the_other(bases: dict[str, str], name: str, objective: str) -> None:
     found = loading.load(bases[name], "sequence-to-sequence")
     task = LanguageModeling(segment=24, segments=5, objective=objective)
-    made = denoising.pairs(SENTENCES, found.tokenizer, task, seed=0, longest=96)
+    made = denoising.denoising_examples(SENTENCES, found.tokenizer, task, seed=0, longest=96)
     before, after = loading.frame(found.tokenizer)
     batch = made.batch(range(5), 0)
     inner = 24 - len(before) - len(after)
@@ -240,21 +242,25 @@ def test_continuation_reads_one_half_and_says_the_other(bases: dict[str, str], n
 def test_every_language_gets_the_same_number_of_segments(bases: dict[str, str], name: str) -> None:
     tokenizer = loading.tokenizer(bases[name])
     there = language_modeling.count_segments(SENTENCES, tokenizer, 24, masked=True)
-    made = denoising.pairs(SENTENCES, tokenizer, LanguageModeling(segment=24), seed=0, longest=96)
+    made = denoising.denoising_examples(SENTENCES, tokenizer, LanguageModeling(segment=24), seed=0, longest=96)
     assert len(made.ids) == there
     with pytest.raises(DataError, match=rf"too little text[\s\S]*{there} segments of 24"):
-        denoising.pairs(SENTENCES, tokenizer, LanguageModeling(segment=24, segments=9999), seed=0, longest=96)
+        denoising.denoising_examples(
+            SENTENCES, tokenizer, LanguageModeling(segment=24, segments=9999), seed=0, longest=96
+        )
 
 
 def test_span_corruption_needs_sentinels(bases: dict[str, str]) -> None:
     task = LanguageModeling(segment=24, objective="span-corruption")
     with pytest.raises(ConfigError, match=r"too few sentinels[\s\S]*0 tokens"):
-        denoising.pairs(SENTENCES, loading.tokenizer(bases["bart"]), task, seed=0, longest=96)
+        denoising.denoising_examples(SENTENCES, loading.tokenizer(bases["bart"]), task, seed=0, longest=96)
     task = LanguageModeling(segment=90, mask_rate=0.5)
     with pytest.raises(ConfigError, match=rf"too few sentinels[\s\S]*{SENTINELS} tokens[\s\S]*expected: 15"):
-        denoising.pairs(SENTENCES, loading.tokenizer(bases["t5"]), task, seed=0, longest=96)
+        denoising.denoising_examples(SENTENCES, loading.tokenizer(bases["t5"]), task, seed=0, longest=96)
     with pytest.raises(ConfigError, match="do not fit the model"):
-        denoising.pairs(SENTENCES, loading.tokenizer(bases["t5"]), LanguageModeling(segment=97), seed=0, longest=96)
+        denoising.denoising_examples(
+            SENTENCES, loading.tokenizer(bases["t5"]), LanguageModeling(segment=97), seed=0, longest=96
+        )
 
 
 def test_prompts_of_encoders_are_cut_in_the_text(bases: dict[str, str]) -> None:

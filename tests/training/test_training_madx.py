@@ -298,9 +298,9 @@ def test_settings_of_another_kind_and_impossible_stacks_are_refused(checkpoints:
         Structure(kind="bottleneck", rank=4)
     with pytest.raises(ValidationError, match="reduction: not a setting of kind 'lora'"):
         Structure(reduction=4)
-    with pytest.raises(ValidationError, match="only a bottleneck adapter stands on others"):
+    with pytest.raises(ValidationError, match="only a bottleneck adapter can have them"):
         job(checkpoints["xlm-r"], plain, TEXT, Structure(), base_adapters=("en",))
-    with pytest.raises(ValidationError, match="only the lowest adapter's acts"):
+    with pytest.raises(ValidationError, match="only the lowest adapter's is used"):
         job(checkpoints["xlm-r"], plain, TEXT, LANGUAGE, base_adapters=("en",))
     # What is stored of LoRA is what was stored before there were other kinds: keys of steps stay.
     assert Structure().model_dump() == {"kind": "lora", "rank": 8, "alpha": 16.0, "dropout": 0.05, "modules": "paper"}

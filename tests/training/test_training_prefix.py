@@ -41,11 +41,11 @@ from adamergex.jobs.settings import (
 )
 from adamergex.merging import merge
 from adamergex.merging.prepare import MergeSpec
-from adamergex.report.results_file import plain
+from adamergex.report.results_file import as_dict
 from adamergex.search import tuning
 from adamergex.tables.transfer import transfer
 from adamergex.tasks.answering import scoring
-from adamergex.tasks.classification import answer_pieces, prompt_pieces
+from adamergex.tasks.classification import answer_tokens, prompt_tokens
 from adamergex.training import train
 
 TOKENS = 4
@@ -251,10 +251,10 @@ def test_prompts_are_scored_as_whole_texts_are(checkpoints: dict[str, str]) -> N
     task = TASK.model_copy(update={"words": {"food": "the cook baked bread", "sports": "match", "travel": "train to"}})
     texts = [sentences()[0], sentences()[30] + " and much more of it", "A ferry"]
     found, _ = scoring.word_scores(wrapped, texts, loaded.tokenizer, task, longest=80, batch_tokens=4096)
-    answers = answer_pieces(loaded.tokenizer, task)
+    answers = answer_tokens(loaded.tokenizer, task)
     assert max(map(len, answers)) > 1
     for text, row in zip(texts, found, strict=True):
-        [prompt], _ = prompt_pieces([text], loaded.tokenizer, task, 80 - max(map(len, answers)), close=False)
+        [prompt], _ = prompt_tokens([text], loaded.tokenizer, task, 80 - max(map(len, answers)), close=False)
         for answer, score in zip(answers, row, strict=True):
             whole = logits(wrapped, {"input_ids": torch.tensor([prompt + answer])})[0].log_softmax(-1)
             places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
@@ -340,7 +340,7 @@ def test_the_whole_way(
         "merge": {"grid": [0.5, 1.0]},
         "output": str(tmp_path / "run"),
     }
-    results = plain(transfer(parse(settings), say=lambda line: None))
+    results = as_dict(transfer(parse(settings), say=lambda line: None))
     assert {cell["method"] for cell in results["cells"]} == set(settings["methods"])
     assert {curve["method"] for curve in results["tuning"]} == {"adamergex", "adamergex_cross"}
     for curve in results["tuning"]:

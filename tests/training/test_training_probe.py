@@ -31,7 +31,7 @@ from adamergex.jobs.settings import (
     Structure,
     TrainJob,
 )
-from adamergex.report.results_file import plain
+from adamergex.report.results_file import as_dict
 from adamergex.tables.estimate import estimate
 from adamergex.tables.plan import Plan, absolute, facts
 from adamergex.tables.transfer import transfer
@@ -284,7 +284,7 @@ def test_a_table_with_a_probe(tiny_encoder: Path, small_data: Path, tmp_path: Pa
         **{**TABLE, "methods": ["english_tuning", "mad_x_task_only", "full_fine_tuning"]},
     )
     made["task"]["optimisation"] = {**made["task"]["optimisation"], "head_start": "probe"}
-    results = plain(transfer(parse(made), say=lambda line: None))
+    results = as_dict(transfer(parse(made), say=lambda line: None))
     assert len(results["cells"]) == 3 and not results["missing"]
     for adapter in results["adapters"]:
         about = json.loads((tmp_path / "run" / adapter["path"] / "lineage.json").read_text())["settings"]["training"]

@@ -275,7 +275,7 @@ def test_a_stopped_run_ends_in_the_same_bytes(
 
 def test_what_cannot_be_is_refused(checkpoints: dict[str, str], labelled: Path, plain: Path, tmp_path: Path) -> None:
     base = checkpoints["xlm-r"]
-    with pytest.raises(ValidationError, match="weight_decay: would move"):
+    with pytest.raises(ValidationError, match="weight_decay: would change"):
         job(base, plain, TEXT, sparse(), weight_decay=0.1)
     with pytest.raises(ValidationError, match="rank: not a setting of kind 'sparse'"):
         Structure(kind="sparse", rank=3)

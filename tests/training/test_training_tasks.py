@@ -12,7 +12,7 @@ from adamergex.backbones.logits import IGNORE
 from adamergex.errors import ConfigError, DataError
 from adamergex.jobs.settings import Classification, LanguageModeling
 from adamergex.tasks import classification, language_modeling
-from adamergex.tasks.answering import scoring
+from adamergex.tasks.answering import choice_heads, scoring
 
 TASK = Classification(labels=("food", "sports", "travel"))
 ROWS = [{"text": text, "label": "food"} for text in sentences()[:5]]
@@ -94,16 +94,17 @@ def test_only_the_answer_is_learned_and_the_prompts_end_is_never_cut(tokenizer) 
 
 
 def test_answer_pieces_are_those_that_follow_the_prompt(tokenizer) -> None:
-    for label, pieces in zip(TASK.labels, classification.answer_pieces(tokenizer, TASK), strict=True):
+    for label, pieces in zip(TASK.labels, classification.answer_tokens(tokenizer, TASK), strict=True):
         start = tokenizer("A ferry\nTopic:", add_special_tokens=False).input_ids
         assert tokenizer(f"A ferry\nTopic: {label}", add_special_tokens=False).input_ids == start + pieces
 
 
 def test_encoders_truncate_the_text_only(tokenizer) -> None:
     rows = [{"text": "bread and " * 60, "label": "food"}, {"text": "A ferry", "label": "travel"}]
-    made = classification.head_examples(rows, tokenizer, TASK, longest=30)
+    made = choice_heads.text_examples(TASK, rows, tokenizer, 30, None)
     assert made.truncated == 1 and made.labels == [0, 2]
-    assert [ids[0] for ids in made.ids] == [0, 0] and [ids[-1] for ids in made.ids] == [2, 2]
+    ids = made.sequences.ids
+    assert [row[0] for row in ids] == [0, 0] and [row[-1] for row in ids] == [2, 2]
     assert max(made.lengths) == 30
 
 
@@ -116,14 +117,14 @@ def test_encoders_truncate_the_text_only(tokenizer) -> None:
 )
 def test_wrong_labels_are_explained(tokenizer, task, rows, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        classification.head_examples(rows, tokenizer, task, longest=96, where="en.tsv")
+        choice_heads.text_examples(task, rows, tokenizer, 96, "en.tsv")
 
 
 def test_impossible_prompts_are_explained(tokenizer) -> None:
     for update, message in (
         ({"prompt": "Topic:"}, "no place for the text"),
         ({"max_length": 10}, "no room for the text"),
-        ({"words": {"food": "sports"}}, "cannot be told from the others"),
+        ({"words": {"food": "sports"}}, "has the same tokens as another"),
     ):
         with pytest.raises(ConfigError, match=message):
             classification.prompt_examples(ROWS, tokenizer, TASK.model_copy(update=update), longest=96)
@@ -151,7 +152,7 @@ def test_cloze_scores_are_means_over_masks(checkpoints: dict[str, str]) -> None:
     texts = [ROWS[0]["text"], "A <mask> of beans"]
     scores, _ = scoring.cloze_scores(loaded.model, texts, loaded.tokenizer, TASK, longest=96, batch_tokens=200)
     for row, text in enumerate(texts):
-        for column, answer in enumerate(classification.answer_pieces(loaded.tokenizer, TASK)):
+        for column, answer in enumerate(classification.answer_tokens(loaded.tokenizer, TASK)):
             prompt = loaded.tokenizer(f"{text}\nTopic:").input_ids[:-1]
             ids = [*prompt, *[4] * len(answer), 2]
             with torch.inference_mode():

@@ -304,7 +304,7 @@ def test_an_oracle_of_spans_finds_every_answer_through_windows(checkpoints: dict
         assert windows[0].offsets[0][0] == 0 and windows[-1].offsets[-1][1] == len(context)
         for one, other in zip(windows, windows[1:], strict=False):
             assert one.offsets[-12:] == other.offsets[:12]
-    knows = {tuple(ids): span for ids, span in zip(made.sequences.ids, made.spans, strict=True)}
+    knows = {tuple(ids): span for ids, span in zip(made.sequences.ids, made.answer_spans, strict=True)}
     found = span_answers(task, rows, Oracle(knows), made, 400)
     assert [answer.text for answer in found] == answers
     assert [answer.start for answer in found] == [row["starts"][0] for row in rows]
@@ -331,10 +331,10 @@ def test_an_oracle_of_tags_tags_every_token_of_long_sentences(checkpoints: dict[
     made = tag_examples(task, rows, tokenizer, 96)
     assert made.truncated == 0 and max(made.lengths) <= 24 and len(made.parts) > len(rows)
     for ids, labels, part in zip(made.sequences.ids, made.labels, made.parts, strict=True):
-        assert [place for place, label in enumerate(labels) if label >= 0] == part.places  # first sub-words alone
-        tokens = [[rows[part.row]["tokens"][token]] for token in part.tokens]
+        assert [place for place, label in enumerate(labels) if label >= 0] == part.positions  # first sub-words alone
+        tokens = [[rows[part.row]["tokens"][token]] for token in part.words]
         alone = tokenizer(tokens, is_split_into_words=True, add_special_tokens=False).input_ids
-        assert [ids[place] for place in part.places] == [pieces[0] for pieces in alone]
+        assert [ids[place] for place in part.positions] == [pieces[0] for pieces in alone]
     knows = {tuple(ids): labels for ids, labels in zip(made.sequences.ids, made.labels, strict=True)}
     model = Oracle(knows, len(tag_names(task)))
     assert predicted_tags(task, rows, model, made, 200) == [row["tags"] for row in rows]
@@ -347,7 +347,7 @@ def test_slow_tokenizers_are_explained(
     tokenizer = loading.tokenizer(checkpoints["xlm-r"])
     monkeypatch.setattr(type(tokenizer), "is_fast", property(lambda self: False))
     make: Any = span_examples if kind == "span" else tag_examples
-    with pytest.raises(ModelError, match="which characters a token covers"):
+    with pytest.raises(ModelError, match="character offsets"):
         make(TASKS[kind], rows_of(kind), tokenizer, 96)
 
 
@@ -419,9 +419,9 @@ def test_resampled_scores_are_those_of_a_plain_bootstrap() -> None:
             "position of a choice",
         ),
         (TASKS["multiple-choice"], {"premise": "a", "choice1": "b", "label": 0}, "no column 'choice2'"),
-        (TASKS["span"], {"context": "a b", "question": "c", "answers": ["b"], "starts": [0]}, "not where its start"),
+        (TASKS["span"], {"context": "a b", "question": "c", "answers": ["b"], "starts": [0]}, "not at its start"),
         (TASKS["span"], {"context": "a b", "question": "c", "answers": ["x"]}, "not in its context"),
-        (TASKS["tagging"], {"tokens": ["a", "b"], "tags": ["O"]}, "not one tag per token"),
+        (TASKS["tagging"], {"tokens": ["a", "b"], "tags": ["O"]}, "does not have one tag per token"),
         (TASKS["tagging"], {"tokens": ["a"], "tags": ["I-PER"]}, "an I continues nothing"),
         (TASKS["tagging"], {"tokens": ["a"], "tags": ["B-ORG"]}, "entity type is not known"),
         (TASKS["generation"], {"text": "a", "target": " "}, "a reference is empty"),

@@ -1,1 +1,1 @@
-"""The models that adapters sit on: loading, packages, trimming, heads."""
+"""Backbone models: loading, packaged backbones, trimming, heads."""

@@ -1,4 +1,4 @@
-"""What the documents of a base's folder may say, read before a library does: strangers write them too."""
+"""Checks of the untrusted documents in a base's folder, before a library reads them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adamergex.files.inputs import DOCUMENT_BYTES, open_regular, read_json_objec
 TOKENIZER_BYTES = 4 * DOCUMENT_BYTES
 """Largest file of a tokenizer: 256 MiB (Gemma's is 33 MiB)."""
 LAYERS = 2000
-"""Most layers that a config may ask for; the deepest published models have some hundreds."""
+"""Maximum number of layers in a config; the deepest published models have some hundreds."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -29,23 +29,22 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 _SMALL = ("tokenizer_config.json", "special_tokens_map.json")
-_OF_THE_HUB = ("tokenizer.json", "tokenizer_config.json")  # every other name would be asked for over the network
+_OF_THE_HUB = ("tokenizer.json", "tokenizer_config.json")  # each further name costs a network request
 _PLAIN = re.compile(r"[A-Za-z0-9_|]*")
 _LAYERS = re.compile(r"n_layers?|num_layers|n_blocks|num_blocks|num_\w*layers|\w+_layers")
 
 
 def require_config(base: str) -> dict[str, object]:
-    """The ``config.json`` of a base as it stands, where it is one that may be given to transformers.
+    """The ``config.json`` of a base, checked for transformers; {} for a hub id without this file.
 
     Raises: ModelError: no file, not strict JSON, larger than ``inputs.SETTINGS_BYTES``, more than ``LAYERS`` layers,
-    or an implementation (of attention, of experts) that is a repository, whose code transformers would fetch and run.
-    Of a hub id without such a file nothing is said here: {}.
+    or an implementation (of attention, of experts) that names a repository, whose code transformers would run.
     """
-    place = resolve(base)
-    path = checkpoint_file(place, "config.json")
-    if path is None and Path(place).is_dir():
-        raise ModelError("there is no config.json", where=place, fix="name a transformers checkpoint")
-    if path is None:  # a hub that has none, or is out of reach: transformers tells which
+    location = resolve(base)
+    path = checkpoint_file(location, "config.json")
+    if path is None and Path(location).is_dir():
+        raise ModelError("there is no config.json", where=location, fix="name a transformers checkpoint")
+    if path is None:  # not on the hub, or no network: transformers' error distinguishes them
         return {}
     config = read_json_object(path, what="the model's config", error=ModelError)
     for name, value in _settings(config):
@@ -55,7 +54,7 @@ def require_config(base: str) -> dict[str, object]:
                 where=f"{path}: {name}",
                 found=repr(value)[:200],
                 expected="an implementation of transformers itself, such as 'sdpa' or 'eager'",
-                fix=f"remove {name} from the file; no code that a file names is run",
+                fix=f"remove {name} from the file; code named in files is never run",
             )
         if _LAYERS.fullmatch(name) and isinstance(value, int) and value > LAYERS:
             raise ModelError(
@@ -69,10 +68,10 @@ def require_config(base: str) -> dict[str, object]:
 
 
 def require_tokenizer_files(base: str) -> None:
-    """Raises: ModelError: a tokenizer's file that is no regular one, too large, or no strict JSON where it is small."""
-    place = resolve(base)
-    for name in TOKENIZER_FILES if Path(place).is_dir() else _OF_THE_HUB:
-        path = checkpoint_file(place, name)
+    """Raises: ModelError: a tokenizer file is not a regular file, too large, or (small files) not strict JSON."""
+    location = resolve(base)
+    for name in TOKENIZER_FILES if Path(location).is_dir() else _OF_THE_HUB:
+        path = checkpoint_file(location, name)
         if path is None:
             continue
         with open_regular(path, what="the tokenizer's file", error=ModelError) as file:
@@ -91,9 +90,9 @@ def require_tokenizer_files(base: str) -> None:
 
 @contextmanager
 def loading(base: str, part: str = "model") -> Iterator[None]:
-    """While a library reads a base. Raises: ModelError for whatever else the library raises, in its first line.
+    """Context in which a library reads a base. Raises: ModelError for any exception of the library.
 
-    A library fails at files of strangers in too many ways to list: whatever it is, the base cannot be used.
+    Untrusted files make a library fail in too many ways to list; all of them mean that the base cannot be used.
     """
     try:
         yield
@@ -104,7 +103,7 @@ def loading(base: str, part: str = "model") -> Iterator[None]:
 
 
 def unreadable(base: str, error: BaseException, part: str = "model") -> ModelError:
-    """A library could not read a part of a base."""
+    """The error for a part of a base that a library cannot read."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     reason = " ".join(lines[:2]) if lines[:1] and lines[0].endswith(":") else lines[0] if lines else ""
     return ModelError(
@@ -117,7 +116,7 @@ def unreadable(base: str, error: BaseException, part: str = "model") -> ModelErr
 
 
 def _settings(value: object) -> Iterator[tuple[str, object]]:
-    """Every named value of a document, also those inside others; its depth is bounded by the reader."""
+    """All named values of a document, recursively; the reader bounds its depth."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield name, inner
@@ -128,6 +127,6 @@ def _settings(value: object) -> Iterator[tuple[str, object]]:
 
 
 def _is_plain(value: object) -> bool:
-    if isinstance(value, dict):  # an implementation for each part of a model
+    if isinstance(value, dict):  # one implementation per part of a model
         return all(_is_plain(inner) for inner in value.values())
     return value is None or (isinstance(value, str) and _PLAIN.fullmatch(value) is not None)

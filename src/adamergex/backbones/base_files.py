@@ -1,4 +1,4 @@
-"""Where the files of a backbone lie, by its name, and their hash."""
+"""The files of a backbone by its name, and their hash."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 
 
 def resolve(base: str) -> str:
-    """What transformers can load: the folder of a named backbone, a local folder, or the hub id unchanged.
+    """A location for transformers: the folder of a named backbone, a local folder, or the unchanged hub id.
 
     A packaged backbone is converted at the first call: see ``adamergex.backbones.packaged.folder``.
-    Raises: ModelError when the name is a path and no folder is there, or a packaged backbone is not installed.
+    Raises: ModelError: a path without a folder, or a packaged backbone that is not installed.
     """
     if base in SHIPPED:
         folder = shipped_folder(base)
@@ -51,56 +51,58 @@ def resolve(base: str) -> str:
 
 
 def base_sha256(base: str) -> str:
-    """SHA-256 over the names and bytes of config.json and of the weight files; computed once a process."""
+    """SHA-256 over the names and bytes of config.json and the weight files; computed once per process."""
     files = checkpoint_files(base)
     return _hash_files(tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
 
 def checkpoint_files(base: str) -> list[Path]:
-    """config.json and the weight files of a backbone. Raises: ModelError where one is missing."""
-    place = resolve(base)
-    config = checkpoint_file(place, "config.json")
+    """config.json and the weight files of a backbone. Raises: ModelError: one is missing."""
+    location = resolve(base)
+    config = checkpoint_file(location, "config.json")
     if config is None:
-        raise ModelError("there is no config.json", where=place, fix="name a transformers checkpoint")
+        raise ModelError("there is no config.json", where=location, fix="name a transformers checkpoint")
     for name in _WEIGHTS:
-        found = checkpoint_file(place, name)
-        if found is None:
+        path = checkpoint_file(location, name)
+        if path is None:
             continue
         if not name.endswith(".json"):
-            return [config, found]
-        shards = _shards(found)
-        return [config, *(shard for shard in (checkpoint_file(place, name) for name in shards) if shard is not None)]
-    raise ModelError("there are no weights", where=place, expected=" or ".join(_WEIGHTS[::2]), fix="check the folder")
+            return [config, path]
+        shards = (checkpoint_file(location, shard) for shard in _shards(path))
+        return [config, *(shard for shard in shards if shard is not None)]
+    raise ModelError(
+        "there are no weights", where=location, expected=" or ".join(_WEIGHTS[::2]), fix="check the folder"
+    )
 
 
 def _shards(index: Path) -> list[str]:
-    """The weight files that an index names. Raises: ModelError: a damaged index, or a name that leads elsewhere."""
+    """The weight files named in an index. Raises: ModelError: a damaged index, or a name outside the folder."""
     document = read_json_object(index, what="the index of the weights", error=ModelError, limit=DOCUMENT_BYTES)
     names = document.get("weight_map")
     names = list(names.values()) if isinstance(names, dict) else [None]
-    wrong = [name for name in names if not (isinstance(name, str) and _SHARD.fullmatch(name))]
-    if wrong or not names:
+    invalid = [name for name in names if not (isinstance(name, str) and _SHARD.fullmatch(name))]
+    if invalid or not names:
         raise ModelError(
             "the index of the weights does not name files of its folder",
             where=index,
-            found=repr(wrong[:1] or names)[:200],
+            found=repr(invalid[:1] or names)[:200],
             expected='{"weight_map": {tensor: file}}, each file a plain name',
             fix="copy or download the checkpoint again",
         )
     return sorted(set(names))
 
 
-def checkpoint_file(place: str, name: str) -> Path | None:
-    """A file of a checkpoint, of a folder or of the hub; None where it has none of this name."""
-    if Path(place).is_dir():
-        path = Path(place) / name
+def checkpoint_file(location: str, name: str) -> Path | None:
+    """A file of a checkpoint in a folder or on the hub; None if there is no such file."""
+    if Path(location).is_dir():
+        path = Path(location) / name
         return path if path.is_file() else None
-    found = cached_file(place, name, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else Path(found)
+    cached = cached_file(location, name, _raise_exceptions_for_missing_entries=False)
+    return None if cached is None else Path(cached)
 
 
 def damaged_file(base: str) -> Path | str:
-    """The weight file that cannot be opened, or the only one; the library's error does not tell which it was."""
+    """The weight file that cannot be opened, or the only one; the library's error does not name it."""
     weights = checkpoint_files(base)[1:]
     for path in weights:
         if path.suffix == ".safetensors":

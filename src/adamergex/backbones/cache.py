@@ -1,25 +1,25 @@
-"""The last backbone stays in memory between the steps of one process. Standard library only.
+"""A cache that keeps the last backbone in memory between the steps of one process. Standard library only.
 
-A backbone is lent to one step at a time and comes back when the step ends. One that came back changed, or from a step
-that failed, is dropped, and the next step loads its own.
+A backbone is used by one step at a time and returned when the step ends. If the step changed it or failed, the backbone
+is dropped, and the next step loads it again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
-_kept: dict[Hashable, tuple[Any, Hashable]] = {}  # what nobody uses now: name -> (backbone, its state when it was new)
-_lent: dict[Hashable, tuple[Any, Hashable]] | None = None  # what the running step uses; None outside of steps
+_kept: dict[Hashable, tuple[Any, Hashable]] = {}  # unused backbones: name -> (backbone, its state after loading)
+_lent: dict[Hashable, tuple[Any, Hashable]] | None = None  # backbones in use by the running step; None outside steps
 
 
 @contextmanager
 def lending() -> Iterator[None]:
-    """Within the block ``cached`` may hand out what an earlier block loaded; one block at a time."""
+    """Context of one step, in which ``cached`` may return backbones loaded in earlier contexts; not concurrent."""
     global _lent
-    if _lent is not None:  # a step that runs steps of its own
+    if _lent is not None:  # nested: a step that runs other steps
         yield
         return
     _lent = {}
@@ -34,9 +34,10 @@ def lending() -> Iterator[None]:
 
 
 def cached(identity: Callable[[], Hashable], load: Callable[[], T]) -> T:
-    """What ``load`` gives, or the same thing from an earlier step. Outside of steps it is always loaded.
+    """The result of ``load``, or the same object from an earlier step. Outside of steps it is always loaded.
 
-    What is loaded has a ``model``. A second request within one step gets a second copy: the first may be changed.
+    The object has an attribute ``model``. A second request within a step loads a second copy, since the first may have
+    changed.
     """
     if _lent is None:
         return load()
@@ -49,18 +50,18 @@ def cached(identity: Callable[[], Hashable], load: Callable[[], T]) -> T:
         _lent[name] = backbone, _state(backbone.model)  # type: ignore[attr-defined]
     else:
         return load()
-    found: T = _lent[name][0]
-    return found
+    backbone = _lent[name][0]
+    return cast(T, backbone)
 
 
-def drop() -> None:
-    """Forget what is kept, to free its memory."""
+def drop_backbone() -> None:
+    """Drop the cached backbone to free its memory."""
     _kept.clear()
 
 
 def _state(model: Any) -> Hashable:
-    """Which tensors a model has, how often each was written in place (torch counts it), and what hangs on its modules
-    (hooks, another ``forward``): equal means untouched."""
+    """A fingerprint of a model: its tensors, torch's counters of in-place writes, and its modules' hooks and overridden
+    methods. Equal fingerprints mean an unchanged model."""
     tensors = (*model.named_parameters(), *model.named_buffers())
     return (
         model.training,

@@ -1,4 +1,4 @@
-"""Chat templates: downloaded programs that write prompts, run in transformers' sandbox with bounded time and memory."""
+"""Chat templates: downloaded programs, run in transformers' sandbox with bounded time and memory."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SECONDS = 2.0
-"""The time that a template may compute for one prompt."""
-_MEMORY = 1 << 30  # bytes that a rendering may take beyond what the process has
+"""Maximum CPU time of a template for one prompt."""
+_MEMORY = 1 << 30  # bytes that rendering may allocate on top of the process's memory
 _LONGEST = 1 << 20  # characters of a template
-_EVERY = 500  # traced events between two looks at the clock
+_EVERY = 500  # traced events between two checks of the clock
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 
 class _TooLongError(Exception):
-    """A template computes for longer than it may."""
+    """A template exceeds its time limit."""
 
 
 def in_chat(tokenizer: PreTrainedTokenizerBase, content: str) -> str:
-    """One message of a user in the tokenizer's chat template, ready for the answer.
+    """A prompt with one user message in the tokenizer's chat template.
 
-    Raises: ConfigError: there is no template, or it refuses the message, fails, or takes too much time or memory.
+    Raises: ConfigError: there is no template, or it rejects the message, fails, or takes too much time or memory.
     """
     template = _template(tokenizer)
     try:
@@ -47,7 +47,7 @@ def in_chat(tokenizer: PreTrainedTokenizerBase, content: str) -> str:
         raise _failed(tokenizer, f"more than {_MEMORY >> 30} GiB for one prompt") from None
     except TemplateError as error:
         raise _failed(tokenizer, error.message or type(error).__name__) from error
-    except Exception as error:  # a program made by someone else can fail in any way
+    except Exception as error:  # an untrusted program may raise anything
         raise _failed(tokenizer, f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
@@ -61,13 +61,13 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
         )
     try:
         return str(tokenizer.get_chat_template())
-    except ValueError as error:  # several templates, none of them the default
+    except ValueError as error:  # several templates without a default
         raise _failed(tokenizer, (str(error).splitlines() or [""])[0]) from error
 
 
 @functools.lru_cache(maxsize=8)
 def _require_bounded(template: str) -> None:
-    """Refuses what runs for long inside one operation, where the clock is not looked at."""
+    """Raises: TemplateError for a single operation that may run long, where the clock is not checked."""
     if len(template) > _LONGEST:
         raise TemplateError(f"{len(template):,} characters, more than {_LONGEST:,}")
     parsed = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False).parse(_GENERATION.sub("", template))
@@ -77,13 +77,13 @@ def _require_bounded(template: str) -> None:
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Raises: _TooLongError after ``SECONDS`` of computing; MemoryError, on Linux, for what takes over ``_MEMORY``."""
-    until, before, events = time.thread_time() + SECONDS, sys.gettrace(), 0
+    """Raises: _TooLongError after ``SECONDS`` of CPU time; MemoryError, on Linux, for more than ``_MEMORY``."""
+    deadline, before, events = time.thread_time() + SECONDS, sys.gettrace(), 0
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
         nonlocal events
         events += 1
-        if events % _EVERY == 0 and time.thread_time() > until:
+        if events % _EVERY == 0 and time.thread_time() > deadline:
             raise _TooLongError
         return trace
 
@@ -116,11 +116,11 @@ def _limited_memory() -> Iterator[None]:
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _failed(tokenizer: PreTrainedTokenizerBase, said: str) -> ConfigError:
+def _failed(tokenizer: PreTrainedTokenizerBase, reason: str) -> ConfigError:
     return ConfigError(
         "the tokenizer's chat template does not write this prompt",
         where=tokenizer.name_or_path,
-        found=said,
+        found=reason,
         expected="a template that takes one message of a user",
         fix="prompt without chat, or correct chat_template in the checkpoint",
     )

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint that have a row for each token, and the rest of them: the body."""
+"""The tensors of a checkpoint with one row per token, and the others: the body."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from adamergex.errors import ModelError
 from adamergex.files.directory import SafetensorsWriter, TensorInfo
 from adamergex.files.tensor_header import read_header
 
-# Endings of the names of input embeddings and of language-model heads, over transformers' architectures; of
-# tensors with one axis as long as the vocabulary.
+# Name endings of input embeddings and language-model heads in transformers' architectures, for tensors with one axis as
+# long as the vocabulary.
 _TOKEN_ROWS = (
     "word_embeddings.weight",
     "embed_tokens.weight",
@@ -36,7 +36,7 @@ _TOKEN_ROWS = (
     "embed_out.weight",
     "final_logits_bias",
 )
-_CHUNK = 16 << 20  # bytes that are hashed or copied at a time
+_CHUNK = 16 << 20  # bytes hashed or copied at a time
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Tensor:
     axis: int | None
 
     def bytes(self, rows: Sequence[int] | None = None) -> Iterator[NDArray[np.uint8]]:
-        """The stored bytes, of all rows or of these; in chunks."""
+        """The stored bytes of all rows, or of the given ones, in chunks."""
         info = self.info
         if info.size == 0:
             return
@@ -64,8 +64,8 @@ class _Tensor:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A checkpoint's tensors. ``tokens``: how many rows the embeddings have; ``hidden``: their width."""
+class WeightRows:
+    """A checkpoint's tensors. ``tokens``: number of rows of the embeddings; ``hidden``: their width."""
 
     tensors: tuple[_Tensor, ...]
     tokens: int
@@ -73,11 +73,11 @@ class Rows:
     bytes: int
 
     @classmethod
-    def open(cls, base: str, tokens: int, known: int = 0) -> Rows:
-        """``tokens``: the config's ``vocab_size``; ``known``: of the tokenizer.
+    def open(cls, base: str, tokens: int, known: int = 0) -> WeightRows:
+        """The tensors of a base. ``tokens``: the config's ``vocab_size``; ``known``: tokens of the tokenizer.
 
-        Raises: ModelError: weights that are only a pickle, no embeddings of ``tokens`` rows, a tensor of that many rows
-        that is not known, or a tokenizer with more tokens than there are rows.
+        Raises: ModelError: the weights are only a pickle, there are no embeddings of ``tokens`` rows, an unknown tensor
+        has that many rows, or the tokenizer has more tokens than there are rows.
         """
         files = checkpoint_files(base)[1:]
         if any(path.suffix != ".safetensors" for path in files):
@@ -106,7 +106,7 @@ class Rows:
         return cls(tuple(tensors), tokens, hidden, sum(path.stat().st_size for path in files))
 
     def write(self, path: Path, rows: Sequence[int]) -> None:
-        """All tensors, those with a row for each token with these rows only."""
+        """Write all tensors; those with one row per token get only the given rows."""
         infos = {}
         for tensor in self.tensors:
             shape = list(tensor.info.shape)
@@ -120,8 +120,8 @@ class Rows:
                 writer.write(part)
         writer.close()
 
-    def is_part_of(self, full: Rows, rows: Sequence[int]) -> bool:
-        """Whether these are the other's tensors, bit for bit, with these rows only."""
+    def is_part_of(self, full: WeightRows, rows: Sequence[int]) -> bool:
+        """Whether these tensors equal the full base's, restricted to the given rows, bit for bit."""
         others = {tensor.info.name: tensor for tensor in full.tensors}
         if others.keys() != {tensor.info.name for tensor in self.tensors} or len(rows) != self.tokens:
             return False
@@ -131,16 +131,16 @@ class Rows:
             other = others[tensor.info.name]
             if (tensor.info.dtype, tensor.axis) != (other.info.dtype, other.axis):
                 return False
-            # Chunks of both run over the same rows: those of the one are all it has.
-            parts = zip(tensor.bytes(range(self.tokens)), other.bytes(rows), strict=False)
             if tensor.axis is None and tensor.info.shape != other.info.shape:
                 return False
-            if not all(np.array_equal(one, two) for one, two in parts):
+            # The chunks of both cover the same rows.
+            chunks = zip(tensor.bytes(range(self.tokens)), other.bytes(rows), strict=False)
+            if not all(np.array_equal(chunk, full_chunk) for chunk, full_chunk in chunks):
                 return False
         return True
 
     def body_sha256(self) -> str:
-        """SHA-256 over names, dtypes, shapes and bytes of the tensors without rows for tokens, by name."""
+        """SHA-256 over names, dtypes, shapes and bytes of the body's tensors, ordered by name."""
         digest = hashlib.sha256()
         for tensor in sorted(self.tensors, key=lambda item: item.info.name):
             if tensor.axis is None:
@@ -154,7 +154,7 @@ _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.int32: "I32"}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """A small safetensors file of floats and int32; unlike the library's, with the same bytes at every run."""
+    """Write a small safetensors file of floats and int32; unlike the library's, deterministic in its bytes."""
     infos = [TensorInfo(name, _DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
     writer = SafetensorsWriter(path, infos, metadata)
     for info in writer.order:
@@ -163,12 +163,12 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
 
 
 def body_sha256(base: str) -> str:
-    """Of a base's weights without those that have a row for each token: see ``Rows.body_sha256``."""
-    return Rows.open(base, vocabulary_size(base)).body_sha256()
+    """SHA-256 of a base's body: see ``WeightRows.body_sha256``."""
+    return WeightRows.open(base, vocabulary_size(base)).body_sha256()
 
 
 def _axis(base: str, info: TensorInfo, tokens: int) -> int | None:
-    """Which axis of a tensor is that of the tokens, if one is. Raises: ModelError."""
+    """The axis of a tensor that indexes tokens, or None. Raises: ModelError for an unknown tensor."""
     if tokens not in info.shape:
         return None
     if info.name.endswith(_TOKEN_ROWS):
@@ -176,7 +176,7 @@ def _axis(base: str, info: TensorInfo, tokens: int) -> int | None:
     if info.shape[0] != tokens:
         return None
     raise ModelError(
-        "a tensor has as many rows as there are tokens, and is not known",
+        "an unknown tensor has as many rows as there are tokens",
         where=f"{base}: {info.name}",
         found=info.shape,
         fix="use the base as it is, and report this architecture",

@@ -1,4 +1,4 @@
-"""A masked-LM head in a small file, and the base directories that are made of a base and such a file."""
+"""Masked-LM heads in small files, and base directories composed of a base and such a file."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ _COPIED = (*TOKENIZER_FILES, "LICENSE", "LICENSE.txt", POOLING_FILE)
 
 @dataclass(frozen=True)
 class HeadFile:
-    """The tensors of a head, the low-rank change of the body that goes with it, and the base that it is for.
+    """The tensors of a head, its low-rank change of the body, and the base that it is for.
 
-    ``original_sha256`` and ``rows``: of a head that was trained on a trimmed base, the full base and the rows of it."""
+    ``original_sha256`` and ``rows``: for a head trained on a trimmed base, the full base and the rows kept from it."""
 
     base: str
     base_sha256: str
@@ -54,7 +54,7 @@ class HeadFile:
     rows: Tensor | None = None
 
     def write(self, path: Path, *, half: bool = False) -> None:
-        """One safetensors file; the same content gives the same bytes. ``half``: rounded to float16, for shipping."""
+        """Write one safetensors file, deterministically. ``half``: round to float16, for shipping."""
         tensors = {name: tensor.detach() for name, tensor in self.head.items()}
         for name, (a, b) in self.factors.items():
             tensors |= {
@@ -77,7 +77,7 @@ class HeadFile:
 
     @classmethod
     def read(cls, path: Path) -> HeadFile:
-        """Raises: ModelError: no such file, or another one."""
+        """Read a head's file. Raises: ModelError: no such file, or not a head's."""
         try:
             metadata = read_header(path).metadata
             if metadata.get("kind") != FORMAT:
@@ -87,8 +87,8 @@ class HeadFile:
             rows = tensors.pop("rows", None)
             if rows is not None and not is_rows(rows):
                 raise ValueError("its rows are not numbers in ascending order")
-            if other := next((name for name, item in tensors.items() if item.dtype not in _STORED), None):
-                raise ValueError(f"{other} is {tensors[other].dtype}, not float32 or float16")
+            if wrong := next((name for name, item in tensors.items() if item.dtype not in _STORED), None):
+                raise ValueError(f"{wrong} is {tensors[wrong].dtype}, not float32 or float16")
             tensors = {name: item.float() for name, item in tensors.items()}
             if not math.isfinite(scale):
                 raise ValueError(f"its scale is {scale}")
@@ -109,7 +109,7 @@ class HeadFile:
 
 
 def shipped(base: str) -> Path:
-    """The head that ships for a base, or for the base that it was trimmed from. Raises: ModelError: there is none."""
+    """The shipped head of a base, or of the base that it was trimmed from. Raises: ModelError: there is none."""
     files = {name: folder(name) / FILE for name in PACKAGED if (folder(name) / FILE).is_file()}
     for name, path in files.items():
         metadata = read_header(path).metadata
@@ -125,11 +125,11 @@ def shipped(base: str) -> Path:
 
 
 def compose(base: str, head: str | Path | None, output: str | Path) -> None:
-    """Write the base directory of a base and a head's file (None: the one that ships for the base).
+    """Write the base directory of a base and a head's file (None: the base's shipped head).
 
-    A head that was trained on a trimmed base is for the full one too, and for others trimmed from that: tokens that
-    its own base lacks get the lowest bias. Raises: ModelError: another file, or one for another base; AdapterFileError:
-    the output exists already.
+    A head trained on a trimmed base also fits the full base, and other bases trimmed from it: tokens that its own base
+    lacks get the lowest bias. Raises: ModelError: not a head's file, or one for another base; AdapterFileError: the
+    output exists already.
     """
     path = shipped(base) if head is None else Path(head) / FILE if Path(head).is_dir() else Path(head)
     file = HeadFile.read(path)
@@ -153,19 +153,19 @@ def compose(base: str, head: str | Path | None, output: str | Path) -> None:
         fold(model, file.factors, file.scale)
         if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
             raise ModelError(
-                "the base with this head would hold numbers that are not finite",
+                "the base with this head would have values that are not finite",
                 where=path,
                 fix="copy or train the head again",
             )
         write_base(model, base, stage)
         shutil.copyfile(path, stage / FILE)
         if (path.parent / HEAD_RECORD).is_file():
-            said = read_json_object(path.parent / HEAD_RECORD, what="the record of the head", error=ModelError)
-            (stage / HEAD_RECORD).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            record = read_json_object(path.parent / HEAD_RECORD, what="the record of the head", error=ModelError)
+            (stage / HEAD_RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _rows_of(base: str, file: HeadFile, path: Path) -> Callable[[int], Tensor] | None:
-    """Which rows of the full base a base has, by how many it has; None where they are the head's own.
+    """A function of the number of rows that returns the base's rows in the full base; None if they are the head's.
 
     Raises: ModelError: the head is for another base.
     """
@@ -187,10 +187,10 @@ def _rows_of(base: str, file: HeadFile, path: Path) -> Callable[[int], Tensor] |
 
 
 def _for_rows(file: HeadFile, rows: Tensor, path: Path) -> dict[str, Tensor]:
-    """A head's tensors for these rows of the full base; a row that its own base lacks has the lowest value."""
+    """A head's tensors for the given rows of the full base; rows that its own base lacks get the lowest value."""
     kept = file.rows
     if kept is None or len(kept) == 0 or (len(rows) == int(rows[-1]) + 1 and int(kept[-1]) >= len(rows)):
-        raise ModelError("the head's file does not say which rows it has", where=path, fix="train the head again")
+        raise ModelError("the head's file does not name its rows", where=path, fix="train the head again")
     result = dict(file.head)
     for name, tensor in result.items():
         if tensor.shape == kept.shape:
@@ -201,39 +201,38 @@ def _for_rows(file: HeadFile, rows: Tensor, path: Path) -> dict[str, Tensor]:
 
 
 def write_base(model: PreTrainedModel, base: str, stage: Path) -> None:
-    """The model as a checkpoint, with the base's tokenizer and pooling; config.json is the base's, the class aside."""
+    """Write the model as a checkpoint, with the base's tokenizer and pooling; config.json differs only in the class."""
     with quiet():
         model.save_pretrained(stage)
     for path in stage.glob("*.safetensors"):
         path.chmod(stage.stat().st_mode & 0o666)
-    place = resolve(base)
-    original = checkpoint_file(place, "config.json")
-    assert original is not None  # the model was loaded by it
-    # Not what transformers writes: its version is part of that, and config.json is part of the base's hash.
+    location = resolve(base)
+    original = checkpoint_file(location, "config.json")
+    assert original is not None  # the model was loaded from it
+    # Not transformers' config.json: it contains the version of transformers, and the file is part of the base's hash.
     config = read_json_object(original, what="config.json", error=ModelError)
     config |= {"architectures": [type(model).__name__], "dtype": "float32", "tie_word_embeddings": True}
     (stage / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in _COPIED:
-        if (file := checkpoint_file(place, name)) is not None:
+        if (file := checkpoint_file(location, name)) is not None:
             (stage / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, stage / name)
 
 
 def is_rows(rows: Tensor) -> bool:
-    """Whether a tensor is a list of rows of an embedding, each once, as trimming writes it: int32, ascending."""
+    """Whether a tensor lists unique rows of an embedding as trimming writes them: int32, ascending."""
     if rows.dtype != torch.int32 or rows.dim() != 1:
         return False
     return bool((rows[1:] > rows[:-1]).all()) and bool((rows >= 0).all())
 
 
 def origin(base: str) -> tuple[str | None, Tensor | None]:
-    """Of a trimmed base: the hash of the full one, and the rows that are kept of it. Of any other base: nothing."""
-    place = resolve(base)
-    record, kept = checkpoint_file(place, RECORD), checkpoint_file(place, KEPT)
+    """For a trimmed base, the hash of the full base and the rows kept from it; for any other base, (None, None)."""
+    location = resolve(base)
+    record, kept = checkpoint_file(location, RECORD), checkpoint_file(location, KEPT)
     if record is None or kept is None:
         return None, None
-    said = read_json_object(record, what="the record of trimming", error=ModelError)
-    full = said.get("base")
+    full = read_json_object(record, what="the record of trimming", error=ModelError).get("base")
     open_regular(kept, what="the list of kept rows", error=ModelError).close()
     try:
         with safe_open(kept, "pt") as file:
@@ -247,7 +246,7 @@ def origin(base: str) -> tuple[str | None, Tensor | None]:
     return str(full["sha256"]), rows
 
 
-def _damaged_record(path: Path, found: object) -> ModelError:
+def _damaged_record(path: Path, reason: object) -> ModelError:
     return ModelError(
-        "the record of trimming is damaged", where=path, found=found, fix="trim the base again, or copy it again"
+        "the record of trimming is damaged", where=path, found=reason, fix="trim the base again, or copy it again"
     )

@@ -1,9 +1,9 @@
-"""A new masked-LM head on an encoder that ships none, and a low-rank change of its body.
+"""A new masked-LM head for an encoder without one, and a low-rank change of its body.
 
-The head is the architecture's own (transformers' class): its dense layers start as the identity, its output embeddings
-are the input embeddings, its bias starts as the logarithm of how often the text has each token. The head's layer norm
-starts with the scale g, and the shift -g·(mean of what it gives), of the least loss on a few batches: without the shift
-the direction that all hidden states share would favour the same tokens everywhere.
+The head is the architecture's (transformers' class): its dense layers start as the identity, its output embeddings are
+the input embeddings, its bias starts as the log-frequency of each token in the text. The head's layer norm starts with
+the scale g, and the shift -g·(mean of its output), that have the lowest loss on a few batches: without the shift, the
+direction that all hidden states share would favour the same tokens everywhere.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ SCALES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
 
 
 def with_new_head(base: str) -> tuple[Any, dict[str, nn.Parameter]]:
-    """The encoder in float32, all of it frozen but a new masked-LM head; and the head's parameters by name.
+    """The encoder in float32, frozen except for a new masked-LM head; and the head's parameters by name.
 
-    Dropout is off: the body is a fixed function of the text. Raises: ModelError: no encoder, a base that has a head, or
-    a head of another form than dense layers as wide as the model, layer norm, tied embeddings and bias.
+    Dropout is off, so that the body is deterministic. Raises: ModelError: not an encoder, a base with a head, or a head
+    other than dense layers as wide as the model, layer norm, tied embeddings and bias.
     """
     config = load_config(base)
     if family(config) != "encoder":
@@ -51,7 +51,7 @@ def with_new_head(base: str) -> tuple[Any, dict[str, nn.Parameter]]:
         )
     model.requires_grad_(False)
     embeddings = model.get_input_embeddings().weight
-    missing = [model.get_parameter(name) for name in report["missing_keys"]]  # a tied one may have two names
+    missing = [model.get_parameter(name) for name in report["missing_keys"]]  # tied parameters may have two names
     new = {
         name: parameter
         for name, parameter in model.named_parameters()
@@ -61,12 +61,12 @@ def with_new_head(base: str) -> tuple[Any, dict[str, nn.Parameter]]:
         raise ModelError(
             "the base has a masked-LM head already",
             where=base,
-            expected="an encoder that ships none",
+            expected="an encoder without one",
             fix="use it as it is",
         )
-    if other := sorted(name for name in new if name.startswith(f"{model.base_model_prefix}.")):
+    if in_body := sorted(name for name in new if name.startswith(f"{model.base_model_prefix}.")):
         raise ModelError(
-            "the base lacks weights of its body", where=base, found=other[0], fix="choose a whole checkpoint"
+            "the base lacks weights of its body", where=base, found=in_body[0], fix="choose a complete checkpoint"
         )
     if model.get_output_embeddings().weight is not embeddings:
         raise ModelError("the head's embeddings are not tied to the input's", where=base, fix="use another encoder")
@@ -90,7 +90,7 @@ def _start(base: str, model: PreTrainedModel, name: str, parameter: nn.Parameter
             parameter.zero_()
         else:
             raise ModelError(
-                "the head of this architecture has a part that is not known",
+                "the head of this architecture has an unknown part",
                 where=f"{base}: {name}",
                 found=tuple(parameter.shape),
                 expected="dense layers as wide as the model, layer norm and bias",
@@ -101,20 +101,21 @@ def _start(base: str, model: PreTrainedModel, name: str, parameter: nn.Parameter
 def calibrate(
     model: PreTrainedModel, new: Mapping[str, nn.Parameter], batches: Iterable[Mapping[str, Tensor]], counts: Tensor
 ) -> float:
-    """Give bias and layer norm of a new head their start; the loss that it has on the batches, in nats a token.
+    """Initialise bias and layer norm of a new head; returns its loss on the batches, in nats per token.
 
-    ``counts`` [V]: how often the text has each token.
+    ``counts`` [V]: occurrences of each token in the text.
     """
     rows, embeddings, counts = len(counts), next(model.get_input_embeddings().parameters()), counts.to(model.device)
     bias = next((item for item in new.values() if item.shape == (rows,)), None)
     logarithms = torch.log((counts.float() + 0.1) / (counts.float() + 0.1).sum())
-    norm = next((module for name, module in model.named_modules() if _is_new_norm(name, module, new)), None)
+    norms = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.LayerNorm))
+    norm = next((module for name, module in norms if f"{name}.weight" in new), None)
     hidden, targets = [], []
     with torch.no_grad():
         if bias is not None:
             bias.copy_(logarithms)
-        for given in batches:
-            batch = {name: tensor.to(model.device) for name, tensor in given.items()}
+        for cpu_batch in batches:
+            batch = {name: tensor.to(model.device) for name, tensor in cpu_batch.items()}
             wanted = batch["labels"] != IGNORE
             targets.append(batch["labels"][wanted])
             if norm is not None:
@@ -133,33 +134,29 @@ def calibrate(
     return losses[best]
 
 
-def _is_new_norm(name: str, module: nn.Module, new: Mapping[str, nn.Parameter]) -> bool:
-    return isinstance(module, nn.LayerNorm) and f"{name}.weight" in new
-
-
 def _normalised(model: PreTrainedModel, norm: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """What a module gives in a forward pass; the logits, which cost most of it, are not computed."""
-    seen: list[Tensor] = []
+    """The output of ``norm`` in a forward pass that stops there, without computing the expensive logits."""
+    captured: list[Tensor] = []
 
-    class Enough(Exception):
+    class Stop(Exception):
         pass
 
-    def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        seen.append(output)
-        raise Enough
+    def capture(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        captured.append(output)
+        raise Stop
 
-    handle = norm.register_forward_hook(note)
+    handle = norm.register_forward_hook(capture)
     try:
         model(input_ids=batch["input_ids"], attention_mask=torch.ones_like(batch["input_ids"]))
-    except Enough:
+    except Stop:
         pass
     finally:
         handle.remove()
-    return seen[0]
+    return captured[0]
 
 
-class LowRank:
-    """ΔW = (alpha / rank)·B·A on every linear layer of a model's body, to be folded into the weights in the end."""
+class BodyUpdate:
+    """ΔW = (alpha / rank)·B·A on every linear layer of a model's body, to be folded into the weights after training."""
 
     def __init__(self, model: PreTrainedModel, rank: int, alpha: float) -> None:
         self.scale, self.factors, self._on = alpha / rank, dict[str, tuple[nn.Parameter, nn.Parameter]](), True
@@ -185,7 +182,7 @@ class LowRank:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """While this is open the body is the untouched one."""
+        """Context with the original body."""
         self._on = False
         try:
             yield
@@ -193,7 +190,7 @@ class LowRank:
             self._on = True
 
     def fold(self) -> None:
-        """Add every ΔW to its weight, and leave a plain model."""
+        """Add every ΔW to its weight, and restore a plain model."""
         for handle in self._handles:
             handle.remove()
         fold(self.model, {name: (a.data, b.data) for name, (a, b) in self.factors.items()}, self.scale)
@@ -203,7 +200,7 @@ class LowRank:
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The linear layers of a model's body, by name; not those of a pooler."""
+    """The linear layers of a model's body by name, without a pooler's."""
     prefix = f"{model.base_model_prefix}."
     return {
         name: module
@@ -213,7 +210,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
 
 
 def fold(model: PreTrainedModel, factors: Mapping[str, tuple[Tensor, Tensor]], scale: float) -> None:
-    """W ← W + scale·B·A. Raises: ModelError where a layer is not there, or has another shape."""
+    """W ← W + scale·B·A. Raises: ModelError: a layer is missing or has another shape."""
     layers = linear_layers(model)
     with torch.no_grad():
         for name, (a, b) in factors.items():

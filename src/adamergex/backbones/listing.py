@@ -1,4 +1,4 @@
-"""Which backbones have a name, and whether they are at hand."""
+"""The named backbones, and whether they are installed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from adamergex.base_names import PACKAGED, SHIPPED, folder
 
 
 @dataclass(frozen=True)
-class Named:
-    """A backbone that has a name. ``next``: what to do where it is not at hand."""
+class NamedBackbone:
+    """A named backbone. ``next``: how to install it, if it is not at hand."""
 
     name: str
     family: str
@@ -26,10 +26,10 @@ class Named:
 _SHIPPED = {"nano": ("encoder", 8_981_760), "nano-causal": ("decoder", 8_738_496)}
 
 
-def named() -> list[Named]:
-    """All of them: those that ship with adamergex, then those that other packages carry."""
+def named_backbones() -> list[NamedBackbone]:
+    """All named backbones: those shipped with adamergex, then those in other packages."""
     ours = [
-        Named(
+        NamedBackbone(
             name,
             _SHIPPED[name][0],
             _SHIPPED[name][1],
@@ -42,7 +42,7 @@ def named() -> list[Named]:
         for name in SHIPPED
     ]
     theirs = [
-        Named(
+        NamedBackbone(
             item.name,
             item.family,
             item.parameters,
@@ -57,13 +57,13 @@ def named() -> list[Named]:
     return [*ours, *theirs]
 
 
-def as_json(items: Sequence[Named]) -> list[dict[str, object]]:
-    """The same as plain values."""
+def as_records(items: Sequence[NamedBackbone]) -> list[dict[str, object]]:
+    """Backbones as plain values."""
     return [asdict(item) for item in items]
 
 
-def as_table(items: Sequence[Named]) -> str:
-    """A line a backbone, and below what to do for those that are not at hand."""
+def as_table(items: Sequence[NamedBackbone]) -> str:
+    """One line per backbone, followed by how to install those that are not at hand."""
     head = ("name", "family", "size", "licence", "at hand", "languages")
     rows = [
         (

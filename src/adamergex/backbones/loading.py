@@ -1,4 +1,4 @@
-"""Backbones: what a name means, which family it is, and loading it with its tokenizer."""
+"""Loading of backbones with their tokenizers; families and kinds of models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from transformers.utils import logging
 from adamergex.backbones.base_documents import loading, require_config, require_tokenizer_files, unreadable
 from adamergex.backbones.base_files import base_sha256, checkpoint_file, damaged_file, resolve
 from adamergex.backbones.cache import cached
-from adamergex.backbones.pooling import POOLING_FILE, HeadInput, read_by_mean, says_mean, trains_without
+from adamergex.backbones.pooling import POOLING_FILE, HeadInput, read_by_mean, uses_mean_pooling, without_poolers
 from adamergex.backbones.vocabulary import require_embeddings, require_vocabulary
 from adamergex.errors import ModelError
 
@@ -49,16 +49,16 @@ _CLASSES: dict[Kind, Any] = {
     "question-answering": AutoModelForQuestionAnswering,
     "token-classification": AutoModelForTokenClassification,
     "sequence-to-sequence": AutoModelForSeq2SeqLM,
-    # Of an encoder only the backbone is used; its modules have the names that they have beside a head.
+    # Only the encoder's backbone is used; its modules have the same names as with a head.
     "sentence-encoder": AutoModelForSequenceClassification,
 }
 HEADS: tuple[Head, ...] = get_args(Head)
-"""Kinds whose head a masked-LM checkpoint lacks, so that it is new and trained with the adapter."""
+"""Kinds whose head is missing from masked-LM checkpoints: newly initialised, and trained with the adapter."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A backbone in memory. ``new_modules``: modules whose weights the checkpoint lacks (a new classification head)."""
+    """A loaded backbone. ``new_modules``: newly initialised modules, missing from the checkpoint (a task head)."""
 
     base: str
     kind: Kind
@@ -74,9 +74,9 @@ class Loaded:
 
 
 def family(config: PreTrainedConfig) -> Family:
-    """Whether the architecture encodes, decodes or does both, by transformers' own architecture mappings.
+    """The family of an architecture, by transformers' architecture mappings.
 
-    Raises: ModelError when the architecture has neither a masked nor a causal language-model head.
+    Raises: ModelError: the architecture has neither a masked nor a causal language-model head.
     """
     if config.is_encoder_decoder:
         return "encoder-decoder"
@@ -93,7 +93,7 @@ def family(config: PreTrainedConfig) -> Family:
 
 
 def load_config(base: str) -> PreTrainedConfig:
-    """The configuration of a backbone. Raises: ModelError when it cannot be read."""
+    """The configuration of a backbone. Raises: ModelError: it cannot be read."""
     require_config(base)
     with loading(base):
         config: PreTrainedConfig = AutoConfig.from_pretrained(resolve(base), trust_remote_code=False)
@@ -101,11 +101,11 @@ def load_config(base: str) -> PreTrainedConfig:
 
 
 def vocabulary_size(base: str) -> int:
-    """The rows that a backbone's config gives its embeddings. Raises: ModelError where it gives none."""
+    """The number of rows of a backbone's embeddings, from its config. Raises: ModelError: the config lacks it."""
     size = getattr(load_config(base), "vocab_size", None)
     if type(size) is not int or size < 1:
         raise ModelError(
-            "the model's config does not say how many tokens there are",
+            "the model's config has no valid number of tokens",
             where=f"{base}: config.json",
             found=f"vocab_size {size!r}",
             expected="a whole number, 1 or more",
@@ -115,9 +115,9 @@ def vocabulary_size(base: str) -> int:
 
 
 def skeleton(base: str, automatic: Any) -> Any:
-    """A base's model of one of transformers' Auto classes, without weights (device "meta").
+    """A base's model by one of transformers' Auto classes, without weights (device "meta").
 
-    Raises: ModelError where its config cannot be read, or no model can be made of it.
+    Raises: ModelError: its config cannot be read, or does not define a model.
     """
     config = load_config(base)
     with loading(base), torch.device("meta"), quiet():
@@ -125,35 +125,35 @@ def skeleton(base: str, automatic: Any) -> Any:
 
 
 def kind_for(base: str, *, labelled: bool, head: Head = "sequence-classification") -> Kind:
-    """The kind of head that training needs: for labels ``head`` on encoders, else the language model's."""
-    side = family(load_config(base))
-    if side == "encoder-decoder":
+    """The kind of model for training: an encoder with labels gets ``head``, else the language-model head."""
+    base_family = family(load_config(base))
+    if base_family == "encoder-decoder":
         return "sequence-to-sequence"
-    if side == "decoder":
+    if base_family == "decoder":
         return "causal-lm"
     return head if labelled else "masked-lm"
 
 
 def head_input(base: str, chosen: HeadInput) -> HeadInput:
-    """What a head for whole texts reads: ``auto`` becomes "mean" where the checkpoint says so, else "cls"."""
+    """The input of a head for whole texts: ``auto`` becomes "mean" if the checkpoint uses mean pooling, else "cls"."""
     if chosen != "auto":
         return chosen
-    return "mean" if says_mean(load_config(base), checkpoint_file(resolve(base), POOLING_FILE)) else "cls"
+    return "mean" if uses_mean_pooling(load_config(base), checkpoint_file(resolve(base), POOLING_FILE)) else "cls"
 
 
 def is_sentence_encoder(base: str) -> bool:
-    """Whether a base reads a text by its mean and was saved without a language-model head, as its config says."""
+    """Whether a base uses mean pooling and was saved without a language-model head, according to its config."""
     classes = getattr(load_config(base), "architectures", None) or ()
     return bool(classes) and all(str(name).endswith("Model") for name in classes) and head_input(base, "auto") == "mean"
 
 
 def load(base: str, kind: Kind, labels: Sequence[str] | None = None, head: HeadInput = "cls") -> Loaded:
-    """Load a backbone and its tokenizer: float32 on CPU, bfloat16 on CUDA whatever the checkpoint's dtype.
+    """Load a backbone and its tokenizer: float32 on CPU, bfloat16 on CUDA, independent of the checkpoint's dtype.
 
-    No code of the checkpoint is run (``trust_remote_code`` stays off). ``labels`` are the classes of a sequence- or
-    token-classification head; ``head``: what a head for whole texts reads (see ``head_input``). Raises: ModelError
-    for an unreadable checkpoint, one without the language-model head that ``kind`` needs, or a tokenizer without a
-    usable padding piece.
+    Never runs code of the checkpoint (``trust_remote_code`` stays off). ``labels``: the classes of a sequence- or
+    token-classification head; ``head``: the input of a head for whole texts (see ``head_input``). Raises: ModelError:
+    an unreadable checkpoint, one without the language-model head that ``kind`` needs, or a tokenizer without a usable
+    padding token.
     """
     classes = None if labels is None else tuple(labels)
     return cached(lambda: (base_sha256(base), base, kind, classes, head), lambda: _load(base, kind, labels, head))
@@ -164,7 +164,7 @@ def _load(base: str, kind: Kind, labels: Sequence[str] | None, head: HeadInput) 
     if labels is not None:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
-    # A missing head is drawn at random here, and drawn again from the job's seed when an adapter is attached.
+    # A missing head is initialised here at random, and again from the job's seed when an adapter is attached.
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(0)
         try:
@@ -193,68 +193,69 @@ def _load(base: str, kind: Kind, labels: Sequence[str] | None, head: HeadInput) 
         new_modules = ()  # neither head nor pooler is used
     elif head == "mean":
         read_by_mean(model)
-        new_modules = trains_without(new_modules)
+        new_modules = without_poolers(new_modules)
     if torch.cuda.is_available():
         model.to("cuda")
-    pieces = tokenizer(base)
-    return Loaded(base, kind, family(config), _fitting(model.eval(), pieces, base), pieces, new_modules)
+    base_tokenizer = tokenizer(base)
+    _require_fitting(model, base_tokenizer, base)
+    return Loaded(base, kind, family(config), model.eval(), base_tokenizer, new_modules)
 
 
 def outline(base: str, kind: Kind, labels: Sequence[str] | None = None, head: HeadInput = "cls") -> Loaded | None:
-    """A backbone of the right shape without weights, and its tokenizer, to ask what would be possible; None for an
-    architecture that cannot be made so. Raises: ModelError, as ``load`` does, but for the weights."""
-    config, pieces = load_config(base), tokenizer(base)
+    """A backbone without weights, and its tokenizer, for checks before training; None for an architecture that cannot
+    be built this way. Raises: ModelError, as ``load``, except for the weights."""
+    config, base_tokenizer = load_config(base), tokenizer(base)
     if labels is not None:
         config.id2label = dict(enumerate(labels))
     try:
         with torch.device("meta"), quiet():
             model = _CLASSES[kind].from_config(config, trust_remote_code=False).eval()
-    except Exception:  # the library's: what is wrong is told where the model is loaded
+    except Exception:  # the library's; loading the model reports the problem
         return None
     if head == "mean":
         read_by_mean(model)
-    return Loaded(base, kind, family(config), _fitting(model, pieces, base), pieces, ())
+    _require_fitting(model, base_tokenizer, base)
+    return Loaded(base, kind, family(config), model, base_tokenizer, ())
 
 
-def _fitting(model: PreTrainedModel, pieces: PreTrainedTokenizerBase, base: str) -> PreTrainedModel:
+def _require_fitting(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base: str) -> None:
     embeddings = model.get_input_embeddings()
     if isinstance(embeddings, nn.Embedding):
-        require_embeddings(pieces, embeddings.num_embeddings, base)
-    return model
+        require_embeddings(tokenizer, embeddings.num_embeddings, base)
 
 
 def tokenizer(base: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a backbone, able to pad. Raises: ModelError when none can be loaded, or it cannot pad."""
+    """The tokenizer of a backbone, able to pad. Raises: ModelError: none can be loaded, or it cannot pad."""
     require_tokenizer_files(base)
     with loading(base, "tokenizer"), quiet():
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(base), trust_remote_code=False)
-    require_vocabulary(found, base)
-    longest: object = found.model_max_length
+        result: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(base), trust_remote_code=False)
+    require_vocabulary(result, base)
+    longest: object = result.model_max_length
     if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
         raise ModelError(
-            "the tokenizer does not say how long a text may be",
+            "the tokenizer has no valid maximum length of a text",
             where=f"{base}: tokenizer_config.json",
             found=f"model_max_length {longest!r}",
-            expected="a number, 1 or more; left out where there is no limit",
+            expected="a number, 1 or more; omitted if there is no limit",
             fix="correct model_max_length in tokenizer_config.json",
         )
-    if found.pad_token_id is None:
-        # An invented id would be a word of the vocabulary. The end piece is safe: padding is hidden by the attention
-        # mask, and labels are set per position, never by comparing with the padding id.
-        if found.eos_token_id is None or family(load_config(base)) == "encoder":
+    if result.pad_token_id is None:
+        # A new id would be a word of the vocabulary. The end token is safe: the attention mask hides padding, and
+        # labels are set per position, never by comparison with the padding id.
+        if result.eos_token_id is None or family(load_config(base)) == "encoder":
             raise ModelError(
                 "the tokenizer has no padding token",
                 where=base,
-                found=f"special tokens {found.special_tokens_map}",
+                found=f"special tokens {result.special_tokens_map}",
                 fix="set pad_token in the checkpoint's tokenizer_config.json",
             )
-        found.pad_token = found.eos_token
-    return found
+        result.pad_token = result.eos_token
+    return result
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' load reports and progress bars for a while: what matters of them becomes an error."""
+    """Context that silences transformers' load reports and progress bars; our own checks raise errors instead."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -266,8 +267,8 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def longest_input(model: nn.Module, pieces: PreTrainedTokenizerBase) -> int:
-    """How many pieces the model takes, special ones included (RoBERTa's positions start after the padding's)."""
+def longest_input(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Maximum input tokens of the model, with special tokens (RoBERTa's positions start after the padding's)."""
     config: Any = model.config
     config = config if config.is_encoder_decoder else config.get_text_config()
     names = ("max_position_embeddings", "max_seq_len")
@@ -276,29 +277,29 @@ def longest_input(model: nn.Module, pieces: PreTrainedTokenizerBase) -> int:
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             limit = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
             break
-    return min(int(limit), int(pieces.model_max_length))
+    return min(int(limit), int(tokenizer.model_max_length))
 
 
-def frame(pieces: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special pieces that the tokenizer puts before and after one text."""
-    inner = pieces("a", add_special_tokens=False)["input_ids"]
-    outer = pieces("a")["input_ids"]
+def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after one text."""
+    inner = tokenizer("a", add_special_tokens=False)["input_ids"]
+    outer = tokenizer("a")["input_ids"]
     for start in range(len(outer) - len(inner) + 1):
         if outer[start : start + len(inner)] == inner:
             return outer[:start], outer[start + len(inner) :]
     return [], []
 
 
-def decoder_opening(model: nn.Module, pieces: PreTrainedTokenizerBase) -> list[int]:
-    """What an encoder-decoder's decoder reads before the first piece of an answer.
+def decoder_opening(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that an encoder-decoder's decoder reads before the first token of an answer.
 
-    The decoder start piece of T5 (its padding), BART's end piece and the ``<s>`` of its texts, mBART's language: all
-    follow from shifting a text of one piece as the model itself shifts labels.
+    T5's decoder start token (its padding), BART's end token and ``<s>``, mBART's language token: all follow from
+    shifting a text of one token as the model itself shifts labels.
     """
-    before, after = frame(pieces)
-    text = next(piece for piece in range(len(pieces)) if piece not in pieces.all_special_ids)
+    before, after = frame(tokenizer)
+    text = next(token for token in range(len(tokenizer)) if token not in tokenizer.all_special_ids)
     shifted = decoder_inputs(model, torch.tensor([before + [text] + after]))
-    return [int(piece) for piece in shifted[0, : 1 + len(before)]]
+    return [int(token) for token in shifted[0, : 1 + len(before)]]
 
 
 def decoder_inputs(model: Any, labels: torch.Tensor) -> torch.Tensor:
@@ -316,7 +317,7 @@ def decoder_inputs(model: Any, labels: torch.Tensor) -> torch.Tensor:
 
 
 def _new_modules(base: str, kind: Kind, prefix: str, missing: Iterable[str]) -> tuple[str, ...]:
-    """The outermost new module of each missing weight: the head, or a pooler that masked-LM checkpoints lack."""
+    """The outermost module of each missing weight: the head, or a pooler that masked-LM checkpoints lack."""
     names = set()
     for key in missing:
         path = key.split(".")[:-1]
@@ -332,6 +333,6 @@ def _new_modules(base: str, kind: Kind, prefix: str, missing: Iterable[str]) -> 
                 found=f"nothing for {key}",
                 fix="give it a masked-LM head with adamergex train (kind: masked-lm-head), or choose one that has it"
                 if kind == "masked-lm"
-                else "choose a checkpoint that was saved whole, with its language-model head",
+                else "choose a complete checkpoint, with its language-model head",
             )
     return tuple(sorted(names))

@@ -1,6 +1,6 @@
-"""Logits only at labelled positions: with a vocabulary of 250k pieces the head over all positions is most of a step.
+"""Logits only at labelled positions: with 250k tokens, computing the head at all positions takes most of a step.
 
-One hook on the language-model head of any transformers model does it, with no copy of any architecture's forward.
+A hook on the language-model head of any transformers model selects the positions, without copying any ``forward``.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ IGNORE = -100
 
 
 def head(model: nn.Module) -> nn.Module:
-    """The language-model head: the top-level child of the model that is, or holds, its output embeddings.
+    """The language-model head: the model's top-level child that is, or contains, its output embeddings.
 
-    Looks through PEFT's and DistributedDataParallel's wrapping. Raises: ModelError when the model has no such child.
+    Unwraps PEFT's and DistributedDataParallel's models. Raises: ModelError: the model has no such child.
     """
-    alone = without_adapter(model)
-    output = alone.get_output_embeddings() if hasattr(alone, "get_output_embeddings") else None
-    children: list[nn.Module] = list(alone.children())
+    backbone = without_adapter(model)
+    output = backbone.get_output_embeddings() if hasattr(backbone, "get_output_embeddings") else None
+    children: list[nn.Module] = list(backbone.children())
     for child in children:
         if output is not None and any(module is output for module in child.modules()):
             return child
     raise ModelError(
         "the model has no language-model head",
-        where=type(alone).__name__,
+        where=type(backbone).__name__,
         expected="a masked-LM, causal-LM or sequence-to-sequence model",
         fix="load the base with that kind of head",
     )
@@ -39,9 +39,9 @@ def head(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def only_at(model: nn.Module, wanted: Tensor) -> Iterator[None]:
-    """While this is open the model's logits are [1, n, V] instead of [batch, length, V].
+    """Context in which the model's logits are [1, n, V] instead of [batch, length, V].
 
-    ``wanted``: bool [batch, length], true at the n positions whose logits are to be computed, in row-major order.
+    ``wanted``: bool [batch, length], true at the n positions of the logits, in row-major order.
     """
 
     def select(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
@@ -68,12 +68,12 @@ def only_at(model: nn.Module, wanted: Tensor) -> Iterator[None]:
 def labelled_loss(
     model: nn.Module, inputs: Mapping[str, Tensor], labels: Tensor, *, shift: bool, learned: Tensor | None = None
 ) -> Tensor:
-    """Mean cross-entropy (nats a piece) over the labelled positions; equal to transformers' own loss.
+    """Mean cross-entropy (nats per token) over the labelled positions; equal to transformers' loss.
 
-    ``labels`` [batch, length]: piece ids, -100 where there is none. ``shift``: position t predicts the label at t + 1
-    (causal models); otherwise the label at t (masked and sequence-to-sequence models, whose decoder inputs are made
-    here from the labels). ``learned`` [batch, length]: the labels that count, of those that the decoder reads; by
-    default all. A batch without labels has loss 0.
+    ``labels`` [batch, length]: token ids, -100 at unlabelled positions. ``shift``: position t predicts the label at
+    t + 1 (causal models), else the label at t (masked and sequence-to-sequence models, whose decoder inputs are made
+    here from the labels). ``learned`` [batch, length]: the decoder's labels that count in the loss; default: all. A
+    batch without labels has loss 0.
     """
     targets = _targets(labels, shift, learned)
     wanted = targets != IGNORE
@@ -82,7 +82,7 @@ def labelled_loss(
 
 
 def labelled(labels: Tensor, *, shift: bool, learned: Tensor | None = None) -> int:
-    """How many positions ``labelled_loss`` is a mean over, of the same labels."""
+    """Number of positions that ``labelled_loss`` averages over, for the same labels."""
     return int((_targets(labels, shift, learned) != IGNORE).sum())
 
 
@@ -93,21 +93,21 @@ def _targets(labels: Tensor, shift: bool, learned: Tensor | None) -> Tensor:
 
 def logits_at(model: nn.Module, inputs: Mapping[str, Tensor], wanted: Tensor, labels: Tensor | None = None) -> Tensor:
     """Logits [n, V] at the n ``wanted`` positions (bool [batch, length]), in row-major order."""
-    alone = without_adapter(model)
+    backbone = without_adapter(model)
     extra: dict[str, Any] = {}
-    if alone.config.is_encoder_decoder:
+    if backbone.config.is_encoder_decoder:
         if labels is None:
             raise ValueError("an encoder-decoder needs labels: its decoder inputs are made from them")
-        extra["decoder_input_ids"] = decoder_inputs(alone, labels)
-    if alone.config.is_encoder_decoder or alone.can_generate():
-        extra["use_cache"] = False  # nothing is decoded step by step: keys and values need not be kept
+        extra["decoder_input_ids"] = decoder_inputs(backbone, labels)
+    if backbone.config.is_encoder_decoder or backbone.can_generate():
+        extra["use_cache"] = False  # no incremental decoding: keys and values are not needed
     with only_at(model, wanted):
         logits: Tensor = model(**inputs, **extra).logits
     return logits[0]
 
 
 def without_adapter(model: Any) -> Any:
-    """The transformers model itself, in which the adapter's modules still sit."""
+    """The transformers model, which still contains the adapter's modules."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     return model.get_base_model() if hasattr(model, "get_base_model") else model

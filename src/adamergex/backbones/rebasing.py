@@ -1,4 +1,4 @@
-"""An adapter of a trimmed base on the full one, and the other way: the same numbers, where they fit."""
+"""Moving an adapter from a trimmed base to the full base, or back, with unchanged tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from adamergex.backbones.base_files import base_sha256
-from adamergex.backbones.embedding_rows import Rows
+from adamergex.backbones.embedding_rows import WeightRows
 from adamergex.backbones.head_file import origin
 from adamergex.backbones.loading import vocabulary_size
 from adamergex.errors import AdapterFileError, ModelError
@@ -25,17 +25,17 @@ _ROLE = "rebased_from"
 
 
 def rebase(adapter: str | Path, source: str, target: str, output: str | Path) -> None:
-    """Write the adapter, trained on ``source``, as one of ``target``; one of the bases is trimmed from the other.
+    """Write an adapter trained on ``source`` as an adapter of ``target``; one base must be trimmed from the other.
 
-    Every weight that both bases have is compared, bit for bit. Raises: AdapterFileError: no lineage, an adapter with
-    numbers for each token, a fine-tuning of the weights. ModelError: it was trained on another base, or the bases
-    differ in more than their vocabulary.
+    All common weights of the bases are compared bit for bit. Raises: AdapterFileError: no lineage, an adapter with
+    values for each token, or a fine-tuning of the base's weights. ModelError: the adapter was trained on another base,
+    or the bases differ in more than their vocabulary.
     """
     directory = Path(adapter)
     lineage = lineages.require_base(directory, source, base_sha256(source))
     if lineage is None or not lineage.base.get("sha256"):
         raise AdapterFileError(
-            "the adapter does not say which base it was trained on",
+            "the adapter does not name the base that it was trained on",
             where=directory,
             expected=lineages.FILE_NAME,
             fix="train it again",
@@ -57,7 +57,7 @@ def rebase(adapter: str | Path, source: str, target: str, output: str | Path) ->
 
 
 def _copy(directory: Path, stage: Path) -> None:
-    """The tensors and JSON documents of an adapter; each is read first, so that a link copies no other file."""
+    """Copy the tensors and JSON documents of an adapter; each is checked first, so that links are not followed."""
     for path in sorted(directory.iterdir()):
         if path.name in (lineages.FILE_NAME, "manifest.json") or not path.is_file():
             continue
@@ -93,7 +93,7 @@ def _require_no_tokens(directory: Path, source: str) -> None:
         for info in read_header(path).tensors.values():
             if tokens in info.shape:
                 raise AdapterFileError(
-                    "the adapter holds numbers for each token of its base",
+                    "the adapter has values for each token of its base",
                     where=f"{path}: {info.name}",
                     found=info.shape,
                     expected="an adapter that leaves embeddings and language-model head alone",
@@ -102,16 +102,16 @@ def _require_no_tokens(directory: Path, source: str) -> None:
 
 
 def _require_same_body(source: str, target: str) -> None:
-    """Raises: ModelError unless one base is the other with fewer rows."""
+    """Raises: ModelError: neither base is the other with fewer rows."""
     for trimmed, full in ((source, target), (target, source)):
         original, kept = origin(trimmed)
         if kept is not None and original == base_sha256(full):
-            few, many = (Rows.open(base, vocabulary_size(base)) for base in (trimmed, full))
-            if few.is_part_of(many, kept.tolist()):
+            part, whole = (WeightRows.open(base, vocabulary_size(base)) for base in (trimmed, full))
+            if part.is_part_of(whole, kept.tolist()):
                 return
     raise ModelError(
         "neither base is trimmed from the other",
         where=f"{source}, {target}",
-        expected="a base that adamergex backbones trim wrote, unchanged, and the base that it was made of",
+        expected="an unchanged base from adamergex backbones trim, and the base that it was trimmed from",
         fix="name these two",
     )

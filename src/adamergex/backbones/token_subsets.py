@@ -1,10 +1,9 @@
-"""The vocabulary of a tokenizer.json, cut to the tokens that texts use, with the same tokenisation of these texts.
+"""Trim the vocabulary of a tokenizer.json to the tokens that texts use, without changing their tokenisation.
 
-- Unigram (SentencePiece): the best segmentation of a text stays the best one when others vanish. The token of the
-  lowest score stays, since the score of an unknown character follows from it.
-- BPE: the merges that build a token's parts are those that were applied; they and their results stay.
-- WordPiece: the longest match stays the longest one, unless a word is unknown; what is missing then is found by
-  comparing.
+- Unigram (SentencePiece): the best segmentation of a text stays the best when others are removed. The token with the
+  lowest score is kept, since it determines the score of unknown characters.
+- BPE: the merges that build a token are kept, with their results.
+- WordPiece: the longest match stays the longest, unless a word is unknown; tokens missing then are found by comparison.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Document = dict[str, Any]
 
 
 def require_kind(document: Document, where: object) -> str:
-    """The kind of a tokenizer's model. Raises: ModelError for one that is not one of ``MODELS``."""
+    """The kind of a tokenizer's model. Raises: ModelError: it is not one of ``MODELS``."""
     model = document.get("model")
     kind = str(model.get("type")) if isinstance(model, dict) else type(model).__name__
     if kind in MODELS:
@@ -37,7 +36,7 @@ def require_kind(document: Document, where: object) -> str:
 class Vocabulary:
     """Tokens and ids of a parsed tokenizer.json.
 
-    Raises: ModelError for a tokenizer that is not one of ``MODELS``, or whose ids are not 0, 1, 2, …
+    Raises: ModelError: the tokenizer is not one of ``MODELS``, or its ids are not 0, 1, 2, …
     """
 
     def __init__(self, document: Document, where: object) -> None:
@@ -45,25 +44,25 @@ class Vocabulary:
         self.kind = require_kind(document, where)
         model = document["model"]
         self.added: dict[str, int] = {item["content"]: item["id"] for item in document.get("added_tokens") or ()}
-        own = model["vocab"]
+        entries = model["vocab"]
         self.ids: dict[str, int] = (
-            {token: index for index, (token, _) in enumerate(own)} if self.kind == "Unigram" else dict(own)
+            {token: index for index, (token, _) in enumerate(entries)} if self.kind == "Unigram" else dict(entries)
         )
-        self.own = frozenset(self.ids)
+        self.ordinary = frozenset(self.ids)
         self.ids |= self.added
         if sorted(self.ids.values()) != list(range(len(self.ids))):
             raise ModelError(
-                "the tokenizer's ids leave holes, or stand for two tokens",
+                "the tokenizer's ids have gaps or duplicates",
                 where=where,
                 found=f"{len(self.ids)} tokens, ids up to {max(self.ids.values(), default=-1)}",
                 fix="use the base as it is",
             )
 
     def always(self) -> set[int]:
-        """What is kept whatever the texts: added and special tokens, single characters and bytes."""
+        """Tokens that are always kept: added and special tokens, single characters and bytes."""
         model, mark = self.document["model"], self._continuation()
         kept = set(self.added.values())
-        for token in self.own:
+        for token in self.ordinary:
             if len(token) <= 1 or (mark and token.startswith(mark) and len(token) == len(mark) + 1) or _is_byte(token):
                 kept.add(self.ids[token])
         if self.kind == "Unigram":
@@ -75,7 +74,7 @@ class Vocabulary:
         kept |= self._named_in_processor()
         if unknown := sorted(kept - set(self.ids.values())):
             raise ModelError(
-                "the tokenizer puts in tokens that it does not have",
+                "the tokenizer inserts tokens that it does not have",
                 where=self.where,
                 found=f"id {unknown[0]}, of {len(self.ids)} tokens",
                 fix="copy or download the checkpoint again",
@@ -83,33 +82,33 @@ class Vocabulary:
         return kept
 
     def parts(self, kept: Iterable[int]) -> set[int]:
-        """The tokens from which these are merged, and so on down (BPE); the tokens themselves otherwise."""
-        found = set(kept)
+        """The tokens and all tokens that they are merged from, recursively (BPE); otherwise the tokens themselves."""
+        parts = set(kept)
         if self.kind != "BPE":
-            return found
+            return parts
         merges: dict[str, list[tuple[str, str]]] = {}
         for left, right in self._merges():
             merges.setdefault(self._merged(left, right), []).append((left, right))
         names = {index: token for token, index in self.ids.items()}
-        waiting = list(found)
+        waiting = list(parts)
         while waiting:
             for pair in merges.get(names[waiting.pop()], ()):
                 for token in pair:
-                    if token in self.ids and self.ids[token] not in found:
-                        found.add(self.ids[token])
+                    if token in self.ids and self.ids[token] not in parts:
+                        parts.add(self.ids[token])
                         waiting.append(self.ids[token])
-        return found
+        return parts
 
     def within(self, text: str) -> set[int]:
-        """Every token that is a part of a text, as the model sees it (after normaliser and pre-tokeniser)."""
+        """All tokens that are substrings of a text after normaliser and pre-tokeniser."""
         mark = self._continuation()
-        longest = max(map(len, self.own), default=0)
-        places = ((begin, end) for begin in range(len(text)) for end in range(begin + 1, begin + longest + 1))
-        parts = {text[begin:end] for begin, end in places if end <= len(text)}
-        return {self.ids[token] for part in parts for token in (part, mark + part) if token in self.own}
+        longest = max(map(len, self.ordinary), default=0)
+        ranges = ((begin, end) for begin in range(len(text)) for end in range(begin + 1, begin + longest + 1))
+        parts = {text[begin:end] for begin, end in ranges if end <= len(text)}
+        return {self.ids[token] for part in parts for token in (part, mark + part) if token in self.ordinary}
 
     def trimmed(self, kept: Iterable[int]) -> tuple[Document, dict[int, int]]:
-        """A tokenizer.json with these tokens only, and old id -> new id; the order stays."""
+        """A tokenizer.json with only these tokens, in the same order, and old id -> new id."""
         new = {old: index for index, old in enumerate(sorted(kept))}
         document = copy.copy(self.document)
         model = document["model"] = dict(document["model"])
@@ -142,20 +141,16 @@ class Vocabulary:
         return left + (right[len(mark) :] if mark and right.startswith(mark) else right)
 
     def _named_in_processor(self) -> set[int]:
-        found: set[int] = set()
-        _renumbered(self.document.get("post_processor"), _Noting(found))
-        return found
+        lookups = _RecordedLookups()
+        _renumbered(self.document.get("post_processor"), lookups)
+        return set(lookups)
 
 
-class _Noting(dict[int, int]):
-    """Ids that are looked up, as they are."""
-
-    def __init__(self, found: set[int]) -> None:
-        super().__init__()
-        self._found = found
+class _RecordedLookups(dict[int, int]):
+    """An identity mapping that records the ids that are looked up."""
 
     def __missing__(self, key: int) -> int:
-        self._found.add(key)
+        self[key] = key
         return key
 
 

@@ -1,7 +1,7 @@
-"""Vocabulary trimming: a base with the tokens that given texts use, its rows taken over bit for bit.
+"""Vocabulary trimming: a base with only the tokens that given texts use, and unchanged rows.
 
-On these texts the trimmed base sees the same rows of the embeddings, so its hidden states are those of the full base;
-every text is tokenised with both tokenizers and compared before anything is written.
+On these texts the trimmed base reads the same rows of the embeddings, so its hidden states equal the full base's. Every
+text is tokenised with both tokenizers and compared before the base is written.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from transformers import AutoModel
 from adamergex.backbones.base_documents import require_config
 from adamergex.backbones.base_files import base_sha256, checkpoint_file, resolve
 from adamergex.backbones.chat import in_chat
-from adamergex.backbones.embedding_rows import Rows as WeightRows
-from adamergex.backbones.embedding_rows import body_sha256, write_tensors
+from adamergex.backbones.embedding_rows import WeightRows, body_sha256, write_tensors
 from adamergex.backbones.loading import skeleton, tokenizer, vocabulary_size
 from adamergex.backbones.pooling import POOLING_FILE
 from adamergex.backbones.token_subsets import Vocabulary, require_kind
@@ -38,16 +37,16 @@ if TYPE_CHECKING:
 
 RECORD = "trimmed.json"
 KEPT = "kept_rows.safetensors"
-"""Which rows of the full base the trimmed one has, in its order."""
+"""The rows of the full base that the trimmed base has, in its order."""
 _CHUNK = 2048  # texts at a time
 _ATTEMPTS = 8
-# Copied as they are where a checkpoint has them; tokenizers of other formats would bring the full vocabulary back.
+# Copied unchanged if present; tokenizer files of other formats would restore the full vocabulary.
 _COPIED = ("chat_template.jinja", "special_tokens_map.json", "LICENSE", "LICENSE.txt", POOLING_FILE)
 
 
 @dataclass(frozen=True)
 class Trimmed:
-    """What trimming did. ``hidden``: width of the embeddings; bytes are those of the weight files."""
+    """The result of trimming. ``hidden``: width of the embeddings; ``bytes``: of the weight files."""
 
     tokens_before: int
     tokens: int
@@ -70,26 +69,26 @@ class Trimmed:
 
 
 def trim(base: str, texts: Sequence[str | Path], output: str | Path, *, columns: Sequence[str] = ("text",)) -> Trimmed:
-    """Write a base with the tokens that the texts in these files use; ``columns``: those of a file that hold text.
+    """Write a base with the tokens that the texts in these files use; ``columns``: the columns with text.
 
-    Kept beside them: special and added tokens, single characters, bytes, and what a chat template writes. Other text
-    still has its tokens, shorter ones.
-    Raises: ModelError: no tokenizer.json of Unigram, BPE or WordPiece, weights that are only a pickle, a tensor with a
-    row for each token that is not known. DataError: unreadable texts. AdapterFileError: the output exists already.
+    Special and added tokens, single characters, bytes, and the tokens of a chat template are also kept. Other text is
+    tokenised into shorter tokens.
+    Raises: ModelError: no tokenizer.json of Unigram, BPE or WordPiece, weights that are only a pickle, an unknown
+    tensor with one row per token. DataError: unreadable texts. AdapterFileError: the output exists already.
     """
     with staged_directory(output) as stage:
         contents, files = _texts(texts, columns)
-        place = resolve(base)
+        location = resolve(base)
         config = require_config(base)
-        document, where = _document(place, "tokenizer.json"), f"{base}: tokenizer.json"
+        document, where = _document(location, "tokenizer.json"), f"{base}: tokenizer.json"
         require_kind(document, where)
-        full = tokenizer(base)  # what the library refuses is no vocabulary either
+        full = tokenizer(base)  # raises for a tokenizer that the library rejects
         vocabulary = Vocabulary(document, where)
         weights = WeightRows.open(base, vocabulary_size(base), len(vocabulary.ids))
-        document, new = _covering(base, full, place, vocabulary, contents, _named_ids(config), stage)
+        document, new = _trimmed_tokenizer(base, full, location, vocabulary, contents, _named_ids(config), stage)
         _require_positions(base, new)
         (stage / "config.json").write_text(_json(_renumbered(config, new) | {"vocab_size": len(new)}), encoding="utf-8")
-        if (generation := checkpoint_file(place, "generation_config.json")) is not None:
+        if (generation := checkpoint_file(location, "generation_config.json")) is not None:
             values = read_json_object(generation, what="the settings of generation", error=ModelError)
             (stage / "generation_config.json").write_text(_json(_renumbered(values, new)), encoding="utf-8")
         weights.write(stage / "model.safetensors", sorted(new))
@@ -113,52 +112,52 @@ def trim(base: str, texts: Sequence[str | Path], output: str | Path, *, columns:
 
 
 def _texts(paths: Sequence[str | Path], columns: Sequence[str]) -> tuple[list[str], list[dict[str, str | int]]]:
-    """All different texts, and what the record says of their files. Raises: DataError."""
+    """All distinct texts, and the record of their files. Raises: DataError."""
     contents: dict[str, None] = {}
     files: list[dict[str, str | int]] = []
     for path in paths:
         rows = reader.read(Rows(path=str(path)), "", names=tuple(columns), also=())
         for row in rows:
             for name in columns:
-                found = row[name]
-                if not all(isinstance(value, str) for value in (found if isinstance(found, list) else [found])):
+                value = row[name]
+                if not all(isinstance(item, str) for item in (value if isinstance(value, list) else [value])):
                     raise DataError(
-                        "a column holds something that is not text",
+                        "a column has values that are not text",
                         where=f"{path}, column {name!r}",
-                        found=repr(row[name])[:60],
+                        found=repr(value)[:60],
                         expected="a text, or a list of texts",
                         fix="name the columns of text with --column",
                     )
-                words = values.texts(found)
+                words = values.texts(value)
                 contents |= dict.fromkeys([*words, " ".join(words)])
         files.append({"file": Path(path).name, "rows": len(rows), "sha256": file_sha256(path)})
     return list(contents), files
 
 
-def _covering(
+def _trimmed_tokenizer(
     base: str,
-    pieces: PreTrainedTokenizerBase,
-    place: str,
+    full_tokenizer: PreTrainedTokenizerBase,
+    location: str,
     vocabulary: Vocabulary,
     texts: Sequence[str],
     named: set[int],
     stage: Path,
 ) -> tuple[dict[str, object], dict[int, int]]:
-    """The tokenizer's files written to ``stage``, once every text is tokenised as before; old id -> new id."""
-    full, texts = _plain(pieces.backend_tokenizer), _as_read(pieces, vocabulary.kind, texts)
+    """Write a tokenizer that tokenises all texts as before to ``stage``; returns its document, and old id -> new id."""
+    full, texts = _plain(full_tokenizer.backend_tokenizer), _model_texts(full_tokenizer, vocabulary.kind, texts)
     used = {index for batch in _encoded(full, texts) for ids in batch for index in ids}
     kept = vocabulary.parts(vocabulary.always() | used | {index for index in named if index < len(vocabulary.ids)})
     for _ in range(_ATTEMPTS):
         document, new = vocabulary.trimmed(kept)
-        _write_tokenizer(place, document, new, stage)
-        other = _plain(tokenizer(_with_config(place, stage)).backend_tokenizer)
+        _write_tokenizer(location, document, new, stage)
+        trimmed = _plain(tokenizer(_with_config(location, stage)).backend_tokenizer)
         missing: set[int] = set()
-        for text in _different(full, other, texts, new):
+        for text in _different(full, trimmed, texts, new):
             missing |= _inside(full, vocabulary, text)
         if not missing - kept:
             break
         kept = vocabulary.parts(kept | missing)
-    if next(_different(full, other, texts, new), None) is not None:
+    if next(_different(full, trimmed, texts, new), None) is not None:
         raise ModelError(
             "the vocabulary cannot be trimmed without changing the tokenisation of these texts",
             where=base,
@@ -168,21 +167,21 @@ def _covering(
     return document, new
 
 
-def _as_read(pieces: PreTrainedTokenizerBase, kind: str, texts: Sequence[str]) -> list[str]:
-    """The texts as a model meets them: after a word as well (other tokens in BPE), and what a chat template writes."""
-    found = [*texts, *(f" {text}" for text in texts)] if kind == "BPE" else list(texts)
-    if pieces.chat_template:
-        with contextlib.suppress(ConfigError):  # a template that fails writes no prompt
-            found.append(in_chat(pieces, "a"))
-    return found
+def _model_texts(tokenizer: PreTrainedTokenizerBase, kind: str, texts: Sequence[str]) -> list[str]:
+    """The texts, also after a space (different tokens in BPE), and a prompt of the chat template."""
+    result = [*texts, *(f" {text}" for text in texts)] if kind == "BPE" else list(texts)
+    if tokenizer.chat_template:
+        with contextlib.suppress(ConfigError):  # a failing template writes no prompts
+            result.append(in_chat(tokenizer, "a"))
+    return result
 
 
-def _different(full: Tokenizer, other: Tokenizer, texts: Sequence[str], new: Mapping[int, int]) -> Iterator[str]:
-    """The texts that the two tokenizers do not tokenise alike."""
-    pairs = zip(_encoded(full, texts), _encoded(other, texts), strict=True)
+def _different(full: Tokenizer, trimmed: Tokenizer, texts: Sequence[str], new: Mapping[int, int]) -> Iterator[str]:
+    """The texts that the two tokenizers tokenise differently."""
+    pairs = zip(_encoded(full, texts), _encoded(trimmed, texts), strict=True)
     for start, (before, after) in enumerate(pairs):
-        for text, ids, others in zip(texts[start * _CHUNK :], before, after, strict=False):
-            if [new.get(index) for index in ids] != others:
+        for text, ids, trimmed_ids in zip(texts[start * _CHUNK :], before, after, strict=False):
+            if [new.get(index) for index in ids] != trimmed_ids:
                 yield text
 
 
@@ -198,17 +197,17 @@ def _encoded(backend: Tokenizer, texts: Sequence[str]) -> Iterator[list[list[int
 
 
 def _plain(backend: Tokenizer) -> Tokenizer:
-    """A copy that neither cuts nor pads."""
+    """A copy without truncation and padding."""
     plain = Tokenizer.from_str(backend.to_str())
     plain.no_truncation()
     plain.no_padding()
     return plain
 
 
-def _write_tokenizer(place: str, document: dict[str, object], new: Mapping[int, int], stage: Path) -> None:
+def _write_tokenizer(location: str, document: dict[str, object], new: Mapping[int, int], stage: Path) -> None:
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
     (stage / "tokenizer.json").write_text(text, encoding="utf-8")
-    settings = checkpoint_file(place, "tokenizer_config.json")
+    settings = checkpoint_file(location, "tokenizer_config.json")
     if settings is not None:
         values = read_json_object(settings, what="the tokenizer's settings", error=ModelError)
         if isinstance(added := values.get("added_tokens_decoder"), dict):
@@ -216,20 +215,20 @@ def _write_tokenizer(place: str, document: dict[str, object], new: Mapping[int, 
             values["added_tokens_decoder"] = {known[old]: token for old, token in added.items() if old in known}
         (stage / "tokenizer_config.json").write_text(_json(values), encoding="utf-8")
     for name in _COPIED:
-        if (path := checkpoint_file(place, name)) is not None:
+        if (path := checkpoint_file(location, name)) is not None:
             (stage / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, stage / name)
 
 
-def _with_config(place: str, stage: Path) -> str:
-    """The stage, with the base's config.json for now: some tokenizers' classes are found by it."""
-    if (path := checkpoint_file(place, "config.json")) is not None:
+def _with_config(location: str, stage: Path) -> str:
+    """The stage with the base's config.json, which determines some tokenizers' classes."""
+    if (path := checkpoint_file(location, "config.json")) is not None:
         shutil.copyfile(path, stage / "config.json")
     return str(stage)
 
 
 def _named_ids(settings: Mapping[str, object]) -> set[int]:
-    """The ids of tokens that settings name: ``eos_token_id`` and the like, one or several."""
+    """The token ids in settings such as ``eos_token_id``, single or in lists."""
     values = [value for name, value in settings.items() if name.endswith("_token_id")]
     flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
     return {item for item in flat if isinstance(item, int) and not isinstance(item, bool) and item >= 0}
@@ -245,26 +244,26 @@ def _renumbered(settings: dict[str, object], new: Mapping[int, int]) -> dict[str
 
 
 def _require_positions(base: str, new: Mapping[int, int]) -> None:
-    """Raises: ModelError where positions are counted from the padding's id on (RoBERTa), and that id would change."""
+    """Raises: ModelError: positions are counted from the padding's id (RoBERTa), which would change."""
     model = skeleton(base, AutoModel)
     for name, module in model.named_modules():
         padding = getattr(module, "padding_idx", None)
         if "position" in name.rpartition(".")[2] and padding is not None and new.get(padding) != padding:
             raise ModelError(
-                "positions are counted from the padding's id on, and trimming would change that id",
+                "positions are counted from the padding's id, which trimming would change",
                 where=f"{base}: {name}",
-                found=f"padding has id {padding}, and tokens before it would go",
+                found=f"padding has id {padding}, and tokens before it would be removed",
                 expected="padding among the first tokens, as in XLM-R and RoBERTa",
                 fix="use the base as it is",
             )
 
 
-def _document(place: str, name: str) -> dict[str, object]:
-    path = checkpoint_file(place, name)
+def _document(location: str, name: str) -> dict[str, object]:
+    path = checkpoint_file(location, name)
     if path is None:
         raise ModelError(
             f"there is no {name}",
-            where=place,
+            where=location,
             expected="a transformers checkpoint with a tokenizer.json",
             fix="load and save the tokenizer once with transformers (AutoTokenizer)",
         )

@@ -1,4 +1,4 @@
-"""A tokenizer and the embeddings that it is for: both must be there, and of one size."""
+"""Checks that a checkpoint has a tokenizer, and that it fits the embeddings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from adamergex.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_OTHER_INPUTS = ("image", "audio", "video", "boi", "eoi", "boa", "eoa")  # names of special tokens that are no text's
+_OTHER_INPUTS = ("image", "audio", "video", "boi", "eoi", "boa", "eoa")  # names of special tokens of other modalities
 
 
 def require_vocabulary(tokenizer: PreTrainedTokenizerBase, base: str) -> None:
-    """Raises: ModelError: the tokenizer has no entry for text, as the one that transformers makes up for a checkpoint
+    """Raises: ModelError: the tokenizer has no text tokens, like the one that transformers creates for a checkpoint
     without tokenizer files."""
     special = set(tokenizer.all_special_ids)
     words = [token for token, number in tokenizer.get_vocab().items() if number not in special and token.strip("▁Ġ ")]
@@ -30,7 +30,7 @@ def require_vocabulary(tokenizer: PreTrainedTokenizerBase, base: str) -> None:
 def require_embeddings(tokenizer: PreTrainedTokenizerBase, rows: int, base: str) -> None:
     """Raises: ModelError: the tokenizer has entries beyond the ``rows`` of the model's embeddings.
 
-    Special tokens for other inputs than text may be: the text model of a multimodal family keeps its tokenizer.
+    Special tokens of other modalities may be beyond: the text model of a multimodal family keeps its tokenizer.
     """
     named = tokenizer.special_tokens_map.items()
     other = {str(token) for name, token in named if name.removesuffix("_token").split("_")[0] in _OTHER_INPUTS}

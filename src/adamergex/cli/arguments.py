@@ -1,4 +1,4 @@
-"""What the verbs' arguments have in common."""
+"""Helpers for the arguments of the verbs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def command() -> str:
     return shlex.join(["adamergex", *sys.argv[1:]])
 
 
-def quiet() -> None:
-    """The libraries' progress bars and advice would bury ours; their warnings stay."""
+def silence_libraries() -> None:
+    """Silence the libraries' progress bars and advice; their warnings stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)  # between PEFT and transformers; nothing a user can mend
+    warnings.filterwarnings("ignore", category=FutureWarning)  # between PEFT and transformers; users cannot fix them
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -41,7 +41,7 @@ def count(text: str) -> int:
     return int(text)
 
 
-def pair(text: str) -> tuple[str, str]:
+def column_pair(text: str) -> tuple[str, str]:
     ours, _, theirs = text.partition("=")
     if not ours or not theirs:
         raise argparse.ArgumentTypeError(f"{text!r} is not OURS=THEIRS, such as text=sentence")

@@ -1,4 +1,4 @@
-"""``adamergex backbones``: list them, trim a vocabulary, add a masked-LM head."""
+"""``adamergex backbones``: list backbones, trim a vocabulary, add a masked-LM head, rebase an adapter."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from adamergex.cli.ending import say
 
 
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The verb and its own verbs."""
-    about = "list the backbones that have a name; trim a vocabulary; add a masked-LM head"
+    """The verb and its subcommands."""
+    about = "list the named backbones; trim a vocabulary; add a masked-LM head"
     verb = verbs.add_parser("backbones", help=about, description=about)
     verb.add_argument("--json", action="store_true", help="the list as JSON")
     verb.set_defaults(run=_list)
@@ -38,7 +38,7 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     head.add_argument("--output", required=True, metavar="DIR", help="a directory that does not exist yet")
     head.set_defaults(run=_head)
 
-    about = "an adapter of a trimmed base on the full one, or the other way"
+    about = "move an adapter from a trimmed base to the full base, or back"
     rebase = inner.add_parser("rebase", help=about, description=about)
     rebase.add_argument("--adapter", required=True, metavar="DIR", help="an adapter directory")
     rebase.add_argument("--from", required=True, dest="source", metavar="BASE", help="the base it was trained on")
@@ -50,9 +50,10 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def _list(arguments: argparse.Namespace) -> None:
     import json
 
-    from adamergex.backbones.listing import as_json, as_table, named
+    from adamergex.backbones.listing import as_records, as_table, named_backbones
 
-    say(json.dumps(as_json(named()), indent=1, ensure_ascii=False) if arguments.json else as_table(named()))
+    backbones = named_backbones()
+    say(json.dumps(as_records(backbones), indent=1, ensure_ascii=False) if arguments.json else as_table(backbones))
 
 
 def _trim(arguments: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
-"""How a command ends: an exit code, one message instead of a traceback, nothing where its reader is gone.
+"""How a command ends: an exit code, and one message instead of a traceback.
 
-Exit codes: 0 done; 1 a bug of adamergex; 2 what the user can mend; 130 stopped by Ctrl-C; 141 the reader of a pipe is
-gone. Standard library only.
+Exit codes: 0 success; 1 a bug of adamergex; 2 an error that the user can fix; 130 stopped by Ctrl-C; 141 the reader of
+a pipe is gone. Standard library only.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from io import TextIOWrapper
 from adamergex.errors import AdamergexError, of_machine, of_memory, printable
 
 TRACEBACK = "ADAMERGEX_TRACEBACK"
-"""The environment variable that lets errors show their traceback."""
+"""The environment variable that makes errors show their traceback."""
 
 
 def say(text: object) -> None:
-    """Print what may hold words of files: without the codes that move a terminal."""
+    """Print text that may contain untrusted words, without terminal control codes."""
     print(printable(text, sys.maxsize), flush=True)
 
 
 def ended(command: Callable[[], int], speaker: str = "adamergex") -> int:
-    """Run a command; its exit code, or that of the error that ended it, which is told on standard error."""
+    """Run a command; returns its exit code, or that of its error, which is printed on standard error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without λ loses the sign, not what was done
+            stream.reconfigure(errors="replace")  # a terminal that cannot show λ replaces it
     try:
         try:
-            return _told(command, speaker)
+            return _run(command, speaker)
         finally:
-            sys.stdout.flush()  # a reader that is gone is noticed here, not when the interpreter ends
+            sys.stdout.flush()  # a closed pipe raises here, not when the interpreter exits
     except KeyboardInterrupt:
         with suppress(ValueError):  # not in the main thread
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # once more ends at once
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
         start = "\n" if sys.stderr.isatty() else ""
         print(f"{start}stopped; run the same command again, finished steps are kept", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in filter(_reader_is_gone, (sys.stdout, sys.stderr)):
-            os.dup2(nowhere, stream.fileno())  # what is still in its buffer
+            os.dup2(nowhere, stream.fileno())  # discards its buffer
         return 128 + signal.SIGPIPE
 
 
-def _told(command: Callable[[], int], speaker: str) -> int:
+def _run(command: Callable[[], int], speaker: str) -> int:
     try:
         return command()
     except Exception as error:
@@ -64,10 +64,10 @@ def _told(command: Callable[[], int], speaker: str) -> int:
 
 
 def _message(error: Exception) -> tuple[object, int]:
-    """What is said of an error, and the exit code."""
+    """The message of an error, and the exit code."""
     if isinstance(error, AdamergexError):
         return error, 2
-    # Of the machine: a full disk, a limit, a missing right, no memory. Bad input is told by errors of ours before.
+    # Operating-system errors: a full disk, a limit, permissions, no memory. Bad input raises AdamergexError before.
     if isinstance(error, OSError):
         return of_machine(error), 2
     if isinstance(error, MemoryError):
@@ -76,17 +76,17 @@ def _message(error: Exception) -> tuple[object, int]:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     place = f"{trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno}" if trace is not None else None
-    unforeseen = AdamergexError(
+    bug = AdamergexError(
         f"this is a bug of adamergex: {type(error).__name__}",
         where=place,
         found=error,
         fix=f"please report it; with {TRACEBACK}=1 in the environment the same command shows the traceback",
     )
-    return unforeseen, 1
+    return bug, 1
 
 
 def _reader_is_gone(stream: object) -> bool:
-    """Whether nobody can read what this stream still writes."""
+    """Whether the stream's pipe has no reader."""
     try:
         poll = select.poll()
         poll.register(stream.fileno(), 0)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The command line: one verb, one function. Heavy imports stay inside the verbs, so that ``--help`` is instant."""
+"""The command line: one function per verb. Heavy imports stay inside the verbs, so that ``--help`` is instant."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code (see ``ending``)."""
+    """Run one command; returns its exit code (see ``ending``)."""
     return ended(lambda: _run(argv), speaker())
 
 
@@ -49,10 +49,10 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _require_alone(verb: str) -> None:
-    """Raises: ConfigError: what the launcher started more than once would be done more than once."""
+    """Raises: ConfigError: the launcher started several processes, and each would run the whole command."""
     if verb != "train":
         raise ConfigError(
-            f"only train works in several processes that share one adapter, {verb} does not",
+            f"{verb} does not run in several processes; only train does",
             where="the launcher (torchrun, accelerate)",
             expected="one process",
             fix="start adamergex itself; study --workers N keeps N GPUs busy, with a step each"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from adamergex.cli.arguments import add_verb, quiet
+from adamergex.cli.arguments import add_verb, silence_libraries
 from adamergex.cli.ending import say
 
 
@@ -63,7 +63,7 @@ def inspect(arguments: argparse.Namespace) -> None:
 def convert(arguments: argparse.Namespace) -> None:
     from adamergex.adapters.formats.conversion import convert as convert_directory
 
-    quiet()
+    silence_libraries()
     say(
         convert_directory(
             arguments.source,
@@ -123,8 +123,8 @@ def _settings(given: list[str]) -> dict[str, Any]:
 
 def _add_rule(verb: argparse.ArgumentParser, rules: list[str]) -> None:
     verb.add_argument("--space", choices=["factors", "delta"], default="factors", help="LoRA: merge A and B, or ΔW")
-    told = f"{', '.join(rules)}, or one of an installed package"
-    verb.add_argument("--rule", default="adaptive", metavar="NAME", help=f"{told} (default: adaptive)")
+    about = f"{', '.join(rules)}, or one of an installed package (default: adaptive)"
+    verb.add_argument("--rule", default="adaptive", metavar="NAME", help=about)
     verb.add_argument(
         "--span", choices=["per_layer", "per_kv", "whole"], help="prefix: what shares one D (default: per_layer)"
     )

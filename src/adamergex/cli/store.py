@@ -1,4 +1,4 @@
-"""``adamergex runs`` and ``gc``: what a store holds."""
+"""``adamergex runs`` and ``gc``: list and clean a store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def runs(arguments: argparse.Namespace) -> None:
 def gc(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from adamergex.graph.inventory import collect, forget_study, garbage, listing, megabytes, studies
+    from adamergex.graph.inventory import collect_garbage, forget_study, garbage, listing, megabytes, studies
     from adamergex.graph.steps import Store
 
     store = Store(Path(arguments.store))
@@ -34,23 +34,23 @@ def gc(arguments: argparse.Namespace) -> None:
             where=store.root,
             fix="run the study or transfer once more (finished steps are not run again), or delete the folder yourself",
         )
-    found = garbage(store)
-    if not found.entries and not found.leftovers:
+    unneeded = garbage(store)
+    if not unneeded.entries and not unneeded.leftovers:
         say("nothing to remove: a study needs every result")
         return
-    say(listing(found.entries))
-    say(f"{len(found.leftovers)} leftovers of stopped runs or damaged results; {megabytes(found.bytes)} together")
+    say(listing(unneeded.entries))
+    say(f"{len(unneeded.leftovers)} leftovers of stopped runs or damaged results; {megabytes(unneeded.bytes)} together")
     if not arguments.yes and not _agreed("remove these? [y/N] "):
         say("nothing removed")
         return
-    gone = collect(store, found)
-    say(f"removed: {len(gone.entries)} results, {len(gone.leftovers)} leftovers, {megabytes(found.bytes)}")
+    removed = collect_garbage(store, unneeded)
+    say(f"removed: {len(removed.entries)} results, {len(removed.leftovers)} leftovers, {megabytes(unneeded.bytes)}")
 
 
 def _agreed(question: str) -> bool:
     try:
         return input(question).strip().lower() in ("y", "yes")
-    except EOFError:  # nobody is there to answer
+    except EOFError:  # not interactive
         return False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from adamergex.cli.arguments import add_verb, command, count, pair, quiet
+from adamergex.cli.arguments import add_verb, column_pair, command, count, silence_libraries
 from adamergex.cli.ending import say
 from adamergex.tables.devices import DEVICES
 from adamergex.training.processes import launched, leave
@@ -20,7 +20,7 @@ def transfer(arguments: argparse.Namespace) -> None:
 
     changes = {"output": arguments.output} if arguments.output else {}
     config = load(Path(arguments.config)).model_copy(update=changes)
-    quiet()
+    silence_libraries()
     say(summary(run(config, say, command=command()), config.output))
 
 
@@ -32,7 +32,7 @@ def train(arguments: argparse.Namespace) -> None:
     from adamergex.tables.transfer import train as run
 
     config = load_training(Path(arguments.config))
-    quiet()
+    silence_libraries()
     written = run(config, arguments.output, progress=True)
     leave()
     if not launched().first:
@@ -55,7 +55,7 @@ def study(arguments: argparse.Namespace) -> None:
 
     wanted = load_study(Path(arguments.config), arguments.set)
     engine = Engine(arguments.engine, arguments.workers, arguments.address, arguments.gpus)
-    quiet()
+    silence_libraries()
     if arguments.dry_run:
         speed = arguments.tokens_per_second
         say(dry_run(wanted, device=arguments.device, workers=arguments.workers or 1, tokens_per_second=speed))
@@ -74,7 +74,7 @@ def report(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     from adamergex.evaluation import evaluate_directory
 
-    quiet()
+    silence_libraries()
     scores = evaluate_directory(
         base=arguments.base,
         adapter=arguments.adapter,
@@ -92,7 +92,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def demo(arguments: argparse.Namespace) -> None:
     from adamergex.tables.demo import demo as run_demo
 
-    quiet()
+    silence_libraries()
     say(run_demo(arguments.output, base=arguments.base, say=say, command=command()))
 
 
@@ -142,7 +142,7 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     verb.add_argument("--language", required=True, help="code of the file's language, for the records")
     verb.add_argument("--output", required=True, metavar="DIR", help="where predictions and scores go")
     verb.add_argument(
-        "--column", type=pair, action="append", default=[], metavar="OURS=THEIRS", help="such as text=sentence"
+        "--column", type=column_pair, action="append", default=[], metavar="OURS=THEIRS", help="such as text=sentence"
     )
     verb.add_argument("--task-file", metavar="FILE.py", help="your own task, whose score measures the answers")
 

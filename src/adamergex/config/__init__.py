@@ -1,1 +1,1 @@
-"""What a user writes: settings files."""
+"""Settings files."""

@@ -1,4 +1,4 @@
-"""Changes to a study's settings from outside its file: ``NAME=VALUE``, the name dotted, the value YAML."""
+"""Changes to a study's settings on the command line: ``NAME=VALUE`` with a dotted name and a YAML value."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from adamergex.files.inputs import Malformed, parse_yaml
 from adamergex.files.strict import nearest, shown
 
 
-class Change(NamedTuple):
-    """A value and its place in the settings; None takes the setting away."""
+class SettingChange(NamedTuple):
+    """A value and its place in the settings; None removes the setting."""
 
     place: tuple[str, ...]
     value: object
 
     def of(self, settings: Mapping[str, object]) -> dict[str, object]:
-        """The settings with this change; mappings on the way are made where there are none.
+        """The settings with this change; missing mappings on the path are created.
 
         Raises:
-            ConfigError: something else than a mapping is on the way.
+            ConfigError: the path leads through a value that is not a mapping.
         """
         return _changed(settings, self.place, self)
 
 
-def parse_change(text: str) -> Change:
+def parse_change(text: str) -> SettingChange:
     """``task.optimisation.steps=3``, ``targets=[sw, tr]``, ``tasks.xlsum=null``.
 
     Raises:
@@ -35,28 +35,28 @@ def parse_change(text: str) -> Change:
     place = tuple(name.strip().split("."))
     if not equals or not value.strip() or not all(place):
         raise ConfigError(
-            "this sets nothing", where="--set", found=text, expected="NAME=VALUE, as in task.optimisation.steps=3"
+            "not a setting", where="--set", found=text, expected="NAME=VALUE, as in task.optimisation.steps=3"
         )
     try:
-        return Change(place, parse_yaml(value))
+        return SettingChange(place, parse_yaml(value))
     except Malformed as problem:
         raise ConfigError("the value is not valid YAML", where=f"--set {text}", found=problem) from None
 
 
-def check_removal(settings: Iterable[Mapping[str, object]], change: Change) -> None:
-    """That what a change takes away is in one of the settings: a misspelt name would leave it in place.
+def check_removal(settings: Iterable[Mapping[str, object]], change: SettingChange) -> None:
+    """Check that a removed setting exists, since a misspelt name would leave it in place.
 
     Raises:
-        ConfigError: it is in none.
+        ConfigError: none of the settings has it.
     """
     if change.value is not None:
         return
-    inner: list[object] = list(settings)
+    current: list[object] = list(settings)
     for depth, name in enumerate(change.place):
-        mappings = [item for item in inner if isinstance(item, Mapping)]
-        inner = [item[name] for item in mappings if name in item]
-        if not inner:
-            known = list(dict.fromkeys(str(other) for item in mappings for other in item))
+        mappings = [item for item in current if isinstance(item, Mapping)]
+        current = [item[name] for item in mappings if name in item]
+        if not current:
+            known = list(dict.fromkeys(str(key) for item in mappings for key in item))
             near = nearest(name, known)
             raise ConfigError(
                 "there is nothing to remove",
@@ -66,14 +66,14 @@ def check_removal(settings: Iterable[Mapping[str, object]], change: Change) -> N
             )
 
 
-def _changed(settings: Mapping[str, object], place: tuple[str, ...], change: Change) -> dict[str, object]:
+def _changed(settings: Mapping[str, object], place: tuple[str, ...], change: SettingChange) -> dict[str, object]:
     name, *rest = place
     result = dict(settings)
     if rest:
         inner = result.get(name)
         if inner is not None and not isinstance(inner, Mapping):
             raise ConfigError(
-                f"'{name}' holds no settings of its own",
+                f"'{name}' has no settings inside",
                 where=f"--set {'.'.join(change.place)}",
                 found=shown(inner),
                 fix=f"set {name} as a whole: '{name}={{…}}'",

@@ -1,8 +1,7 @@
-"""What is wrong with settings, in sentences."""
+"""Problems of settings as sentences."""
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Collection, Sequence
 from typing import TypeVar, get_args
@@ -22,8 +21,8 @@ Model = TypeVar("Model", bound=BaseModel)
 def typed(
     model: type[Model], settings: object, filled_in: str | None = None, of_task: Collection[str] = ()
 ) -> Model | list[str]:
-    """Validated settings, or a sentence for each problem; none on ``filled_in``, a place that the user did not write.
-    ``of_task``: settings that belong under 'task' where they stand beside it."""
+    """Validated settings, or a sentence for each problem, without those at ``filled_in``, a place that the user did not
+    write. ``of_task``: settings that belong under 'task', if they are written next to it."""
     try:
         return model.model_validate(settings)
     except ValidationError as error:
@@ -31,15 +30,15 @@ def typed(
         return _sentences(kept, model, of_task)
 
 
-def _inside(place: str, other: str) -> bool:
-    return place == other or place.startswith(f"{other}.")
+def _inside(place: str, outer: str) -> bool:
+    return place == outer or place.startswith(f"{outer}.")
 
 
 SHOWN_PROBLEMS = 40
-"""Most problems that one message lists."""
+"""Maximum number of problems in one message."""
 
 
-def refused(where: str, problems: list[str]) -> ConfigError:
+def invalid_settings(where: str, problems: list[str]) -> ConfigError:
     """One error for all problems of a settings file."""
     several = list(dict.fromkeys(problems))
     count = "1 problem" if len(several) == 1 else f"{len(several):,} problems"
@@ -49,25 +48,23 @@ def refused(where: str, problems: list[str]) -> ConfigError:
 
 
 def _sentences(problems: Sequence[ErrorDetails], model: type[BaseModel], of_task: Collection[str]) -> list[str]:
-    """One sentence for each place: what could be one of several types has a problem with each of them."""
-    places = [problem["loc"] for problem in problems]
-    said: dict[str, str] = {}
+    """One sentence per place; pydantic reports a union as one problem per member."""
+    locations = [problem["loc"] for problem in problems]
+    sentences: dict[str, str] = {}
     for problem in problems:
         here = problem["loc"]
-        if problem["type"] == "too_short" and any(len(other) > len(here) == _shared(other, here) for other in places):
-            continue  # of a list whose items are wrong, pydantic says that it is empty
+        if problem["type"] == "too_short" and any(
+            len(inner) > len(here) and inner[: len(here)] == here for inner in locations
+        ):
+            continue  # pydantic reports a list with invalid items as too short
         place, sentence = place_of(here), _sentence(problem, model)
         if problem["type"] == "extra_forbidden" and place in of_task:
             sentence = f"{place}: belongs under 'task'"
-        if place and place in said:
-            said[place] += f"; or: {sentence.removeprefix(f'{place}: ')}"
+        if place and place in sentences:
+            sentences[place] += f"; or: {sentence.removeprefix(f'{place}: ')}"
         else:
-            said[place or sentence] = sentence
-    return list(said.values())
-
-
-def _shared(one: tuple[object, ...], other: tuple[object, ...]) -> int:
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+            sentences[place or sentence] = sentence
+    return list(sentences.values())
 
 
 def _sentence(problem: ErrorDetails, model: type[BaseModel]) -> str:
@@ -84,13 +81,13 @@ def _sentence(problem: ErrorDetails, model: type[BaseModel]) -> str:
         expected = context["expected"]
         options = [option.strip("' ") for option in expected.replace(" or ", ", ").split(", ")]
         return f"{place}: {shown(problem['input'])} is not one of {expected}{hint(problem['input'], options)}"
-    if kind == "value_error":  # a sentence of ours, which names what it found
+    if kind == "value_error":  # our own sentence, which includes the value
         return f"{place}: {context['error']}" if place else str(context["error"])
     return f"{place}: {problem['msg']} (found {shown(problem['input'])})"
 
 
 def place_of(place: tuple[object, ...]) -> str:
-    """A place in the settings as the user wrote it: without the names that pydantic gives to members of unions."""
+    """A place in the settings as the user wrote it, without pydantic's names of union members."""
     parts = [str(part) for part in _without_forms(place) if not _MEMBER.match(str(part))]
     return ".".join(part if len(part) <= 60 else f"{part[:60]}…" for part in parts)
 
@@ -99,14 +96,14 @@ _MEMBER = re.compile(r"(?:literal|constrained-|function-|tuple\[|\[key\]|str$|in
 
 
 def _without_forms(place: tuple[object, ...]) -> tuple[object, ...]:
-    """Inside a task or a reference, pydantic puts the form of it (see task_config.tag_of) into the place."""
+    """A place without the form of a task or reference (see ``config.task.tag_of``), which pydantic inserts."""
     if place[:1] == ("reference",):
         return place[:1] + _without_forms(place[2:])
     return place[:1] + place[2:] if place[:1] == ("task",) else place
 
 
 def _names_at(model: type[BaseModel], place: tuple[object, ...]) -> list[str]:
-    """The settings that exist at a place, by walking the models."""
+    """The names of the settings at a place, from the models."""
     if place[:1] == ("reference",) and len(place) > 1:
         model, place = REFERENCES.get(str(place[1]), TextReference), place[2:]
     if place[:1] == ("task",) and len(place) > 1:

@@ -1,4 +1,4 @@
-"""The reference task in the settings of a table: unlabelled text, sentences, a labelled task, or given adapters."""
+"""The reference task in the settings of a table: unlabelled text, sentences, a labelled task, or existing adapters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OBJECTIVE = "encoder-decoders only; auto: span corruption if the tokenizer has s
 
 
 class TextReference(Settings):
-    """The reference task on unlabelled text, the same for the source and every target."""
+    """The reference task on unlabelled text, identical for the source and all targets."""
 
     kind: Literal["language-modeling"] = "language-modeling"
     text: Where = Field(description="raw text")
@@ -35,14 +35,14 @@ class TextReference(Settings):
     optimisation: Optimisation = Optimisation()
 
     def unlabelled(self, segments: int | None, source: str) -> UnlabelledTask:
-        """The task that references are trained on; ``segments``: how many of every language."""
+        """The task that references are trained on; ``segments``: number of segments per language."""
         return LanguageModeling(
             segment=self.segment, segments=segments, mask_rate=self.mask_rate, objective=self.objective
         )
 
 
 class _OfSentences(Settings):
-    """What the reference tasks of sentence encoders share."""
+    """Common settings of the reference tasks of sentence encoders."""
 
     text: Where = Field(description="raw text, or parallel text for alignment")
     max_length: Count = Field(default=128, description="maximum tokens of a text; longer texts are cut")
@@ -59,7 +59,7 @@ class _OfSentences(Settings):
 
 
 class ContrastReference(_OfSentences):
-    """Contrast of noisy views (2104.08821, with the noise of 2104.06979), for bases that read a text by its mean."""
+    """Contrast of noisy views (2104.08821, with the noise of 2104.06979), for bases with mean pooling."""
 
     kind: Literal["sentence-contrast"]
     noise: Noise = Field(default=0.6, description="share of tokens deleted from the noisy copy")
@@ -71,7 +71,7 @@ class ContrastReference(_OfSentences):
 
 
 class AlignmentReference(_OfSentences):
-    """Alignment with the base's vectors of a parallel text (2004.09813), for bases that read a text by its mean."""
+    """Alignment with the base's vectors of a parallel text (2004.09813), for bases with mean pooling."""
 
     kind: Literal["sentence-alignment"]
     temperature: Positive = Field(default=0.07, description="temperature of InfoNCE")
@@ -92,15 +92,15 @@ class AlignmentReference(_OfSentences):
 
 
 def _train_is_enough(value: Any) -> Any:
-    """Of a labelled reference task only the training rows are read."""
+    """Allow a labelled reference task without ``test``: only its training rows are read."""
     if isinstance(value, dict) and "data" not in value and "train" in value:
         return {"test": value["train"], **value}
     return value
 
 
 class TaskReference(Settings):
-    """A labelled task of the source and every target as the reference task (2402.18913, Table 5): the references are
-    trained on its training rows in each of these languages."""
+    """A task with labels in the source and all targets as the reference task (2402.18913, Table 5): the references are
+    trained on its training rows in each language."""
 
     kind: Literal["task"] = "task"
     task: Annotated[TaskConfig, BeforeValidator(_train_is_enough)] = Field(description="``test`` is optional")
@@ -114,8 +114,8 @@ class TaskReference(Settings):
 
 
 class AdapterReference(Settings):
-    """References that are given, not trained: an adapter directory of the source and of every target, such as language
-    vectors that others trained. Their base and structure are checked, and their lineage is kept."""
+    """Existing adapters as references: one adapter directory for the source and each target, such as published language
+    vectors. Their base and structure are checked, and their lineage is kept."""
 
     kind: Literal["adapters"] = "adapters"
     adapters: PathText = Field(

@@ -1,4 +1,4 @@
-"""The YAML of a study: common settings of all tables, then what each task and each variant changes of them."""
+"""The YAML of a study: common settings of all tables, and the changes of each task and variant."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from adamergex.config.changes import Change, check_removal, parse_change
-from adamergex.config.problems import place_of, refused, typed
+from adamergex.config.changes import SettingChange, check_removal, parse_change
+from adamergex.config.problems import invalid_settings, place_of, typed
 from adamergex.config.references import TextReference
 from adamergex.config.transfer import TransferConfig, read_yaml, validated
 from adamergex.files.strict import Count, Name, PathText, Settings, hint, shown
@@ -20,7 +20,7 @@ Raw = dict[str, object]
 
 
 class Assumed(Settings):
-    """What ``--dry-run`` takes for granted where the base or the data are not on this machine."""
+    """The assumptions of ``--dry-run`` if the base or the data are not on this machine."""
 
     parameters: Annotated[float, Field(gt=0, le=1e15)] | None = Field(
         default=None, description="parameters of the base without embeddings; default: from its configuration"
@@ -32,7 +32,7 @@ class Assumed(Settings):
 
 
 class StudyConfig(Settings):
-    """Tables over one store. Every other name at the top is a setting of all tables (see ``TransferConfig``)."""
+    """Tables over one store. All other names at the top level are settings of all tables (see ``TransferConfig``)."""
 
     title: PathText = "Study"
     output: PathText = Field(default="runs/study", description="folder of study.json and of one folder per table")
@@ -61,20 +61,22 @@ class Study(Settings):
 
 
 def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
-    """The study of a YAML file, with changes (``NAME=VALUE``, see ``parse_study``); relative paths of data and base
-    start at the file's folder.
+    """The study of a YAML file, with changes (``NAME=VALUE``, see ``parse_study``); paths of data and base are relative
+    to the file's folder.
 
     Raises:
-        ConfigError: the file is missing, is not valid YAML, or has problems; all are named at once.
+        ConfigError: the file is missing, is not valid YAML, or has problems; lists all of them.
     """
     return parse_study(read_yaml(path), str(path), [parse_change(text) for text in changes])
 
 
-def parse_study(settings: Mapping[str, object], where: str = "settings", changes: Sequence[Change] = ()) -> Study:
+def parse_study(
+    settings: Mapping[str, object], where: str = "settings", changes: Sequence[SettingChange] = ()
+) -> Study:
     """A validated study.
 
-    Changes of what only a study has (``tasks.topics.proxy``, ``output``) are changes of the file; those of a table's
-    settings (``task.optimisation.steps``) have the last word in every table, over its task and variant.
+    Changes of settings that only a study has (``tasks.topics.proxy``, ``output``) change the file; changes of a table's
+    settings (``task.optimisation.steps``) override the task and the variant in every table.
 
     Raises:
         ConfigError: one error that lists every problem of every table once.
@@ -84,39 +86,38 @@ def parse_study(settings: Mapping[str, object], where: str = "settings", changes
     for item in of_study:
         check_removal([settings], item)
         settings = item.of(settings)
-    own = {name: value for name, value in settings.items() if name in StudyConfig.model_fields}
     problems = list(_unknown_names(settings))
-    config = typed(StudyConfig, own)
+    config = typed(StudyConfig, {name: value for name, value in settings.items() if name in StudyConfig.model_fields})
     if isinstance(config, list):
-        raise refused(where, problems + config)
+        raise invalid_settings(where, problems + config)
     problems += [*_unknown_tasks(config), *_equal_tables(config)]
     common = {name: value for name, value in settings.items() if name in TransferConfig.model_fields}
     store = config.store or str(Path(config.output) / "store")
-    every = {name: reduce(inherited, layers, common) for name, layers in _tables(config)}
+    raw_tables = {name: reduce(inherited, layers, common) for name, layers in _tables(config)}
     for item in of_tables:
-        check_removal(every.values(), item)
-        every = {name: item.of(table) for name, table in every.items()}
+        check_removal(raw_tables.values(), item)
+        raw_tables = {name: item.of(table) for name, table in raw_tables.items()}
     tables: dict[str, TransferConfig] = {}
-    found: dict[str, list[str]] = {}
-    for name, table in every.items():
-        place = {"title": f"{config.title}: {name}", "output": str(Path(config.output) / name), "store": store}
-        checked = validated(table | place | {"folder": config.folder})
+    affected: dict[str, list[str]] = {}  # problem -> tables
+    for name, table in raw_tables.items():
+        fixed = {"title": f"{config.title}: {name}", "output": str(Path(config.output) / name), "store": store}
+        checked = validated(table | fixed | {"folder": config.folder})
         if isinstance(checked, list):
             for sentence in checked:
-                found.setdefault(sentence, []).append(name)
+                affected.setdefault(sentence, []).append(name)
         else:
             tables[name] = checked
-    # A problem of the common settings stands in every table: it is said once.
-    problems += [text if len(names) == len(every) else f"{', '.join(names)}: {text}" for text, names in found.items()]
+    for text, names in affected.items():  # a problem of the common settings is in all tables: list it once
+        problems.append(text if len(names) == len(raw_tables) else f"{', '.join(names)}: {text}")
     if problems:
-        raise refused(where, problems)
+        raise invalid_settings(where, problems)
     return Study(title=config.title, output=config.output, store=store, tables=tables, assumed=config.assumed)
 
 
 def inherited(common: Mapping[str, object], changes: Mapping[str, object]) -> Raw:
-    """``common`` with ``changes``: mappings are merged name by name, anything else is replaced.
+    """``common`` with ``changes``: mappings are merged recursively, all other values replaced.
 
-    A mapping of another ``kind`` replaces the whole mapping; null takes an inherited setting away.
+    A mapping of another ``kind`` replaces the whole mapping; null removes an inherited setting.
     """
     result = dict(common)
     for name, value in changes.items():
@@ -137,11 +138,11 @@ def _same_kind(name: str, before: Mapping[str, object], value: Mapping[str, obje
 
 
 _UNNAMED_KIND = {"structure": Lora().kind, "reference": TextReference.model_fields["kind"].default}
-"""What a mapping without a ``kind`` is."""
+"""The kind of a mapping without ``kind``."""
 
 
 def _tables(config: StudyConfig) -> Iterator[tuple[str, list[Raw]]]:
-    """Name and changes of every table: each task alone, then under each variant that is for it."""
+    """Name and changes of every table: each task alone, then with each of its variants."""
     for task, changes in config.tasks.items():
         settings = changes.get("task")
         named = {"task": {"name": task, **settings}} if isinstance(settings, Mapping) else {}
@@ -153,7 +154,7 @@ def _tables(config: StudyConfig) -> Iterator[tuple[str, list[Raw]]]:
 
 
 def _only(change: Mapping[str, object], tasks: Mapping[str, object]) -> Sequence[object]:
-    """The tasks that a variant is for."""
+    """The tasks of a variant."""
     only = change.get("only", list(tasks))
     return only if isinstance(only, list) else [only]
 
@@ -173,7 +174,7 @@ def _unknown_tasks(config: StudyConfig) -> Iterator[str]:
 
 
 def _equal_tables(config: StudyConfig) -> Iterator[str]:
-    """Tables whose names, and so folders, are the same: task a-b, and task a under variant b."""
+    """Tables with equal names, and so folders: task a-b, and task a with variant b."""
     names = [name for name, _ in _tables(config)]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         yield f"tasks, variants: two tables have the name '{name}'; rename a task or a variant"

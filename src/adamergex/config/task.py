@@ -1,4 +1,4 @@
-"""The ``task:`` part of ``transfer`` settings: a task that brings its data, or the user's own rows of a kind."""
+"""The ``task:`` section of settings: a built-in task with its data, or a custom task with the user's rows."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def _rows_from_text(value: object) -> object:
 
 
 Where = Annotated[Rows, BeforeValidator(_rows_from_text)]
-"""A path (``{language}`` stands for the language), or the settings of ``Rows``."""
+"""A path (``{language}`` is replaced by the language), or the settings of ``Rows``."""
 
 
 class CustomTask(Settings):
-    """The user's own rows: labelled in the source language (train), the proxy's (validation), the targets' (test)."""
+    """The user's rows: labelled in the source language (train), the proxy's (validation), the targets' (test)."""
 
-    if TYPE_CHECKING:  # the kind's own settings have them
+    if TYPE_CHECKING:  # defined by the kind's settings
         kind: str
         name: str
     train: Where = Field(description="labelled rows of the source language")
@@ -42,12 +42,12 @@ class CustomTask(Settings):
     optimisation: Optimisation = Optimisation()
 
     def rows(self, role: Role) -> Rows | None:
-        """Where the rows of a role are."""
-        found: Rows | None = getattr(self, role)
-        return found
+        """The rows of a role."""
+        rows: Rows | None = getattr(self, role)
+        return rows
 
     def placed(self: Self, folder: Path) -> Self:
-        """With paths that no longer depend on the settings file's folder."""
+        """The task with absolute paths, independent of the settings file's folder."""
         update = {}
         for role in ("train", "validation", "test"):
             rows = getattr(self, role)
@@ -59,27 +59,27 @@ class CustomTask(Settings):
         return self.model_copy(update=update)
 
     def task(self, labels: tuple[str, ...]) -> Target:
-        """What is trained and evaluated; ``labels`` are used where the settings leave them to the training rows."""
+        """The task to train and evaluate; ``labels``: those of the training rows, if the settings omit them."""
         names = {"train", "validation", "test", "optimisation"}
         values = {name: value for name, value in self if name not in names and value is not None}
         kind = kinds.kind_of(values["kind"])
-        given = {kind.labels.setting: labels} if kind.labels else {}
+        inferred = {kind.labels.setting: labels} if kind.labels else {}
         try:
-            task: Target = kind.settings.model_validate({**given, **values})
-        except ValidationError as error:  # of the labels that the rows brought: the settings alone were checked
-            said = "; ".join(str(problem.get("ctx", {}).get("error", problem["msg"])) for problem in error.errors())
-            raise ConfigError("the task does not fit its labels", where=self.train.path, found=said) from None
+            task: Target = kind.settings.model_validate({**inferred, **values})
+        except ValidationError as error:  # caused by the inferred labels: the settings themselves were checked
+            problems = "; ".join(str(problem.get("ctx", {}).get("error", problem["msg"])) for problem in error.errors())
+            raise ConfigError("the task does not fit its labels", where=self.train.path, found=problems) from None
         return task
 
     @property
     def open_labels(self) -> bool:
-        """Whether labels (or entity types) are those of the training rows."""
+        """Whether labels (or entity types) are inferred from the training rows."""
         setting = kinds.kind_of(self.kind).labels
         return setting is not None and getattr(self, setting.setting) is None
 
 
-class Part(Settings):
-    """Which rows of a task serve as train, validation or test. ``options`` go to the task's ``rows``."""
+class TaskSplit(Settings):
+    """The rows of a task used as train, validation or test. ``options`` are passed to the task's ``rows``."""
 
     split: PathText | None = Field(default=None, description="the split to read; default: that of the task")
     limit: Limit = None
@@ -89,47 +89,47 @@ class Part(Settings):
 
 
 class BuiltinTask(Settings):
-    """A task that brings its data, prompt and metric: ``name`` of a shipped one or a .py file, ``data`` a folder or
-    "hub". ``settings`` changes what its kind has (max_length, …)."""
+    """A task with its data, prompt and metric. ``name``: a built-in task or a .py file; ``data``: a folder or "hub";
+    ``settings``: changes of its kind's settings (max_length, …)."""
 
     name: PathText = Field(description="a built-in task or a .py file")
     data: PathText = Field(description="a folder, or ``hub``")
-    train: Part = Part()
-    validation: Part = Part()
-    test: Part = Part()
+    train: TaskSplit = TaskSplit()
+    validation: TaskSplit = TaskSplit()
+    test: TaskSplit = TaskSplit()
     settings: dict[str, object] = Field(
         default_factory=dict, description="settings of the task's kind, such as max_length"
     )
     optimisation: Optimisation = Optimisation()
 
     def rows(self, role: Role) -> TaskRows:
-        """Where the rows of a role are."""
-        part: Part = getattr(self, role)
-        split = part.split or catalogue.split_for(self.name, self.data, role)
-        chosen = part.model_dump(include={"options", "limit", "sample", "seed"})
-        return TaskRows(task=self.name, data=self.data, split=split, **chosen)
+        """The rows of a role."""
+        settings: TaskSplit = getattr(self, role)
+        split = settings.split or catalogue.split_for(self.name, self.data, role)
+        selection = settings.model_dump(include={"options", "limit", "sample", "seed"})
+        return TaskRows(task=self.name, data=self.data, split=split, **selection)
 
     def placed(self, folder: Path) -> BuiltinTask:
-        """With paths that no longer depend on the settings file's folder."""
+        """The task with absolute paths, independent of the settings file's folder."""
         update = {} if self.data == "hub" else {"data": str((folder / self.data).absolute())}
         if catalogue.is_file(self.name):
             update["name"] = str((folder / self.name).absolute())
         return self.model_copy(update=update)
 
     def task(self, labels: tuple[str, ...] = ()) -> Target:
-        """What is trained and evaluated."""
-        own: Target = catalogue.task_file(self.name).TASK
-        values = own.model_dump() | self.settings
-        if catalogue.is_file(self.name) and values["measured_as"] == own.name:
+        """The task to train and evaluate."""
+        defaults: Target = catalogue.task_file(self.name).TASK
+        values = defaults.model_dump() | self.settings
+        if catalogue.is_file(self.name) and values["measured_as"] == defaults.name:
             values["measured_as"] = self.name
-        return type(own).model_validate(values)
+        return type(defaults).model_validate(values)
 
     @property
     def open_labels(self) -> bool:
         return False
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with name and settings, each with the nearest that there is."""
+        """Problems of name and settings, with the nearest valid name."""
         fields: Iterable[str] = ()
         try:
             fields = type(catalogue.task_file(self.name).TASK).model_fields
@@ -137,19 +137,18 @@ class BuiltinTask(Settings):
         except ValidationError as error:
             for problem in error.errors():
                 place = ".".join(map(str, problem["loc"]))
-                unknown = problem["type"] == "extra_forbidden"
-                said = (
-                    problem["msg"]
-                    if problem["type"] == "value_error"
-                    else f"{problem['msg']} (found {shown(problem['input'])})"
-                )
-                yield f"task.settings.{place}: " + (f"no such setting{hint(place, fields)}" if unknown else said)
+                message = problem["msg"]
+                if problem["type"] == "extra_forbidden":
+                    message = f"no such setting{hint(place, fields)}"
+                elif problem["type"] != "value_error":
+                    message += f" (found {shown(problem['input'])})"
+                yield f"task.settings.{place}: {message}"
         except AdamergexError as error:
             yield "task.name: " + ", ".join(error.lines)
 
 
 def custom_forms() -> dict[str, type[CustomTask]]:
-    """Kind -> the settings of a task of that kind with rows of the user's own."""
+    """Kind -> the settings of a custom task of that kind."""
     return {name: _custom_form(kind) for name, kind in labelled_kinds().items()}
 
 
@@ -159,24 +158,24 @@ def _custom_form(kind: AnyKind) -> type[CustomTask]:
     if kind.labels is not None:
         names = Annotated[Names, Field(min_length=kind.labels.needs)] | None
         fields[kind.labels.setting] = (names, Field(default=None, description=_OPEN))
-    own: type[CustomTask] = create_model(
+    form: type[CustomTask] = create_model(
         f"Custom{kind.settings.__name__}", __base__=(CustomTask, kind.settings), __doc__=kind.rows, **fields
     )
-    return own
+    return form
 
 
 _OPEN = "default: the values in the training rows, sorted"
 
 
-def kind_of(task: CustomTask | BuiltinTask) -> str | None:
-    """The kind of task; None where its settings cannot tell it, which ``problems`` tells."""
+def task_kind_name(task: CustomTask | BuiltinTask) -> str | None:
+    """The name of the kind of a task; None for invalid settings, which ``problems`` reports."""
     if isinstance(task, BuiltinTask):
         return None if any(task.problems()) else task.task(()).kind
     return task.kind
 
 
 def measurable(task: CustomTask | BuiltinTask, place: str = "task") -> Iterator[str]:
-    """What is wrong with how a task is measured; its settings are right by themselves."""
+    """Problems of a task's metric; the settings themselves are valid."""
     try:
         require_metric(task.task(()))
     except AdamergexError as error:
@@ -184,7 +183,7 @@ def measurable(task: CustomTask | BuiltinTask, place: str = "task") -> Iterator[
 
 
 def tag_of(value: object) -> str:
-    """Which form of ``task:`` is meant: "built-in" where there is ``data``, else the kind (classification)."""
+    """The form of ``task:``: "built-in" if there is ``data``, else the kind (default: classification)."""
     if isinstance(value, dict):
         named = value.get("name") in catalogue.NAMES and not {"kind", "train", "test"} & value.keys()
         return BUILT_IN if "data" in value or named else str(value.get("kind", "classification"))
@@ -193,7 +192,7 @@ def tag_of(value: object) -> str:
 
 def _forms(value: object) -> TypeAdapter[object]:
     if (tag := tag_of(value)) != BUILT_IN:
-        settings_of(tag)  # imports the package that brings the kind
+        settings_of(tag)  # imports the package with the kind
     forms: dict[str, type[Settings]] = {**custom_forms(), BUILT_IN: BuiltinTask}
     return adapter_of(tuple(Annotated[form, Tag(name)] for name, form in forms.items()), _FORM)
 
@@ -204,5 +203,5 @@ TaskConfig: TypeAlias = Annotated[CustomTask | BuiltinTask, OneOf(_forms)]
 
 
 def known_fields(tag: str) -> type[Settings]:
-    """The settings class behind a tag."""
+    """The settings class of a tag."""
     return BuiltinTask if tag == BUILT_IN else custom_forms()[tag]

@@ -1,4 +1,4 @@
-"""The YAML of ``train``: one adapter, for a language or for a task, settings to validated settings."""
+"""The YAML of ``train``: one adapter for a language or a task, or a masked-LM head."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from adamergex.config.methods import LANGUAGE, LanguageOptimisation
-from adamergex.config.problems import refused, typed
+from adamergex.config.problems import invalid_settings, typed
 from adamergex.config.references import OBJECTIVE
 from adamergex.config.task import (
     BUILT_IN,
@@ -17,9 +17,9 @@ from adamergex.config.task import (
     TaskConfig,
     Where,
     custom_forms,
-    kind_of,
     known_fields,
     measurable,
+    task_kind_name,
 )
 from adamergex.config.transfer import read_yaml
 from adamergex.files.strict import Count, Name, PathText, Seed, Settings, Share, distinct, hint, shown
@@ -40,7 +40,7 @@ def _one(value: object) -> object:
 
 
 class _TrainConfig(Settings):
-    """What both kinds of ``train`` file say."""
+    """Common settings of both kinds of ``train`` file for adapters."""
 
     base: PathText = Field(description="a name listed by ``adamergex backbones``, a folder or a hub id")
     language: Name = Field(description="language code of the rows")
@@ -51,7 +51,7 @@ class _TrainConfig(Settings):
 
 
 def _bottleneck(**defaults: object) -> BeforeValidator:
-    """The structure of a ``train`` file is a bottleneck adapter unless it says otherwise."""
+    """Default to a bottleneck adapter as the structure of a ``train`` file."""
 
     def complete(value: object) -> object:
         if not isinstance(value, dict) or value.get("kind", "bottleneck") != "bottleneck":
@@ -62,7 +62,7 @@ def _bottleneck(**defaults: object) -> BeforeValidator:
 
 
 class LanguageTraining(_TrainConfig):
-    """A ``train`` file of kind language: an adapter that learns to model a language from raw text.
+    """A ``train`` file of kind language: an adapter trained on raw text of a language.
 
     Masked LM on encoders, causal LM on decoders, span corruption or continuation on encoder-decoders. The default is
     MAD-X's language adapter."""
@@ -85,13 +85,15 @@ class LanguageTraining(_TrainConfig):
             return values
         structure = values.get("structure")
         kind = find(str(structure.get("kind"))) if isinstance(structure, dict) else None
-        own = kind.optimisation if kind else None
-        given = values.get("optimisation", {}) if own else None
-        return {**values, "optimisation": {**own, **given}} if own and isinstance(given, dict) else values
+        defaults = kind.optimisation if kind else None
+        settings = values.get("optimisation", {})
+        if not defaults or not isinstance(settings, dict):
+            return values
+        return {**values, "optimisation": {**defaults, **settings}}
 
 
 class TaskTraining(_TrainConfig):
-    """A ``train`` file of kind task: an adapter that learns a labelled task, alone or on frozen adapters."""
+    """A ``train`` file of kind task: an adapter trained on a labelled task, alone or on frozen adapters."""
 
     kind: Literal["task"]
     task: TaskConfig = Field(description="as in ``transfer``; your own rows need only ``train``")
@@ -103,7 +105,7 @@ class TaskTraining(_TrainConfig):
     @model_validator(mode="before")
     @classmethod
     def _former_name(cls, values: object) -> object:
-        """``below`` is the name that ``base_adapters`` had."""
+        """Accept ``below``, the former name of ``base_adapters``."""
         if isinstance(values, dict) and "below" in values and "base_adapters" not in values:
             return {("base_adapters" if name == "below" else name): value for name, value in values.items()}
         return values
@@ -124,10 +126,10 @@ def _like_a_head(value: object) -> object:
 
 
 class Recovery(Settings):
-    """A low-rank change of the body that is trained with the head and folded into the weights.
+    """A low-rank change of the body, trained with the head and folded into the weights.
 
-    ``hold``: weight of the distance between the mean vectors of a text before and after, as a share of the variance of
-    these vectors; 0 leaves them free, and the encoder forgets what masked LM does not ask for."""
+    ``hold``: loss coefficient of the distance between a text's mean vectors before and after, relative to the variance
+    of these vectors; with 0 the encoder may forget anything that masked LM does not need."""
 
     rank: Count = Field(default=16, description="rank of the low-rank change")
     alpha: PositiveFloat = Field(default=32.0, description="the change is scaled by alpha / rank")
@@ -135,9 +137,9 @@ class Recovery(Settings):
 
 
 class MaskedLmHeadTraining(Settings):
-    """A ``train`` file of kind masked-lm-head: makes a base directory of an encoder that ships no masked-LM head.
+    """A ``train`` file of kind masked-lm-head: creates a base directory from an encoder without a masked-LM head.
 
-    The body stays as it is, unless ``recovery`` is given. Every language counts alike, however much text it has."""
+    The body is frozen unless ``recovery`` is given. All languages have equal weight, independent of their text size."""
 
     kind: Literal["masked-lm-head"]
     base: PathText = Field(description="a name listed by ``adamergex backbones``, a folder or a hub id")
@@ -174,8 +176,8 @@ def parse_training(settings: object, where: str = "settings") -> Training:
     settings = settings if isinstance(settings, Mapping) else {}
     kind = settings.get("kind")
     if not isinstance(kind, str) or kind not in TRAININGS:
-        found = "kind: missing" if kind is None else f"kind: {shown(kind)} is not one of {', '.join(TRAININGS)}"
-        raise refused(where, [found + (hint(kind, TRAININGS) or f"; one of {', '.join(TRAININGS)}")])
+        problem = "kind: missing" if kind is None else f"kind: {shown(kind)} is not one of {', '.join(TRAININGS)}"
+        raise invalid_settings(where, [problem + (hint(kind, TRAININGS) or f"; one of {', '.join(TRAININGS)}")])
     filled_in, of_task = None, set[str]()
     if kind == "task":
         task = settings.get("task")
@@ -183,9 +185,9 @@ def parse_training(settings: object, where: str = "settings") -> Training:
         of_task = {name for tag in (*custom_forms(), BUILT_IN) for name in known_fields(tag).model_fields}
     config = typed(TRAININGS[kind], settings, filled_in, of_task)
     if isinstance(config, list):
-        raise refused(where, config)
+        raise invalid_settings(where, config)
     if problems := list(_contradictions(config)):
-        raise refused(where, problems)
+        raise invalid_settings(where, problems)
     return config
 
 
@@ -196,13 +198,13 @@ def _contradictions(config: Training) -> Iterator[str]:
         return
     if isinstance(config, TaskTraining):
         task = config.task.placed(Path(config.folder))
-        wrong = list(task.problems()) if isinstance(task, BuiltinTask) else []
-        yield from wrong or measurable(task)
+        problems = list(task.problems()) if isinstance(task, BuiltinTask) else []
+        yield from problems or measurable(task)
     base_adapters = config.base_adapters if isinstance(config, TaskTraining) else ()
     optimisation = config.task.optimisation if isinstance(config, TaskTraining) else config.optimisation
     if problem := unstackable(config.structure, base_adapters) or decaying(config.structure, optimisation):
         yield problem
-    kind = kind_of(config.task.placed(Path(config.folder))) if isinstance(config, TaskTraining) else "text"
+    kind = task_kind_name(config.task.placed(Path(config.folder))) if isinstance(config, TaskTraining) else "text"
     if kind and (problem := unprobed(kind, optimisation)):
         yield f"task.{problem}" if isinstance(config, TaskTraining) else problem
 

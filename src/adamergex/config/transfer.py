@@ -1,4 +1,4 @@
-"""Settings of ``transfer`` and ``train``: YAML -> validated, all problems at once, with the nearest valid name."""
+"""Settings of ``transfer``: YAML -> validated settings, or all problems at once with the nearest valid names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adamergex.config.methods import (
     PapersConfig,
     Traits,
 )
-from adamergex.config.problems import refused, typed
+from adamergex.config.problems import invalid_settings, typed
 from adamergex.config.references import AdapterReference, ReferenceConfig, TaskReference
 from adamergex.config.table_checks import head_start_problems, weight_problems
 from adamergex.config.task import BuiltinTask, CustomTask, TaskConfig, measurable
@@ -55,11 +55,11 @@ def _one_or_several(value: object) -> object:
 
 
 MethodName = Annotated[str, AfterValidator(_method)]
-"""One of ``METHODS``, or a recipe of the user's: FILE.py:FUNCTION (docs/methods.md)."""
+"""One of ``METHODS``, or a user's recipe: FILE.py:FUNCTION (docs/methods.md)."""
 
 
 def method_name(method: str) -> str:
-    """What a method is called in results: a user's recipe by its function."""
+    """A method's name in results; for a user's recipe, the name of its function."""
     return method.rpartition(":")[2]
 
 
@@ -110,7 +110,7 @@ class TransferConfig(Settings):
         return {method: METHODS[method] for method in self.methods if method in METHODS}
 
     def tuned_on(self, target: str) -> tuple[str, ...]:
-        """The languages on whose validation sets the λ of a target is tuned."""
+        """The languages whose validation sets tune the λ of a target."""
         return self.others(target) if self.merge.leave_one_out else self.proxy
 
     def others(self, target: str) -> tuple[str, ...]:
@@ -124,16 +124,16 @@ def parse(settings: object, where: str = "settings") -> TransferConfig:
     Raises:
         ConfigError: one error that lists every problem.
     """
-    found = validated(settings)
-    if isinstance(found, list):
-        raise refused(where, found)
-    return found
+    config = validated(settings)
+    if isinstance(config, list):
+        raise invalid_settings(where, config)
+    return config
 
 
 def validated(settings: object) -> TransferConfig | list[str]:
     """Validated settings, or a sentence for each of their problems."""
-    found = typed(TransferConfig, settings)
-    return found if isinstance(found, list) else list(_contradictions(found)) or found
+    config = typed(TransferConfig, settings)
+    return config if isinstance(config, list) else list(_contradictions(config)) or config
 
 
 def load(path: Path) -> TransferConfig:
@@ -146,10 +146,10 @@ def load(path: Path) -> TransferConfig:
 
 
 def read_yaml(path: Path) -> dict[str, object]:
-    """A settings file as it stands, with the folder that its relative paths start from.
+    """The unchecked content of a settings file, with the folder that its paths are relative to.
 
     Raises:
-        ConfigError: the file is missing, cannot be read, is not valid YAML, or holds no mapping.
+        ConfigError: the file is missing, cannot be read, is not valid YAML, or is not a mapping.
     """
     settings = inputs.read_yaml(path, what="the settings file", error=ConfigError)
     if not isinstance(settings, dict):
@@ -163,12 +163,12 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     task: CustomTask | BuiltinTask | None = config.task.placed(Path(config.folder))
     if isinstance(task, BuiltinTask) and (problems := list(task.problems())):
         yield from problems
-        task = None  # nothing more can be said of it
+        task = None  # skips further checks of the task
     yield from measurable(task) if task is not None else ()
     if isinstance(config.reference, TaskReference):
         labelled = config.reference.task.placed(Path(config.folder))
-        wrong = [f"reference.{line}" for line in labelled.problems()] if isinstance(labelled, BuiltinTask) else []
-        yield from wrong or measurable(labelled, "reference.task")
+        problems = [f"reference.{line}" for line in labelled.problems()] if isinstance(labelled, BuiltinTask) else []
+        yield from problems or measurable(labelled, "reference.task")
     yield from _expressions(config)
     if config.source in config.targets:
         yield f"targets: '{config.source}' is the source; it needs no transfer"
@@ -176,33 +176,33 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
     yield from head_start_problems(config, task)
     yield from _unsuited_methods(config)
     if not kind_named(config.structure.kind).adapter:
-        yield f"structure.kind: '{config.structure.kind}' is no adapter; name the method full_fine_tuning or lf_sft"
+        yield f"structure.kind: '{config.structure.kind}' is not an adapter; use the method full_fine_tuning or lf_sft"
     if len({method_name(method) for method in config.methods}) < len(config.methods):
         yield "methods: two have the same name"
     for name, optimisation in (("language", config.lf_sft.language), ("task", config.lf_sft.task)):
         if problem := decaying(Sparse(), optimisation.optimisation):
             yield f"lf_sft.{name}.{problem}"
-    yield from _strange_languages(config)
+    yield from _unknown_languages(config)
     structure = kind_named(config.structure.kind)
     if not structure.low_rank and config.merge.space == "delta":
         yield f"merge.space: 'delta' is for lora, the structure is {config.structure.kind}"
-    for name, value, usual in (("span", config.merge.span, "per_layer"), ("form", config.merge.form, "left")):
-        if not structure.whole and value != usual:
+    for name, value, default in (("span", config.merge.span, "per_layer"), ("form", config.merge.form, "left")):
+        if not structure.whole and value != default:
             yield f"merge.{name}: '{value}' is for prefix, the structure is {config.structure.kind}"
     in_delta = config.merge.space == "delta" or any(traits.delta for traits in config.traits.values())
     if config.merge.rank is not None and not (in_delta and structure.low_rank):
         yield "merge.rank: truncates delta merges only (ties and dare too), of lora; set merge.space to delta"
-    found = [] if task is None else [("task.test", task.rows("test"))]
+    sources = [] if task is None else [("task.test", task.rows("test"))]
     if isinstance(config.reference, TaskReference) and not isinstance(config.reference.task, BuiltinTask):
-        found.append(("reference.task.train", config.reference.task.train))
+        sources.append(("reference.task.train", config.reference.task.train))
     if isinstance(config.reference, AdapterReference):
-        yield from _given(config.reference)
-    for name, where in (*found, ("reference.text", config.reference.text)):
-        if isinstance(where, Rows) and where.path is not None and "{language}" not in where.path:
-            yield f"{name}: '{where.path}' has no {{language}} in it, so every language would read the same file"
+        yield from _adapter_problems(config.reference)
+    for name, rows in (*sources, ("reference.text", config.reference.text)):
+        if isinstance(rows, Rows) and rows.path is not None and "{language}" not in rows.path:
+            yield f"{name}: '{rows.path}' has no {{language}} in it, so every language would read the same file"
 
 
-def _given(reference: AdapterReference) -> Iterator[str]:
+def _adapter_problems(reference: AdapterReference) -> Iterator[str]:
     if "{language}" not in reference.adapters and reference.adapters not in with_languages():
         yield (
             f"reference.adapters: {shown(reference.adapters)} has no {{language}} in it, and no language vectors ship "
@@ -211,19 +211,19 @@ def _given(reference: AdapterReference) -> Iterator[str]:
 
 
 def _expressions(config: TransferConfig) -> Iterator[str]:
-    """Modules that cannot be selected by any model."""
+    """Problems of the module selection and of the swapped layers that hold for any model."""
     try:
         select(["x"], config.merge.modules or "all")
     except ConfigError as error:
         yield f"merge.modules: {error.problem} ({error.found})"
     except NothingMergedError:
-        pass  # which modules there are is known once the model is
+        pass  # depends on the model's modules
     if not config.merge.swap.bottom + config.merge.swap.top and "layer_swapping" in config.methods:
         yield "merge.swap: no layer is swapped; set bottom or top"
 
 
-def _strange_languages(config: TransferConfig) -> Iterator[str]:
-    """Languages with steps of their own that nothing here would train."""
+def _unknown_languages(config: TransferConfig) -> Iterator[str]:
+    """Languages in ``steps_by_language`` that the table does not use."""
     known = dict.fromkeys((config.source, *config.targets, *config.proxy))
     for place in ("mad_x", "full", "lf_sft"):
         for language in getattr(config, place).language.steps_by_language:

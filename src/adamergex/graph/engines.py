@@ -12,7 +12,7 @@ from adamergex.graph.worker import Action
 
 
 class Work(NamedTuple):
-    """What an engine runs; ``workers``, ``address`` and ``gpus`` as in ``adamergex study``, None where omitted."""
+    """The input of an engine; ``workers``, ``address`` and ``gpus`` as in ``adamergex study``, None if omitted."""
 
     steps: Sequence[Step]
     store: Store
@@ -25,7 +25,7 @@ class Work(NamedTuple):
 
 
 class EngineKind(NamedTuple):
-    """An engine: ``run`` does what the store lacks, and raises StepsFailedError where steps fail (see ``walk``)."""
+    """An engine: ``run`` runs the missing steps, and raises StepsFailedError if any of them fail (see ``walk``)."""
 
     name: str
     run: Callable[[Work], None]
@@ -44,7 +44,7 @@ def _local(work: Work) -> None:
             where="--workers",
             found=processes,
             expected=f"at most {gpus}",
-            fix="ask for fewer",
+            fix="lower --workers",
         )
     local.run(work.steps, work.store, work.actions, work.say, processes=processes, gpus=gpus > 0, group=work.group)
 
@@ -59,16 +59,16 @@ def _ray(work: Work) -> None:
 _BUILT_IN = {kind.name: kind for kind in (EngineKind("local", _local), EngineKind("ray", _ray))}
 _ENGINES: Registry[EngineKind] = Registry("adamergex.engines", tuple(_BUILT_IN))
 register = _ENGINES.register
-"""Add an ``EngineKind`` for this process; an installed package offers it as an entry point of its own name in the
-group ``adamergex.engines``, so that the command line knows it too. Raises: ConfigError: its name is taken."""
+"""Register an ``EngineKind`` in this process; an installed package declares it as an entry point of the engine's name
+in the group ``adamergex.engines``, also for the command line. Raises: ConfigError: its name is taken."""
 
 
 def engine_named(name: str) -> EngineKind:
-    """The engine of a name. Raises: ConfigError: there is none."""
-    found = _BUILT_IN.get(name) or _ENGINES.find(name)
-    if found is None:
+    """The engine with this name. Raises: ConfigError: there is none."""
+    engine = _BUILT_IN.get(name) or _ENGINES.find(name)
+    if engine is None:
         raise ConfigError(
             "there is no such engine", where="--engine", found=name, expected=", ".join(_ENGINES),
             fix="choose one of these, or install the package that has it",
         )  # fmt: skip
-    return found
+    return engine

@@ -1,4 +1,4 @@
-"""The engine of one machine: in this process, or in several processes with one GPU (or a share of the cores) each."""
+"""The local engine: this process, or several processes with one GPU (or a share of the cores) each."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
 
-from adamergex.backbones.cache import drop
+from adamergex.backbones.cache import drop_backbone
 from adamergex.graph.steps import Step, Store
-from adamergex.graph.walk import StepsFailedError, alike, needed, walk
+from adamergex.graph.walk import StepsFailedError, by_kind, needed, walk
 from adamergex.graph.worker import Action, WorkerLostError, attempt, perform
 
 __all__ = ["Action", "StepsFailedError", "needed", "run"]
@@ -27,11 +27,11 @@ def run(
     *,
     processes: int = 1,
     gpus: bool = False,
-    group: Callable[[Step], Hashable] = alike,
+    group: Callable[[Step], Hashable] = by_kind,
 ) -> None:
-    """Run what is missing. A failed step fails what depends on it and nothing else; then one error names them all.
+    """Run the missing steps. A failed step fails only the steps that depend on it; one final error lists all failures.
 
-    With more than one process ``actions`` must be importable functions; with ``gpus`` process i sees GPU i alone.
+    With more than one process ``actions`` must be importable functions; with ``gpus`` process i sees only GPU i.
 
     Raises:
         StepsFailedError: one or more steps failed. The first failure is its cause.
@@ -54,7 +54,7 @@ class _Here:
         try:
             perform(step, self.store, self.actions)
             self.done.append((step, None))
-        except Exception as error:  # kept and raised by the walk: the other branches of the graph go on
+        except Exception as error:  # the walk raises it after the other branches of the graph
             self.done.append((step, error))
 
     def finished(self) -> list[tuple[Step, Exception | None]]:
@@ -62,12 +62,12 @@ class _Here:
         return done
 
     def close(self) -> None:
-        drop()  # what follows may need the memory
+        drop_backbone()  # frees memory
 
 
 class _Processes:
-    """Workers that are processes of their own, kept from step to step. Each is a pool of one, so that one that dies
-    takes nothing with it but its own step."""
+    """Workers in separate processes, kept from step to step. Each is a pool of one process, so that a crash loses only
+    its own step."""
 
     def __init__(self, store: Store, actions: Mapping[str, Action], count: int, gpus: bool) -> None:
         self.store, self.actions, self.count, self.gpus = store, actions, count, gpus
@@ -76,8 +76,8 @@ class _Processes:
 
     def _pool(self, index: int) -> ProcessPoolExecutor:
         threads = max(1, (os.cpu_count() or 1) // self.count)
-        given = (str(index) if self.gpus else None, threads)
-        return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_settle, initargs=given)
+        arguments = (str(index) if self.gpus else None, threads)
+        return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_set_up_worker, initargs=arguments)
 
     def idle(self) -> list[Hashable]:
         busy = {index for index, _ in self.running.values()}
@@ -85,7 +85,7 @@ class _Processes:
 
     def start(self, worker: Hashable, step: Step) -> None:
         assert isinstance(worker, int)
-        with _uninterrupted():  # the worker, which starts with its first step, inherits that
+        with _uninterrupted():  # inherited by the worker process, which starts with its first step
             future = self.pools[worker].submit(attempt, step, self.store.root, dict(self.actions))
         self.running[future] = worker, step
 
@@ -103,7 +103,7 @@ class _Processes:
 
     def close(self) -> None:
         for pool in self.pools:
-            # After an interrupt a step may still run; it is not waited for, its work folder lets it go on later.
+            # After an interrupt a step may still run; terminate it, since it can resume from its work folder.
             for process in list(getattr(pool, "_processes", None) or {}) if self.running else []:
                 pool._processes[process].terminate()
             pool.shutdown(wait=not self.running, cancel_futures=True)
@@ -111,8 +111,8 @@ class _Processes:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C reaches every process of the terminal. It is for this one, which ends its workers itself: those that
-    start here never see it, and here it waits until they have."""
+    """Block SIGINT: Ctrl-C reaches all processes of the terminal, but only this one should handle it and end its
+    workers. Workers started here never see it; this process handles it after the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -120,8 +120,8 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _settle(gpu: str | None, threads: int) -> None:
-    """First thing in a worker, before any library looks: its device, its share of the cores, its end."""
+def _set_up_worker(gpu: str | None, threads: int) -> None:
+    """Set a worker's device and threads before any library reads them, and make it end with its parent."""
     if gpu is not None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(gpu)] if visible else gpu
@@ -130,7 +130,7 @@ def _settle(gpu: str | None, threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would hold its GPU for ever."""
+    """Exit when the parent process ends, so that an orphaned worker does not keep its GPU."""
     parent = parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])
@@ -141,6 +141,6 @@ def _lost(step: Step) -> WorkerLostError:
     return WorkerLostError(
         "the worker process died while it ran a step",
         where=f"{step.kind} {step.label}",
-        expected="often the machine had no memory left: see its log",
+        expected="a common cause is lack of memory: see the machine's log",
         fix="run the same command again, with fewer processes or smaller batches",
     )

@@ -1,7 +1,7 @@
-"""The manifest of a result in a store: what it is, what its files are, and its own hash. Standard library only.
+"""The manifest of a result in a store: its key, its files, and its own hash. Standard library only.
 
-Whatever is in a store may have been damaged or made by somebody else: a manifest is bounded and typed, its names stay
-inside its entry, and one with a changed bit is refused.
+A store may be damaged or untrusted: a manifest is bounded and typed, its names stay inside its entry, and one with a
+changed bit is rejected.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MOST = 2**63
 
 
 class StoreError(AdamergexError):
-    """A store, an entry of one or a study's note in it that cannot be used."""
+    """A store, an entry, or a study's note that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,17 @@ class Manifest:
 
     @property
     def date(self) -> datetime:
-        """When it was finished, in UTC."""
+        """The time at which the step finished, in UTC."""
         return _utc(self.finished)
 
     def to_json(self) -> str:
         """The manifest's text, with the SHA-256 of everything else in it."""
-        contents = json.loads(json.dumps(asdict(self)))  # as it is read back
+        contents = json.loads(json.dumps(asdict(self)))  # exactly as it will be read
         return json.dumps(contents | {"sha256": digest(contents)}, indent=1, sort_keys=True, ensure_ascii=False)
 
 
 def read(entry: Path) -> Manifest:
-    """The manifest of an entry. Raises: StoreError, where it is missing, damaged, or names what it may not."""
+    """The manifest of an entry. Raises: StoreError: it is missing or damaged, or names files outside the entry."""
     path = entry / FILE_NAME
     contents = read_json_object(path, what="the manifest of a stored result", error=StoreError)
     stated = contents.pop("sha256", None)
@@ -64,7 +64,7 @@ def read(entry: Path) -> Manifest:
             "the manifest of a stored result is damaged",
             where=path,
             found=problem,
-            fix="run the study again: the result is made again",
+            fix="run the study again, which recreates the result",
         )
     return Manifest(**contents)
 
@@ -81,7 +81,7 @@ def digest(contents: Mapping[str, object]) -> str:
 
 
 def _problem(contents: dict[str, object], stated: object) -> str | None:
-    """What is wrong with a manifest, or None."""
+    """The problem of a manifest, or None."""
     expected = set(Manifest.__dataclass_fields__)
     if missing := sorted(expected - set(contents)):
         return f"no {', '.join(missing)}"
@@ -92,7 +92,7 @@ def _problem(contents: dict[str, object], stated: object) -> str | None:
     if unknown := sorted(set(contents) - expected):
         return f"unknown: {', '.join(unknown)}"
     return next(
-        (f"{name} is {str(contents[name])[:80]!r}" for name, right in _RULES if not right(contents[name])), None
+        (f"{name} is {str(contents[name])[:80]!r}" for name, valid in _RULES if not valid(contents[name])), None
     )
 
 
@@ -113,10 +113,10 @@ def _is_inside(name: object) -> bool:
 
 
 def _utc(text: str) -> datetime:
-    found = datetime.fromisoformat(text)
-    if found.tzinfo is None:
-        raise ValueError("a date without its zone")
-    return found.astimezone(UTC)
+    date = datetime.fromisoformat(text)
+    if date.tzinfo is None:
+        raise ValueError("a date without a time zone")
+    return date.astimezone(UTC)
 
 
 def _is_date(text: object) -> bool:

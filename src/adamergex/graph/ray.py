@@ -1,8 +1,8 @@
-"""The engine of a Ray cluster: steps go to workers on any machine; paths travel, never tensors.
+"""The Ray engine: steps run on workers of any machine of a cluster; paths are sent, never tensors.
 
-The store lies on a file system that all machines share under one path. Workers stay from step to step, so that the
-backbone of the last one is still loaded; each holds its GPU as a resource of Ray. A step whose worker is lost with its
-machine goes to another worker. The driver keeps nothing that the store does not have: a new one goes on.
+The store is on a file system that all machines share under one path. Workers are kept from step to step, so that the
+last backbone stays loaded; each holds its GPU as a Ray resource. If a worker is lost with its machine, its step goes to
+another worker. The driver has no state beyond the store: a new driver can continue.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 from adamergex.errors import AdamergexError
 from adamergex.graph.steps import Step, Store
-from adamergex.graph.walk import LATE, alike, walk
+from adamergex.graph.walk import LATE, by_kind, walk
 from adamergex.graph.worker import Action, WorkerLostError, attempt
 
-PATIENCE = 30.0  # seconds without any worker before it is said
-STARTS = 3  # workers of one number that may fail one after the other before one of them is ready
+PATIENCE = 30.0  # seconds without any worker before a message
+STARTS = 3  # consecutive failed starts of one worker before an error
 
 
 def run(
@@ -33,18 +33,17 @@ def run(
     gpus: float | None = None,
     cpus: float = 1,
     retries: int = 2,
-    group: Callable[[Step], Hashable] = alike,
+    group: Callable[[Step], Hashable] = by_kind,
     late: float = LATE,
 ) -> None:
-    """Run what is missing on a Ray cluster; ``actions`` must be importable functions.
+    """Run the missing steps on a Ray cluster; ``actions`` must be importable functions.
 
     Args:
         address: of the cluster (``auto``, ``host:port`` or ``ray://…``); None starts one on this machine.
-        workers: how many; by default as many as the cluster has room for now. More than there is room for wait, and
-            start when machines join.
-        gpus, cpus: what each worker holds; by default one GPU where the cluster has any, and one core.
-        retries: how often a step is tried again when its worker was lost.
-        late: seconds until what another machine has written must be seen on this one.
+        workers: number of workers; by default as many as currently fit. Surplus workers start when machines join.
+        gpus, cpus: resources of each worker; by default one core, and one GPU if the cluster has any.
+        retries: how often a step is retried after its worker was lost.
+        late: seconds within which a result written by another machine must become visible here.
 
     Raises:
         StepsFailedError: one or more steps failed. The first failure is its cause.
@@ -80,7 +79,7 @@ def _connected(address: str | None) -> Any:
 
 
 class _Worker:
-    """Runs in the cluster, one in a process."""
+    """The Ray actor that runs steps, one per process."""
 
     def __init__(self, root: str, actions: Mapping[str, Action]) -> None:
         self.root, self.actions = Path(root), actions
@@ -93,7 +92,7 @@ class _Worker:
 
 
 class _Cluster:
-    """The workers of a cluster. One that has not answered yet has no machine to run on, and gets no step."""
+    """The workers of a cluster. A worker that has not answered yet has no machine, and gets no step."""
 
     def __init__(
         self,
@@ -108,16 +107,16 @@ class _Cluster:
         self.ray: Any = ray
         self.say = say
         self.remote = ray.remote(_Worker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)
-        self.given = str(store.root.absolute()), dict(actions)
+        self.arguments = str(store.root.absolute()), dict(actions)
         self.actors: dict[int, Any] = {}
         self.ready: set[int] = set()
-        self.failed_starts: Counter[int] = Counter()  # those that failed since this number's last worker was ready
-        self.calls: dict[Any, tuple[int, Step | None]] = {}  # reference -> worker and its step; None: is it there?
+        self.failed_starts: Counter[int] = Counter()  # failures since this number's last worker was ready
+        self.calls: dict[Any, tuple[int, Step | None]] = {}  # reference -> worker and its step; None: a ready call
         for number in range(count):
             self._start_worker(number)
 
     def _start_worker(self, number: int) -> None:
-        self.actors[number] = self.remote.remote(*self.given)
+        self.actors[number] = self.remote.remote(*self.arguments)
         self.calls[self.actors[number].ready.remote()] = number, None
 
     def idle(self) -> list[Hashable]:
@@ -144,9 +143,9 @@ class _Cluster:
         return outcomes
 
     def _outcome(self, call: Any, number: int, step: Step | None) -> Exception | None:
-        """What a call has come to. Whatever Ray itself says of it (lost with its machine, no memory, no environment)
-        costs the worker; what our code raised is the step's own error, and comes back as a value but where the step
-        could not even be read."""
+        """The error of a finished call, if any. An error of Ray itself (machine lost, no memory, no environment)
+        replaces the worker; an error of our code is the step's, and is returned as a value, except if the step could
+        not be unpickled."""
         try:
             error = self.ray.get(call)
         except self.ray.exceptions.RayError as failed:
@@ -159,7 +158,7 @@ class _Cluster:
         return error if isinstance(error, Exception) else None
 
     def _replace(self, number: int, error: Exception) -> None:
-        """Another worker for one that failed; the old one, which may still hold its GPU, goes."""
+        """Start another worker for a failed one; kill the old one, which may still hold its GPU."""
         if number not in self.ready:
             self.failed_starts[number] += 1
             if self.failed_starts[number] == STARTS:
@@ -177,7 +176,7 @@ def _unstartable(error: Exception) -> AdamergexError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return AdamergexError(
         f"a worker of the cluster does not start, tried {STARTS} times",
-        found=lines[-1] if lines else type(error).__name__,  # of a traceback the last line names the cause
+        found=lines[-1] if lines else type(error).__name__,  # the last line of a traceback names the cause
         fix="install adamergex, and what your own tasks import, in the same environment on every machine",
     )
 

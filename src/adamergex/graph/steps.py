@@ -1,8 +1,8 @@
-"""Steps, their keys, and the store of their results. Standard library only: knows nothing of adapters or models.
+"""Steps, their keys, and the store of their results. Standard library only, independent of adapters and models.
 
 A step is pure data. Its key is the SHA-256 of its canonical JSON (kind, version of that kind, identity) and of its
-inputs' keys, so that two methods which need the same adapter share it, a changed setting re-runs only what it touches,
-and corrected code never reuses what earlier code made.
+inputs' keys, so that two methods share the adapters that both need, a changed setting re-runs only the affected steps,
+and corrected code never reuses results of earlier code.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ STAGE = ".stage-"
 
 
 def canonical(value: object) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text. NaN is refused."""
+    """JSON with sorted keys and no spaces, so that equal values give equal text; rejects NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One piece of work that nothing has run yet.
+    """One unit of work, as data.
 
     Args:
-        kind: which action does it.
-        identity: what decides the result, without paths (contents are named by their hashes); part of the key.
-        job: what the action is given (see ``jobs``); may hold paths of this machine; not part of the key.
+        kind: the action that runs it.
+        identity: everything that determines the result, without paths (contents as hashes); part of the key.
+        job: the action's argument (see ``jobs``); may hold paths of this machine; not part of the key.
         inputs: steps whose result directories the action reads.
-        label: for people.
+        label: a name for messages.
     """
 
     kind: str
@@ -69,7 +69,7 @@ class Step:
 
 
 def in_order(wanted: Iterable[Step]) -> list[Step]:
-    """The wanted steps and all that they need, each once, inputs first."""
+    """The wanted steps and their dependencies without duplicates, inputs first."""
     ordered: dict[str, Step] = {}
 
     def visit(step: Step) -> None:
@@ -91,8 +91,8 @@ def short(key: str) -> str:
 class Store:
     """Results of steps: ``root/<kind>/<key>/``, committed by one rename with the manifest written last.
 
-    Nothing in a store is trusted: a result counts when its manifest is whole (see ``manifests``) and every file of it
-    has the hash that stands there. ``damaged`` says of those that did not count why: key -> reason.
+    A store is not trusted: a result is valid if its manifest is (see ``manifests``) and every file has the recorded
+    hash. ``damaged``: key -> reason, for results that are not valid.
 
     Raises: StoreError: a folder of the store is a link, which could lead out of it.
     """
@@ -115,14 +115,14 @@ class Store:
         return self.root / step.kind / short(step.key)
 
     def workdir(self, step: Step) -> Path:
-        """Where a running step keeps what lets it resume; removed when it is committed."""
+        """The folder of a running step's checkpoints; removed when the result is committed."""
         path = self.root / PARTIAL / short(step.key)
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     @contextmanager
     def lock(self, step: Step) -> Iterator[None]:
-        """Waits until no other process makes this step, then keeps them off it; a killed process lets go."""
+        """Lock the step against other processes, after waiting for them; a killed process releases its lock."""
         with file_lock(
             self.root / PARTIAL / f"{short(step.key)}.lock",
             waiting_for=f"another run that makes {step.kind} {step.label}",
@@ -130,25 +130,25 @@ class Store:
             yield
 
     def forget(self, step: Step) -> None:
-        """Remove a result and what would let it resume: the step is to be done again."""
+        """Remove a result and its checkpoints, so that the step runs again."""
         with self.lock(step):
             self._verified.discard(step.key)
-            drop(self.path(step))
+            drop_entry(self.path(step))
             remove(self.root / PARTIAL / short(step.key))
 
     def manifest(self, step: Step) -> Manifest | None:
-        """The manifest of a step's result; None where it is not there or not whole."""
+        """The manifest of a step's result; None if it is missing or damaged."""
         try:
-            found = manifests.read(self.path(step))
+            manifest = manifests.read(self.path(step))
         except StoreError:
             return None
-        return found if found.key == step.key else None
+        return manifest if manifest.key == step.key else None
 
     def has(self, step: Step) -> bool:
-        """Whether the result is there and every file still has the hash that was written.
+        """Whether the result exists and every file still has its recorded hash.
 
-        Files are read and hashed once a process, the first time that it asks: when a run looks what is done, and when
-        a worker is about to use the result as an input. A result that is damaged is named in ``damaged``.
+        Files are hashed once per process, at the first call: when a run checks what is done, and when a worker is about
+        to use the result as an input. A damaged result is recorded in ``damaged``.
         """
         if step.key in self._verified:
             return True
@@ -179,9 +179,9 @@ class Store:
 
     @contextmanager
     def producing(self, step: Step) -> Iterator[Path]:
-        """A path (not yet there) for the action to make; committed when the block ends without an error.
+        """A path that the action creates; committed when the block ends without an error.
 
-        Only the holder of the step's lock may call this: what a killed run staged for the step is removed."""
+        Only the holder of the step's lock may call this: it removes what a killed run staged for the step."""
         target = self.path(step)
         target.parent.mkdir(parents=True, exist_ok=True)
         prefix = f"{STAGE}{short(step.key)}-"
@@ -194,7 +194,7 @@ class Store:
             yield output
             self._write_manifest(step, output, time.monotonic() - began)
             if os.path.lexists(target):  # a damaged or half-removed entry
-                drop(target)
+                drop_entry(target)
             os.replace(output, target)
             sync(target.parent)
             self._verified.add(step.key)
@@ -211,7 +211,7 @@ class Store:
             version=version(step.kind),
             label=step.label,
             identity=step.identity,
-            inputs={name: other.key for name, other in step.inputs.items()},
+            inputs={name: parent.key for name, parent in step.inputs.items()},
             files={path.relative_to(output).as_posix(): file_sha256(path) for path in files},
             bytes=sum(path.stat().st_size for path in files),
             seconds=round(seconds, 3),
@@ -221,8 +221,8 @@ class Store:
         sync_tree(output)
 
 
-def drop(entry: Path) -> None:
-    """Remove a result from a store. Its manifest goes first: without it nothing there counts as a result."""
+def drop_entry(entry: Path) -> None:
+    """Remove a result from a store, the manifest first: without it, the entry is not a result."""
     if not entry.is_symlink():
         remove(entry / MANIFEST)
     remove(entry)

@@ -1,7 +1,7 @@
-"""The version of every kind of step: which code made a result. It is part of a step's key, and its only place is here.
+"""The version of every kind of step, which is part of a step's key.
 
-Raise a kind's version whenever the same inputs would give another result, so that no store hands out what earlier code
-made. A step that reads such a result needs no new version of its own: its key holds the keys of its inputs.
+Raise a kind's version whenever the same inputs give a different result, so that stores never return results of earlier
+code. Steps that read such a result need no new version: their keys contain the keys of their inputs.
 """
 
 from __future__ import annotations

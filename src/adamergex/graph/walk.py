@@ -1,4 +1,4 @@
-"""The walk over a graph that all engines share: what must run, what may run now, and what a failure stops."""
+"""The graph walk shared by all engines: which steps must run, which are ready, and which a failure skips."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from adamergex.graph.steps import Step, Store, in_order
 from adamergex.graph.worker import WorkerLostError
 
 LATE = 60.0
-"""Seconds that a result of another machine may stay hidden: NFS keeps what it knows of a directory that long."""
+"""Seconds until a result of another machine is visible: NFS caches directories that long."""
 
 
 class StepsFailedError(AdamergexError):
-    """Some steps failed; what did not depend on them is done and kept."""
+    """Some steps failed; all steps that do not depend on them are done and kept."""
 
 
 class Workers(Protocol):
-    """Where steps run. ``finished`` waits until at least one started step has an outcome, or a new worker is idle."""
+    """The workers of an engine. ``finished`` waits until a started step has an outcome, or a new worker is idle."""
 
     def idle(self) -> list[Hashable]: ...
 
@@ -36,7 +36,7 @@ class Workers(Protocol):
 
 
 def needed(wanted: Iterable[Step], store: Store) -> list[Step]:
-    """The steps that must run, inputs first: those of the wanted whose results are not in the store, and theirs."""
+    """The steps that must run, inputs first: wanted steps without a result in the store, and their missing inputs."""
     missing: dict[str, Step] = {}
 
     def visit(step: Step) -> None:
@@ -50,8 +50,8 @@ def needed(wanted: Iterable[Step], store: Store) -> list[Step]:
     return [step for step in in_order(missing.values()) if step.key in missing]
 
 
-def alike(step: Step) -> Hashable:
-    """Steps that suit one worker one after the other: of one kind. See ``walk``."""
+def by_kind(step: Step) -> Hashable:
+    """The default group of a step: its kind. See ``walk``."""
     return step.kind
 
 
@@ -61,15 +61,15 @@ def walk(
     workers: Workers,
     say: Callable[[str], None] = print,
     *,
-    group: Callable[[Step], Hashable] = alike,
+    group: Callable[[Step], Hashable] = by_kind,
     retries: int = 0,
     late: float = LATE,
 ) -> None:
-    """Run what is missing. A failed step fails what depends on it and nothing else; then one error names them all.
+    """Run the missing steps. A failed step fails only the steps that depend on it; one final error lists all failures.
 
-    A worker gets a step of the ``group`` of its last one when there is one, so that what it has loaded serves again.
-    A step whose worker was lost is tried ``retries`` times more. A result that another machine has just written may
-    take up to ``late`` seconds to be seen here.
+    A worker preferably gets a step of the same ``group`` as its last one, to reuse what it has loaded. A step whose
+    worker was lost is retried ``retries`` times. A result written by another machine may take up to ``late`` seconds to
+    become visible here.
 
     Raises:
         StepsFailedError: one or more steps failed. The first failure is its cause.
@@ -86,9 +86,9 @@ def walk(
                 if step is not None:
                     workers.start(worker, step)
             for step, error in workers.finished():
-                if error is None and not _seen(step, store, late):
+                if error is None and not _is_visible(step, store, late):
                     error = _not_shared(step, store)
-                    late = 0  # the other steps of a store that is not shared need not be waited for as well
+                    late = 0  # the store is not shared: do not wait for its other steps either
                 state.end(step, error)
     finally:
         workers.close()
@@ -96,13 +96,13 @@ def walk(
 
 
 class _Walk:
-    """What waits, what is ready (by group, in the order of the graph), what failed."""
+    """The state of a walk: waiting steps, ready steps (by group, in graph order), failures."""
 
     def __init__(
         self, steps: list[Step], group: Callable[[Step], Hashable], retries: int, say: Callable[[str], None]
     ) -> None:
         self.steps, self.group, self.retries, self.say = steps, group, retries, say
-        self.place = {step.key: number for number, step in enumerate(steps)}
+        self.position = {step.key: number for number, step in enumerate(steps)}
         self.users: dict[str, list[Step]] = {step.key: [] for step in steps}
         self.waiting: dict[str, int] = {}
         self.ready: dict[Hashable, list[int]] = {}
@@ -111,7 +111,7 @@ class _Walk:
         self.failures: dict[str, Exception] = {}
         self.started, self.unfinished = 0, len(steps)
         for step in steps:
-            inputs = {other.key for other in step.inputs.values()} & self.place.keys()
+            inputs = {parent.key for parent in step.inputs.values()} & self.position.keys()
             self.waiting[step.key] = len(inputs)
             for key in inputs:
                 self.users[key].append(step)
@@ -119,11 +119,11 @@ class _Walk:
                 self._make_ready(step)
 
     def next(self, worker: Hashable) -> Step | None:
-        """The step that a worker should do now, taken off the list."""
+        """Remove and return the next step for a worker."""
         if not self.ready:
             return None
         last = self.last.get(worker, math.nan)
-        name = last if last in self.ready else min(self.ready, key=lambda other: self.ready[other][0])
+        name = last if last in self.ready else min(self.ready, key=lambda name: self.ready[name][0])
         step = self.steps[heapq.heappop(self.ready[name])]
         if not self.ready[name]:
             del self.ready[name]
@@ -135,7 +135,7 @@ class _Walk:
         return step
 
     def end(self, step: Step, error: Exception | None) -> None:
-        """Record an outcome: what waited for the step is ready, or fails with it."""
+        """Record an outcome: steps that waited for this one become ready, or fail with it."""
         if isinstance(error, WorkerLostError) and self.tries[step.key] <= self.retries:
             self.say(f"{self._line(step)} - the worker was lost, again")
             self._make_ready(step)
@@ -165,7 +165,7 @@ class _Walk:
                 self._skip(user)
 
     def _make_ready(self, step: Step) -> None:
-        heapq.heappush(self.ready.setdefault(self.group(step), []), self.place[step.key])
+        heapq.heappush(self.ready.setdefault(self.group(step), []), self.position[step.key])
 
     def _line(self, step: Step) -> str:
         return f"[{self.started}/{len(self.steps)}] {step.kind:9s} {printable(step.label)}"
@@ -185,15 +185,15 @@ class _Walk:
         ) from first
 
 
-def _seen(step: Step, store: Store, late: float) -> bool:
-    """Whether this process sees the step's result, at once or within ``late`` seconds."""
+def _is_visible(step: Step, store: Store, late: float) -> bool:
+    """Whether the step's result is visible to this process within ``late`` seconds."""
     deadline = time.monotonic() + late
     while store.manifest(step) is None:
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.1)
         with suppress(OSError):
-            os.listdir(store.path(step).parent)  # a network file system asks its server again when a folder is opened
+            os.listdir(store.path(step).parent)  # opening the folder refreshes a network file system's cache
     return True
 
 

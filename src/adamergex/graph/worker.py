@@ -1,4 +1,4 @@
-"""What happens where a step runs: one step, in this process, into the store."""
+"""Running one step in this process, with its result in the store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Action = Callable[[Any, Mapping[str, Path], Path, Path], None]
 
 
 class WorkerLostError(AdamergexError):
-    """The process that ran a step ended before the step did; another may try."""
+    """The process that ran a step ended before the step did; the step can be retried."""
 
 
 def perform(step: Step, store: Store, actions: Mapping[str, Action]) -> None:
@@ -25,26 +25,26 @@ def perform(step: Step, store: Store, actions: Mapping[str, Action]) -> None:
     with store.lock(step):
         if store.has(step):
             return
-        for other in step.inputs.values():
-            _require(other, store)
+        for parent in step.inputs.values():
+            _require(parent, store)
         with lending(), store.producing(step) as output:
-            inputs = {name: store.path(other) for name, other in step.inputs.items()}
+            inputs = {name: store.path(parent) for name, parent in step.inputs.items()}
             actions[step.kind](step.job, inputs, output, store.workdir(step))
 
 
 def _require(step: Step, store: Store) -> None:
-    """Raises: StoreError: an input that is not there, or whose files no longer have the hashes of its manifest."""
+    """Raises: StoreError: an input is missing, or its files do not have the hashes of its manifest."""
     if not store.has(step):
         raise StoreError(
             "an input of the step is not whole",
             where=store.path(step),
             found=store.damaged.get(step.key, "nothing"),
-            fix="run the same command again: it is made again",
+            fix="run the same command again, which recreates it",
         )
 
 
 def attempt(step: Step, root: Path, actions: Mapping[str, Action]) -> Exception | None:
-    """``perform`` for another process to call: the error comes back as a value that can be sent."""
+    """``perform`` in a worker process: returns the error as a picklable value."""
     try:
         perform(step, Store(root), actions)
     except Exception as error:
@@ -53,8 +53,8 @@ def attempt(step: Step, root: Path, actions: Mapping[str, Action]) -> Exception 
 
 
 def sendable(error: Exception) -> Exception:
-    """The error itself when pickle can send it, else one that says the same."""
-    error.__traceback__ = error.__cause__ = None  # frames cannot be sent
+    """The error itself if it can be pickled, else a RuntimeError with the same text."""
+    error.__traceback__ = error.__cause__ = None  # frames cannot be pickled
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

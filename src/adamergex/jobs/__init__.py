@@ -1,1 +1,1 @@
-"""What one step is: typed, frozen settings."""
+"""Typed, frozen settings of single steps."""

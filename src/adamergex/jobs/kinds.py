@@ -1,6 +1,6 @@
-"""The settings class of each kind of task, and validation by ``kind``, open to kinds of other packages.
+"""The settings class of each kind of task, and validation by ``kind``, extensible by other packages.
 
-A package offers a kind as an entry point of its own name in the group ``adamergex.task_kinds``; it is loaded when
+A package declares a kind as an entry point of the kind's name in the group ``adamergex.task_kinds``; it is loaded when
 settings, a step or a lineage first name that kind.
 """
 
@@ -18,7 +18,7 @@ from adamergex.files.strict import Settings
 
 
 class KindOfTask(Protocol):
-    """What settings ask of a ``tasks.kinds.TaskKind``."""
+    """The part of a ``tasks.kinds.TaskKind`` that settings need."""
 
     @property
     def name(self) -> str: ...
@@ -28,28 +28,28 @@ class KindOfTask(Protocol):
 
 
 BUILT_IN: dict[str, type[Settings]] = {}
-"""Kind -> its settings, filled where these classes are."""
+"""Kind -> its settings class; filled by the module that defines the classes."""
 KINDS: Registry[KindOfTask] = Registry("adamergex.task_kinds", BUILT_IN)
 
 
 def settings_of(kind: object) -> type[Settings] | None:
-    """The settings class of a kind, or None. Raises: ConfigError: the package that has the kind cannot be used."""
+    """The settings class of a kind, or None. Raises: ConfigError: the package with the kind cannot be used."""
     if not isinstance(kind, str):
         return None
     if kind in BUILT_IN:
         return BUILT_IN[kind]
-    found = KINDS.find(kind)
-    return found.settings if found else None
+    installed = KINDS.find(kind)
+    return installed.settings if installed else None
 
 
 def known_settings(base: type[Settings]) -> tuple[type[Settings], ...]:
-    """The settings classes of all kinds so far that derive from ``base``, shipped ones first."""
+    """The settings classes of all loaded kinds that derive from ``base``, built-in ones first."""
     known = (*BUILT_IN.values(), *(kind.settings for kind in KINDS.loaded))
     return tuple(settings for settings in known if issubclass(settings, base))
 
 
 class OneOf:
-    """Validates a field by the union that ``union`` makes for a value: its members may come after the field's class."""
+    """Validates a field by the union that ``union`` makes for a value; members may be added after the field's class."""
 
     def __init__(self, union: Callable[[Any], TypeAdapter[Any]]) -> None:
         self.union = union
@@ -72,6 +72,6 @@ def by_kind(base: type[Settings]) -> OneOf:
 
 @cache
 def adapter_of(members: tuple[Any, ...], discriminator: Discriminator) -> TypeAdapter[Any]:
-    """The union of the members, which the discriminator tells apart."""
+    """The union of the members with a discriminator."""
     union: Any = Annotated[Union[members], discriminator]  # noqa: UP007
     return TypeAdapter(union)

@@ -1,4 +1,4 @@
-"""How a training goes: its length, its rates, how its head starts, and what it is computed in."""
+"""Settings of a training: length, rates, start of the head, precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Attention = Literal["auto", "eager", "sdpa"]
 
 
 class Optimisation(Settings):
-    """How long and how fast. ``steps`` overrides ``epochs``."""
+    """Optimisation settings. ``steps`` overrides ``epochs``."""
 
     epochs: Positive = Field(default=3.0, description="passes over the training rows")
     steps: Count | None = Field(default=None, description="number of steps, instead of epochs")
@@ -58,7 +58,7 @@ class Optimisation(Settings):
 
     @model_serializer(mode="wrap")
     def _without_unused(self, write: Callable[[Optimisation], dict[str, object]]) -> dict[str, object]:
-        # Trainings without them keep the keys that they had before there were such settings.
+        # Omitted if unused, so that earlier trainings keep their keys.
         unused: dict[str, object] = {"precision": "auto", "attention": "auto", "checkpointing": "auto"}
         unused |= {"accumulation": 1}
         unused |= {"head_start": "random", "probe_c": self.probe_c} if self.head_start == "random" else {}
@@ -73,13 +73,13 @@ class Optimisation(Settings):
         return self
 
     def of(self, structure: Structure) -> Optimisation:
-        """The same with the structure's own defaults for what nobody said."""
-        own = kind_named(structure.kind).optimisation
-        return self.model_copy(update={name: own[name] for name in own.keys() - self.model_fields_set})
+        """The settings with the structure's defaults for omitted fields."""
+        defaults = kind_named(structure.kind).optimisation
+        return self.model_copy(update={name: defaults[name] for name in defaults.keys() - self.model_fields_set})
 
 
 def first_phase(structure: Structure, optimisation: Optimisation) -> Optimisation:
-    """How a sparse fine-tuning trains all weights before it chooses among them."""
+    """Settings of the first phase of sparse fine-tuning, which trains all weights before selecting some."""
     if not isinstance(structure, Sparse) or (structure.first_steps is None and structure.first_epochs is None):
         return optimisation
     epochs = structure.first_epochs or optimisation.epochs
@@ -87,9 +87,9 @@ def first_phase(structure: Structure, optimisation: Optimisation) -> Optimisatio
 
 
 def decaying(structure: Structure, optimisation: Optimisation) -> str | None:
-    """What is wrong with the optimisation of a structure, if anything is."""
+    """A problem of weight decay with a structure, or None."""
     if optimisation.weight_decay and not kind_named(structure.kind).weight_decay:
-        return "optimisation.weight_decay: would move the weights that a sparse fine-tuning leaves alone; set it to 0"
+        return "optimisation.weight_decay: would change weights that sparse fine-tuning must not change; set it to 0"
     if optimisation.checkpointing == "on" and kind_named(structure.kind).whole:
         return "optimisation.checkpointing: a layer that is computed again does not see a prefix; set it to off"
     return None

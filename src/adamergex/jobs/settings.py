@@ -1,4 +1,4 @@
-"""What one job is: validated, frozen, JSON in and out. Steps of the graph carry these; so do lineages."""
+"""Settings of jobs: validated, frozen, serialised as JSON in steps of the graph and in lineages."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from adamergex.structures.settings import Structure as Structure
 
 
 class LabelledTask(Settings):
-    """What the target tasks share. ``measured_as`` names the task (or .py file) whose ``score`` measures the answers,
-    ``metric`` the one of its scores that is the task's own; ``prompt`` is for models that write, any column in it.
+    """Common settings of target tasks. ``measured_as``: the task (or .py file) whose ``score`` function is used;
+    ``metric``: the main one of its scores; ``prompt``: for generative models, with columns in braces.
 
-    ``probed``: one label per text by a linear last layer, so that a head can start from a probe."""
+    ``probed``: the head predicts one label per text with a linear last layer, so it can start from a probe."""
 
     if TYPE_CHECKING:
         kind: str
@@ -52,7 +52,7 @@ class LabelledTask(Settings):
 
     @model_serializer(mode="wrap")
     def _without_unused(self, write: Callable[[LabelledTask], dict[str, object]]) -> dict[str, object]:
-        # Steps of tasks without them keep the keys that they had before there were such settings.
+        # Omitted if unused, so that earlier steps keep their keys.
         unused = (("answer_after", None), ("chat", False), ("too_long", "reject"))
         return {name: value for name, value in write(self).items() if (name, value) not in unused}
 
@@ -60,13 +60,13 @@ class LabelledTask(Settings):
 Stops = tuple[Annotated[str, Field(min_length=1)], ...]
 AnswerBy = Literal["likelihood", "generate"]
 HeadInput = Literal["auto", "cls", "mean"]
-Spoken = TypeVar("Spoken", "Classification", "PairClassification")
+WithWords = TypeVar("WithWords", "Classification", "PairClassification")
 HEAD = "encoders: input of the head, the first token or the mean over the text; auto: mean for sentence encoders"
 Objective = Literal["auto", "span-corruption", "continuation"]
 
 
-def _spoken(task: Spoken) -> Spoken:
-    """The task, when each of its labels has a word of its own. Raises: ValueError."""
+def _check_words(task: WithWords) -> WithWords:
+    """The task, if all labels have different words. Raises: ValueError."""
     unknown = sorted(set(task.words) - set(task.labels)) if task.labels else []
     if unknown:
         raise ValueError(f"words: {shown(unknown[0])} is not one of the labels, {shown(list(task.labels), 300)}")
@@ -80,7 +80,7 @@ def _spoken(task: Spoken) -> Spoken:
 
 
 class Classification(LabelledTask):
-    """One label a text. Encoders: a head. Decoders and encoder-decoders: the prompt, and the label words scored by
+    """One label per text. Encoders: a head. Decoders and encoder-decoders: a prompt, with label words scored by
     log-likelihood."""
 
     probed: ClassVar[bool] = True
@@ -97,11 +97,11 @@ class Classification(LabelledTask):
         default=False, description="divide the log-likelihood by the number of characters of the label's word"
     )
 
-    _words = model_validator(mode="after")(_spoken)
+    _words = model_validator(mode="after")(_check_words)
 
 
 class PairClassification(LabelledTask):
-    """One label for a premise and a hypothesis; what is too long is cut from the premise."""
+    """One label for a premise and a hypothesis; long inputs are cut in the premise."""
 
     probed: ClassVar[bool] = True
     head: HeadInput = Field(default="auto", description=HEAD)
@@ -118,13 +118,13 @@ class PairClassification(LabelledTask):
         default=False, description="divide the log-likelihood by the number of characters of the label's word"
     )
 
-    _words = model_validator(mode="after")(_spoken)
+    _words = model_validator(mode="after")(_check_words)
 
 
 class MultipleChoice(LabelledTask):
     """One of several continuations. Encoders read ``context`` and each choice; decoders the prompt, then a choice.
 
-    ``label`` is the position of the right one among ``choices`` (names of columns), from 0."""
+    ``label`` is the position of the correct choice in ``choices`` (names of columns), from 0."""
 
     head: HeadInput = Field(default="auto", description=HEAD)
     kind: Literal["multiple-choice"] = "multiple-choice"
@@ -141,8 +141,8 @@ class MultipleChoice(LabelledTask):
 
 
 class SpanAnswering(LabelledTask):
-    """A span of a context that answers a question. Encoders read long contexts in windows that share ``stride`` pieces;
-    an answer has at most ``longest_answer`` pieces. Decoders write it, at most ``max_new_tokens`` pieces."""
+    """A span of a context that answers a question. Encoders read long contexts in windows that overlap by ``stride``
+    tokens; an answer has at most ``longest_answer`` tokens. Decoders generate it, with at most ``max_new_tokens``."""
 
     kind: Literal["span"] = "span"
     name: str = "span"
@@ -156,9 +156,10 @@ class SpanAnswering(LabelledTask):
 
 
 class Tagging(LabelledTask):
-    """Entities (IOB2) in a tokenised sentence. Encoders label first sub-words; decoders write ``TYPE: words; …``.
+    """Entities (IOB2) in a tokenised sentence. Encoders label the first token of each word; decoders generate
+    ``TYPE: words; …``.
 
-    ``other_types``: what happens to tags of types that are not among ``types``; "ignore" makes them O, and counts."""
+    ``other_types``: for tags whose type is not in ``types``; "ignore" makes them O and counts them."""
 
     kind: Literal["tagging"] = "tagging"
     name: str = "tagging"
@@ -176,9 +177,10 @@ class Tagging(LabelledTask):
 
 
 class Generation(LabelledTask):
-    """A free answer, written by greedy decoding and measured against ``reference`` (a column: a text, or several).
+    """A free answer, generated by greedy decoding and scored against ``reference`` (a column with one or several
+    texts).
 
-    Learned is ``target`` (a template; default: every reference is an example of its own)."""
+    Models are trained on ``target`` (a template; default: one example per reference)."""
 
     kind: Literal["generation"] = "generation"
     name: str = "generation"
@@ -194,7 +196,7 @@ class Generation(LabelledTask):
 
 
 class UnlabelledTask(Settings):
-    """What the reference tasks share: nothing is predicted for them, and no labels are read."""
+    """Common settings of reference tasks without labels and predictions."""
 
     if TYPE_CHECKING:
         kind: str
@@ -203,9 +205,9 @@ class UnlabelledTask(Settings):
 
 class LanguageModeling(UnlabelledTask):
     """The reference task on unlabelled text: masked LM on encoders, causal LM on decoders; on encoder-decoders
-    ``objective``, which by default is span corruption where the tokenizer has sentinels (T5), else continuation.
+    ``objective``, by default span corruption if the tokenizer has sentinels (T5), else continuation.
 
-    The text is cut into ``segments`` segments of ``segment`` pieces of the model's tokenizer."""
+    The text is cut into ``segments`` segments of ``segment`` tokens."""
 
     kind: Literal["language-modeling"] = "language-modeling"
     segment: Count = 512
@@ -218,8 +220,8 @@ Noise = Annotated[float, Field(ge=0, lt=1)]
 
 
 class SentenceContrast(UnlabelledTask):
-    """A reference task of sentence encoders on unlabelled text: a text's vector is recognised among others from a copy
-    of which ``noise`` of the tokens are deleted (SimCSE with TSDAE's noise)."""
+    """A reference task of sentence encoders on unlabelled text: match a text's vector with that of a copy without a
+    share ``noise`` of its tokens (SimCSE with TSDAE's noise)."""
 
     kind: Literal["sentence-contrast"] = "sentence-contrast"
     max_length: Count = 128
@@ -228,9 +230,9 @@ class SentenceContrast(UnlabelledTask):
 
 
 class SentenceAlignment(UnlabelledTask):
-    """A reference task of sentence encoders on parallel text: a text's vector becomes the base's own vector of its
-    translation in the pivot language. ``pivot``: rows of the translations, matched by id, else line by line; without
-    it every row has a column ``pivot``."""
+    """A reference task of sentence encoders on parallel text: a text's target is the base's vector of its translation
+    in the pivot language. ``pivot``: rows of the translations, matched by id, else line by line; without it every row
+    has a column ``pivot``."""
 
     kind: Literal["sentence-alignment"] = "sentence-alignment"
     max_length: Count = 128
@@ -263,8 +265,8 @@ AnyRows = Rows | TaskRows
 class TrainJob(Settings):
     """Train one adapter on one task in one language.
 
-    ``base_adapters``: directories of adapters that stay frozen under it, the lowest first (MAD-X: the language's); of a
-    full or sparse fine-tuning: differences that it starts from."""
+    ``base_adapters``: directories of frozen adapters under it, from the base up (MAD-X: the language's); for full or
+    sparse fine-tuning: differences to start from."""
 
     base: PathText
     structure: Structure
@@ -284,7 +286,7 @@ class TrainJob(Settings):
 
 
 def unprobed(kind: str, optimisation: Optimisation) -> str | None:
-    """What is wrong with how the head of a kind of task starts, if anything is."""
+    """A problem of starting the head of a kind of task from a probe, or None."""
     if optimisation.head_start != "probe" or getattr(settings_of(kind), "probed", False):
         return None
     heads = [settings for settings in known_settings(LabelledTask) if getattr(settings, "probed", False)]
@@ -293,11 +295,11 @@ def unprobed(kind: str, optimisation: Optimisation) -> str | None:
 
 
 def unstackable(structure: Structure, base_adapters: Sequence[str]) -> str | None:
-    """What is wrong with training a structure on frozen adapters, if anything is."""
+    """A problem of training a structure on frozen adapters, or None."""
     if base_adapters and not kind_named(structure.kind).stackable:
-        return f"base_adapters: only a bottleneck adapter stands on others; structure.kind is {structure.kind}"
+        return f"base_adapters: only a bottleneck adapter can have them; structure.kind is {structure.kind}"
     if base_adapters and isinstance(structure, Bottleneck) and structure.invertible:
-        return "structure.invertible: only the lowest adapter's acts, and 'base_adapters' names a lower one"
+        return "structure.invertible: only the lowest adapter's is used, and 'base_adapters' names a lower one"
     return None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from adamergex.report.numbers import difference_span, number, signed, span, spread_print
+from adamergex.report.numbers import format_difference_interval, format_interval, number, signed, spread_print
 from adamergex.report.results import BASELINE, CurvePoint, Interval, Method, Tuning
 from adamergex.report.summary import MEAN, Difference, Row, Score, ScoreTable
 from adamergex.report.svg import element, label, line, picture, shorten, ticks, tooltip
@@ -37,8 +37,8 @@ class Scale:
 
 
 def bar_panels(table: ScoreTable, prefix: str = "") -> list[str]:
-    """One panel a language and one for the mean, all on one scale from 0: a bar per method, its whiskers, a dashed line
-    at Eng-FT."""
+    """One panel per language and one for the mean, all on one scale from 0: a bar per method with whiskers, and a
+    dashed line at Eng-FT."""
     tops = [item.interval[1] for row in table.rows for item in (*row.scores, _mean_score(row)) if item]
     marks = ticks(0, max([*tops, 1.0]))
     names = _names([row.method for row in table.rows])
@@ -80,7 +80,7 @@ def _bars_of(names: dict[Method, str], scores: Sequence[Score | None], missing: 
 
 
 def _mean_score(row: Row) -> Score | None:
-    """A row's mean as something to draw; incomplete means are left out, they are not comparable."""
+    """A row's mean as a score to draw; None for an incomplete mean, which is not comparable."""
     if row.mean is None or not row.mean.complete:
         return None
     ends = row.mean.interval or (row.mean.mean, row.mean.mean)
@@ -88,10 +88,10 @@ def _mean_score(row: Row) -> Score | None:
 
 
 def _bars(key: str, heading: tuple[str, str], bars: Sequence[_Bar], marks: Sequence[float], measure: str) -> str:
-    name, beside = heading
+    name, note = heading
     scale = Scale(marks[0], marks[-1], max(len(bar.name) for bar in bars) * CHARACTER + 10, WIDTH - 44)
     bottom = 30 + ROW * len(bars)
-    parts = [label(0, 14, name, class_="heading"), label(WIDTH, 14, beside, class_="quiet", text_anchor="end")]
+    parts = [label(0, 14, name, class_="heading"), label(WIDTH, 14, note, class_="quiet", text_anchor="end")]
     for mark in marks:
         parts.append(line(scale(mark), 26, scale(mark), bottom, "grid"))
         parts.append(label(scale(mark), bottom + 14, f"{mark:g}", class_="tick", text_anchor="middle"))
@@ -99,9 +99,9 @@ def _bars(key: str, heading: tuple[str, str], bars: Sequence[_Bar], marks: Seque
     reference = next((bar.score for bar in bars if bar.method.name == BASELINE and bar.score), None)
     if reference is not None:
         parts.append(line(scale(reference.mean), 26, scale(reference.mean), bottom, "reference"))
-    said = "; ".join(f"{bar.method.title} {_said(bar.score)}" for bar in bars)
+    description = "; ".join(f"{bar.method.title} {_score_text(bar.score)}" for bar in bars)
     title = f"{measure}, mean" if key.endswith("bars-mean") else f"{measure} in {name}"
-    return picture(key, (WIDTH, bottom + 20), title, said, "".join(parts))
+    return picture(key, (WIDTH, bottom + 20), title, description, "".join(parts))
 
 
 def _bar(scale: Scale, top: float, bar: _Bar) -> str:
@@ -112,7 +112,7 @@ def _bar(scale: Scale, top: float, bar: _Bar) -> str:
     width = max(scale(item.mean) - scale(0), 0.5)
     drawn = element("rect", x=scale(0), y=top + 5, width=width, height=ROW - 10, class_=f"bar {kind}")
     value = label(WIDTH, middle + 4, number(item.mean), text_anchor="end", class_=f"value {kind}")
-    hover = tooltip(f"{bar.method.title}: {_said(item)}")
+    hover = tooltip(f"{bar.method.title}: {_score_text(item)}")
     return element("g", hover + name + drawn + _whisker(scale, middle, item.interval) + value)
 
 
@@ -124,7 +124,7 @@ def _whisker(scale: Scale, y: float, interval: Interval, cap: float = 4) -> str:
     return element("path", d=f"M{low:.1f} {y}H{high:.1f}{ends}", class_="whisker")
 
 
-def _said(item: Score | None) -> str:
+def _score_text(item: Score | None) -> str:
     if item is None:
         return "no result"
     known = item.interval if item.interval[0] < item.interval[1] else None
@@ -132,16 +132,16 @@ def _said(item: Score | None) -> str:
 
 
 def difference_range(items: Sequence[Difference]) -> Interval:
-    """A scale with 0 in the middle that holds the AdaMergeX differences with room to spare, or else all of them.
+    """A scale around 0 that fits the AdaMergeX differences with some room, or else all of them.
 
-    A rival far below (the bare base model) would press everything else together; it is drawn as an arrow."""
+    A distant rival (the bare base model) would compress everything else; it is drawn as an arrow."""
     ours = max((abs(end) for item in items if role(item.method) == "ours" for end in item.interval), default=0.0)
     reach = 1.5 * ours or max((abs(end) for item in items for end in item.interval), default=1.0) or 1.0
     return (-reach, reach)
 
 
 def difference_mark(key: str, item: Difference, limits: Interval) -> str:
-    """The interval of one difference against 0; filled where it is beyond noise, an arrow where it is off the scale."""
+    """The interval of one difference against 0: filled if beyond noise, an arrow if off the scale."""
     scale = Scale(limits[0], limits[1], 6, 134)
     words = f"{item.method.title} minus Eng-FT in {item.language}: {signed(item.mean)} points"
     kind = {1: "above", 0: "noise", -1: "below"}[item.sign]
@@ -153,11 +153,11 @@ def difference_mark(key: str, item: Difference, limits: Interval) -> str:
     else:
         arrow = "M8 4L0 10L8 16Z" if item.mean < 0 else "M132 4L140 10L132 16Z"
         parts.append(element("path", d=arrow, class_=f"dot {kind}"))
-    return picture(key, (140, 20), words, f"95 % interval {difference_span(item.interval)}", "".join(parts))
+    return picture(key, (140, 20), words, f"95 % interval {format_difference_interval(item.interval)}", "".join(parts))
 
 
 def curve_caption(runs: Sequence[Tuning]) -> str:
-    """What was chosen, what λ = 0 gives, and whether the curve can tell them apart."""
+    """The chosen λ, the score at λ = 0, and whether the interval at the chosen λ includes it."""
     chosen = ", ".join(dict.fromkeys(f"{run.chosen:g}" for run in runs))
     pairs = [(_at(run, run.chosen), _at(run, 0)) for run in runs]
     known = [(point, zero) for point, zero in pairs if point and zero]
@@ -168,16 +168,16 @@ def curve_caption(runs: Sequence[Tuning]) -> str:
             return opening + ", the mean of one λ per layer."
     if len(known) < len(runs):
         return opening + "."
-    there, zero = (number(fmean(pair[side].score for pair in known)) for side in (0, 1))
+    best, baseline = (number(fmean(pair[side].score for pair in known)) for side in (0, 1))
     if all(run.chosen == 0 for run in runs):
-        return f"{opening}, which is Eng-FT itself ({zero} %).{_rule(runs)}"
+        return f"{opening}, which is Eng-FT itself ({baseline} %).{_rule(runs)}"
     inside = sum(point.interval[0] <= zero.score <= point.interval[1] for point, zero in known)
     noise = "; Eng-FT lies inside the interval at the chosen λ" if inside == len(known) else ""
-    return f"{opening}, {there} %; λ = 0 (Eng-FT) {zero} %{noise}.{_rule(runs)}"
+    return f"{opening}, {best} %; λ = 0 (Eng-FT) {baseline} %{noise}.{_rule(runs)}"
 
 
 def _rule(runs: Sequence[Tuning]) -> str:
-    """Where the best of a mean was not taken, which rule took another."""
+    """The one-standard-error rule, if it chose another λ than the best."""
     moved = [run for run in runs if run.best is not None and run.best != run.chosen]
     if not moved:
         return ""
@@ -191,8 +191,8 @@ def _at(run: Tuning, weight: float) -> CurvePoint | None:
 
 
 def curve(key: str, method: Method, runs: Sequence[Tuning], measure: str = "Accuracy") -> str:
-    """The metric on the proxy language over λ: the interval as a band for one seed, a thin line a seed for several with
-    their mean on top; a ring at each chosen λ; a dashed line at λ = 0, Eng-FT."""
+    """The metric on the proxy language over λ: with an interval band for one seed, a thin line per seed and their mean
+    for several; a ring at each chosen λ; a dashed line at λ = 0, Eng-FT."""
     points = [point for run in runs for point in run.curve]
     lows = [point.interval[0] if len(runs) == 1 else point.score for point in points]
     highs = [point.interval[1] if len(runs) == 1 else point.score for point in points]
@@ -200,15 +200,8 @@ def curve(key: str, method: Method, runs: Sequence[Tuning], measure: str = "Accu
     across = ticks(min(point.weight for point in points), max(point.weight for point in points), 5)
     x, y = Scale(across[0], across[-1], 38, WIDTH - 14), Scale(marks[0], marks[-1], 196, 30)
     parts = [label(0, 14, method.title, class_="heading")]
-    parts.append(
-        label(
-            WIDTH,
-            14,
-            f"{shorten(runs[0].proxy, 20)}, {runs[0].measure or measure} in %",
-            class_="quiet",
-            text_anchor="end",
-        )
-    )
+    scale_text = f"{shorten(runs[0].proxy, 20)}, {runs[0].measure or measure} in %"
+    parts.append(label(WIDTH, 14, scale_text, class_="quiet", text_anchor="end"))
     for mark in marks:
         parts.append(line(x.start, y(mark), x.end, y(mark), "grid"))
         parts.append(label(26, y(mark) + 4, f"{mark:g}", class_="tick", text_anchor="end"))
@@ -224,11 +217,11 @@ def curve(key: str, method: Method, runs: Sequence[Tuning], measure: str = "Accu
 
 def _mean_curve(runs: Sequence[Tuning]) -> list[tuple[float, float]]:
     """The mean over seeds at every λ that all of them tried."""
-    seen: dict[float, list[float]] = {}
+    scores: dict[float, list[float]] = {}
     for run in runs:
         for point in run.curve:
-            seen.setdefault(point.weight, []).append(point.score)
-    return [(weight, fmean(values)) for weight, values in sorted(seen.items()) if len(values) == len(runs)]
+            scores.setdefault(point.weight, []).append(point.score)
+    return [(weight, fmean(values)) for weight, values in sorted(scores.items()) if len(values) == len(runs)]
 
 
 def _path(x: Scale, y: Scale, points: Sequence[tuple[float, float]]) -> str:
@@ -236,7 +229,7 @@ def _path(x: Scale, y: Scale, points: Sequence[tuple[float, float]]) -> str:
 
 
 def _run(x: Scale, y: Scale, run: Tuning, *, alone: bool) -> str:
-    """One seed's line: with its band and dots when it is alone."""
+    """One seed's line, with its band and dots if it is the only seed."""
     points = sorted(run.curve, key=lambda point: point.weight)
     drawn = element(
         "path", d=_path(x, y, [(p.weight, p.score) for p in points]), class_="curve" if alone else "curve thin"
@@ -247,7 +240,7 @@ def _run(x: Scale, y: Scale, run: Tuning, *, alone: bool) -> str:
     dots = "".join(
         element(
             "g",
-            tooltip(f"λ = {p.weight:g}: {number(p.score)} % {span(p.interval)}")
+            tooltip(f"λ = {p.weight:g}: {number(p.score)} % {format_interval(p.interval)}")
             + element("circle", cx=x(p.weight), cy=y(p.score), r=3, class_="point"),
         )
         for p in points
@@ -256,14 +249,13 @@ def _run(x: Scale, y: Scale, run: Tuning, *, alone: bool) -> str:
 
 
 def _landmarks(x: Scale, y: Scale, mean: Sequence[tuple[float, float]], runs: Sequence[Tuning]) -> str:
-    """The level of Eng-FT and the chosen λs, named."""
+    """Labels: the level of Eng-FT, and the chosen λ values."""
     parts = []
     zero = next((value for weight, value in mean if weight == 0), None)
     if zero is not None:
         parts.append(line(x.start, y(zero), x.end, y(zero), "reference"))
-        parts.append(
-            label(x.end, _beside(y, zero, mean[-1][1]), "Eng-FT (λ = 0)", class_="quiet halo", text_anchor="end")
-        )
+        level = y(zero) + (14 if mean[-1][1] > zero else -6)  # on the side where the curve does not end
+        parts.append(label(x.end, level, "Eng-FT (λ = 0)", class_="quiet halo", text_anchor="end"))
     for run in runs:
         if point := _at(run, run.chosen):
             parts.append(element("circle", cx=x(run.chosen), cy=y(point.score), r=6.5, class_="chosen"))
@@ -272,8 +264,3 @@ def _landmarks(x: Scale, y: Scale, mean: Sequence[tuple[float, float]], runs: Se
                 words = f"chosen λ = {run.chosen:g}"
                 parts.append(label(x(run.chosen), y(point.score) - 12, words, class_="strong halo", text_anchor=anchor))
     return "".join(parts)
-
-
-def _beside(y: Scale, level: float, last: float) -> float:
-    """Above or below the level, on the side where the curve does not end."""
-    return y(level) + (14 if last > level else -6)

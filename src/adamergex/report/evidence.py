@@ -1,7 +1,6 @@
-"""What lies behind the numbers, read from the run's own files: single answers, ancestors, and divergences alike or not.
+"""Evidence from the run's files: single answers, lineages of adapters, and the similarity of divergences.
 
-Files that are not there are left out; files that cannot be read become a note, because a report of what is there is
-better than none.
+Missing files are skipped; unreadable files become a note, so that a partial run still gets a report.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _DEPTH, _PARTS = 8, 16
 
 @dataclass(frozen=True)
 class Item:
-    """One answer: which item, what was right, what was said; ``share`` of it is right (1: all)."""
+    """One answer: the item's name, the gold answer and the prediction; ``share`` of it is right (1: all)."""
 
     name: str
     gold: str
@@ -44,7 +43,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Ancestor:
-    """An adapter of a cell's lineage: what it is to its child, what it is itself, and what it was made from."""
+    """An adapter in a cell's lineage: its role for its child, its title and details, and its parents."""
 
     role: str
     title: str
@@ -54,8 +53,8 @@ class Ancestor:
 
 
 @dataclass(frozen=True)
-class Behind:
-    """A cell with a few of its answers and the adapters that made it."""
+class CellEvidence:
+    """A cell with a few of its answers and the lineage of its adapter."""
 
     cell: CellResult
     items: tuple[Item, ...]
@@ -64,18 +63,20 @@ class Behind:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What stands behind a run's cells. ``similarity``: of the seeds' cosines and norms the mean."""
+    """The evidence of a run's cells. ``similarity``: mean cosines and norms over the seeds."""
 
-    behind: tuple[Behind, ...] = ()
+    behind: tuple[CellEvidence, ...] = ()
     similarity: Similarity | None = None
     notes: tuple[str, ...] = field(default=())
 
 
 def gather(results: Results, directory: str | Path) -> Evidence:
-    """Read what the results' paths lead to; they are paths from ``directory``."""
+    """Read the files that the results' paths name, relative to ``directory``."""
     folder, notes = Path(directory).resolve(), list[str]()
-    family = _Family(results, folder, notes)
-    behind = tuple(Behind(cell, _items(cell, folder, notes), family.made(cell)) for cell in results.cells)
+    lineages = _LineageReader(results, folder, notes)
+    behind = tuple(
+        CellEvidence(cell, _items(cell, folder, notes), lineages.ancestor_of(cell)) for cell in results.cells
+    )
     return Evidence(behind, _similarity(results, folder, notes), tuple(dict.fromkeys(notes)))
 
 
@@ -110,8 +111,8 @@ def _words(value: object) -> str:
     return words if len(words) <= LENGTH else words[: LENGTH - 1] + "…"
 
 
-class _Family:
-    """Reads lineages; an adapter that many cells share is read once."""
+class _LineageReader:
+    """Reads lineages; an adapter that several cells share is read once."""
 
     def __init__(self, results: Results, folder: Path, notes: list[str]) -> None:
         self.folder, self.notes = folder, notes
@@ -120,89 +121,86 @@ class _Family:
         self._keys = {path.name: path for _, path in placed}
         self._known: dict[Path, Ancestor] = {}
 
-    def made(self, cell: CellResult) -> Ancestor | None:
-        """What answered in a cell, with all that it was made from."""
+    def ancestor_of(self, cell: CellResult) -> Ancestor | None:
+        """The adapter of a cell, with its ancestors."""
         path = self.folder / cell.adapter if cell.adapter else None
         return None if path is None or not path.is_dir() else self._ancestor("", path, 0)
 
     def _ancestor(self, role: str, path: Path, depth: int) -> Ancestor:
         if path not in self._known:
-            self._known[path] = Ancestor("", "adapter", "", None)  # what a lineage that names itself leads to
+            self._known[path] = Ancestor("", "adapter", "", None)  # for a lineage that names itself
             self._known[path] = self._read(path, depth)
         return replace(self._known[path], role=role)
 
     def _read(self, path: Path, depth: int) -> Ancestor:
         relative, trained = os.path.relpath(path, self.folder), self._trained.get(os.path.realpath(path))
         try:
-            own = lineage.read(path)
+            record = lineage.read(path)
         except AdamergexError as error:
             self.notes.append(f"{error.lines[0]} ({relative})")
-            own = None
-        if own is None:  # a stack: its adapters lie in folders of their own
+            record = None
+        if record is None:  # a stack: its adapters are in subfolders
             folders = sorted(path.iterdir()) if depth == 0 else []
             inner = [item for item in folders if (item / lineage.FILE_NAME).is_file()][:_PARTS]
             parts = tuple(self._ancestor(item.name, item, depth + 1) for item in inner)
             return Ancestor("", "stack" if parts else trained.name if trained else "adapter", "", relative, parts)
-        records = sorted(own.parents.items(), key=lambda pair: pair[0] != "task") if depth < _DEPTH else []
-        known = [(name, record) for name, record in records if isinstance(record, Mapping)][:_PARTS]
-        parents = tuple(self._parent(name.replace("_", " "), record, depth) for name, record in known)
-        title = trained.name if trained else "merged" if own.merge else "trained"
-        return Ancestor("", title, _detail(own), relative, parents)
+        recorded = sorted(record.parents.items(), key=lambda pair: pair[0] != "task") if depth < _DEPTH else []
+        known = [(name, parent) for name, parent in recorded if isinstance(parent, Mapping)][:_PARTS]
+        parents = tuple(self._parent(name.replace("_", " "), parent, depth) for name, parent in known)
+        title = trained.name if trained else "merged" if record.merge else "trained"
+        return Ancestor("", title, _detail(record), relative, parents)
 
     def _parent(self, role: str, record: Mapping[str, object], depth: int) -> Ancestor:
-        """Where it was, else the adapter of the same key in today's store, else what was recorded of it."""
-        was = Path(str(record.get("path")))
-        places = (was if is_entry(was) else None, self._keys.get(was.name))
-        place = next((path for path in places if path and path.is_absolute() and path.is_dir()), None)
-        if place is not None:
-            return self._ancestor(role, place, depth + 1)
+        """The parent at its recorded path, else with the same key in the current store, else its record alone."""
+        recorded = Path(str(record.get("path")))
+        candidates = (recorded if is_entry(recorded) else None, self._keys.get(recorded.name))
+        path = next((path for path in candidates if path and path.is_absolute() and path.is_dir()), None)
+        if path is not None:
+            return self._ancestor(role, path, depth + 1)
         language = f" · {record['language']}" if record.get("language") else ""
         return Ancestor(role, f"adapter{language}", f"SHA-256 {str(record.get('sha256'))[:12]}…", None)
 
 
-def _detail(own: Lineage) -> str:
-    if own.merge:
-        weight, space = _amount(own.merge.get("weight")), own.merge.get("space")
-        words = [
-            f"rule {own.merge.get('rule')}",
-            f"{space} space" if space else "",
-            f"modules {own.merge.get('modules')}",
-        ]
-        return ", ".join([word for word in words if word] + ([f"λ = {weight:g}"] if weight is not None else []))
-    training = own.settings.get("training")
+def _detail(record: Lineage) -> str:
+    if record.merge:
+        weight, space = _amount(record.merge.get("weight")), record.merge.get("space")
+        words = [f"rule {record.merge.get('rule')}"] + ([f"{space} space"] if space else [])
+        words.append(f"modules {record.merge.get('modules')}")
+        return ", ".join(words + ([f"λ = {weight:g}"] if weight is not None else []))
+    training = record.settings.get("training")
     known = training if isinstance(training, Mapping) else {}
     tokens, loss = _amount(known.get("tokens")), _amount(known.get("loss"))
-    words = [str((own.task or {}).get("kind", "")), f"language {own.language}" if own.language else ""]
+    words = [str((record.task or {}).get("kind", "")), f"language {record.language}" if record.language else ""]
     words += [f"{tokens:,} tokens"] if tokens else []
     words += [f"loss {number(loss, 3)}"] if loss is not None else []
     return ", ".join(word for word in words if word)
 
 
 def _amount(value: object) -> float | None:
-    """A number of a lineage, or None for what is none."""
+    """A number from a lineage, or None for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if abs(value) < 1e15 else None
 
 
 def _similarity(results: Results, folder: Path, notes: list[str]) -> Similarity | None:
-    """The mean over seeds of the cosines between the divergences of the languages that every seed has."""
-    found = []
+    """The mean over seeds of the cosines between the languages' divergences, if all seeds have the same languages."""
+    by_seed = []
     for seed in results.seeds:
-        places = _references(results, seed, folder)
-        source = places.pop(results.source, None)
-        if source is None or len(places) < 2:
+        references = _references(results, seed, folder)
+        source = references.pop(results.source, None)
+        if source is None or len(references) < 2:
             return None
         try:
-            found.append(similarity(source, places))
+            by_seed.append(similarity(source, references))
         except AdamergexError as error:
             notes.append(f"No similarity of divergences: {error.lines[0]}")
             return None
-    if not found or len({item.languages for item in found}) > 1:
+    if not by_seed or len({item.languages for item in by_seed}) > 1:
         return None
-    size = range(len(found[0].languages))
-    cosines = tuple(tuple(_mean([item.cosines[i][j] for item in found]) for j in size) for i in size)
-    return replace(found[0], cosines=cosines, norms=tuple(fmean(item.norms[i] for item in found) for i in size))
+    size = range(len(by_seed[0].languages))
+    cosines = tuple(tuple(_mean([item.cosines[i][j] for item in by_seed]) for j in size) for i in size)
+    return replace(by_seed[0], cosines=cosines, norms=tuple(fmean(item.norms[i] for item in by_seed) for i in size))
 
 
 def _references(results: Results, seed: int, folder: Path) -> dict[str, Path]:

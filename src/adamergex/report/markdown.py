@@ -7,38 +7,41 @@ from collections.abc import Iterable, Sequence
 
 from adamergex.errors import printable
 from adamergex.merging import Similarity
-from adamergex.report import ways
+from adamergex.report import weight_losses
 from adamergex.report.evidence import Evidence
 from adamergex.report.matrices import seed_means, similarity_caption
 from adamergex.report.numbers import (
     ADJUSTED,
     by_chance,
-    difference_span,
+    format_difference_interval,
+    format_interval,
     number,
     probability,
     signed,
     small_print,
-    span,
     spread_print,
 )
 from adamergex.report.overview import overview, under_one_title
-from adamergex.report.papers import Beside
-from adamergex.report.results import Adapter, Results
+from adamergex.report.papers import PaperComparison
+from adamergex.report.results import Results, TrainedAdapter
 from adamergex.report.summary import MEAN, Row, ScoreTable, differences, headline, score_table, weight_heading
 
 
 def report_markdown(
-    runs: Sequence[Results], evidence: Sequence[Evidence], beside: Sequence[Beside] = (), notes: Sequence[str] = ()
+    runs: Sequence[Results],
+    evidence: Sequence[Evidence],
+    papers: Sequence[PaperComparison] = (),
+    notes: Sequence[str] = (),
 ) -> str:
-    """The whole report; every number is that of the HTML page."""
+    """The whole report, with the numbers of the HTML page."""
     partial = "\n".join(["**Not everything is there.**\n", *(f"- {plain(note)}" for note in notes)]) if notes else ""
     alone, (title, named) = len(runs) == 1, under_one_title(runs)
     parts = [f"# {plain(title)}", partial]
     parts += [] if alone else _together(named)
-    for results, own in zip(named, evidence, strict=True):
+    for results, run_evidence in zip(named, evidence, strict=True):
         parts += [] if alone else [f"## {plain(results.title)}"]
-        parts += _run(results, own, "##" if alone else "###")
-    parts += _beside(beside)
+        parts += _run(results, run_evidence, "##" if alone else "###")
+    parts += _papers(papers)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -51,10 +54,10 @@ def _run(results: Results, evidence: Evidence, mark: str) -> list[str]:
         scores_markdown(results),
         *_missing(results),
         *(f"- {plain(note)}" for note in evidence.notes),
-        *_unread(results),
+        *_truncated_and_unparsable(results),
         *_differences(results),
         *_tuning(results),
-        *_ways(results),
+        *_weight_losses(results),
         *_seeds(results),
         *_similarity(evidence.similarity),
         *_adapters(results.adapters),
@@ -69,9 +72,9 @@ def _run(results: Results, evidence: Evidence, mark: str) -> list[str]:
 
 
 def _together(runs: Sequence[Results]) -> list[str]:
-    shown = overview(runs)
+    table_overview = overview(runs)
     rows = []
-    for method, means in shown.rows:
+    for method, means in table_overview.rows:
         row = [plain(method.label)]
         for index, item in enumerate(means):
             if item is None:
@@ -79,10 +82,10 @@ def _together(runs: Sequence[Results]) -> list[str]:
             else:
                 gap = "" if item.complete else f" ({item.languages} of {item.wanted} languages)"
                 sd = f" ± {number(item.sd)}" if item.sd is not None and item.complete else ""
-                row.append(_bold(number(item.mean), (method.name, index) in shown.best) + sd + gap)
+                row.append(_bold(number(item.mean), (method.name, index) in table_overview.best) + sd + gap)
         rows.append(row)
     header = ["Method", *(f"{plain(results.title)} ({results.measure})" for results in runs)]
-    return ["## Methods and tasks", table(header, rows, "l" + "r" * len(runs)), shown.caption]
+    return ["## Methods and tasks", table(header, rows, "l" + "r" * len(runs)), table_overview.caption]
 
 
 def _missing(results: Results) -> list[str]:
@@ -97,19 +100,19 @@ def _missing(results: Results) -> list[str]:
     return [f"**{len(lines)} of {len(lines) + done} cells are not done.**", "\n".join(lines)]
 
 
-def _unread(results: Results) -> list[str]:
-    cut, unread = (sum(getattr(cell, name) for cell in results.cells) for name in ("truncated", "unparsable"))
+def _truncated_and_unparsable(results: Results) -> list[str]:
+    cut, unparsable = (sum(getattr(cell, name) for cell in results.cells) for name in ("truncated", "unparsable"))
     lines = [f"- Inputs cut to the model's length: {cut} over all cells."] if cut else []
-    return lines + ([f"- Answers that could not be read: {unread} over all cells."] if unread else [])
+    return lines + ([f"- Answers that could not be read: {unparsable} over all cells."] if unparsable else [])
 
 
 def _seeds(results: Results) -> list[str]:
-    found = [(method, seed_means(results, method.name)) for method in results.methods]
-    if not _several(results):
+    if not _several_seeds(results):
         return []
+    by_method = [(method, seed_means(results, method.name)) for method in results.methods]
     rows = [
         [plain(method.title), *(number(means[seed]) if seed in means else "–" for seed in results.seeds)]
-        for method, means in found
+        for method, means in by_method
     ]
     header = ["Method", *(f"seed {seed}" for seed in results.seeds)]
     return [
@@ -119,19 +122,19 @@ def _seeds(results: Results) -> list[str]:
     ]
 
 
-def _similarity(found: Similarity | None) -> list[str]:
-    if found is None:
+def _similarity(similarity: Similarity | None) -> list[str]:
+    if similarity is None:
         return []
     rows = [
         [plain(name), *("–" if value is None else number(value, 2) for value in row)]
-        for name, row in zip(found.languages, found.cosines, strict=True)
+        for name, row in zip(similarity.languages, similarity.cosines, strict=True)
     ]
-    header = ["", *map(plain, found.languages)]
-    about = f"Cosine between the divergences D ({found.rule} rule). {similarity_caption(found)}"
+    header = ["", *map(plain, similarity.languages)]
+    about = f"Cosine between the divergences D ({similarity.rule} rule). {similarity_caption(similarity)}"
     return ["## How alike the divergences of languages are", table(header, rows, "l" + "r" * len(rows)), plain(about)]
 
 
-def _beside(items: Sequence[Beside]) -> list[str]:
+def _papers(items: Sequence[PaperComparison]) -> list[str]:
     if not items:
         return []
     rows = [
@@ -153,7 +156,7 @@ def _beside(items: Sequence[Beside]) -> list[str]:
 
 
 def scores_markdown(results: Results) -> str:
-    """Methods × languages with the mean; the caption stands beneath."""
+    """Methods × languages with the mean, and a caption below."""
     scores = score_table(results)
     header = ["Method", *(f"{plain(a)} (n={b})" for a, b in zip(scores.languages, scores.counts, strict=True)), "mean"]
     rows = [[plain(row.method.title), *_scores(scores, row), _mean(scores, row)] for row in scores.rows]
@@ -203,22 +206,15 @@ def _differences(results: Results) -> list[str]:
             plain(item.method.title),
             plain(item.language),
             _bold(signed(item.mean), bool(item.sign)),
-            difference_span(item.interval),
-            *([number(item.sd) if item.sd is not None else "–"] if _several(results) else []),
+            format_difference_interval(item.interval),
+            *([number(item.sd) if item.sd is not None else "–"] if _several_seeds(results) else []),
             probability(item.p),
             probability(item.adjusted),
         ]
         for item in items
     ]
-    header = [
-        "Method",
-        "Language",
-        "Difference",
-        "95 % interval",
-        *(["sd"] if _several(results) else []),
-        "p",
-        "p (Holm)",
-    ]
+    header = ["Method", "Language", "Difference", "95 % interval"]
+    header += [*(["sd"] if _several_seeds(results) else []), "p", "p (Holm)"]
     return [
         "## Against Eng-FT, item by item",
         table(header, rows, "ll" + "r" * (len(header) - 2)),
@@ -226,7 +222,7 @@ def _differences(results: Results) -> list[str]:
     ]
 
 
-def _several(results: Results) -> bool:
+def _several_seeds(results: Results) -> bool:
     return len({cell.seed for cell in results.cells}) > 1
 
 
@@ -246,7 +242,7 @@ def _tuning(results: Results) -> list[str]:
             str(run.seed),
             f"{point.weight:g}" + (" (Eng-FT)" if point.weight == 0 else ""),
             _bold(number(point.score), point.weight == run.chosen),
-            span(point.interval),
+            format_interval(point.interval),
         ]
         for run in results.tuning
         for point in run.curve
@@ -255,28 +251,24 @@ def _tuning(results: Results) -> list[str]:
     return [f"## {weight_heading(results)}", table(header, rows, "llrrrr"), _CHOSEN]
 
 
-def _ways(results: Results) -> list[str]:
-    """What each way of choosing λ takes and loses: a table a method."""
+def _weight_losses(results: Results) -> list[str]:
+    """The λ and the loss of each method of choosing it: one table per merging method."""
     parts: list[str] = []
-    for method, groups in ways.compared(results):
-        names = list(dict.fromkeys(way.way for group in groups for way in group.ways))
-        found = {(group.language, way.way): way for group in groups for way in group.ways}
+    for method, groups in weight_losses.compared(results):
+        losses = {(group.language, loss.way): loss for group in groups for loss in group.losses}
         header = [plain(method.title), *(plain(group.language) for group in groups)]
-        rows = [
-            [
-                "oracle (upper bound, not a method)",
-                *(f"λ {group.weight:.3g}: {number(group.score)} %" for group in groups),
-            ]
-        ]
-        for name in names:
-            cells = [found.get((group.language, name)) for group in groups]
-            shown = [f"λ {way.weight:.3g}, lost {number(way.lost)}" if way else "–" for way in cells]
-            rows.append([_bold(plain(name), any(way is not None and way.own for way in cells)), *shown])
-        parts += [table(header, rows, "l" + "r" * len(groups)), plain(ways.caption(groups))]
-    return ["## What it costs not to know λ", *parts, f"{ways.ABOUT} Bold: how this table chooses."] if parts else []
+        oracles = (f"λ {group.weight:.3g}: {number(group.score)} %" for group in groups)
+        rows = [["oracle (upper bound, not a method)", *oracles]]
+        for name in dict.fromkeys(way for _, way in losses):
+            cells = [losses.get((group.language, name)) for group in groups]
+            texts = [f"λ {loss.weight:.3g}, lost {number(loss.lost)}" if loss else "–" for loss in cells]
+            rows.append([_bold(plain(name), any(loss is not None and loss.own for loss in cells)), *texts])
+        parts += [table(header, rows, "l" + "r" * len(groups)), plain(weight_losses.caption(groups))]
+    about = f"{weight_losses.ABOUT} Bold: how this table chooses."
+    return ["## What it costs not to know λ", *parts, about] if parts else []
 
 
-def _adapters(adapters: Sequence[Adapter]) -> list[str]:
+def _adapters(adapters: Sequence[TrainedAdapter]) -> list[str]:
     if not adapters:
         return []
     rows = [
@@ -299,19 +291,18 @@ def _adapters(adapters: Sequence[Adapter]) -> list[str]:
 def _code(commands: Sequence[str]) -> list[str]:
     longest = max((len(run) for command in commands for run in re.findall("`+", command)), default=0)
     fence = "`" * max(3, longest + 1)
-    return [f"{fence}\n" + "\n".join(printable(command, len(command)) for command in commands) + f"\n{fence}"] * bool(
-        commands
-    )
+    lines = [printable(command, len(command)) for command in commands]
+    return ["\n".join([fence, *lines, fence])] if lines else []
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> str:
-    """A Markdown table; ``align`` has one of l, r a column. Cells are Markdown already."""
+    """A Markdown table; ``align``: l or r per column. Cells are Markdown."""
     rule = ["---:" if side == "r" else "---" for side in align]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
 
 
 def plain(words: str) -> str:
-    """Text that Markdown shows as it is: one line, its marks and HTML escaped, controls too."""
+    """Text as literal Markdown: one line, with Markdown, HTML and control characters escaped."""
     words = " ".join(printable(words, len(words)).split())
     words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     words = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", words)
@@ -319,7 +310,7 @@ def plain(words: str) -> str:
 
 
 def _at_start(mark: str) -> str:
-    """No list, no underline of a heading: ``- a``, ``1. a``, ``===``."""
+    """An escaped mark that would otherwise begin a list or underline a heading: ``- a``, ``1. a``, ``===``."""
     return f"\\{mark}" if mark in "-+=" else f"{mark}\\"
 
 

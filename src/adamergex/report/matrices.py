@@ -1,4 +1,4 @@
-"""Pictures with a cell for every pair: divergences with each other, tasks with languages; and the seeds' spread."""
+"""Heat maps: divergences of languages against each other, tasks × languages; and the spread over seeds."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from adamergex.report.svg import element, label, line, picture, shorten, ticks, 
 
 LEVELS = 5
 INDEPENDENT = 0.5
-"""cos(D_g, D_h) of adapters that moved independently and equally far: both D hold the same source adapter."""
+"""cos(D_g, D_h) of adapters that moved independently and equally far: both D contain the same source adapter."""
 CELL, ROW, CHARACTER = 46, 28, 7.4
 Values = Sequence[Sequence[float | None]]
 
 
 class Middle(NamedTuple):
-    """Colours that tell the side: orange below ``value``, blue above, strongest at a distance of ``reach``."""
+    """A diverging colour scale: orange below ``value``, blue above, strongest at a distance of ``reach``."""
 
     value: float
     reach: float
@@ -33,7 +33,7 @@ Show = Callable[[float], str]
 
 
 def matrix(key: str, title: str, axes: Axes, values: Values, show: Show, middle: Middle | None = None) -> str:
-    """Rows × columns with the value in each cell. Without a ``middle`` the colour tells how high a value is."""
+    """Rows × columns with the value in each cell. Without ``middle``, higher values have stronger colours."""
     rows, columns = axes
     names = [shorten(name, 24) for name in rows]
     left = max(map(len, names)) * CHARACTER + 12
@@ -49,18 +49,20 @@ def matrix(key: str, title: str, axes: Axes, values: Values, show: Show, middle:
         for column, value in enumerate(values[index]):
             box = element("rect", x=left + column * wide, y=y, width=wide - 2, height=ROW - 2, rx=2,
                           class_=f"heat {_colour(value, known, middle)}")  # fmt: skip
-            shown = "–" if value is None else show(value)
+            words = "–" if value is None else show(value)
             level = _colour(value, known, middle)[1:]
-            at = left + column * wide + wide / 2 - 1
-            text = label(at, y + 18, shown, class_=f"heat-text t{level}", text_anchor="middle")
-            parts.append(element("g", tooltip(f"{full}, {columns[column]}: {shown}") + box + text))
-    said = "; ".join(
+            center = left + column * wide + wide / 2 - 1
+            text = label(center, y + 18, words, class_=f"heat-text t{level}", text_anchor="middle")
+            parts.append(element("g", tooltip(f"{full}, {columns[column]}: {words}") + box + text))
+    description = "; ".join(
         f"{name}: " + ", ".join(
             f"{column} {'–' if value is None else show(value)}" for column, value in zip(columns, row, strict=True)
         )
         for name, row in zip(rows, values, strict=True)
     )  # fmt: skip
-    return picture(key, (max(left + wide * len(columns), 200), 26 + ROW * len(rows)), title, said, "".join(parts))
+    return picture(
+        key, (max(left + wide * len(columns), 200), 26 + ROW * len(rows)), title, description, "".join(parts)
+    )
 
 
 def _colour(value: float | None, known: Sequence[float], middle: Middle | None) -> str:
@@ -75,23 +77,23 @@ def _colour(value: float | None, known: Sequence[float], middle: Middle | None) 
     return f"h{min(LEVELS, 1 + int(LEVELS * (value - low) / (high - low) * 0.9999)) if high > low else 1}"
 
 
-def similarity_matrix(key: str, found: Similarity) -> str:
-    """The cosine of every two languages' divergences, coloured around that of independent ones."""
-    names = found.languages
-    values = [[None if i == j else value for j, value in enumerate(row)] for i, row in enumerate(found.cosines)]
+def similarity_matrix(key: str, similarity: Similarity) -> str:
+    """The cosines between the divergences of all pairs of languages, coloured around that of independent adapters."""
+    names = similarity.languages
+    values = [[None if i == j else value for j, value in enumerate(row)] for i, row in enumerate(similarity.cosines)]
     show, middle = partial(number, digits=2), Middle(INDEPENDENT, 0.5)
     return matrix(key, "Cosine between the divergences of languages", (names, names), values, show, middle)
 
 
-def similarity_caption(found: Similarity) -> str:
-    """Which two are most and which least alike, and how long the divergences are."""
+def similarity_caption(similarity: Similarity) -> str:
+    """The most and the least similar pair, and the norms of the divergences."""
     pairs = [
-        (value, f"{one} and {found.languages[j]}")
-        for i, one in enumerate(found.languages)
-        for j, value in enumerate(found.cosines[i])
+        (value, f"{first} and {similarity.languages[j]}")
+        for i, first in enumerate(similarity.languages)
+        for j, value in enumerate(similarity.cosines[i])
         if j > i and value is not None
     ]
-    lengths = ", ".join(f"{name} {norm:.3g}" for name, norm in zip(found.languages, found.norms, strict=True))
+    lengths = ", ".join(f"{name} {norm:.3g}" for name, norm in zip(similarity.languages, similarity.norms, strict=True))
     if not pairs:
         return f"Norms: {lengths}."
     (low, least), (high, most) = min(pairs), max(pairs)
@@ -102,7 +104,7 @@ def similarity_caption(found: Similarity) -> str:
 
 
 def task_matrices(key: str, runs: Sequence[Results]) -> list[tuple[str, str]]:
-    """(caption, picture) of the headline method over language × task: its scores, and its distance to Eng-FT."""
+    """(caption, picture) of the headline method over language × task: its scores, and its difference to Eng-FT."""
     columns = list(dict.fromkeys(language for results in runs for language in results.targets))
     rows, scores, gaps = [], [], []
     for results in runs:
@@ -110,23 +112,25 @@ def task_matrices(key: str, runs: Sequence[Results]) -> list[tuple[str, str]]:
         if method is None:
             continue
         rows.append(results.title)
-        own = [score(results, method.name, language) for language in columns]
+        ours = [score(results, method.name, language) for language in columns]
         base = [score(results, "english_tuning", language) for language in columns]
-        scores.append([item.mean if item else None for item in own])
-        gaps.append([one.mean - two.mean if one and two else None for one, two in zip(own, base, strict=True)])
+        scores.append([item.mean if item else None for item in ours])
+        gaps.append(
+            [item.mean - other.mean if item and other else None for item, other in zip(ours, base, strict=True)]
+        )
     axes, known = (rows, columns), [abs(value) for row in gaps for value in row if value is not None]
-    found = []
+    captioned = []
     if any(value is not None for row in scores for value in row):
         title = "Score of AdaMergeX (or the best other method) in percent"
-        found.append((title, matrix(f"{key}-scores", title, axes, scores, number)))
+        captioned.append((title, matrix(f"{key}-scores", title, axes, scores, number)))
     if known:
         title = "The same minus Eng-FT, in points"
-        found.append((title, matrix(f"{key}-gaps", title, axes, gaps, signed, Middle(0.0, max(known)))))
-    return found
+        captioned.append((title, matrix(f"{key}-gaps", title, axes, gaps, signed, Middle(0.0, max(known)))))
+    return captioned
 
 
 def seed_spread(key: str, results: Results) -> str:
-    """A dot a seed: each method's mean over the target languages; a bar at the mean of the seeds."""
+    """One dot per seed: each method's mean over the target languages; a bar at the mean of the seeds."""
     rows = [(method, seed_means(results, method.name)) for method in results.methods]
     rows = [(method, means) for method, means in rows if means]
     values = [value for _, means in rows for value in means.values()]
@@ -153,9 +157,9 @@ def seed_spread(key: str, results: Results) -> str:
 
 
 def seed_means(results: Results, method: str) -> dict[int, float]:
-    """Seed -> mean over the target languages, for the seeds that have them all."""
-    found: dict[int, list[float]] = {}
+    """Seed -> mean over the target languages, for the seeds that have all of them."""
+    scores: dict[int, list[float]] = {}
     for cell in results.cells:
         if cell.method == method and cell.language in results.targets:
-            found.setdefault(cell.seed, []).append(cell.score)
-    return {seed: fmean(values) for seed, values in sorted(found.items()) if len(values) == len(results.targets)}
+            scores.setdefault(cell.seed, []).append(cell.score)
+    return {seed: fmean(values) for seed, values in sorted(scores.items()) if len(values) == len(results.targets)}

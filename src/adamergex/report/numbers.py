@@ -1,4 +1,4 @@
-"""Numbers, intervals and probabilities as a reader sees them."""
+"""Formatting of numbers, intervals and probabilities."""
 
 from __future__ import annotations
 
@@ -25,33 +25,32 @@ def signed(value: float, digits: int = 1) -> str:
     return words if words.startswith(MINUS) or float(words) == 0 else f"+{words}"
 
 
-def span(interval: Interval, digits: int = 1, form: str = "[{}, {}]") -> str:
+def format_interval(interval: Interval, digits: int = 1, form: str = "[{}, {}]") -> str:
     """An interval in brackets."""
     return form.format(number(interval[0], digits), number(interval[1], digits))
 
 
-def difference_span(interval: Interval) -> str:
-    """The interval of a difference, with more digits where rounding would bring an end to 0 that is not there."""
+def format_difference_interval(interval: Interval) -> str:
+    """The interval of a difference, with more digits if rounding would turn an end into 0."""
     nearer = interval[0] if interval[0] > 0 else interval[1] if interval[1] < 0 else 1.0
     digits = next((digits for digits in (1, 2, 3) if float(f"{nearer:.{digits}f}")), 4)
-    return span(interval, digits)
+    return format_interval(interval, digits)
 
 
 def small_print(item: Score, seeds: int) -> str:
-    """What stands beneath a score: the spread over seeds and the interval; the seeds are counted when some are
-    missing."""
+    """The line under a score: the spread over seeds and the interval, and the number of seeds if some are missing."""
     words = spread_print(item.sd, item.interval)
     return words if item.seeds in (1, seeds) else f"{words}, {item.seeds} of {seeds} seeds"
 
 
 def spread_print(sd: float | None, interval: Interval | None) -> str:
-    """ "± 0.9 [57.0, 61.2]": the standard deviation over seeds and the interval, where they are known."""
+    """ "± 0.9 [57.0, 61.2]": the standard deviation over seeds and the interval, if known."""
     words = [] if sd is None else [f"± {number(sd)}"]
-    return " ".join(words if interval is None else [*words, span(interval)])
+    return " ".join(words if interval is None else [*words, format_interval(interval)])
 
 
 def probability(value: float) -> str:
-    """A p-value, with a digit more where three would round it up to 0.050."""
+    """A p-value, with more digits where three would round it up to 0.050."""
     if value < 0.001:
         return "<0.001"
     words = f"{value:.3f}"
@@ -69,7 +68,7 @@ ADJUSTED = (
 
 
 def by_chance(count: int) -> str:
-    """How many of so many columns have a difference beyond noise when nothing differs."""
+    """How many of ``count`` columns show a difference beyond noise by chance."""
     return (
         f"Of {count} columns (languages and their mean) at 95 %, about {number(count / 20)} would show a difference by "
         "chance alone."

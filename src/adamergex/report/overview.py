@@ -1,4 +1,4 @@
-"""Several tables together: methods × tasks, the headline method over language × task, and what all of it cost."""
+"""Several tables together: methods × tasks, the headline method over language × task, and the total cost."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass, replace
 
 from adamergex.report.matrices import task_matrices
 from adamergex.report.numbers import number
-from adamergex.report.results import Adapter, Method, Results
+from adamergex.report.results import Method, Results, TrainedAdapter
 from adamergex.report.summary import Mean, mean
 
 
 @dataclass(frozen=True)
 class Overview:
-    """Means over the target languages, a column per table. ``best``: (method name, column) that no other exceeds.
+    """Means over the target languages, one column per table. ``best``: (method name, column) of the best values.
 
-    ``adapters``: every trained adapter once, however many tables used it."""
+    ``adapters``: every trained adapter once, even if several tables use it."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Method, tuple[Mean | None, ...]], ...]
     best: frozenset[tuple[str, int]]
     pictures: tuple[tuple[str, str], ...]
-    adapters: tuple[Adapter, ...]
+    adapters: tuple[TrainedAdapter, ...]
 
     caption = (
         "Mean over the target languages of each table, in percent of its own metric; the best of a column is bold; "
@@ -30,7 +30,7 @@ class Overview:
 
 
 def under_one_title(runs: Sequence[Results]) -> tuple[str, list[Results]]:
-    """The title of a report, and its tables by the names they have in it: what a study's tables share is said once."""
+    """The title of a report, and its tables without the part of the title that they share."""
     if len(runs) == 1:
         return runs[0].title, list(runs)
     titles = [results.title.partition(": ") for results in runs]
@@ -50,7 +50,7 @@ def overview(runs: Sequence[Results]) -> Overview:
     return Overview(
         columns=tuple(results.title for results in runs),
         rows=rows,
-        best=frozenset(found for index in range(len(runs)) for found in _best(rows, index)),
+        best=frozenset(cell for index in range(len(runs)) for cell in _best(rows, index)),
         pictures=tuple(task_matrices("together", runs)),
         adapters=tuple(adapters.values()),
     )

@@ -15,13 +15,13 @@ from adamergex.files.outputs import filled_directory, write_files
 from adamergex.report import views
 from adamergex.report.evidence import Evidence, gather
 from adamergex.report.markdown import report_markdown
-from adamergex.report.numbers import difference_span, number, probability, signed, span
+from adamergex.report.numbers import format_difference_interval, format_interval, number, probability, signed
 from adamergex.report.overview import overview, under_one_title
-from adamergex.report.papers import Quoted, beside
+from adamergex.report.papers import Quoted, paper_comparisons
 from adamergex.report.papers import read as read_papers
 from adamergex.report.pooling import completed
 from adamergex.report.results import Results
-from adamergex.report.runs import placed, read_runs
+from adamergex.report.runs import read_runs, relocated
 from adamergex.report.tables import scores_csv, scores_latex, summary_csv
 
 if TYPE_CHECKING:
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 
 def write_report(results: Results, directory: str | Path) -> Path:
-    """Write report.html, report.md, scores.csv, summary.csv and scores.tex into a directory; the path of report.html.
+    """Write report.html, report.md, scores.csv, summary.csv and scores.tex into a directory; returns report.html's
+    path.
 
-    Paths of predictions and adapters in the results are taken from that directory.
+    Paths of predictions and adapters in the results are relative to that directory.
 
     Raises:
         OSError: the directory cannot be written.
@@ -45,16 +46,16 @@ def report(runs: Sequence[str | Path], output: str | Path, papers: Sequence[str 
     Args:
         runs: output folders of ``transfer`` or of ``study``.
         output: the folder of the report; files of an earlier report there are replaced.
-        papers: files with the papers' numbers, as ``studies/papers/*.csv``.
+        papers: files with the papers' numbers, as in ``studies/papers/*.csv``.
 
     Raises:
-        DataError: a folder that is no run, or files that are not valid.
-        AdapterFileError: an output that is no folder.
+        DataError: a folder that is not a run, or invalid files.
+        AdapterFileError: an output that is not a folder.
     """
     quoted = read_papers(papers)
-    found, notes = read_runs(runs)
+    tables, notes = read_runs(runs)
     with filled_directory(output) as directory:
-        return _write([placed(run, directory) for run in found], directory, quoted, notes)
+        return _write([relocated(run, directory) for run in tables], directory, quoted, notes)
 
 
 def _write(runs: Sequence[Results], directory: Path, quoted: Sequence[Quoted] = (), notes: Sequence[str] = ()) -> Path:
@@ -62,7 +63,7 @@ def _write(runs: Sequence[Results], directory: Path, quoted: Sequence[Quoted] = 
     evidence = [gather(results, directory) for results in runs]
     contents = {
         "report.html": page(runs, evidence, quoted, notes),
-        "report.md": report_markdown(runs, evidence, beside(quoted, runs), notes),
+        "report.md": report_markdown(runs, evidence, paper_comparisons(quoted, runs), notes),
         "scores.csv": scores_csv(runs),
         "summary.csv": summary_csv(runs),
         "scores.tex": scores_latex(runs),
@@ -77,25 +78,25 @@ def page(
     quoted: Sequence[Quoted] = (),
     notes: Sequence[str] = (),
 ) -> str:
-    """One self-contained HTML page: its style, script and pictures are inside, and nothing is fetched."""
+    """One self-contained HTML page with inline style, script and pictures; it fetches nothing."""
     runs = [runs] if isinstance(runs, Results) else runs
     evidence = evidence or [Evidence()] * len(runs)
     script = _text("page.js")
     alone, (title, named) = len(runs) == 1, under_one_title(runs)
-    shown = [
-        views.run_view(results, own, "" if alone else f"run{index}-")
-        for index, (results, own) in enumerate(zip(named, evidence, strict=True), 1)
+    tables = [
+        views.run_view(results, run_evidence, "" if alone else f"run{index}-")
+        for index, (results, run_evidence) in enumerate(zip(named, evidence, strict=True), 1)
     ]
     return (
         _environment()
         .get_template("page.html.j2")
         .render(
-            runs=shown,
+            runs=tables,
             alone=alone,
             h="h2" if alone else "h3",
             title=title,
             together=None if alone else overview(named),
-            beside=beside(quoted, runs),
+            beside=paper_comparisons(quoted, runs),
             quoted=quoted,
             partial=notes,
             style=_text("page.css"),
@@ -107,26 +108,25 @@ def page(
 
 @cache
 def _environment() -> jinja2.Environment:
-    """The templates, compiled once for all pages of a process."""
+    """The templates, compiled once per process."""
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_text),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=_shown,
+        finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, signed=signed, span=span, probability=probability, link=views.link)
-    environment.filters.update(
-        difference_span=difference_span, size=views.size, time=views.time, unbroken=views.unbroken
-    )
+    environment.filters.update(number=number, signed=signed, probability=probability, link=views.link)
+    environment.filters.update(format_interval=format_interval, format_difference_interval=format_difference_interval)
+    environment.filters.update(size=views.size, time=views.time, unbroken=views.unbroken)
     return environment
 
 
-def _shown(value: object) -> object:
-    """Text without controls; markup, which is a class of its own, as it is."""
+def _printable(value: object) -> object:
+    """Text without control characters; markup, a subclass of str, as it is."""
     return printable(value, len(value)) if type(value) is str else value
 
 

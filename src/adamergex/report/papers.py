@@ -1,4 +1,4 @@
-"""The papers' numbers beside ours: read from small CSV files, matched by task, method and language."""
+"""Comparison with the papers' numbers: read from CSV files, matched by task, method and language."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Quoted:
 
 
 @dataclass(frozen=True)
-class Beside:
+class PaperComparison:
     """A paper's number and ours for the same task, method and language; ``title`` names our run."""
 
     quoted: Quoted
@@ -45,10 +45,10 @@ class Beside:
 
 
 def read(paths: Iterable[str | Path]) -> tuple[Quoted, ...]:
-    """The numbers of several files, in their order.
+    """The numbers of several files, in order.
 
     Raises:
-        DataError: a file that cannot be read, other columns, or a value that is not a number.
+        DataError: a file that cannot be read, wrong columns, or a value that is not a number.
     """
     return tuple(item for path in paths for item in _read(Path(path)))
 
@@ -56,12 +56,12 @@ def read(paths: Iterable[str | Path]) -> tuple[Quoted, ...]:
 def _read(path: Path) -> list[Quoted]:
     if path.suffix != ".csv":
         raise DataError("the papers' numbers are not csv", where=path, expected="a .csv file", fix="check the path")
-    found = [
+    quoted = [
         _quoted(path, number, {name: str(value) for name, value in row.items()}) for number, row in rows_of(path, 0)
     ]
-    if not found:
+    if not quoted:
         raise DataError("the papers' numbers have other columns, or no rows", where=path, expected=", ".join(COLUMNS))
-    return found
+    return quoted
 
 
 def _quoted(path: Path, number: int, row: Mapping[str, str]) -> Quoted:
@@ -84,25 +84,26 @@ def _quoted(path: Path, number: int, row: Mapping[str, str]) -> Quoted:
     return Quoted(**words, value=value)
 
 
-def beside(quoted: Sequence[Quoted], runs: Iterable[Results]) -> tuple[Beside, ...]:
-    """Every quoted number for which a run has one: the same task, method and language, and the same structure and
-    source where the paper names one; of these, what the run's settings (``papers``) leave.
+def paper_comparisons(quoted: Sequence[Quoted], runs: Iterable[Results]) -> tuple[PaperComparison, ...]:
+    """Every quoted number with a counterpart in a run: the same task, method and language, and the same structure and
+    source if the paper names them; restricted by the run's setting ``papers``.
 
-    A mean over languages is set beside our mean, each over its own languages; a mean over source languages beside that
-    of our tables, which are two at least."""
-    found, tables = [], list(runs)
+    A mean over languages is compared with our mean, each over its own languages; a mean over source languages with the
+    mean of at least two of our tables."""
+    comparisons, tables = [], list(runs)
     for results in tables:
         for item in quoted:
             ours = _ours(results, item) if _fits(item, results) and not _over_sources(item) else None
             if ours is not None:
-                found.append(Beside(item, results.title, ours))
+                comparisons.append(PaperComparison(item, results.title, ours))
     for item in filter(_over_sources, quoted):
         for base in dict.fromkeys(results.base for results in tables):
-            alike = [results for results in tables if results.base == base and _fits(item, results)]
-            values = {results.source: ours for results in alike if (ours := _ours(results, item)) is not None}
+            matching = [results for results in tables if results.base == base and _fits(item, results)]
+            values = {results.source: ours for results in matching if (ours := _ours(results, item)) is not None}
             if len(values) > 1:
-                found.append(Beside(item, f"mean of {len(values)} source languages", fmean(values.values())))
-    return tuple(found)
+                title = f"mean of {len(values)} source languages"
+                comparisons.append(PaperComparison(item, title, fmean(values.values())))
+    return tuple(comparisons)
 
 
 def _fits(item: Quoted, results: Results) -> bool:
@@ -117,8 +118,8 @@ def _over_sources(item: Quoted) -> bool:
 
 def _ours(results: Results, item: Quoted) -> float | None:
     if item.language == MEAN:
-        own = mean(results, item.method)
-        return own.mean if own and own.complete else None
+        overall = mean(results, item.method)
+        return overall.mean if overall and overall.complete else None
     cell = score(results, item.method, item.language)
     return cell.mean if cell else None
 

@@ -1,4 +1,4 @@
-"""Pictures of the adapters: how much a merge changed each module, and which adapters made a result."""
+"""Pictures of adapters: how much a merge changed each module, and the adapters behind a result."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from adamergex.report.numbers import number, span
-from adamergex.report.results import Adapter, CellResult, Merge, ModuleChange, Results
+from adamergex.report.numbers import format_interval, number
+from adamergex.report.results import CellResult, Merge, ModuleChange, Results, TrainedAdapter
 from adamergex.report.summary import subject
 from adamergex.report.svg import element, label, line, picture, shorten, tooltip
 
 LEVELS = 5
 
 
-class Site(NamedTuple):
-    """Where a module stands: its layer, and what it is called inside the layer."""
+class LayerModule(NamedTuple):
+    """A module's name inside its layer, and the number of the layer."""
 
     kind: str
     layer: int | None
 
 
-def site(module: str) -> Site:
+def layer_module(module: str) -> LayerModule:
     """ "…encoder.layer.3.attention.self.query" -> ("attention.self.query", 3); without a number, the name itself."""
-    found = re.search(r"(?:^|\.)(\d+)\.(.+)$", module)
-    return Site(found[2], int(found[1])) if found else Site(module, None)
+    match = re.search(r"(?:^|\.)(\d+)\.(.+)$", module)
+    return LayerModule(match[2], int(match[1])) if match else LayerModule(module, None)
 
 
 def relative_change(change: ModuleChange) -> float | None:
-    """The change in percent of the task adapter's own norm; None where the task adapter is zero."""
+    """The change in percent of the task adapter's norm; None for a zero task adapter."""
     return 100 * change.change_norm / change.task_norm if change.task_norm else None
 
 
 def picked_merge(results: Results) -> Merge | None:
-    """The merge to picture: the headline's method, else any; first target language, first seed."""
+    """The merge to draw: of the headline's method, else of any; first target language, first seed."""
     method = subject(results)
     order = {language: index for index, language in enumerate(results.targets)}
     merges = [merge for merge in results.merges if merge.modules]
@@ -45,8 +45,8 @@ def picked_merge(results: Results) -> Merge | None:
 
 
 def heat_map(key: str, merge: Merge, title: str) -> str:
-    """Kinds of modules down, layers across; each cell the change in percent of the task adapter's norm."""
-    cells = {site(change.module): change for change in merge.modules}
+    """Kinds of modules × layers; each cell is the change in percent of the task adapter's norm."""
+    cells = {layer_module(change.module): change for change in merge.modules}
     kinds = list(dict.fromkeys(item.kind for item in cells))
     layers = sorted({item.layer for item in cells}, key=lambda layer: (layer is None, layer))
     short = _short_names(kinds)
@@ -60,7 +60,7 @@ def heat_map(key: str, merge: Merge, title: str) -> str:
     for row, kind in enumerate(kinds):
         parts.append(label(left - 8, 22 + row * 28 + 18, short[kind], class_="name", text_anchor="end"))
         for column, layer in enumerate(layers):
-            if change := cells.get(Site(kind, layer)):
+            if change := cells.get(LayerModule(kind, layer)):
                 parts.append(_heat(left + column * 42, 22 + row * 28, change, top))
     size = (max(left + 42 * len(layers), 240), 26 + 28 * len(kinds))
     return picture(key, size, title, _heat_words(merge, top), "".join(parts))
@@ -85,7 +85,7 @@ def _heat_words(merge: Merge, top: float) -> str:
 
 
 def _short_names(kinds: Sequence[str]) -> dict[str, str]:
-    """The last parts of each name, as few as tell them apart."""
+    """The shortest trailing parts of the names that are unique."""
     for parts in range(1, 8):
         short = {kind: ".".join(kind.split(".")[-parts:]) for kind in kinds}
         if len(set(short.values())) == len(kinds):
@@ -94,16 +94,16 @@ def _short_names(kinds: Sequence[str]) -> dict[str, str]:
 
 
 class Family(NamedTuple):
-    """A merged adapter's result and the three adapters that it comes from."""
+    """A merged adapter's result and its three parent adapters."""
 
     cell: CellResult
-    task: Adapter
-    target: Adapter
-    source: Adapter
+    task: TrainedAdapter
+    target: TrainedAdapter
+    source: TrainedAdapter
 
 
 def picked_family(results: Results) -> Family | None:
-    """The adapters behind the headline method's first target language and seed, or None where they are not listed."""
+    """The adapters behind the headline method's first target language and seed, or None if they are not listed."""
     method, merge = subject(results), picked_merge(results)
     if method is None or not method.name.startswith("adamergex"):
         return None
@@ -120,16 +120,16 @@ def _family(results: Results, cell: CellResult) -> Family | None:
     return Family(cell, task, target, source) if task and target and source else None
 
 
-def _find(results: Results, seed: int, language: str, *, task: bool) -> Adapter | None:
-    """The task or the reference adapter of a language: the one that names the seed, else the only one there is."""
+def _find(results: Results, seed: int, language: str, *, task: bool) -> TrainedAdapter | None:
+    """The task or the reference adapter of a language: the one that names the seed, else the only one."""
     kind = "task" if task else "reference"
-    found = [item for item in results.adapters if item.language == language and item.name.startswith(kind)]
-    named = [item for item in found if re.search(rf"\bseed {seed}\b", item.name)] or found
+    adapters = [item for item in results.adapters if item.language == language and item.name.startswith(kind)]
+    named = [item for item in adapters if re.search(rf"\bseed {seed}\b", item.name)] or adapters
     return named[0] if len(named) == 1 else None
 
 
 def formula(structure: str) -> str:
-    """The rule in words: additive for LoRA, multiplicative for (IA)³, empty where the structure is neither."""
+    """The merging rule in words: additive for LoRA, multiplicative for (IA)³, else empty."""
     plain = structure.lower().replace("³", "3").replace("(", "").replace(")", "")
     if "ia3" in plain:
         return "task ⊙ (λ · (target ⊘ source − 1) + 1)"
@@ -137,7 +137,7 @@ def formula(structure: str) -> str:
 
 
 def lineage(key: str, family: Family, method: str, structure: str) -> str:
-    """Three adapters, their merge, its result, from top to bottom; the letters are the paper's."""
+    """Three adapters, their merge and its result, from top to bottom, with the paper's letters."""
     cell = family.cell
     boxes = [("A[T,s]", family.task), ("A[R,g]", family.target), ("A[R,s]", family.source)]
     weight = "" if cell.weight is None else f" · λ = {cell.weight:g}"
@@ -149,7 +149,7 @@ def lineage(key: str, family: Family, method: str, structure: str) -> str:
         parts.append(_tip(end, 128))
     parts += [line(200, 172, 200, 193, "edge"), _tip(200, 200)]
     parts.append(_box(60, 128, 280, ["merge" + weight, formula(structure)], "merge"))
-    result = f"{number(cell.score)} % {span(cell.interval)}"
+    result = f"{number(cell.score)} % {format_interval(cell.interval)}"
     parts.append(_box(60, 200, 280, [shorten(f"{method} · {cell.language}", 34), result], "ours"))
     words = (
         f"{family.task.name}, {family.target.name} and {family.source.name} are merged{weight} into the adapter that "
@@ -158,7 +158,7 @@ def lineage(key: str, family: Family, method: str, structure: str) -> str:
     return picture(key, (400, 246), f"Which adapters made {method} in {cell.language}", words, "".join(parts))
 
 
-def _adapter_box(x: float, name: str, adapter: Adapter) -> str:
+def _adapter_box(x: float, name: str, adapter: TrainedAdapter) -> str:
     loss = "" if adapter.loss is None else f"loss {adapter.loss:.3g}"
     called = re.sub(r"\W*\bseed \d+\b", "", adapter.name)
     words = [name, shorten(called, 19), shorten(adapter.task, 19), loss]

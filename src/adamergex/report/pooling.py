@@ -1,7 +1,7 @@
-"""Means over seeds and comparisons of a table: as they were computed from the items, else from the cells alone.
+"""Means over seeds and comparisons of a table: as computed from the items, else approximated from the cells.
 
-Results of older versions hold no items. Their intervals and flags are then put together from the cells': the seeds'
-variance is added to that of the items (``statistics.nested``), which are taken to err alike in every seed.
+Results of older versions lack these values. Their intervals and flags are then computed from the cells: the seeds'
+variance is added to the items' variance (``statistics.nested``), which is assumed equal in every seed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from adamergex.statistics.distributions import normal_quantile
 from adamergex.statistics.nested import Spread
 
 ALPHA = 0.05
-_MANY = 10**6  # clusters of an interval whose items are not known: the normal distribution
+_MANY = 10**6  # number of clusters if items are unknown: gives the normal distribution
 
 
 def cell_interval(cell: CellResult) -> Interval:
-    """A cell's interval; Wilson's where an older version wrote a single point."""
+    """A cell's interval; Wilson's interval if an older version wrote a single point."""
     if cell.interval[0] < cell.interval[1] or not cell.n:
         return cell.interval
     return wilson(cell.score * cell.n / 100, cell.n)
@@ -54,7 +54,7 @@ def score_interval(results: Results, cells: Sequence[CellResult]) -> Interval:
 
 
 def completed(results: Results) -> Results:
-    """The results with intervals and comparisons, so that the parts of a report need not put them together again."""
+    """The results with all intervals and comparisons computed, for every part of a report."""
     seeds: dict[tuple[str, str], list[CellResult]] = {}
     for cell in results.cells:
         seeds.setdefault((cell.method, cell.language), []).append(cell)
@@ -72,7 +72,7 @@ def comparisons(results: Results) -> tuple[PooledComparison, ...]:
 
 
 def _from_cells(results: Results) -> tuple[PooledComparison, ...]:
-    found: list[PooledComparison] = []
+    rows: list[PooledComparison] = []
     oracles = {method.name for method in results.methods if method.oracle}
     for language in dict.fromkeys([*results.targets, *(cell.language for cell in results.cells)]):
         pairs: dict[str, list[Comparison]] = {}
@@ -84,8 +84,8 @@ def _from_cells(results: Results) -> tuple[PooledComparison, ...]:
         values = {method: _pooled_p(items, spreads[method]) for method, items in pairs.items()}
         levels = holm(list(values.values()))
         for (method, items), (adjusted, level) in zip(pairs.items(), levels, strict=True):
-            found.append(_row(method, language, items, spreads[method], (values[method], adjusted, level)))
-    return tuple(found)
+            rows.append(_row(method, language, items, spreads[method], (values[method], adjusted, level)))
+    return tuple(rows)
 
 
 def _row(
@@ -107,11 +107,11 @@ def _row(
 
 
 def _pooled_p(items: Sequence[Comparison], spread: Spread) -> float:
-    """One seed: its own. Several: what the seeds' differences say, and no less than the seeds' median."""
-    own = [_p(item) for item in items]
+    """The p of one seed; for several seeds the p of their mean difference, but at least the median of their p."""
+    values = [_p(item) for item in items]
     if len(items) == 1:
-        return own[0]
-    return max(median(own), spread.p(abs(fmean(item.difference for item in items))))
+        return values[0]
+    return max(median(values), spread.p(abs(fmean(item.difference for item in items))))
 
 
 def _spread_of(items: Sequence[Comparison]) -> Spread:
@@ -125,7 +125,7 @@ def _spread(values: Sequence[float], intervals: Sequence[Interval]) -> Spread:
 
 
 def _p(pair: Comparison) -> float:
-    """The comparison's p; where none was written, that of its interval under the normal distribution."""
+    """The comparison's p; if missing, computed from its interval with the normal distribution."""
     if pair.p is not None:
         return min(max(pair.p, 0.0), 1.0)
     half = (pair.interval[1] - pair.interval[0]) / 2

@@ -1,4 +1,4 @@
-"""What a transfer measured: the records of ``results.json``, read, checked and written.
+"""The records of ``results.json``: everything that a transfer measured.
 
 All scores, differences and intervals are in percent (points); ``p`` is a probability.
 """
@@ -14,7 +14,7 @@ from adamergex.statistics.table import PooledComparison as PooledComparison
 
 Interval = tuple[float, float]
 BASELINE = "english_tuning"
-"""The method that every other one is compared with: A[T,s] used in the target language as it is."""
+"""The method that all others are compared with: A[T,s] applied unchanged in the target language."""
 
 
 MEASURES = {"accuracy": "Accuracy", "f1": "F1", "exact_match": "Exact match", "rougeL": "ROUGE-L"}
@@ -22,18 +22,18 @@ MEASURES = {"accuracy": "Accuracy", "f1": "F1", "exact_match": "Exact match", "r
 
 @dataclass(frozen=True)
 class Method(Checked):
-    """One row of the tables. ``space`` is the merging space of LoRA ("factors", "delta"), where there is one."""
+    """One row of the tables. ``space``: the merging space of LoRA ("factors", "delta"), if any."""
 
     name: str
     label: str
     space: str | None = None
     about: str = ""
     oracle: bool = False
-    """Its λ was chosen on the very test set: an upper bound, which is compared with nothing and never the best."""
+    """Its λ was chosen on the test set itself: an upper bound, never compared or marked as best."""
 
     @property
     def title(self) -> str:
-        """The label with the merging space, which a report always names."""
+        """The label with the merging space."""
         return (
             self.label if self.oracle or not self.space or self.space in self.label else f"{self.label} ({self.space})"
         )
@@ -51,10 +51,10 @@ class Comparison(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class CellResult(Checked):
-    """One method in one language with one seed: the results' metric, and in ``scores`` all that the task has.
+    """One method in one language with one seed: the results' metric, and in ``scores`` all metrics of the task.
 
-    ``predictions`` and ``adapter`` (what answered, merged or trained) are paths from the report's folder.
-    ``truncated``: inputs that were cut; ``unparsable``: answers that could not be read."""
+    ``predictions`` and ``adapter`` (the evaluated one, merged or trained) are paths relative to the report's folder.
+    ``truncated``: number of truncated inputs; ``unparsable``: number of unparsable answers."""
 
     method: str
     language: str
@@ -73,7 +73,7 @@ class CellResult(Checked):
 
 @dataclass(frozen=True)
 class Missing(Checked):
-    """A cell that a run could not fill, and the step that is not done."""
+    """A cell without a result, and the step that is not done."""
 
     method: str
     language: str
@@ -92,11 +92,11 @@ class CurvePoint(Checked):
 
 @dataclass(frozen=True)
 class Tuning(Checked):
-    """One search for λ: the curve over the grid and the λ that was taken (of one λ per layer, ``layers``, the mean).
+    """One search for λ: the curve over the grid and the ``chosen`` λ (for one λ per layer, ``layers``, their mean).
 
-    ``proxy`` is the language that it looked at; ``measure`` is what the curve holds, where it is not the metric:
-    "entropy" in percent of the largest, which is minimised on unlabelled inputs of the target itself. Of several
-    ``languages`` the curve holds means; ``error`` is the standard error at ``best``, the λ of the highest."""
+    ``proxy``: the language of the search; ``measure``: the values of the curve, if not the metric: "entropy" in percent
+    of the maximum, minimised on unlabelled inputs of the target itself. For several ``languages`` the curve is their
+    mean; ``error`` is the standard error at ``best``, the λ with the highest mean."""
 
     method: str
     proxy: str
@@ -111,8 +111,8 @@ class Tuning(Checked):
 
 
 @dataclass(frozen=True)
-class Way(Checked):
-    """A way of choosing λ: what it takes, and the test score there. ``own``: the table's."""
+class WeightChoice(Checked):
+    """The λ that one ``way`` of choosing it takes, and its test score. ``own``: the table's way."""
 
     way: str
     weight: float
@@ -122,20 +122,20 @@ class Way(Checked):
 
 @dataclass(frozen=True)
 class Weights(Checked):
-    """All ways of choosing the λ of one cell, and the oracle, which looks at the cell's own test set."""
+    """All choices of the λ of one cell, and the oracle's, made on the cell's own test set."""
 
     method: str
     language: str
     seed: int
-    oracle: Way
-    ways: tuple[Way, ...]
+    oracle: WeightChoice
+    ways: tuple[WeightChoice, ...]
 
 
 @dataclass(frozen=True)
-class Adapter(Checked):
-    """One trained adapter and what it cost. ``reused``: the store already held it.
+class TrainedAdapter(Checked):
+    """One trained adapter and its cost. ``reused``: it was already in the store.
 
-    ``name`` starts with "task" or "reference" where the adapter is merged; with several seeds it also holds "seed N",
+    ``name`` starts with "task" or "reference" for adapters that are merged; with several seeds it contains "seed N",
     for the lineage picture."""
 
     name: str
@@ -152,7 +152,7 @@ class Adapter(Checked):
 
 @dataclass(frozen=True)
 class ModuleChange(Checked):
-    """What a merge did to one module: Frobenius norms of the task's part, the divergence and the change."""
+    """The effect of a merge on one module: Frobenius norms of the task adapter, the divergence and the change."""
 
     module: str
     task_norm: float
@@ -173,10 +173,10 @@ class Merge(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Results(Checked):
-    """Everything a report shows; the content of ``results.json``.
+    """Everything in a report; the content of ``results.json``.
 
-    ``pooled`` and ``comparisons`` hold what follows from the single items; results of older versions lack them.
-    ``papers``: the papers' numbers that stand beside these: column -> its values; empty: all that fit."""
+    ``pooled`` and ``comparisons`` are computed from the items; results of older versions lack them.
+    ``papers``: which of the papers' numbers to compare with: column -> values; empty: all that match."""
 
     title: str
     base: str
@@ -193,7 +193,7 @@ class Results(Checked):
     comparisons: tuple[PooledComparison, ...] = ()
     weights: tuple[Weights, ...] = ()
     tuning: tuple[Tuning, ...] = ()
-    adapters: tuple[Adapter, ...] = ()
+    adapters: tuple[TrainedAdapter, ...] = ()
     merges: tuple[Merge, ...] = ()
     missing: tuple[Missing, ...] = ()
     environment: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
@@ -203,9 +203,9 @@ class Results(Checked):
 
     @property
     def measure(self) -> str:
-        """The metric as tables name it: "Accuracy", "F1", …"""
+        """The metric's name in tables: "Accuracy", "F1", …"""
         return MEASURES.get(self.metric, self.metric)
 
     def method(self, name: str) -> Method | None:
-        """The method of this name, or None."""
+        """The method with this name, or None."""
         return next((method for method in self.methods if method.name == name), None)

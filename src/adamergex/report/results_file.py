@@ -1,4 +1,4 @@
-"""results.json: read with every check, written whole."""
+"""Reading, checking and writing of results.json."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def _adapter() -> TypeAdapter[Results]:
 
 
 def parse(data: Mapping[str, object], where: object = "results") -> Results:
-    """Checked results from plain data (what ``json.load`` gives).
+    """Checked results from plain data (as from ``json.load``).
 
     Raises:
-        DataError: a key is missing, unknown or of the wrong type, or the parts do not fit together; all at once.
+        DataError: keys are missing, unknown or of the wrong type, or the parts are inconsistent; lists all problems.
     """
     if problem := _unbounded(data):
         raise _invalid(where, [problem])
@@ -52,37 +52,37 @@ def load(path: str | Path) -> Results:
     """Results from a ``results.json``.
 
     Raises:
-        DataError: the file cannot be read, is not JSON, or does not hold results.
+        DataError: the file cannot be read, is not JSON, or does not contain results.
     """
     return parse(read_json_object(path, what="the file of results", error=DataError, limit=DOCUMENT_BYTES), where=path)
 
 
 def save(results: Results, path: str | Path) -> Path:
-    """Write results as JSON, the same bytes for the same results; returns the path."""
+    """Write results as JSON, deterministically; returns the path."""
     path = Path(path)
-    write_files(path.parent, {path.name: as_json(plain(results))})
+    write_files(path.parent, {path.name: as_json(as_dict(results))})
     return path
 
 
-def plain(results: Results) -> dict[str, object]:
-    """The results as ``results.json`` has them, which ``parse`` reads."""
-    return dataclasses.asdict(results, dict_factory=_written)
+def as_dict(results: Results) -> dict[str, object]:
+    """The results as plain data for ``results.json``; the inverse of ``parse``."""
+    return dataclasses.asdict(results, dict_factory=_fields)
 
 
-_UNUSUAL = {"oracle": False, "own": False, "languages": (), "best": None, "error": None, "measure": None}
-"""Written only where they say something else."""
+_DEFAULTS = {"oracle": False, "own": False, "languages": (), "best": None, "error": None, "measure": None}
+"""Fields that are written only if they differ from these values."""
 
 
-def _written(fields: list[tuple[str, object]]) -> dict[str, object]:
-    said = ((name, value) for name, value in fields if name not in _UNUSUAL or value != _UNUSUAL[name])
-    found = {name: list(value) if isinstance(value, tuple) else value for name, value in said}
-    if "measure" not in found:  # one λ per layer is found by another measure alone
-        found.pop("layers", None)
-    return found
+def _fields(fields: list[tuple[str, object]]) -> dict[str, object]:
+    written = ((name, value) for name, value in fields if name not in _DEFAULTS or value != _DEFAULTS[name])
+    data = {name: list(value) if isinstance(value, tuple) else value for name, value in written}
+    if "measure" not in data:  # one λ per layer always has a measure of its own
+        data.pop("layers", None)
+    return data
 
 
 def _unbounded(data: object) -> str | None:
-    """That a number is larger than any measurement, too large to reckon with; or None."""
+    """A problem if a number is too large for arithmetic; else None."""
     waiting: list[object] = [data]
     while waiting:
         item = waiting.pop()
@@ -93,16 +93,16 @@ def _unbounded(data: object) -> str | None:
 
 
 def _outside(results: Results) -> list[str]:
-    """Paths that a run does not write: answers lie inside its folder; adapters too, or in a store."""
+    """Problems of paths: predictions must be inside the run's folder, adapters there or in a store."""
     problems = [
         f"cells: predictions {path!r} are not inside the run"
         for path in (cell.predictions for cell in results.cells)
         if path and not inside(path)
     ]
-    places = [cell.adapter for cell in results.cells] + [item.path for item in results.adapters]
+    adapters = [cell.adapter for cell in results.cells] + [item.path for item in results.adapters]
     return problems + [
         f"adapters: {path!r} is neither inside the run nor in a store"
-        for path in places
+        for path in adapters
         if path and not inside(path) and not is_entry(path)
     ]
 
@@ -114,7 +114,7 @@ def inside(path: str) -> bool:
 
 
 def is_entry(path: str | Path) -> bool:
-    """Whether a path leads to a result in a store, by its last two parts: a kind and a key."""
+    """Whether a path names a result in a store: its last two parts are a kind and a key."""
     return _plain(str(path)) and _ENTRY.fullmatch("/".join(PurePath(path).parts[-2:])) is not None
 
 
@@ -123,7 +123,7 @@ def _plain(path: str) -> bool:
 
 
 def _contradictions(results: Results) -> list[str]:
-    """What the types cannot say: repeated names and cells, methods nobody listed, intervals upside down."""
+    """Problems that the types cannot express: repeated names and cells, unlisted methods, reversed intervals."""
     names = {method.name for method in results.methods}
     problems = [
         f"methods: {name!r} is listed {count} times"

@@ -1,4 +1,4 @@
-"""Finished runs as a report reads them: folders of ``transfer`` and of ``study``, and the paths in them."""
+"""Reading finished runs for a report: output folders of ``transfer`` and ``study``."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ RESULTS, STUDY = "results.json", "study.json"
 
 @dataclass(frozen=True)
 class Run:
-    """One table of results and the folder that its paths start from."""
+    """One table of results, and the folder that its paths are relative to."""
 
     folder: Path
     results: Results
 
 
 def read_runs(folders: Iterable[str | Path]) -> tuple[tuple[Run, ...], tuple[str, ...]]:
-    """All tables of several run folders, each once, and notes on tables that are not there.
+    """All tables of several run folders, each once, and notes about missing tables.
 
-    A folder holds ``results.json`` (``transfer``) or ``study.json`` (``study``; its tables have folders of their own).
+    A folder has ``results.json`` (``transfer``) or ``study.json`` (``study``, with one subfolder per table).
 
     Raises:
-        DataError: a folder that holds neither, or files that are not valid; or no table at all.
+        DataError: a folder that has neither, invalid files, or no table at all.
     """
-    found: dict[Path, Run] = {}
+    runs: dict[Path, Run] = {}
     notes: list[str] = []
-    asked = [Path(folder) for folder in folders]
-    for folder in asked:
-        for place in _tables(folder, notes):
-            found.setdefault(place.resolve(), Run(place, load(place / RESULTS)))
-    if not found:
+    paths = [Path(folder) for folder in folders]
+    for path in paths:
+        for table in _tables(path, notes):
+            runs.setdefault(table.resolve(), Run(table, load(table / RESULTS)))
+    if not runs:
         raise DataError(
             "there is nothing to report: no table is done",
-            where=", ".join(map(str, asked)) or "no folder",
+            where=", ".join(map(str, paths)) or "no folder",
             found="; ".join(notes) or "no run",
             expected="at least one finished table",
             fix="run the study or the transfer again: what is done is kept",
         )
-    return tuple(found.values()), tuple(notes)
+    return tuple(runs.values()), tuple(notes)
 
 
 def _tables(folder: Path, notes: list[str]) -> list[Path]:
@@ -61,21 +61,21 @@ def _tables(folder: Path, notes: list[str]) -> list[Path]:
             fix="give the output folder of a run",
         )
     study = _study(folder / STUDY)
-    places = []
+    paths = []
     for name, table in study.tables.items():
-        place = folder / name  # also where the study was moved
-        if not (place / RESULTS).is_file():
+        path = folder / name  # works for a study that was moved
+        if not (path / RESULTS).is_file():
             notes.append(f"{study.title or folder.name}: the table {name} is not there.")
             continue
         if not table.complete:
             notes.append(f"{study.title or folder.name}: the table {name} is not complete.")
-        places.append(place)
+        paths.append(path)
     notes += [f"Not done: {line}" for line in study.missing]
-    return places
+    return paths
 
 
 class TableRecord(Record):
-    """A table of a study: where it is, what it compares, and whether all of it is done."""
+    """A table of a study: its folder, its methods and targets, and whether it is complete."""
 
     output: str = ""
     methods: list[str] = []
@@ -84,7 +84,7 @@ class TableRecord(Record):
 
 
 class StepCounts(Record):
-    """The steps of a study: all, those that its store held before, and those that are not done."""
+    """Numbers of steps of a study: all, reused from the store, and missing."""
 
     all: int = 0
     reused: int = 0
@@ -104,22 +104,22 @@ class StudyRecord(Record):
 
 
 def _study(path: Path) -> StudyRecord:
-    found = read_json_object(path, what="the file of the study", error=DataError, limit=DOCUMENT_BYTES)
-    study = valid(StudyRecord, found, path)
+    data = read_json_object(path, what="the file of the study", error=DataError, limit=DOCUMENT_BYTES)
+    study = valid(StudyRecord, data, path)
     if outside := [name for name in study.tables if not inside(name)]:
         raise DataError("a table lies outside its study", where=path, found=outside[0], fix="run the study again")
     return study
 
 
-def placed(run: Run, directory: Path) -> Results:
-    """The run's results with paths that start from another directory."""
+def relocated(run: Run, directory: Path) -> Results:
+    """The run's results with paths relative to another directory."""
     if run.folder.resolve() == directory.resolve():
         return run.results
 
     def moved(path: str | None) -> str | None:
-        return (
-            None if path is None else Path(os.path.relpath(run.folder.resolve() / path, directory.resolve())).as_posix()
-        )
+        if path is None:
+            return None
+        return Path(os.path.relpath(run.folder.resolve() / path, directory.resolve())).as_posix()
 
     results = run.results
     cells = tuple(

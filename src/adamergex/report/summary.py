@@ -1,8 +1,8 @@
-"""The numbers of a report: means over seeds and languages, what is best, what differs from Eng-FT, and the headline.
+"""The numbers of a report: means over seeds and languages, best values, differences from Eng-FT, and the headline.
 
-Intervals and p are those of ``adamergex.statistics``. Several seeds: the score is their mean, its spread the sample
-standard deviation, its interval over seeds and items. A difference counts as beyond noise when its p, adjusted for the
-methods of the table (Holm), is below 0.05; its interval then leaves out 0.
+Intervals and p come from ``adamergex.statistics``. With several seeds the score is their mean, its spread the sample
+standard deviation, its interval over seeds and items. A difference is beyond noise if its p, adjusted for the methods
+of the table (Holm), is below 0.05; its interval then excludes 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MEAN = "mean"
 
 @dataclass(frozen=True)
 class Score:
-    """One method in one language over the seeds, with the 95 % interval that the whiskers show."""
+    """One method in one language over the seeds, with its 95 % interval (the whiskers)."""
 
     mean: float
     interval: Interval
@@ -33,7 +33,7 @@ class Score:
 class Mean:
     """One method over the target languages; ``languages`` of ``wanted`` have a score. ``sd`` is over seeds.
 
-    ``interval`` is None where it is not known: languages are missing, or the results hold no items."""
+    ``interval`` is None if unknown: languages are missing, or the results lack item-level values."""
 
     mean: float
     sd: float | None
@@ -43,13 +43,13 @@ class Mean:
 
     @property
     def complete(self) -> bool:
-        """Whether it may be compared with the other methods' means."""
+        """Whether it is comparable with the other methods' means."""
         return self.languages == self.wanted
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method's line of the score table; scores stand in the table's order of languages."""
+    """One method's row of the score table, with scores in the order of the table's languages."""
 
     method: Method
     scores: tuple[Score | None, ...]
@@ -60,7 +60,7 @@ class Row:
 class ScoreTable:
     """Methods × languages. ``counts``: items per language ("120", or "118–120" where methods differ).
 
-    ``best`` holds (method name, language or MEAN) of all values that no other exceeds at the printed precision."""
+    ``best``: (method name, language or MEAN) of all best values at the printed precision."""
 
     languages: tuple[str, ...]
     counts: tuple[str, ...]
@@ -71,7 +71,7 @@ class ScoreTable:
 
     @property
     def caption(self) -> str:
-        """What the numbers and the small print under them are."""
+        """An explanation of the numbers and of the small print under them."""
         spread = "with its 95 % interval"
         if self.seeds > 1:
             spread = f"mean ± standard deviation over {self.seeds} seeds, with its 95 % interval over seeds and items"
@@ -90,7 +90,7 @@ class ScoreTable:
 class Difference:
     """One method minus Eng-FT on the same items, over the seeds; ``language`` may be MEAN.
 
-    The interval and ``adjusted`` (p after Holm for the methods) agree: ``sign`` is that of the side of 0."""
+    The interval agrees with ``adjusted`` (p after Holm over the methods)."""
 
     method: Method
     against: str
@@ -110,7 +110,7 @@ def languages(results: Results) -> tuple[str, ...]:
 
 
 def score(results: Results, method: str, language: str) -> Score | None:
-    """The score of a method in a language over the seeds, or None where nothing was measured."""
+    """The score of a method in a language over the seeds, or None without a cell."""
     cells = [cell for cell in results.cells if cell.method == method and cell.language == language]
     if not cells:
         return None
@@ -121,7 +121,7 @@ def score(results: Results, method: str, language: str) -> Score | None:
 
 
 def mean(results: Results, method: str) -> Mean | None:
-    """The mean of a method over the target languages it has, and its spread over the seeds that have them all."""
+    """The mean of a method over its target languages, and its spread over the seeds that have all of them."""
     scores = [score(results, method, language) for language in results.targets]
     present = [item.mean for item in scores if item is not None]
     if not present:
@@ -136,11 +136,11 @@ def mean(results: Results, method: str) -> Mean | None:
 
 
 def _mean_interval(results: Results, method: str, scores: Sequence[Score | None]) -> Interval | None:
-    """The interval of a complete mean; of one language that language's."""
+    """The interval of a complete mean; for a single language, that language's interval."""
     if len(scores) == 1 and scores[0] is not None:
         return scores[0].interval
-    found = (item.interval for item in results.pooled if (item.method, item.language) == (method, MEAN))
-    return next(found, None) if all(scores) else None
+    intervals = (item.interval for item in results.pooled if (item.method, item.language) == (method, MEAN))
+    return next(intervals, None) if all(scores) else None
 
 
 def score_table(results: Results) -> ScoreTable:
@@ -160,7 +160,7 @@ def score_table(results: Results) -> ScoreTable:
 
 
 def seed_count(results: Results) -> int:
-    """How many seeds the cells really have."""
+    """The number of seeds that have cells."""
     return len({cell.seed for cell in results.cells}) or 1
 
 
@@ -179,8 +179,7 @@ def _count(results: Results, language: str) -> str:
 
 
 def differences(results: Results) -> tuple[Difference, ...]:
-    """Every method minus Eng-FT in every language, and on their mean, where the items were compared; the headline's
-    method first."""
+    """Every compared method minus Eng-FT, in every language and on their mean; the headline's method first."""
     first, columns = subject(results), [MEAN, *languages(results)]
     methods = {method.name: index for index, method in enumerate(sorted(results.methods, key=lambda m: m != first))}
     oracles = {method.name for method in results.methods if method.oracle}
@@ -192,7 +191,7 @@ def differences(results: Results) -> tuple[Difference, ...]:
 
 def _difference(results: Results, row: PooledComparison) -> Difference:
     method = results.method(row.method)
-    assert method is not None  # results are checked: every method is listed
+    assert method is not None  # checked results list every method
     sign = 0 if row.adjusted >= pooling.ALPHA else 1 if row.difference > 0 else -1
     return Difference(
         method, row.against, row.language, row.difference, row.interval, row.sd, row.p, row.adjusted, sign
@@ -200,7 +199,7 @@ def _difference(results: Results, row: PooledComparison) -> Difference:
 
 
 def subject(results: Results) -> Method | None:
-    """The method that the headline is about: AdaMergeX where it is there, else the best other mean."""
+    """The method of the headline: AdaMergeX if present, else the one with the best mean."""
     methods = [method for method in results.methods if not method.oracle]
     ours = [method for method in methods if method.name.startswith("adamergex")]
     exact = [method for method in ours if method.name == "adamergex"]
@@ -212,13 +211,13 @@ def subject(results: Results) -> Method | None:
 
 
 def headline(results: Results) -> str:
-    """One sentence that says what the numbers show, and no more."""
+    """One sentence that summarises the comparison with Eng-FT."""
     method, baseline = subject(results), results.method(BASELINE)
     if method is None:
         return "Nothing was measured."
-    own = [item for item in differences(results) if item.method == method]
-    compared = [item for item in own if item.language in results.targets]
-    overall = next((item for item in own if item.language == MEAN), None)
+    of_method = [item for item in differences(results) if item.method == method]
+    compared = [item for item in of_method if item.language in results.targets]
+    overall = next((item for item in of_method if item.language == MEAN), None)
     if baseline is None or not compared:
         alone = mean(results, method.name)
         if alone is None:
@@ -258,7 +257,7 @@ def _compare(
 
 
 def _moved(moved: Sequence[Difference], compared: Sequence[Difference]) -> str:
-    """Where the difference is beyond noise, and to which side."""
+    """The languages whose difference is beyond noise, and its direction."""
     if len(compared) == 1:
         return "the difference is beyond noise"
     sides = {item.sign for item in moved}
@@ -280,7 +279,7 @@ def _languages(count: int) -> str:
 
 
 def _same(results: Results, method: Method) -> str:
-    """Says so when λ = 0 was chosen: the merged adapter is then Eng-FT itself."""
+    """A note for a chosen λ = 0, where the merged adapter is Eng-FT itself."""
     chosen = [item.chosen for item in results.tuning if item.method == method.name]
     if chosen and not any(chosen):
         return " Tuning chose λ = 0, which is Eng-FT itself."
@@ -288,6 +287,6 @@ def _same(results: Results, method: Method) -> str:
 
 
 def weight_heading(results: Results) -> str:
-    """What λ was searched on, as a heading."""
+    """The heading of the search for λ."""
     several = any(item.languages for item in results.tuning)
     return f"The weight λ on {'other' if several else 'the proxy'} language{'s' if several else ''}"

@@ -12,8 +12,8 @@ Number = int | float
 
 def element(name: str, content: str = "", /, **attributes: Number | str | None) -> str:
     """One element; ``class_`` and ``text_anchor`` become ``class`` and ``text-anchor``. The content is markup."""
-    given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
-    words = "".join(f' {key}="{_value(value)}"' for key, value in given.items())
+    named = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
+    words = "".join(f' {key}="{_value(value)}"' for key, value in named.items())
     return f"<{name}{words}>{content}</{name}>"
 
 
@@ -28,7 +28,7 @@ def line(x1: Number, y1: Number, x2: Number, y2: Number, class_: str) -> str:
 
 
 def tooltip(words: str) -> str:
-    """What a browser shows over the enclosing element."""
+    """The tooltip of the enclosing element."""
     return element("title", escape(words))
 
 
@@ -43,12 +43,12 @@ def picture(key: str, size: tuple[Number, Number], title: str, description: str,
 
 
 def escape(words: str) -> str:
-    """Text as markup, without controls."""
+    """Text as markup, without control characters."""
     return escape_html(printable(words, len(words)))
 
 
 def shorten(words: str, characters: int) -> str:
-    """The words, cut with an ellipsis where they are longer."""
+    """The words, cut with an ellipsis if longer than ``characters``."""
     return words if len(words) <= characters else words[: characters - 1].rstrip() + "…"
 
 

@@ -1,7 +1,7 @@
-"""Results as files for other programs: one CSV line per cell and per summary, and the score table in LaTeX.
+"""Results for other programs: one CSV line per cell and per summary, and the score table in LaTeX.
 
-A text cell that a spreadsheet would take for a formula (it begins with = + - @ or a tab or return) begins with an
-apostrophe in CSV files; numbers stay numbers. Controls are escaped everywhere.
+In CSV files, a text cell that a spreadsheet would evaluate (it begins with = + - @ or a tab or return) gets a leading
+apostrophe; numbers stay numbers. Control characters are escaped everywhere.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SUMMARY_COLUMNS = (
 
 
 def scores_csv(runs: Sequence[Results]) -> str:
-    """Every cell with all its digits, one a line; empty where there is no value."""
+    """One line per cell, with all digits; missing values are empty."""
     lines: list[Sequence[object]] = []
     for results in runs:
         methods = {method.name: method for method in results.methods}
@@ -55,22 +55,30 @@ def summary_csv(runs: Sequence[Results]) -> str:
         for row in table.rows:
             for language, item in zip((*table.languages, MEAN), (*row.scores, row.mean), strict=True):
                 if item is not None and (isinstance(item, Score) or item.complete):
-                    found = compared.get((row.method.name, language))
-                    lines.append(_summary_line(results, row.method, language, item, found))
+                    difference = compared.get((row.method.name, language))
+                    lines.append(_summary_line(results, row.method, language, item, difference))
     return _csv(SUMMARY_COLUMNS, lines)
 
 
 def _summary_line(
-    results: Results, method: Method, language: str, item: Score | Mean, found: Difference | None
+    results: Results, method: Method, language: str, item: Score | Mean, difference: Difference | None
 ) -> Sequence[object]:
     seeds = len({cell.seed for cell in results.cells if cell.method == method.name})
-    own = (item.seeds if isinstance(item, Score) else seeds, results.metric, item.mean, item.sd)
+    measured = (item.seeds if isinstance(item, Score) else seeds, results.metric, item.mean, item.sd)
     against: tuple[object, ...] = (None,) * 8
-    if found is not None:
-        beyond = "yes" if found.sign else "no"
-        against = (found.against, found.mean, found.sd, *found.interval, found.p, found.adjusted, beyond)
+    if difference is not None:
+        beyond = "yes" if difference.sign else "no"
+        against = (
+            difference.against,
+            difference.mean,
+            difference.sd,
+            *difference.interval,
+            difference.p,
+            difference.adjusted,
+            beyond,
+        )
     named = (results.title, method.name, method.label, method.space, language)
-    return (*named, *own, *(item.interval or (None, None)), *against)
+    return (*named, *measured, *(item.interval or (None, None)), *against)
 
 
 def _csv(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
@@ -82,7 +90,7 @@ def _csv(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
 
 
 def cell_text(value: object) -> object:
-    """What a CSV cell holds: numbers as they are, text that a spreadsheet would calculate behind an apostrophe."""
+    """The content of a CSV cell: numbers unchanged, an apostrophe before text that a spreadsheet would evaluate."""
     if not isinstance(value, str):
         return value
     formula = value[:1] in ("\t", "\r") or value.lstrip()[:1] in tuple("=+-@＝＋－＠")
@@ -98,23 +106,23 @@ def _numeric(words: str) -> bool:
 
 
 def scores_latex(runs: Sequence[Results]) -> str:
-    """The score table of every run, and of several the table of methods × tasks first, each as a ``tabular`` (needs
-    the package booktabs)."""
+    """The score table of every run, after a table of methods × tasks for several runs; each as a ``tabular`` (needs the
+    package booktabs)."""
     return "\n".join([*([_overview_latex(runs)] if len(runs) > 1 else []), *map(_run_latex, runs)])
 
 
 def _overview_latex(runs: Sequence[Results]) -> str:
-    shown = overview(runs)
+    table = overview(runs)
     lines = [
-        f"% {_comment(shown.caption)} Needs \\usepackage{{booktabs}}.",
+        f"% {_comment(table.caption)} Needs \\usepackage{{booktabs}}.",
         rf"\begin{{tabular}}{{l{'r' * len(runs)}}}",
         r"\toprule",
-        " & ".join(["Method", *map(latex, shown.columns)]) + r" \\",
+        " & ".join(["Method", *map(latex, table.columns)]) + r" \\",
         r"\midrule",
     ]
-    for method, means in shown.rows:
+    for method, means in table.rows:
         values = [
-            _value(item.mean, (method.name, index) in shown.best) if item and item.complete else "--"
+            _value(item.mean, (method.name, index) in table.best) if item and item.complete else "--"
             for index, item in enumerate(means)
         ]
         lines.append(" & ".join([_first(method.label), *values]) + r" \\")
@@ -162,7 +170,7 @@ def _dash(count: str) -> str:
 
 
 def _first(words: str) -> str:
-    """The first cell of a row: after the line end of the row above, LaTeX would take [ and * for its own."""
+    """The first cell of a row; LaTeX would read a leading [ or * as an argument of the row end before it."""
     return ("{}" if words.lstrip()[:1] in ("[", "*") else "") + latex(words)
 
 
@@ -179,6 +187,6 @@ _LATEX = {
 
 
 def latex(words: str) -> str:
-    """Text for LaTeX: its special characters escaped, the signs that reports use as mathematics."""
+    """Text for LaTeX: special characters escaped, the reports' symbols as mathematics."""
     words = printable(words, len(words))
     return "".join(_LATEX.get(character, character) for character in words)

@@ -1,19 +1,19 @@
-"""What the page shows of one table of results: tables, pictures and the words beside them."""
+"""The view of one table of results for the page: tables, pictures and their captions."""
 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
-from adamergex.report import charts, matrices, pictures, ways
-from adamergex.report.evidence import Behind, Evidence
+from adamergex.report import charts, matrices, pictures, weight_losses
+from adamergex.report.evidence import CellEvidence, Evidence
 from adamergex.report.numbers import ADJUSTED, by_chance, small_print, spread_print
 from adamergex.report.results import Method, Results, Tuning
 from adamergex.report.summary import MEAN, ScoreTable, differences, headline, languages, score_table, weight_heading
 
 
 def run_view(results: Results, evidence: Evidence, prefix: str = "") -> dict[str, object]:
-    """Everything that ``run.html.j2`` names. ``prefix`` stands before every id, so that several tables share a page."""
+    """The variables of ``run.html.j2``. ``prefix`` begins every id, so that several tables can share a page."""
     table = score_table(results)
     return {
         "p": prefix,
@@ -38,7 +38,7 @@ def run_view(results: Results, evidence: Evidence, prefix: str = "") -> dict[str
 
 
 def _places(results: Results, prefix: str) -> dict[tuple[str, str], str]:
-    """(method, language) -> the id of what is behind the cell."""
+    """(method, language) -> the id of the cell's evidence."""
     columns = languages(results)
     return {
         (method.name, language): f"{prefix}cell-{row}-{column}"
@@ -47,26 +47,26 @@ def _places(results: Results, prefix: str) -> dict[tuple[str, str], str]:
     }
 
 
-def _behind(results: Results, evidence: Evidence) -> list[tuple[Method, list[tuple[str, list[Behind]]]]]:
-    """Method -> language -> its seeds' cells with their evidence."""
+def _behind(results: Results, evidence: Evidence) -> list[tuple[Method, list[tuple[str, list[CellEvidence]]]]]:
+    """(method, [(language, evidence of its seeds' cells)]), without empty entries."""
     columns = languages(results)
-    found = []
+    by_method = []
     for method in results.methods:
-        own = [item for item in evidence.behind if item.cell.method == method.name]
-        cells = [(language, [item for item in own if item.cell.language == language]) for language in columns]
-        found.append((method, [(language, items) for language, items in cells if items]))
-    return [(method, cells) for method, cells in found if cells]
+        of_method = [item for item in evidence.behind if item.cell.method == method.name]
+        cells = [(language, [item for item in of_method if item.cell.language == language]) for language in columns]
+        by_method.append((method, [(language, items) for language, items in cells if items]))
+    return [(method, cells) for method, cells in by_method if cells]
 
 
 def _pictures(results: Results, evidence: Evidence, table: ScoreTable, prefix: str) -> dict[str, object]:
-    """What the template shows of each picture: SVG, which is markup, and the words beside it."""
+    """The pictures for the template: SVG markup and captions."""
     compared = differences(results)
     limits = charts.difference_range(compared)
     curves = _curves(results)
     merge, family = pictures.picked_merge(results), pictures.picked_family(results)
     merged = results.method(merge.method) if merge else None
     title = f"Change of each module: {merged.title if merged else merge.method}, {merge.language}" if merge else ""
-    alike = evidence.similarity
+    similarity = evidence.similarity
     owner = results.method(family.cell.method) if family else None
     return {
         "bars": charts.bar_panels(table, prefix) if results.cells else [],
@@ -81,10 +81,10 @@ def _pictures(results: Results, evidence: Evidence, table: ScoreTable, prefix: s
         ],
         "weight_heading": weight_heading(results),
         "ways": [
-            (ways.ways_picture(f"{prefix}ways-{index}", method, groups), ways.caption(groups))
-            for index, (method, groups) in enumerate(ways.compared(results))
+            (weight_losses.losses_picture(f"{prefix}ways-{index}", method, groups), weight_losses.caption(groups))
+            for index, (method, groups) in enumerate(weight_losses.compared(results))
         ],
-        "ways_about": ways.ABOUT,
+        "ways_about": weight_losses.ABOUT,
         "family": family,
         "merge": merge,
         "merge_title": title,
@@ -93,9 +93,9 @@ def _pictures(results: Results, evidence: Evidence, table: ScoreTable, prefix: s
         if family and owner
         else "",
         "spread": matrices.seed_spread(f"{prefix}seeds-picture", results) if table.seeds > 1 else "",
-        "alike": matrices.similarity_matrix(f"{prefix}alike-picture", alike) if alike else "",
-        "alike_caption": matrices.similarity_caption(alike) if alike else "",
-        "alike_rule": alike.rule if alike else "",
+        "alike": matrices.similarity_matrix(f"{prefix}alike-picture", similarity) if similarity else "",
+        "alike_caption": matrices.similarity_caption(similarity) if similarity else "",
+        "alike_rule": similarity.rule if similarity else "",
     }
 
 
@@ -110,19 +110,19 @@ def _curves(results: Results) -> list[tuple[Method, list[Tuning]]]:
 
 
 def link(path: str | None) -> str | None:
-    """A path as a link from the report's folder; None where it is absolute or leads nowhere a browser should go."""
+    """A path as a relative link from the report's folder; None for an absolute or unsafe path."""
     if not path or PurePosixPath(path).is_absolute() or path.startswith(("\\", "//")):
         return None
     return "./" + quote(path, safe="/")
 
 
 def unbroken(words: str) -> str:
-    """No line ends between a number and its sign."""
+    """The words with no-break spaces around signs, so that no line breaks between a number and its sign."""
     return words.replace(" %", "\N{NO-BREAK SPACE}%").replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
 
 
 def size(count: int) -> str:
-    """Bytes for people."""
+    """A human-readable number of bytes."""
     value, units = float(count), ["B", "kB", "MB", "GB"]
     while value >= 1000 and len(units) > 1:
         value, units = value / 1000, units[1:]
@@ -130,7 +130,7 @@ def size(count: int) -> str:
 
 
 def time(seconds: float) -> str:
-    """Seconds for people."""
+    """A human-readable duration."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

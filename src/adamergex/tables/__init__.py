@@ -1,1 +1,1 @@
-"""Whole tables of results: plans, transfer, studies."""
+"""Tables of results: plans, transfer, studies."""

@@ -1,4 +1,4 @@
-"""The demo: shipped corpus, backbone and language vectors through the same path as any user's settings."""
+"""The demo: the shipped corpus, backbone and language vectors, run like any user's settings."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def demo(
 ) -> str:
     """Train on English and evaluate in other languages; returns the tables as text.
 
-    ``base``: one of ``BASES``; default: the first that is installed. On e5-small a second table adds a language vector,
-    and a third follows where the environment's ADAMERGEX_DATA names a folder with SIB-200.
+    ``base``: one of ``BASES``; default: the first that is installed. On e5-small a second table adds a language vector;
+    a third uses SIB-200 if the environment variable ADAMERGEX_DATA names a folder with it.
 
     Raises: ModelError: the base is not installed.
     """
@@ -43,8 +43,8 @@ def _first_at_hand(say: Callable[[str], None]) -> str:
 
 
 def _tables(base: str, output: Path) -> list[TransferConfig]:
-    """The settings of the tables, which share a store: what two of them train alike is trained once."""
-    found, data = [], _data()
+    """The settings of the tables; they share a store, so that common adapters are trained once."""
+    tables, data = [], _data()
     for name in ("", "-swahili", SIB200):
         path = CORPUS / f"{base}{name}.yaml"
         if not path.is_file() or (name == SIB200 and data is None):
@@ -53,11 +53,11 @@ def _tables(base: str, output: Path) -> list[TransferConfig]:
         config = load(path).model_copy(update=more)
         if name == SIB200:
             config = config.model_copy(update={"task": config.task.model_copy(update={"data": str(data)})})
-        found.append(config)
-    return found
+        tables.append(config)
+    return tables
 
 
 def _data() -> Path | None:
-    """The data folder that the environment names, where it has SIB-200."""
+    """The data folder named by the environment, if it has SIB-200."""
     named = os.environ.get(DATA)
     return Path(named).absolute() if named and Path(named, "sib200").is_dir() else None

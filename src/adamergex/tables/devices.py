@@ -1,4 +1,4 @@
-"""How fast a named device computes, for estimates."""
+"""Speeds of named devices, for estimates."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 
 class Device(NamedTuple):
-    """Peak: FLOP/s of dense bf16 matrix products (CPU: fp32), from the maker's data sheet. Share: what is reached.
+    """Peak: FLOP/s of dense bf16 matrix products (CPU: fp32), from the data sheet. Share: the part reached in practice.
 
-    0.35 of the peak is what well-filled batches of models of 1B parameters and more reach in practice (PaLM,
-    2204.02311, Table 3, reports 0.21 to 0.46). Small models reach far less: give measured tokens a second instead.
+    Full batches of models of 1B parameters and more reach about 0.35 of the peak (PaLM, 2204.02311, Table 3, reports
+    0.21 to 0.46). Small models reach far less: give measured tokens per second instead.
     """
 
     peak: float

@@ -1,4 +1,4 @@
-"""Settings -> steps: what must be trained, tuned, merged and evaluated for a whole table."""
+"""Settings -> steps: everything to train, tune, merge and evaluate for a table."""
 
 from __future__ import annotations
 
@@ -34,38 +34,38 @@ if TYPE_CHECKING:
 
 
 def absolute(config: TransferConfig) -> TransferConfig:
-    """The settings with paths that no longer depend on the settings file's folder."""
+    """The settings with paths made absolute, independent of the settings file's folder."""
     folder = Path(config.folder)
     text = config.reference.text
-    placed: dict[str, object] = {"text": None if text is None else _placed(folder, text)}
+    paths: dict[str, object] = {"text": None if text is None else _absolute_rows(folder, text)}
     if isinstance(config.reference, TaskReference):
-        placed["task"] = config.reference.task.placed(folder)
+        paths["task"] = config.reference.task.placed(folder)
     if isinstance(config.reference, AlignmentReference) and config.reference.pivot is not None:
-        placed["pivot"] = _placed(folder, config.reference.pivot)
+        paths["pivot"] = _absolute_rows(folder, config.reference.pivot)
     if isinstance(config.reference, AdapterReference):
-        placed["adapters"] = pattern_of(config.reference.adapters, folder)
-    reference = config.reference.model_copy(update=placed)
-    base = _placed_base(folder, config.base)
+        paths["adapters"] = pattern_of(config.reference.adapters, folder)
+    reference = config.reference.model_copy(update=paths)
+    base = _absolute_base(folder, config.base)
     methods = tuple(str((folder / name).absolute()) if ":" in name else name for name in config.methods)
     update = {"task": config.task.placed(folder), "reference": reference, "base": base, "methods": methods}
     return config.model_copy(update=update)
 
 
 def train_job(config: LanguageTraining | TaskTraining) -> TrainJob:
-    """What a ``train`` file asks for. Raises: DataError for training rows with fewer than two labels."""
+    """The job of a ``train`` file. Raises: DataError for training rows with fewer than two labels."""
     folder = Path(config.folder)
     task: Task
     rows: AnyRows
     base_adapters: tuple[str, ...] = ()
     if isinstance(config, TaskTraining):
-        placed = config.task.placed(folder)
-        found = placed.rows("train")
-        assert found is not None  # every task is trained on something
-        rows, task = found, _task(placed, config.language)
-        optimisation = placed.optimisation.of(config.structure)
+        task_config = config.task.placed(folder)
+        train_rows = task_config.rows("train")
+        assert train_rows is not None  # every task has training rows
+        rows, task = train_rows, _task(task_config, config.language)
+        optimisation = task_config.optimisation.of(config.structure)
         base_adapters = tuple(str((folder / path).absolute()) for path in config.base_adapters)
     else:
-        rows, optimisation = _placed(folder, config.text), config.optimisation
+        rows, optimisation = _absolute_rows(folder, config.text), config.optimisation
         task = LanguageModeling(
             segment=config.segment,
             segments=config.segments,
@@ -73,7 +73,7 @@ def train_job(config: LanguageTraining | TaskTraining) -> TrainJob:
             objective=config.objective,
         )
     return TrainJob(
-        base=_placed_base(folder, config.base),
+        base=_absolute_base(folder, config.base),
         structure=config.structure,
         task=task,
         language=config.language,
@@ -85,14 +85,14 @@ def train_job(config: LanguageTraining | TaskTraining) -> TrainJob:
 
 
 def head_settings(config: MaskedLmHeadTraining) -> HeadSettings:
-    """What a ``train`` file of kind masked-lm-head asks for."""
+    """The settings of a ``train`` file of kind masked-lm-head."""
     from adamergex.training.masked_lm_head import HeadSettings
 
     folder, recovery = Path(config.folder), config.recovery
     return HeadSettings(
-        base=_placed_base(folder, config.base),
+        base=_absolute_base(folder, config.base),
         languages=config.languages,
-        text=_placed(folder, config.text),
+        text=_absolute_rows(folder, config.text),
         task=LanguageModeling(segment=config.segment, segments=config.segments, mask_rate=config.mask_rate),
         optimisation=config.optimisation,
         seed=config.seed,
@@ -100,16 +100,16 @@ def head_settings(config: MaskedLmHeadTraining) -> HeadSettings:
     )
 
 
-def _placed(folder: Path, rows: Rows) -> Rows:
+def _absolute_rows(folder: Path, rows: Rows) -> Rows:
     return rows if rows.path is None else rows.model_copy(update={"path": str((folder / rows.path).absolute())})
 
 
-def _placed_base(folder: Path, base: str) -> str:
+def _absolute_base(folder: Path, base: str) -> str:
     return str((folder / base).absolute()) if (folder / base).is_dir() else base
 
 
 def _task(config: CustomTask | BuiltinTask, language: str) -> Target:
-    """The task with its labels, or entity types, which may be those of the training rows in a language."""
+    """The task with its labels or entity types, inferred from the training rows in a language if not given."""
     from adamergex.tasks.kinds import kind_of
     from adamergex.tasks.rows import read, source
 
@@ -117,7 +117,7 @@ def _task(config: CustomTask | BuiltinTask, language: str) -> Target:
         return config.task(())
     rows, open_task = config.rows("train"), config.task(())
     open_labels = kind_of(open_task).labels
-    assert rows is not None and open_labels is not None  # every task is trained on something; the kind has labels
+    assert rows is not None and open_labels is not None  # every task has training rows; the kind has labels
     labels = open_labels.of(read(open_task, rows, language))
     if len(labels) < open_labels.needs:
         raise DataError(
@@ -130,9 +130,9 @@ def _task(config: CustomTask | BuiltinTask, language: str) -> Target:
 
 
 def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Facts:
-    """What the model and the data say: hash of the base, labels, how much text every language has.
+    """Facts from the model and the data: hash of the base, labels, number of segments of every language.
 
-    ``languages``: those whose references are compared; default: the table's own.
+    ``languages``: those whose references are compared; default: the table's.
     """
     from adamergex.backbones.base_files import base_sha256
     from adamergex.data.reader import content_hash
@@ -141,29 +141,29 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
     from adamergex.tasks.rows import read, source
 
     task = _task(config.task, config.source)
-    for method in config.methods:  # before anything is trained
+    for method in config.methods:  # fail before training starts
         asks, bare = recipe(method).asks, sketched(config, method, config.targets[0])[1] is None
-        found = running.model_kind(task if asks is None else asks(task, config.source), config.base, bare=bare)
-        if asks is not None and found not in ("causal-lm", "sequence-to-sequence"):
+        kind = running.model_kind(task if asks is None else asks(task, config.source), config.base, bare=bare)
+        if asks is not None and kind not in ("causal-lm", "sequence-to-sequence"):
             raise ConfigError(
                 f"{method} is a prompt, which needs a generating model",
                 where="methods",
-                found=f"{config.base}, a {found} model",
+                found=f"{config.base}, a {kind} model",
                 expected="a decoder or an encoder-decoder",
-                fix=f"leave out {method}, or choose another base",
+                fix=f"omit {method}, or choose another base",
             )
     labelled = config.reference.task if isinstance(config.reference, TaskReference) else None
     reference = _task(labelled, config.source) if labelled and needs_references(config) else None
     known: dict[str, str] = {}
 
     def content(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> str:
-        place = f"{task.model_dump_json()} {language} {labelled} {rows.model_dump_json()}"
-        if place not in known:
-            found = read(task, rows, language, labelled)
+        key = f"{task.model_dump_json()} {language} {labelled} {rows.model_dump_json()}"
+        if key not in known:
+            read_rows = read(task, rows, language, labelled)
             if labelled:
-                kind_of(task).check_rows(task, found, source(rows, language))
-            known[place] = content_hash(found)
-        return known[place]
+                kind_of(task).check_rows(task, read_rows, source(rows, language))
+            known[key] = content_hash(read_rows)
+        return known[key]
 
     segments, sha256 = _segments(config, languages), base_sha256(config.base)
     return Facts(
@@ -173,7 +173,7 @@ def facts(config: TransferConfig, languages: Iterable[str] | None = None) -> Fac
 
 
 def _given(config: TransferConfig, base_sha256: str) -> Callable[[str], GivenAdapter] | None:
-    """What checks the given reference of a language, each once."""
+    """A function that reads and checks the given reference adapter of a language, each once."""
     reference = config.reference
     if not isinstance(reference, AdapterReference):
         return None
@@ -192,7 +192,7 @@ def languages_of(config: TransferConfig) -> tuple[str, ...]:
 
 
 def _segments(config: TransferConfig, languages: Iterable[str] | None) -> int | None:
-    """As many segments as the language with the least text has: the reference task must be the same everywhere."""
+    """The number of segments of the language with the least text: the reference task must be equal in all languages."""
     if not isinstance(config.reference, TextReference):
         return None
     if config.reference.segments is not None or not needs_references(config):
@@ -201,12 +201,11 @@ def _segments(config: TransferConfig, languages: Iterable[str] | None) -> int | 
     from adamergex.tasks.language_modeling import count_segments
     from adamergex.tasks.rows import read
 
-    pieces, masked = tokenizer(config.base), family(load_config(config.base)) != "decoder"
-    chosen = dict.fromkeys(languages or languages_of(config))
-    text = config.reference.text
-    texts = {language: [str(row["text"]) for row in read(LanguageModeling(), text, language)] for language in chosen}
-    segment = config.reference.segment
-    counts = {name: count_segments(own, pieces, segment, masked=masked) for name, own in texts.items()}
+    base_tokenizer, masked = tokenizer(config.base), family(load_config(config.base)) != "decoder"
+    text, segment, counts = config.reference.text, config.reference.segment, dict[str, int]()
+    for language in dict.fromkeys(languages or languages_of(config)):
+        texts = [str(row["text"]) for row in read(LanguageModeling(), text, language)]
+        counts[language] = count_segments(texts, base_tokenizer, segment, masked=masked)
     if min(counts.values()) < 1:
         raise DataError(
             "too little text for one segment",
@@ -218,7 +217,7 @@ def _segments(config: TransferConfig, languages: Iterable[str] | None) -> int | 
 
 
 def searched_on(search: Step, cell: Cell) -> str:
-    """The languages that a cell's search of λ looks at."""
+    """The languages that a cell's search for λ uses."""
     if isinstance(search.job, TuneJob):
         return search.job.evaluate.language
     if cell.config.merge.leave_one_out:
@@ -226,14 +225,14 @@ def searched_on(search: Step, cell: Cell) -> str:
     return ", ".join(search.inputs)
 
 
-Place = tuple[str, str, int]
+CellKey = tuple[str, str, int]
 """Method, target language, seed."""
 
 
 class Plan:
-    """The steps of a whole table: an evaluation for every method, language and seed, and the searches of λ.
+    """The steps of a table: an evaluation for every method, language and seed, and the searches for λ.
 
-    With ``merge.oracle`` every cell whose λ can be chosen has another beside it, of the method's name and ``ORACLE``.
+    With ``merge.oracle`` every cell with a λ gets an oracle cell, named by the method and ``ORACLE``.
     """
 
     def __init__(self, config: TransferConfig, known: Facts) -> None:
@@ -241,42 +240,42 @@ class Plan:
             with_settings(rule_for(rule, config.structure.kind), settings)
         self.config = config
         self.metric = known.task.metric
-        self.adapters: dict[Place, Stack] = {}
-        self.evaluations: dict[Place, Step] = {}
-        self.tunings: dict[Place, Step] = {}  # by method, what is searched on, seed
-        self.oracles: dict[Place, Step] = {}  # searches on the cell's own test set
-        self.ways: dict[Place, dict[str, Step]] = {}  # of cells with an oracle: way -> search
+        self.adapters: dict[CellKey, Stack] = {}
+        self.evaluations: dict[CellKey, Step] = {}
+        self.tunings: dict[CellKey, Step] = {}  # by method, languages of the search, seed
+        self.oracles: dict[CellKey, Step] = {}  # searches on the cell's own test set
+        self.searches_by_way: dict[CellKey, dict[str, Step]] = {}  # cells with an oracle: way -> search
         for seed in config.seeds:
             for method in config.methods:
                 for language in config.targets:
                     self._add(method, Cell(config, known, language, seed))
 
     def _add(self, method: str, cell: Cell) -> None:
-        name, way = method_name(method), recipe(method)
-        place = (name, cell.target, cell.seed)
-        stack = cell.adapter(way.build)
-        self.adapters[place] = stack
-        self.evaluations[place] = cell.evaluate(stack, cell.target, way.asks)
+        name, method_recipe = method_name(method), recipe(method)
+        key = (name, cell.target, cell.seed)
+        stack = cell.adapter(method_recipe.build)
+        self.adapters[key] = stack
+        self.evaluations[key] = cell.evaluate(stack, cell.target, method_recipe.asks)
         if stack and "weight" in stack[-1].inputs:
             search = stack[-1].inputs["weight"]
             self.tunings[name, searched_on(search, cell), cell.seed] = search
         if cell.config.merge.oracle:
-            self._add_oracle(place, cell, way)
+            self._add_oracle(key, cell, method_recipe)
 
-    def _add_oracle(self, place: Place, cell: Cell, way: Recipe) -> None:
-        bound = cell.oracle(way.build)
-        if bound is None:
+    def _add_oracle(self, key: CellKey, cell: Cell, method_recipe: Recipe) -> None:
+        oracle = cell.oracle(method_recipe.build)
+        if oracle is None:
             return
-        name, language, seed = place
-        self.adapters[name + ORACLE, language, seed] = (bound,)
-        self.evaluations[name + ORACLE, language, seed] = cell.evaluate((bound,), language, way.asks)
-        self.oracles[place] = bound.inputs["weight"]
-        settings, (stack, *_) = cell.config.merge, self.adapters[place]
-        own = {} if "weight" not in stack.inputs else {
-            "entropy" if settings.weight == "entropy" else "leave_one_out" if settings.leave_one_out else "proxy":
-            stack.inputs["weight"]
-        }  # fmt: skip
-        self.ways[place] = own | cell.compared(way.build)
+        name, language, seed = key
+        self.adapters[name + ORACLE, language, seed] = (oracle,)
+        self.evaluations[name + ORACLE, language, seed] = cell.evaluate((oracle,), language, method_recipe.asks)
+        self.oracles[key] = oracle.inputs["weight"]
+        settings, (merge, *_) = cell.config.merge, self.adapters[key]
+        searches = {}
+        if "weight" in merge.inputs:
+            way = "entropy" if settings.weight == "entropy" else "leave_one_out" if settings.leave_one_out else "proxy"
+            searches[way] = merge.inputs["weight"]
+        self.searches_by_way[key] = searches | cell.compared(method_recipe.build)
 
     @property
     def wanted(self) -> list[Step]:
@@ -285,23 +284,23 @@ class Plan:
 
     @property
     def searches(self) -> list[Step]:
-        """All searches of λ, those of single languages before the choices that are made from them."""
-        compared = (step for ways in self.ways.values() for step in ways.values())
-        found = [*self.tunings.values(), *self.oracles.values(), *compared]
-        inner = (one for step in found if step.kind == "choose" for one in step.inputs.values())
-        return list(dict.fromkeys((*inner, *found)))
+        """All searches for λ; searches on single languages before the choices made from them."""
+        compared = (step for searches in self.searches_by_way.values() for step in searches.values())
+        searches = [*self.tunings.values(), *self.oracles.values(), *compared]
+        inner = (search for step in searches if step.kind == "choose" for search in step.inputs.values())
+        return list(dict.fromkeys((*inner, *searches)))
 
     @property
     def trainings(self) -> list[Step]:
-        found: dict[str, Step] = {}
+        trainings: dict[str, Step] = {}
 
         def visit(step: Step) -> None:
             if step.kind == "train":
-                found[step.key] = step
-            for other in step.inputs.values():
-                visit(other)
+                trainings[step.key] = step
+            for parent in step.inputs.values():
+                visit(parent)
 
         for stack in (*self.adapters.values(), tuple(self.searches)):
             for step in stack:
                 visit(step)
-        return list(found.values())
+        return list(trainings.values())

@@ -1,4 +1,4 @@
-"""What ``adamergex study`` does: plan, engine, and results and report of every table."""
+"""``adamergex study``: plan, engine, and results and report of every table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from adamergex.report.runs import StepCounts, StudyRecord, TableRecord
 from adamergex.tables.actions import ACTIONS, backbone_group
 from adamergex.tables.devices import DEVICES
 from adamergex.tables.estimate import estimate
-from adamergex.tables.plan import Plan
 from adamergex.tables.study_plan import StudyPlan
 from adamergex.tables.transfer import environment, summary, write_table
 
@@ -28,9 +27,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Engine:
-    """Where the steps run: local, ray, or an installed package's engine.
+    """The engine that runs the steps: local, ray, or an installed package's engine.
 
-    ``workers``: processes, or Ray workers; default: one per GPU, else one (Ray: what fits).
+    ``workers``: processes, or Ray workers; default: one per GPU, else one (Ray: as many as fit).
     Raises: ConfigError: there is no such engine."""
 
     name: str = "local"
@@ -51,16 +50,17 @@ def run_study(
     command: str | None = None,
     actions: Mapping[str, Action] | None = None,
 ) -> StudyRecord:
-    """Do what the store lacks of all tables; write results and report of each to ``OUTPUT/<table>/``, and study.json.
+    """Run the missing steps of all tables; write each table's results and report to ``OUTPUT/<table>/``, and
+    study.json.
 
-    ``force``: a kind or (a part of) a label; these steps, and what needs them, are done again. Tables whose steps are
-    all there are written even when others failed.
+    ``force``: a kind, or (part of) a label; these steps, and those that depend on them, run again. Complete tables are
+    written even if other steps fail.
 
     Returns:
-        What stands in study.json: title, tables, failures, environment.
+        The content of study.json: title, tables, failures, environment.
 
     Raises:
-        StepsFailedError: some steps failed; what did not depend on them is done and written.
+        StepsFailedError: some steps failed; all steps that do not depend on them are done and written.
     """
     run = engine_named(engine.name).run
     plan, store, output = StudyPlan(study), Store(Path(study.store)), Path(study.output)
@@ -133,44 +133,40 @@ def _record_of(plan: StudyPlan, store: Store, reused: set[str], seconds: float, 
 
 
 def study_of(settings: str | Path | Mapping[str, object], *, engine: Engine = Engine()) -> StudyRecord:
-    """Run a study from a settings file or a mapping of the same shape; what stands in study.json. See ``run_study``.
+    """Run a study from a settings file or an equivalent mapping; returns the content of study.json. See ``run_study``.
 
-    Raises: ConfigError: the settings have problems; all are named at once.
+    Raises: ConfigError: invalid settings; lists all problems.
     """
-    wanted = parse_study(settings) if isinstance(settings, Mapping) else load_study(Path(settings))
-    return run_study(wanted, engine=engine)
+    study = parse_study(settings) if isinstance(settings, Mapping) else load_study(Path(settings))
+    return run_study(study, engine=engine)
 
 
 def dry_run(study: Study, *, device: str = "h200", workers: int = 1, tokens_per_second: float | None = None) -> str:
     """The plan as text: steps by kind, how many are in the store, tokens, FLOPs and hours on ``workers`` devices.
 
-    Nothing is downloaded or run; what is not on this machine is assumed, and named. Raises: ConfigError.
+    Downloads and runs nothing; anything missing on this machine is assumed and listed. Raises: ConfigError.
     """
     plan, store = StudyPlan(study, assume=True), Store(Path(study.store))
-    found = estimate(plan.steps, store, study.assumed)
-    speed = found.speed(device, tokens_per_second) * workers
+    costs = estimate(plan.steps, store, study.assumed)
+    speed = costs.speed(device, tokens_per_second) * workers
     lines = [
-        f"{study.title}: {len(plan.tables)} tables, {sum(map(_cells, plan.tables.values()))} cells",
+        f"{study.title}: {len(plan.tables)} tables, {sum(len(p.evaluations) for p in plan.tables.values())} cells",
         f"{'steps':10s}{'all':>8s}{'in store':>10s}{'to do':>8s}{'tokens':>10s}{'FLOPs':>10s}{'hours':>10s}",
     ]
-    for kind, cost in sorted(found.kinds.items()):
+    for kind, cost in sorted(costs.kinds.items()):
         counts = f"{cost.steps:8d}{cost.present:10d}{cost.steps - cost.present:8d}"
-        lines.append(f"{kind:10s}{counts}{_works(cost.tokens, cost.flops, cost.flops / speed / 3600)}")
-    costs = found.kinds.values()
-    steps, present = sum(cost.steps for cost in costs), sum(cost.present for cost in costs)
+        lines.append(f"{kind:10s}{counts}{_cost_columns(cost.tokens, cost.flops, cost.flops / speed / 3600)}")
+    by_kind = costs.kinds.values()
+    steps, present = sum(cost.steps for cost in by_kind), sum(cost.present for cost in by_kind)
     total = f"{steps:8d}{present:10d}{steps - present:8d}"
-    lines.append(f"{'together':10s}{total}{_works(found.tokens, found.flops, found.hours(speed))}")
-    lines.append(f"on {workers} × {_speed(device, found.speed(device, tokens_per_second), tokens_per_second)}")
+    lines.append(f"{'together':10s}{total}{_cost_columns(costs.tokens, costs.flops, costs.hours(speed))}")
+    lines.append(f"on {workers} × {_speed(device, costs.speed(device, tokens_per_second), tokens_per_second)}")
     lines += _notes("assumed, because it is not on this machine: ", plan.notes)
-    lines += _notes("assumed: ", found.notes)
+    lines += _notes("assumed: ", costs.notes)
     return "\n".join(lines)
 
 
-def _cells(plan: Plan) -> int:
-    return len(plan.evaluations)
-
-
-def _works(tokens: float, flops: float, hours: float) -> str:
+def _cost_columns(tokens: float, flops: float, hours: float) -> str:
     return f"{tokens:10.2g}{flops:10.2g}{hours:10.3g}"
 
 

@@ -1,4 +1,4 @@
-"""All tables of a study as steps over one store: what two tables need alike is one step."""
+"""All tables of a study as steps over one store; steps that several tables need are shared."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from adamergex.jobs.settings import AnyRows, Task
 from adamergex.methods.cell import Content, Facts
 from adamergex.methods.given import GivenAdapter
 from adamergex.tables.plan import Plan, absolute, facts, languages_of
-from adamergex.tables.sketch import assumed_adapter, assumed_facts, named, needs_references
+from adamergex.tables.sketch import assumed_adapter, assumed_facts, needs_references, placeholder_hash
 from adamergex.tasks.rows import source
 
 
 class StudyPlan:
     """The plans of a study's tables, and the steps of all of them.
 
-    References are cut to the same number of segments in all tables of one base and one text, so that each is trained
-    once. With ``assume`` what this machine lacks is assumed, and ``notes`` says so: such a plan is for counting alone.
+    References have the same number of segments in all tables with one base and one text, so that each is trained once.
+    With ``assume`` anything missing on this machine is assumed and listed in ``notes``; such a plan is for estimates.
     """
 
     def __init__(self, study: Study, *, assume: bool = False) -> None:
         self.study = study
-        self.absent: dict[str, list[str]] = {}  # what is not on this machine -> where it was asked for
+        self.absent: dict[str, list[str]] = {}  # what is not on this machine -> the tables or languages that need it
         tables = {name: absolute(config) for name, config in study.tables.items()}
         needing = {name: config for name, config in tables.items() if needs_references(config)}
         content: Content | None = None
@@ -47,7 +47,7 @@ class StudyPlan:
 
     @property
     def notes(self) -> list[str]:
-        """What is not on this machine, and which tables or languages asked for it."""
+        """What is not on this machine, and the tables or languages that need it."""
         return [f"{what} ({_some(names)})" for what, names in self.absent.items()]
 
     @property
@@ -56,7 +56,7 @@ class StudyPlan:
 
     @cached_property
     def steps(self) -> list[Step]:
-        """Every step of the study once, inputs first."""
+        """All steps of the study without duplicates, inputs first."""
         return in_order(self.wanted)
 
     def users(self, step: Step) -> list[str]:
@@ -68,15 +68,16 @@ class StudyPlan:
         return {name: {step.key for step in in_order(plan.wanted)} for name, plan in self.tables.items()}
 
     def matching(self, pattern: str) -> list[Step]:
-        """The steps whose kind is, or whose label matches or holds, the pattern (``*`` is all), and all that need them.
+        """The steps whose kind equals the pattern or whose label matches or contains it (``*``: all), and all steps
+        that depend on them.
 
         Raises:
             ConfigError: no step matches.
         """
         chosen: dict[str, Step] = {}
         for step in self.steps:
-            hit = pattern == step.kind or pattern in step.label or fnmatch.fnmatch(step.label, pattern)
-            if hit or any(other.key in chosen for other in step.inputs.values()):
+            matches = pattern == step.kind or pattern in step.label or fnmatch.fnmatch(step.label, pattern)
+            if matches or any(parent.key in chosen for parent in step.inputs.values()):
                 chosen[step.key] = step
         if not chosen:
             examples = "; ".join(f"{step.kind} ({step.label})" for step in self.steps[:3])
@@ -106,15 +107,15 @@ class StudyPlan:
         absent: dict[tuple[str, str], str] = {}
 
         def hashed(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> str:
-            place = rows.model_dump_json(), language
-            if place not in absent:
+            key = rows.model_dump_json(), language
+            if key not in absent:
                 try:
                     return content(task, rows, language, labelled)
                 except AdamergexError:
                     where = source(rows, language)
                     self.absent.setdefault(f"rows of {where}", []).append(language)
-                    absent[place] = named(place)
-            return absent[place]
+                    absent[key] = placeholder_hash(key)
+            return absent[key]
 
         return hashed
 
@@ -133,6 +134,6 @@ def _reference(config: TransferConfig) -> str:
 
 
 def _languages(tables: Iterable[TransferConfig], config: TransferConfig) -> list[str]:
-    """All languages that tables with this base and reference text need, of those that need references."""
-    alike = [other for other in tables if _reference(other) == _reference(config)]
-    return list(dict.fromkeys(language for other in alike or [config] for language in languages_of(other)))
+    """All languages that the tables with this base and reference text need."""
+    same = [table for table in tables if _reference(table) == _reference(config)]
+    return list(dict.fromkeys(language for table in same or [config] for language in languages_of(table)))

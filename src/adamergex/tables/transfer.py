@@ -1,4 +1,4 @@
-"""Plan -> engine -> results and report: what ``adamergex transfer`` does."""
+"""``adamergex transfer``: plan -> engine -> results and report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from adamergex.methods import recipe
 from adamergex.methods.cell import Stack
 from adamergex.report.results import (
     BASELINE,
-    Adapter,
     CellResult,
     Comparison,
     CurvePoint,
@@ -37,29 +36,30 @@ from adamergex.report.results import (
     Missing,
     ModuleChange,
     Results,
+    TrainedAdapter,
     Tuning,
 )
+from adamergex.report.results_file import as_dict, save
 from adamergex.report.results_file import parse as parse_results
-from adamergex.report.results_file import plain, save
 from adamergex.structures import kind_named
 from adamergex.tables.actions import ACTIONS, backbone_group
-from adamergex.tables.plan import Place, Plan, absolute, facts, head_settings, train_job
-from adamergex.tables.weight_ways import ORACLE_LABEL, compared_ways
+from adamergex.tables.plan import CellKey, Plan, absolute, facts, head_settings, train_job
+from adamergex.tables.weight_losses import ORACLE_LABEL, compared_choices
 from adamergex.training.processes import launched
 
-# What an adapter is stored in, and what a fine-tuning of the weights is.
+# The file of an adapter's tensors, or of the differences of a full fine-tuning.
 WEIGHTS = (TENSORS, DIFFERENCE)
 
 
 def transfer(config: TransferConfig, say: Callable[[str], None] = print, command: str | None = None) -> Results:
-    """Train what the store lacks, tune λ, merge, evaluate, and write the results and the report to ``config.output``.
+    """Train the missing adapters, tune λ, merge, evaluate, and write the results and the report to ``config.output``.
 
     Returns:
         The results, as in ``OUTPUT/results.json``.
 
     Raises:
-        AdamergexError: bad data, a model that does not load, adapters that do not fit; what was done is kept, and the
-            report shows the cells that are done beside those that are not.
+        AdamergexError: bad data, a model that does not load, incompatible adapters; finished steps are kept, and the
+            report shows the finished and the missing cells.
     """
     config = absolute(config)
     output = Path(config.output)
@@ -85,22 +85,22 @@ def transfer(config: TransferConfig, say: Callable[[str], None] = print, command
 
 
 def write_table(plan: Plan, store: Store, output: Path, reused: set[str], command: str | None = None) -> Results:
-    """Results and report of a plan, written to ``output``, of which at least one cell is done; returns the results.
+    """Write results and report of a plan with at least one finished cell to ``output``; returns the results.
 
-    The caller holds the output (see ``outputs.filled_directory``)."""
+    The caller locks the output (see ``outputs.filled_directory``)."""
     from adamergex.report import write_report
 
-    found = replace(collect(plan, store, output, reused), commands=(command,) if command else ())
-    save(found, output / "results.json")
-    results = parse_results(plain(found))  # what a store says is not trusted
+    collected = replace(collect_results(plan, store, output, reused), commands=(command,) if command else ())
+    save(collected, output / "results.json")
+    results = parse_results(as_dict(collected))  # the content of a store is not trusted
     write_report(results, output)
     return results
 
 
-def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> Results:
-    """The table's cells, λ curves and costs, read from the store; adapters and predictions copied to the output.
+def collect_results(plan: Plan, store: Store, output: Path, reused: set[str]) -> Results:
+    """The table's cells, λ curves and costs from the store; copies adapters and predictions to the output.
 
-    Cells whose steps are not all done stand under "missing", with the first step that is not."""
+    Unfinished cells are listed under "missing", with their first missing step."""
     from adamergex.evaluation import sample
 
     config = plan.config
@@ -123,7 +123,7 @@ def collect(plan: Plan, store: Store, output: Path, reused: set[str]) -> Results
         cells=cells,
         pooled=statistics.pooled(answers, config.targets),
         comparisons=statistics.comparisons(methods, config.targets, BASELINE),
-        weights=compared_ways(plan, store, cells),
+        weights=compared_choices(plan, store, cells),
         tuning=tuple(_tuning(store, *item) for item in plan.tunings.items() if store.has(item[1])),
         adapters=tuple(_adapter(store, step, output, step.key in reused) for step in plan.trainings if store.has(step)),
         merges=tuple(_merges(plan, store)),
@@ -141,23 +141,23 @@ def _missing(plan: Plan, store: Store) -> Iterable[Missing]:
 
 
 def _methods(config: TransferConfig, name: str, oracles: set[str]) -> list[Method]:
-    """The row of a method, and of its oracle where there is one."""
-    own = _method(config, name)
-    bound = own.name + ORACLE
+    """The row of a method, and of its oracle if it has one."""
+    method = _method(config, name)
+    oracle_name = method.name + ORACLE
     about = "The λ that is best on this very test set: what is lost by not knowing λ, no result of a method."
-    oracle = replace(own, name=bound, label=f"{own.label}, {ORACLE_LABEL}", about=about, oracle=True)
-    return [own, oracle] if bound in oracles else [own]
+    oracle = replace(method, name=oracle_name, label=f"{method.label}, {ORACLE_LABEL}", about=about, oracle=True)
+    return [method, oracle] if oracle_name in oracles else [method]
 
 
 def _method(config: TransferConfig, name: str) -> Method:
-    way = recipe(name)
+    method_recipe = recipe(name)
     spaces = {"adamergex": config.merge.space, "adamergex_delta": "delta"}
     space = spaces.get(name) if kind_named(config.structure.kind).low_rank else None
-    about = next(iter((way.build.__doc__ or "").strip().splitlines()), "")
-    return Method(method_name(name), way.label, space, about)
+    about = next(iter((method_recipe.build.__doc__ or "").strip().splitlines()), "")
+    return Method(method_name(name), method_recipe.label, space, about)
 
 
-def _cell(plan: Plan, store: Store, output: Path, cell: Place) -> CellResult:
+def _cell(plan: Plan, store: Store, output: Path, cell: CellKey) -> CellResult:
     from adamergex.evaluation import paired_difference
 
     method, language, seed = cell
@@ -173,7 +173,7 @@ def _cell(plan: Plan, store: Store, output: Path, cell: Place) -> CellResult:
         weight = (_lineage(merged).merge or {}).get("weight")
     if len(stack) > 1:
         parts = zip(("language", "task"), stack, strict=False)
-        _copy({place: store.path(adapter) for place, adapter in parts}, output / "adapters" / name)
+        _copy({part: store.path(adapter) for part, adapter in parts}, output / "adapters" / name)
     base = plan.evaluations.get((BASELINE, language, seed))
     against = None
     oracle = method.removesuffix(ORACLE) != method and (method.removesuffix(ORACLE), language, seed) in plan.oracles
@@ -200,22 +200,21 @@ def _relative(stack: Stack, store: Store, output: Path) -> str | None:
     return os.path.relpath(store.path(stack[-1]), output) if stack else None
 
 
-def _tuning(store: Store, place: Place, step: Step) -> Tuning:
-    found = read_search(store.path(step))
-    own = Tuning(*place, found.chosen, tuple(CurvePoint(**dict(point)) for point in found.curve))
-    if found.languages:  # chosen from the searches of several
-        return replace(own, languages=tuple(found.languages), best=found.best, error=found.error)
-    layers = None if found.layers is None else tuple(found.layers)
-    return replace(own, measure="entropy", layers=layers) if found.metric == "entropy" else own
+def _tuning(store: Store, key: CellKey, step: Step) -> Tuning:
+    search = read_search(store.path(step))
+    tuning = Tuning(*key, search.chosen, tuple(CurvePoint(**dict(point)) for point in search.curve))
+    if search.languages:  # chosen from the searches of several languages
+        return replace(tuning, languages=tuple(search.languages), best=search.best, error=search.error)
+    layers = None if search.layers is None else tuple(search.layers)
+    return replace(tuning, measure="entropy", layers=layers) if search.metric == "entropy" else tuning
 
 
-def _adapter(store: Store, step: Step, output: Path, reused: bool) -> Adapter:
+def _adapter(store: Store, step: Step, output: Path, reused: bool) -> TrainedAdapter:
     directory = store.path(step)
-    own, manifest = _lineage(directory), store.manifest(step)
+    manifest, training = store.manifest(step), _lineage(directory).settings.get("training", {})
     weights = next((path for name in WEIGHTS if (path := directory / name).is_file()), None)
-    training = own.settings.get("training", {})
     assert isinstance(step.job, TrainJob)
-    return Adapter(
+    return TrainedAdapter(
         name=step.label,
         language=step.job.language,
         task=step.job.task.kind,
@@ -240,23 +239,23 @@ def _merges(plan: Plan, store: Store) -> Iterable[Merge]:
 
 def _lineage(directory: Path) -> Lineage:
     """The lineage that a step wrote. Raises: AdapterFileError."""
-    found = lineage.read(directory)
-    if found is None or not isinstance(found.settings.get("training", {}), dict):
+    record = lineage.read(directory)
+    if record is None or not isinstance(record.settings.get("training", {}), dict):
         raise AdapterFileError(
             "a stored adapter has no lineage, or one without its training",
             where=directory,
-            fix="remove this folder and run the same command again: it is made again",
+            fix="remove this folder and run the same command again, which recreates it",
         )
-    return found
+    return record
 
 
 def environment() -> dict[str, str]:
-    """Versions of what computed the numbers."""
+    """Versions of Python, of the packages, and the machine."""
     return {"python": platform.python_version(), "machine": platform.machine(), **package_versions()}
 
 
 def _copy(origins: dict[str, Path], target: Path) -> None:
-    """Copy stored results to ``target``, each into its part of it; the old copy is there until the new one is whole."""
+    """Copy stored results to subfolders of ``target``; the old copy stays until the new one is complete."""
     with replaced_directory(target) as stage:
         for part, origin in origins.items():
             without = shutil.ignore_patterns(MANIFEST)
@@ -264,34 +263,34 @@ def _copy(origins: dict[str, Path], target: Path) -> None:
 
 
 def run_transfer(settings: str | Path | Mapping[str, object], output: str | Path | None = None) -> Results:
-    """Run a transfer from a settings file or a mapping of the same shape; see ``transfer``.
+    """Run a transfer from a settings file or an equivalent mapping; see ``transfer``.
 
     Raises:
-        ConfigError: the settings have problems; all are named at once.
+        ConfigError: invalid settings; lists all problems.
     """
     config = parse(settings) if isinstance(settings, Mapping) else load(Path(settings))
     return transfer(config.model_copy(update={"output": str(output)}) if output else config)
 
 
 def run_training(settings: str | Path | Mapping[str, object], output: str | Path | None = None) -> Path:
-    """Train one adapter from a ``train`` file or a mapping of the same shape; its directory. See ``train``.
+    """Train one adapter from a ``train`` file or an equivalent mapping; returns its directory. See ``train``.
 
     Raises:
-        ConfigError: the settings have problems; all are named at once.
+        ConfigError: invalid settings; lists all problems.
     """
     config = parse_training(settings) if isinstance(settings, Mapping) else load_training(Path(settings))
     return train(config, output)
 
 
 def train(config: Training, output: str | Path | None = None, progress: bool = False) -> Path:
-    """Train the adapter of a ``train`` file into ``output`` (default: the file's, relative to its folder); of kind
-    masked-lm-head: the base directory.
+    """Train the adapter of a ``train`` file into ``output`` (default: the file's, relative to its folder); for kind
+    masked-lm-head, the base directory.
 
-    What a stopped run left beside it is gone on with: the same settings end in the same bytes. Started by torchrun or
-    accelerate, several processes train an adapter together.
+    Resumes an interrupted run next to the output: the same settings give the same bytes. Under torchrun or accelerate,
+    several processes train one adapter together.
 
     Raises:
-        AdamergexError: bad data, a model that does not load, adapters that do not fit.
+        AdamergexError: bad data, a model that does not load, incompatible adapters.
     """
     target = Path(output) if output else Path(config.folder) / config.output
     workdir = target.parent / f".{target.name}.unfinished"
@@ -309,20 +308,20 @@ def train(config: Training, output: str | Path | None = None, progress: bool = F
 
 
 def outcome(directory: Path) -> dict[str, object]:
-    """Steps, examples and losses of what ``train`` wrote."""
+    """Steps, examples and losses of a directory that ``train`` wrote."""
     from adamergex.backbones.head_file import HEAD_RECORD
 
     if (directory / HEAD_RECORD).is_file():
-        found = read_json_object(directory / HEAD_RECORD, what="the head's record", error=ModelError)["training"]
+        training = read_json_object(directory / HEAD_RECORD, what="the head's record", error=ModelError)["training"]
     else:
-        made = lineage.read(directory)
-        found = made.settings["training"] if made else {}
-    return dict(found)
+        record = lineage.read(directory)
+        training = record.settings["training"] if record else {}
+    return dict(training)
 
 
 def summary(results: Results, output: str | Path) -> str:
-    """The table as plain text: the report's scores with their 95 % intervals, its flags, and the path of the report."""
-    from adamergex.report.terminal import table
+    """The table as plain text: the report's scores with 95 % intervals, its flags, and the path of the report."""
+    from adamergex.report.terminal import terminal_table
 
     tuned = [item for item in results.tuning if item.measure is None]
     alone = len({item.proxy for item in tuned}) <= 1
@@ -330,4 +329,4 @@ def summary(results: Results, output: str | Path) -> str:
     free = ", ".join(f"{item.method} {item.proxy} λ={item.chosen:.3g}" for item in results.tuning if item.measure)
     lines = [f"tuned on {results.proxy}: {chosen}"] if chosen else []
     lines += [f"least entropy: {free}"] if free else []
-    return "\n".join([*table(results), "", *lines, f"report: {Path(output) / 'report.html'}"])
+    return "\n".join([*terminal_table(results), "", *lines, f"report: {Path(output) / 'report.html'}"])

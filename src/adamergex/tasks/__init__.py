@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 class Examples(Protocol):
-    """What training needs of a task: how long each example is, a batch of some of them, the batch's loss, and over how
-    many labelled positions (or texts) that is a mean. The tensors of a batch have a row for each of its examples.
+    """What training needs from a task: the length of each example, a batch of examples, the batch's loss, and the
+    number of labelled positions (or texts) that the loss averages over. The tensors of a batch have one row per
+    example.
 
-    A class whose loss compares the rows of a batch with each other says ``coupled``: no batch of it is shared out."""
+    A class whose loss compares the rows of a batch has a true ``coupled``: its batches are not split among
+    processes."""
 
     @property
     def lengths(self) -> Sequence[int]: ...
@@ -25,9 +27,10 @@ class Examples(Protocol):
     def labelled(self, batch: Mapping[str, Tensor]) -> int: ...
 
 
-def pieces_of(tokenizer: object, texts: Sequence[str]) -> list[list[int]]:
-    """The pieces of each text, without special ones."""
+def token_ids(tokenizer: object, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of each text, without special tokens."""
     if not texts:
         return []
-    found = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)  # type: ignore[operator]
-    return [list(ids) for ids in found["input_ids"]]
+    encode: Any = tokenizer
+    encoding = encode(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return [list(ids) for ids in encoding["input_ids"]]

@@ -1,7 +1,7 @@
-"""Tasks that bring their own data: by name, or a Python file of the user's with the same few names in it.
+"""Tasks with their own data, by name or as a user's Python file.
 
-Such a file defines ``TASK`` (settings of one kind), ``rows(source, language, split)`` and ``score(predictions,
-references, language)``; the shipped ones are the files beside this one.
+A task file defines ``TASK`` (settings of one kind), ``rows(source, language, split)`` and ``score(predictions,
+references, language)``; the built-in ones are in ``datasets/``.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _WANTED = ("TASK", "rows", "score")
 
 
 class TaskFile(Protocol):
-    """What a task's module holds. It may also hold ``FOLDER_SPLITS``: role (train, validation, test) -> the split of a
-    folder that serves as it, where that has another name; and ``readable(text)``: whether a free answer, which is not
-    empty, has what is measured."""
+    """The module of a task. Optional names: ``FOLDER_SPLITS``: role (train, validation, test) -> the split of a data
+    folder with that role, where its name differs; ``readable(text)``: whether a non-empty free answer contains what the
+    task measures."""
 
     TASK: Target
 
@@ -42,9 +42,9 @@ class TaskFile(Protocol):
 
 
 def task_file(name: str) -> TaskFile:
-    """The module of a task, by its name or as the path of a ``.py`` file.
+    """The module of a task, by name or by the path of a ``.py`` file.
 
-    Raises: ConfigError: there is none, or it lacks one of ``TASK``, ``rows``, ``score``.
+    Raises: ConfigError: it does not exist, or lacks ``TASK``, ``rows`` or ``score``.
     """
     if not is_file(name):
         known(name, dict.fromkeys(NAMES), "task", "the tasks that bring their own data")
@@ -59,9 +59,9 @@ def task_file(name: str) -> TaskFile:
 
 
 def own_module(path: Path, what: str) -> ModuleType:
-    """The module of a user's ``.py`` file, run once. ``what`` names it in errors.
+    """The module of a user's ``.py`` file, executed once. ``what`` names it in errors.
 
-    Raises: ConfigError: it is not there, or does not run.
+    Raises: ConfigError: it does not exist, or fails to run.
     """
     if not path.is_file():
         raise ConfigError(f"there is no such {what} file", where=path, fix="check the path")
@@ -73,7 +73,7 @@ def own_module(path: Path, what: str) -> ModuleType:
         module = importlib.util.module_from_spec(specification)
         try:
             specification.loader.exec_module(module)
-        except Exception as error:  # whatever the user's own code raises
+        except Exception as error:  # user code may raise anything
             raise ConfigError(
                 f"the {what} file does not run", where=path, found=f"{type(error).__name__}: {error}", fix="correct it"
             ) from error
@@ -87,31 +87,31 @@ def is_file(name: str) -> bool:
 
 
 def identity(name: str | None) -> str | None:
-    """What stands for a task in a step's key: its name, or the SHA-256 of its file."""
+    """The identity of a task in a step's key: its name, or the SHA-256 of its file."""
     return f"sha256:{file_sha256(Path(name))}" if name is not None and is_file(name) else name
 
 
 def split_for(name: str, data: str, role: str) -> str:
-    """The split that serves as train, validation or test."""
+    """The split used as train, validation or test."""
     splits: Mapping[str, str] = getattr(task_file(name), "FOLDER_SPLITS", {}) if data != "hub" else {}
     return splits.get(role, role)
 
 
 def read_rows(rows: TaskRows, language: str) -> list[tuple[int, dict[str, Json]]]:
-    """The rows of a task in a language, each with its number from 1. Raises: DataError, as the task's own ``rows``."""
-    given: object = task_file(rows.task).rows(rows.data, language, rows.split, **rows.options)
+    """The rows of a task in a language, numbered from 1. Raises: DataError, as the task's own ``rows``."""
+    table: object = task_file(rows.task).rows(rows.data, language, rows.split, **rows.options)
     where = f"{rows.task} {rows.split}, {language}"
-    if hasattr(given, "columns") and hasattr(given, "to_dict"):  # a table of pandas
-        given = given.to_dict("records")
-    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
-        raise DataError("the rows are not a list", where=where, found=type(given).__name__, expected="a list of dicts",
+    if hasattr(table, "columns") and hasattr(table, "to_dict"):  # a pandas DataFrame
+        table = table.to_dict("records")
+    if isinstance(table, (str, bytes, Mapping)) or not isinstance(table, Iterable):
+        raise DataError("the rows are not a list", where=where, found=type(table).__name__, expected="a list of dicts",
                         fix="correct the task's function rows")  # fmt: skip
-    kept = list(enumerate(itertools.islice(given, rows.limit), 1))
-    for number, row in kept:
+    numbered = list(enumerate(itertools.islice(table, rows.limit), 1))
+    for number, row in numbered:
         if not isinstance(row, Mapping):
             raise DataError("a row is not a dict", where=f"{where}, row {number}", found=repr(row)[:60],
                             expected="a dict: column -> value", fix="correct the task's function rows")  # fmt: skip
-    if not kept:
+    if not numbered:
         raise DataError("there are no rows", where=where, expected="at least one", fix="check data, split and language")
-    plain = [(number, values.plain_row(row, f"{where}, row {number}")) for number, row in kept]
+    plain = [(number, values.plain_row(row, f"{where}, row {number}")) for number, row in numbered]
     return sampled(plain, rows.sample, rows.seed, lambda item: item[1])

@@ -1,4 +1,4 @@
-"""One label a text. Encoders get a head; decoders and encoder-decoders a prompt, and the label's word as the answer."""
+"""Label words as answers: training examples of prompts with answers for decoders and encoder-decoders."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from adamergex.backbones.loading import frame
 from adamergex.backbones.logits import IGNORE, labelled, labelled_loss
 from adamergex.data.values import Row
 from adamergex.errors import ConfigError
-from adamergex.tasks import pieces_of
-from adamergex.tasks.answering.prompts import Pieces, Prompt, fitted, following, framed, prompt_of
+from adamergex.tasks import token_ids
+from adamergex.tasks.answering.prompts import Prompt, TokenIds, fit, following, framed, prompt_of
 from adamergex.tasks.labels import Labelled, label_indices
 
 if TYPE_CHECKING:
@@ -26,41 +25,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class HeadExamples:
-    """Texts as an encoder reads them. ``truncated``: how many were cut."""
-
-    ids: list[Pieces]
-    labels: list[int]
-    pad: int
-    truncated: int
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        return [len(ids) for ids in self.ids]
-
-    def batch(self, indices: Sequence[int], step: int) -> dict[str, Tensor]:
-        """Padded only to the longest text of the batch."""
-        batch = padded([self.ids[index] for index in indices], self.pad)
-        return {**batch, "labels": torch.tensor([self.labels[index] for index in indices])}
-
-    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean cross-entropy over the texts (nats)."""
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        return functional.cross_entropy(model(**inputs).logits.float(), batch["labels"])
-
-    def labelled(self, batch: Mapping[str, Tensor]) -> int:
-        """How many texts the loss is a mean over."""
-        return len(batch["labels"])
-
-
-@dataclass(frozen=True)
 class PromptExamples:
-    """Prompts and answers as a decoder reads them; only the answer, and the end after it, are learned.
+    """Prompts and answers of a decoder; the loss is on the answer and its end token.
 
-    ``left_out``: examples whose answer was too long (``LabelledTask.too_long``)."""
+    ``left_out``: number of examples dropped because of a long answer (``LabelledTask.too_long``)."""
 
-    prompts: list[Pieces]
-    answers: list[Pieces]
+    prompts: list[TokenIds]
+    answers: list[TokenIds]
     pad: int
     truncated: int
     left_out: int = 0
@@ -77,24 +48,24 @@ class PromptExamples:
         return {**batch, "labels": labels}
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean cross-entropy over the answers' pieces (nats)."""
+        """Mean cross-entropy over the answers' tokens (nats)."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         return labelled_loss(model, inputs, batch["labels"], shift=True)
 
     def labelled(self, batch: Mapping[str, Tensor]) -> int:
-        """How many pieces the loss is a mean over."""
+        """Number of tokens that the loss averages over."""
         return labelled(batch["labels"], shift=True)
 
 
 @dataclass(frozen=True)
 class AnswerExamples:
-    """Prompts as an encoder reads them, answers as a decoder says them, both with their special pieces.
+    """Prompts of an encoder and answers of its decoder, both with their special tokens.
 
-    The answer and the end after it are learned; ``opening``: how many pieces of each answer come before it and are not.
+    The loss is on the answer and its end token; ``opening``: number of special tokens before each answer.
     """
 
-    prompts: list[Pieces]
-    answers: list[Pieces]
+    prompts: list[TokenIds]
+    answers: list[TokenIds]
     pad: int
     truncated: int
     opening: int
@@ -110,45 +81,25 @@ class AnswerExamples:
         return {**padded([self.prompts[index] for index in indices], self.pad), "labels": labels}
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean cross-entropy over the answers' pieces (nats)."""
+        """Mean cross-entropy over the answers' tokens (nats)."""
         inputs, labels = {name: tensor for name, tensor in batch.items() if name != "labels"}, batch["labels"]
         return labelled_loss(model, inputs, labels, shift=False, learned=self._learned(labels))
 
     def labelled(self, batch: Mapping[str, Tensor]) -> int:
-        """How many pieces the loss is a mean over."""
+        """Number of tokens that the loss averages over."""
         return labelled(batch["labels"], shift=False, learned=self._learned(batch["labels"]))
 
     def _learned(self, labels: Tensor) -> Tensor:
         return torch.arange(labels.shape[1], device=labels.device).expand_as(labels) >= self.opening
 
 
-def answered(
-    prompts: list[Pieces], answers: Sequence[Pieces], tokenizer: PreTrainedTokenizerBase, truncated: int
+def encoder_decoder_examples(
+    prompts: list[TokenIds], answers: Sequence[TokenIds], tokenizer: PreTrainedTokenizerBase, truncated: int
 ) -> AnswerExamples:
-    """Examples of whole prompts and bare answers: the tokenizer's special pieces are put around each answer."""
+    """Examples of framed prompts and bare answers; adds the tokenizer's special tokens around each answer."""
     before, after = frame(tokenizer)
-    said = [before + answer + after for answer in answers]
-    return AnswerExamples(prompts, said, int(tokenizer.pad_token_id), truncated, len(before))
-
-
-def head_examples(
-    rows: Sequence[Row],
-    tokenizer: PreTrainedTokenizerBase,
-    task: Classification,
-    *,
-    longest: int,
-    where: object = None,
-) -> HeadExamples:
-    """Labelled texts for an encoder with a head; a text over ``task.max_length`` pieces is cut at its end.
-
-    Raises: DataError for a label that the task does not have.
-    """
-    labels = label_indices(rows, task, where)
-    before, after = frame(tokenizer)
-    room = min(task.max_length, longest) - len(before) - len(after)
-    pieces = pieces_of(tokenizer, [str(row["text"]) for row in rows])
-    ids = [before + found[:room] + after for found in pieces]
-    return HeadExamples(ids, labels, int(tokenizer.pad_token_id), sum(len(found) > room for found in pieces))
+    labels = [before + answer + after for answer in answers]
+    return AnswerExamples(prompts, labels, int(tokenizer.pad_token_id), truncated, len(before))
 
 
 def prompt_examples(
@@ -160,37 +111,38 @@ def prompt_examples(
     where: object = None,
     family: Family = "decoder",
 ) -> PromptExamples | AnswerExamples:
-    """Labelled texts for a decoder (prompt, the label's word, end), or for an encoder (prompt) and a decoder (word).
+    """Labelled texts for a decoder (prompt, label word, end token) or an encoder-decoder (prompt; label word).
 
     Raises: DataError for a label that the task does not have; ConfigError for a prompt that leaves no room for text.
     """
-    words = answer_pieces(tokenizer, task, family)
+    words = answer_tokens(tokenizer, task, family)
     limit, texts = min(task.max_length, longest), [str(row["text"]) for row in rows]
     if family == "encoder-decoder":
-        prompts, truncated = prompt_pieces(texts, tokenizer, task, limit, close=True)
-        said = [words[index] for index in label_indices(rows, task, where)]
-        return answered(prompts, said, tokenizer, truncated)
+        prompts, truncated = prompt_tokens(texts, tokenizer, task, limit, close=True)
+        answers = [words[index] for index in label_indices(rows, task, where)]
+        return encoder_decoder_examples(prompts, answers, tokenizer, truncated)
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     answers = [words[index] + end for index in label_indices(rows, task, where)]
     room = limit - max(map(len, words)) - len(end)
-    prompts, truncated = prompt_pieces(texts, tokenizer, task, room, close=False)
+    prompts, truncated = prompt_tokens(texts, tokenizer, task, room, close=False)
     return PromptExamples(prompts, answers, int(tokenizer.pad_token_id), truncated)
 
 
-def prompt_pieces(
+def prompt_tokens(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, task: Classification, room: int, *, close: bool
-) -> tuple[list[Pieces], int]:
-    """The filled prompts after the special pieces that open a text, with ``close`` before those that end it, in at most
-    ``room`` pieces; and how many were cut: only ``{text}`` ever is, at its end, not what the prompt says after it.
+) -> tuple[list[TokenIds], int]:
+    """The filled prompts with the tokenizer's opening special tokens (``close``: also the closing ones), each in at
+    most
+    ``room`` tokens; and how many were cut. Only ``{text}`` is cut, at its end, never the prompt after it.
     """
     prompts, before, after = framed(text_prompts(texts, task.prompt), tokenizer, chat=task.chat)
     after = after if close else []
-    found, truncated = fitted(prompts, tokenizer, [room - len(before) - len(after)] * len(texts))
-    return [before + pieces + after for pieces in found], truncated
+    fitted, truncated = fit(prompts, tokenizer, [room - len(before) - len(after)] * len(texts))
+    return [before + tokens + after for tokens in fitted], truncated
 
 
 def text_prompts(texts: Sequence[str], prompt: str) -> list[Prompt]:
-    """The prompt around each text. Raises: ConfigError: it has no place for one."""
+    """The prompt around each text. Raises: ConfigError: the prompt has no ``{text}``."""
     if "{text}" not in prompt:
         raise ConfigError(
             "the prompt has no place for the text", where="prompt", found=repr(prompt), expected="'{text}' in it",
@@ -199,37 +151,37 @@ def text_prompts(texts: Sequence[str], prompt: str) -> list[Prompt]:
     return [prompt_of(Prompt(text, lambda part: prompt.replace("{text}", part))) for text in texts]
 
 
-def answer_pieces(tokenizer: PreTrainedTokenizerBase, task: Labelled, family: Family = "decoder") -> list[Pieces]:
-    """What a model says for each label: the label's word (by default the label).
+def answer_tokens(tokenizer: PreTrainedTokenizerBase, task: Labelled, family: Family = "decoder") -> list[TokenIds]:
+    """The tokens of each label's word (by default the label itself).
 
-    A decoder, and an encoder's cloze, say it after the prompt's end, with which it is tokenised; the decoder of an
-    encoder-decoder begins with it. Raises: ConfigError when two labels have the same pieces.
+    For decoders and clozes the word is tokenised after the end of the prompt; for the decoder of an encoder-decoder, on
+    its own. Raises: ConfigError when two labels have the same tokens.
     """
     words = [task.words.get(label, label) for label in task.labels]
     tail = task.prompt.rpartition("{text}")[2] or "a"
     if family == "encoder-decoder":
-        result = pieces_of(tokenizer, words)
+        result = token_ids(tokenizer, words)
     else:
         result = following(tokenizer, [tail] * len(words), words)
-    for index, pieces in enumerate(result):
-        if not pieces or pieces in result[:index]:
+    for index, tokens in enumerate(result):
+        if not tokens or tokens in result[:index]:
             raise ConfigError(
-                "a label's word cannot be told from the others",
+                "a label's word has the same tokens as another",
                 where=f"label {task.labels[index]!r}",
-                found=f"tokens {pieces}",
+                found=f"tokens {tokens}",
                 expected="a different word for every label",
                 fix="set words: {label: word}",
             )
     return result
 
 
-def padded(rows: Sequence[Pieces], value: int, *, left: bool = False) -> dict[str, Tensor]:
-    """``input_ids`` and ``attention_mask`` [rows, longest row]."""
+def padded(rows: Sequence[TokenIds], value: int, *, left: bool = False) -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask`` [rows, longest row], padded with ``value`` on the right (or ``left``)."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), value)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     for index, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(len(row))
-        ids[index, place] = torch.tensor(row)
-        mask[index, place] = 1
+        columns = slice(width - len(row), width) if left else slice(len(row))
+        ids[index, columns] = torch.tensor(row)
+        mask[index, columns] = 1
     return {"input_ids": ids, "attention_mask": mask}

@@ -1,12 +1,12 @@
 """The reference task of encoder-decoders on segments of text: span corruption (T5), or text continuation.
 
-Span corruption (Raffel et al. 2020, arXiv 1910.10683, §3.1.4): 15 % of a segment's pieces, in spans of 3 on average,
-give way to one sentinel each; the decoder says each sentinel and what stood there.
+Span corruption (Raffel et al. 2020, arXiv 1910.10683, §3.1.4): 15 % of a segment's tokens, in spans of 3 on average,
+are replaced by one sentinel per span; the decoder predicts each sentinel and the tokens it replaced.
 
     text      a b c d e f g h        encoder   a b <0> e f g <1>        decoder   <0> c d <1> h
 
-Continuation: the encoder reads the first half of the segment, the decoder says the second. (The papers' reference code
-split English 511 to 1 and the other language 1 to 511, which made them two tasks.)
+Continuation: the encoder reads the first half of the segment, the decoder predicts the second. (The papers' reference
+code splits English 511 to 1 and the other language 1 to 511, which are two different tasks.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from adamergex.backbones.loading import frame
 from adamergex.backbones.logits import labelled, labelled_loss
 from adamergex.errors import ConfigError
-from adamergex.tasks.language_modeling import cut
+from adamergex.tasks.language_modeling import cut_segments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
     from adamergex.jobs.settings import LanguageModeling
 
 Array = NDArray[np.int64]
-SPAN = 3  # pieces of a span, on average
+SPAN = 3  # tokens of a span, on average
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """T5's spans: every segment of one length gets as many spans, and as many pieces in them, as every other."""
+    """T5's span corruption. All segments of one length get the same number of spans and of replaced tokens."""
 
     sentinels: Array
     rate: float
 
     def counts(self, length: int) -> tuple[int, int]:
-        """How many pieces of a segment are replaced, and in how many spans."""
+        """Number of replaced tokens in a segment, and number of spans."""
         replaced = min(max(round(length * self.rate), 1), length - 1)
         return replaced, min(max(round(replaced / SPAN), 1), length - replaced)
 
     def draw(self, ids: Array, generator: np.random.Generator) -> tuple[Array, Array]:
-        """What the encoder reads and what the decoder says, [batch, ·] each, of ids [batch, length].
+        """Encoder inputs and decoder targets, [batch, ·] each, of ids [batch, length].
 
         Spans and the gaps before them have random lengths of at least 1; a gap comes first and a span last.
         """
@@ -62,14 +62,14 @@ class Corruption:
         np.put_along_axis(first, ends[:, :-1], True, 1)
         part = first.cumsum(1) - 1  # gap 0, span 0, gap 1, span 1, …
         inside, sentinel = part % 2 == 1, self.sentinels[part // 2]
-        read = np.where(inside & first, sentinel, ids)[~inside | first]
-        said = np.where(~inside & first, sentinel, ids)[inside | first]
-        return read.reshape(rows, -1), said.reshape(rows, -1)
+        inputs = np.where(inside & first, sentinel, ids)[~inside | first]
+        targets = np.where(~inside & first, sentinel, ids)[inside | first]
+        return inputs.reshape(rows, -1), targets.reshape(rows, -1)
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Segments [n, pieces] of one language without special pieces. ``corruption`` is None for continuation."""
+class DenoisingExamples:
+    """Segments [n, tokens] of one language without special tokens. ``corruption`` is None for continuation."""
 
     ids: Array
     corruption: Corruption | None
@@ -79,22 +79,22 @@ class Pairs:
 
     @property
     def lengths(self) -> Sequence[int]:
-        read, said = self._divided(self.ids[:1], 0)
-        return [read.shape[1] + said.shape[1]] * len(self.ids)
+        inputs, targets = self._split(self.ids[:1], 0)
+        return [inputs.shape[1] + targets.shape[1]] * len(self.ids)
 
     def batch(self, indices: Sequence[int], step: int) -> dict[str, Tensor]:
-        """Inputs and labels. The spans depend on (seed, step) alone: new every epoch, the same after a resume."""
-        read, said = self._divided(self.ids[list(indices)], step)
-        return {"input_ids": torch.from_numpy(read), "labels": torch.from_numpy(said)}
+        """Inputs and labels. The spans depend only on (seed, step): new in every epoch, the same after a resume."""
+        inputs, targets = self._split(self.ids[list(indices)], step)
+        return {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(targets)}
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean cross-entropy (nats a piece) over what the decoder says: no end is learned where a text was cut."""
+        """Mean cross-entropy (nats per token) over the decoder's targets; a continuation, which is cut, has no end."""
         ids, labels = batch["input_ids"], batch["labels"]
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return labelled_loss(model, inputs, labels, shift=False, learned=self._learned(labels))
 
     def labelled(self, batch: Mapping[str, Tensor]) -> int:
-        """How many pieces the loss is a mean over."""
+        """Number of tokens that the loss averages over."""
         return labelled(batch["labels"], shift=False, learned=self._learned(batch["labels"]))
 
     def _learned(self, labels: Tensor) -> Tensor:
@@ -104,18 +104,18 @@ class Pairs:
             learned[:, labels.shape[1] - len(self.after) :] = False
         return learned
 
-    def _divided(self, ids: Array, step: int) -> tuple[Array, Array]:
+    def _split(self, ids: Array, step: int) -> tuple[Array, Array]:
         if self.corruption is None:
             half = (ids.shape[1] + 1) // 2
             sides = ids[:, :half], ids[:, half:]
         else:
             sides = self.corruption.draw(ids, np.random.default_rng([self.seed % 2**32, step]))
         before, after = (np.tile(np.asarray(side, np.int64), (len(ids), 1)) for side in (self.before, self.after))
-        read, said = (np.concatenate([before, side, after], axis=1) for side in sides)
-        return read, said
+        inputs, targets = (np.concatenate([before, side, after], axis=1) for side in sides)
+        return inputs, targets
 
 
-def pairs(
+def denoising_examples(
     texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     task: LanguageModeling,
@@ -123,13 +123,13 @@ def pairs(
     seed: int,
     longest: int,
     where: object = None,
-) -> Pairs:
-    """Segments as ``language_modeling.segments`` cuts them, for an encoder-decoder to restore or to continue.
+) -> DenoisingExamples:
+    """Segments, cut as by ``language_modeling.segments``, for an encoder-decoder to restore or to continue.
 
-    Raises: ConfigError for span corruption without (enough) sentinels, or as ``segments``; DataError as ``segments``.
+    Raises: ConfigError for span corruption with too few sentinels, or as ``segments``; DataError as ``segments``.
     """
     before, after = frame(tokenizer)
-    body = cut(texts, tokenizer, task, masked=True, longest=longest, where=where, least=2)
+    body = cut_segments(texts, tokenizer, task, masked=True, longest=longest, where=where, least=2)
     sentinels, corruption = sentinels_of(tokenizer), None
     if task.objective == "span-corruption" or (task.objective == "auto" and len(sentinels)):
         corruption = Corruption(sentinels, task.mask_rate)
@@ -142,21 +142,21 @@ def pairs(
                 expected=f"{spans}, for segments of {task.segment} tokens and mask_rate {task.mask_rate}",
                 fix="set objective: continuation, or lower segment or mask_rate",
             )
-    return Pairs(body, corruption, tuple(before), tuple(after), seed)
+    return DenoisingExamples(body, corruption, tuple(before), tuple(after), seed)
 
 
 def sentinels_of(tokenizer: PreTrainedTokenizerBase) -> Array:
-    """The pieces <extra_id_0>, <extra_id_1>, … (mT5 writes a space mark before them), as many as follow each other."""
-    found = {}
-    for piece, index in tokenizer.get_vocab().items():
-        if match := re.fullmatch(r"▁?<extra_id_(\d+)>", piece):
-            found[int(match[1])] = index
-    count = next((number for number in range(len(found)) if number not in found), len(found))
-    return np.asarray([found[number] for number in range(count)], np.int64)
+    """The ids of <extra_id_0>, <extra_id_1>, … (mT5 writes a space mark before them), up to the first missing one."""
+    ids = {}
+    for token, index in tokenizer.get_vocab().items():
+        if match := re.fullmatch(r"▁?<extra_id_(\d+)>", token):
+            ids[int(match[1])] = index
+    count = next((number for number in range(len(ids)) if number not in ids), len(ids))
+    return np.asarray([ids[number] for number in range(count)], np.int64)
 
 
 def _random_parts(rows: int, items: int, parts: int, generator: np.random.Generator) -> Array:
-    """Lengths [rows, parts], each at least 1, that sum to ``items``: every such division is equally likely."""
+    """Random lengths [rows, parts], each at least 1, that sum to ``items``; every division is equally likely."""
     cuts = generator.random((rows, items - 1)).argsort(1)[:, : parts - 1] + 1
     edges = np.concatenate([np.zeros((rows, 1), int), np.sort(cuts, 1), np.full((rows, 1), items)], axis=1)
     lengths: Array = np.diff(edges)

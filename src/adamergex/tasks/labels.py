@@ -1,4 +1,4 @@
-"""Labels: which of the task's a row has, and which a model finds likeliest."""
+"""Labels of rows, and ranked labels as predictions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Labelled: TypeAlias = Classification | PairClassification
 
 
 def label_indices(rows: Sequence[Row], task: Labelled, where: object) -> list[int]:
-    """The place of each row's label among the task's. Raises: DataError for one that is not there."""
-    places = {label: index for index, label in enumerate(task.labels)}
+    """The index of each row's label in the task's labels. Raises: DataError for a label that the task lacks."""
+    indices = {label: index for index, label in enumerate(task.labels)}
     result = []
     for number, row in enumerate(rows, 1):
         label = row.get("label")
-        if label not in places:
+        if label not in indices:
             near = difflib.get_close_matches(str(label), task.labels, n=1)
             raise DataError(
                 "a row has no label" if label is None else "a label is not one of the task's",
@@ -32,15 +32,15 @@ def label_indices(rows: Sequence[Row], task: Labelled, where: object) -> list[in
                 expected=f"perhaps {near[0]!r}" if near else f"one of {', '.join(task.labels)}",
                 fix="map the column: columns: {label: ...}" if label is None else "correct the data or task.labels",
             )
-        result.append(places[label])
+        result.append(indices[label])
     return result
 
 
 def check_label(task: Labelled, row: Row, where: str) -> dict[str, Json]:
-    """The row with its label as the task writes it. Raises: DataError: it is missing, or no text or whole number."""
+    """The row with its label in the task's spelling. Raises: DataError: no label, or not a text or whole number."""
     label = label_of(row["label"], f"{where}, column 'label'")
     require_written(label, task.labels, f"{where}, column 'label'")
-    if label not in task.labels:  # the same to a reader, written otherwise
+    if label not in task.labels:  # the same text in another Unicode form
         label = comparable(label).strip()
         label = next((name for name in task.labels if comparable(name) == label), label)
     return {**row, "label": label}
@@ -53,7 +53,7 @@ def check_labels(task: Labelled, rows: Sequence[Row], where: object) -> None:
 
 
 def ranked(labels: Sequence[str | int], gold: Sequence[Json], scores: Sequence[Floats]) -> list[dict[str, Json]]:
-    """Of each row its gold label, the label with the highest score (of equal ones the first), and all scores."""
+    """The gold label, the label with the highest score (the first among equals), and all scores of each row."""
     return [
         {
             "gold": truth,
@@ -65,7 +65,7 @@ def ranked(labels: Sequence[str | int], gold: Sequence[Json], scores: Sequence[F
 
 
 def classified(request: Request[Labelled], scores: Sequence[Floats], truncated: int) -> Answers:
-    """The answers of scores of the task's labels."""
+    """Answers from scores of the task's labels."""
     gold = [request.task.labels[index] for index in label_indices(request.rows, request.task, request.where)]
     return Answers(ranked(request.task.labels, gold, scores), truncated)
 
@@ -82,6 +82,6 @@ LABEL_OPTIONS = Options[Labelled](
 
 
 def example(task: Labelled) -> tuple[str, str]:
-    """A right answer, as far as the labels are known."""
+    """A prediction and an equal reference, from the known labels."""
     label = (task.labels or ("1",))[0]
     return label, label

@@ -1,6 +1,6 @@
-"""What predictions score: the task's own function, and the share of each item in it, for intervals and comparisons.
+"""Scores of predictions, and each item's share of the score for intervals and comparisons.
 
-Every main metric here is a ratio of sums, 100 · Σ hits / Σ of: accuracy, exact match and ROUGE-L with of = 1 an item,
+Every main metric is a ratio of sums, 100 · Σ hits / Σ of: accuracy, exact match and ROUGE-L with of = 1 per item,
 entity F1 with hits = 2·TP and of = predicted + gold entities of a sentence.
 Resampling items resamples both sums (see ``statistics``).
 """
@@ -24,35 +24,34 @@ Tally = tuple[float, float]
 
 
 def scores(task: Target, items: Sequence[Item], language: str) -> dict[str, float]:
-    """All the scores of the task, in percent. Raises: DataError as the metric does."""
+    """All scores of the task, in percent. Raises: DataError as the metric does."""
     return _score(task)([item["predicted"] for item in items], [item["gold"] for item in items], language)
 
 
 def _score(task: Target) -> Callable[[Items, Items, str], dict[str, float]]:
-    """What measures the answers: the kind's own score, or that of the file that ``measured_as`` names."""
+    """The score function: that of the task file named by ``measured_as``, else the kind's."""
     return kind_of(task).score if task.measured_as is None else task_file(task.measured_as).score
 
 
 def require_metric(task: Target) -> None:
-    """That the task's ``metric`` is one of its scores, as far as a made-up answer can tell before there are any.
+    """Check with an example answer that the task's ``metric`` is one of its scores.
 
-    Raises: ConfigError, DataError: there is no such task to measure by, or no such metric.
+    Raises: ConfigError, DataError: there is no such task file, or no such metric.
     """
     score, (answer, reference) = _score(task), kind_of(task).example(task)
     try:
-        found = score([answer], [reference], "en")
-    except Exception:  # the user's own function may not take it; it is asked again with real answers
+        example_scores = score([answer], [reference], "en")
+    except Exception:  # a user's function may reject the example; real answers are checked again
         return
-    known(task.metric, found, "metric", f"the scores of {task.name}")
+    known(task.metric, example_scores, "metric", f"the scores of {task.name}")
 
 
 def tallied(task: Target, items: Sequence[dict[str, Json]], language: str) -> list[dict[str, Json]]:
-    """The items with their ``tally`` [hits, of]; labels need none, they are right or wrong.
+    """The items with their ``tally`` [hits, of]; plain accuracy needs none.
 
     Raises: ConfigError: the task's ``metric`` is not one of its scores, or is not the ratio of the items' sums.
     """
-    found = scores(task, items, language)
-    whole = known(task.metric, found, "metric", f"the scores of {task.name}")
+    whole = known(task.metric, scores(task, items, language), "metric", f"the scores of {task.name}")
     if _score(task) is right_or_wrong:
         return list(items)
     tallies = [_tally(task, item, language) for item in items]
@@ -61,7 +60,7 @@ def tallied(task: Target, items: Sequence[dict[str, Json]], language: str) -> li
         raise ConfigError(
             "the task's metric is neither a mean over items nor entity F1",
             where=f"{task.name}, {task.metric}",
-            found=f"{whole:.6f} for all items, {100 * hits / of if of else 0.0:.6f} from the single ones",
+            found=f"{whole:.6f} for all items, {100 * hits / of if of else 0.0:.6f} from single items",
             expected="a metric whose interval follows from resampled items",
             fix="choose another metric",
         )

@@ -1,4 +1,4 @@
-"""The rows of a job, whatever they come from, with the columns that the task's kind calls for."""
+"""The rows of a job from any source, with the columns of the task's kind."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from adamergex.tasks.task_kind import NumberedRows, Row
 
 
 def read(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> list[dict[str, Json]]:
-    """The rows of one language: text and id for language modelling; else the kind's ``columns``, checked.
+    """The rows of one language: text and id for language modelling, else the kind's ``columns``, checked.
 
-    A csv may hold tokens and tags separated by spaces, and one answer with its start. Of files of choices and of tags
-    that are not ``labelled`` the gold column is not read; an arbitrary valid one stands in its place.
+    A csv may hold tokens and tags separated by spaces, and one answer with its start. Unless ``labelled``, the gold
+    column of kinds with ``options`` is not read; an arbitrary valid value replaces it.
     Raises: DataError, with file and row.
     """
     kind, where = kind_of(task), source(rows, language)
@@ -36,12 +36,12 @@ def read(task: Task, rows: AnyRows, language: str, labelled: bool = True) -> lis
 
 
 def _checked(task: LabelledTask, row: Row, where: str) -> dict[str, Json]:
-    """The row with every column that the task uses: texts that are not blank, and what the kind's own check makes."""
+    """The row with all columns of the task: non-blank texts, and the values from the kind's own check."""
     kind = kind_of(task)
-    learned = names_in(getattr(task, "target", None) or "")  # what is written alone; a task's test rows may lack it
+    target_names = names_in(getattr(task, "target", None) or "")  # test rows may lack them: only training reads them
     checked = dict(row)
     for name in columns(task):
-        if name not in row and name in learned and name not in names_in(task.prompt):
+        if name not in row and name in target_names and name not in names_in(task.prompt):
             continue
         if name not in row:
             raise DataError(f"there is no column {name!r}", where=where, found=f"columns {', '.join(row)}",
@@ -56,10 +56,10 @@ def _checked(task: LabelledTask, row: Row, where: str) -> dict[str, Json]:
 def _file_rows(task: Task, rows: Rows, language: str) -> NumberedRows:
     kind = kind_of(task)
     if not kind.labelled:
-        # A label beside the text is not learned: it must be neither there nor the same for the text to be the same.
+        # A label next to the text is not read: it may be missing, and never makes two equal texts different.
         names = {*columns(task), "text", "pivot", "id"}
-        own = {name: column for name, column in rows.columns.items() if name in names}
-        return reader.read_numbered(rows.model_copy(update={"columns": own}), language, columns(task), also=("id",))
+        mapping = {name: column for name, column in rows.columns.items() if name in names}
+        return reader.read_numbered(rows.model_copy(update={"columns": mapping}), language, columns(task), also=("id",))
     return reader.read_numbered(rows, language, columns(task), also=(*reader.OURS, *COLUMNS, *kind.optional_columns))
 
 
@@ -72,7 +72,7 @@ def _unlabelled(task: Task, rows: Rows, language: str, chosen: Callable[[Task, R
 
 
 def source(rows: AnyRows, language: str) -> str:
-    """The file or dataset that holds the rows of a language, as messages name it."""
+    """The file or dataset with the rows of a language, for messages."""
     if isinstance(rows, TaskRows):
         return f"{rows.task} {rows.split}, {language}, from {rows.data}"
     return reader.source(rows, language)

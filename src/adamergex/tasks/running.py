@@ -1,4 +1,4 @@
-"""Any kind of task on a model: which model it needs, its training examples, its predictions."""
+"""Any kind of task on a model: loading the model, training examples, predictions."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from adamergex.tasks.task_kind import Answers, Request, Row
 
 
 def model_kind(task: Task, base: str, *, bare: bool = False) -> Kind:
-    """The kind of model that a task needs of a base; ``bare``: without an adapter, so without a trained head.
+    """The kind of model in which a task loads a base; ``bare``: without an adapter, so without a trained head.
 
-    Raises: ConfigError: that family cannot do the task.
+    Raises: ConfigError: the base's family cannot do the task.
     """
     record = kind_of(task)
     head = record.head
@@ -39,7 +39,7 @@ def model_kind(task: Task, base: str, *, bare: bool = False) -> Kind:
             where=getattr(task, "name", task.kind),
             found=f"a {kind} model",
             expected=f"one of {', '.join(record.answering)}",
-            fix="leave out the method vanilla" if headless else "choose a decoder or an encoder-decoder",
+            fix="omit the method vanilla" if headless else "choose a decoder or an encoder-decoder",
         )
     return kind
 
@@ -55,30 +55,30 @@ def load_for(task: Task, base: str, *, bare: bool = False) -> Loaded:
 def train_examples(
     task: Task, rows: Sequence[Row], loaded: Loaded, *, where: object = None, seed: int = 0, taken: int = 0
 ) -> Examples:
-    """The training examples of rows. ``taken``: tokens of the input that a prefix takes.
+    """The training examples of rows. ``taken``: input tokens used by a prefix.
 
     Raises: DataError, ConfigError, ModelError.
     """
     kind = kind_of(task)
-    made = kind.answering[loaded.kind].train_examples
-    assert made is not None  # model_kind chose a kind that learns
+    make_examples = kind.answering[loaded.kind].train_examples
+    assert make_examples is not None  # checked by model_kind
     longest = longest_input(loaded.model, loaded.tokenizer) - taken
-    return made(Request(kind, task, rows, loaded, longest, where, seed))
+    return make_examples(Request(kind, task, rows, loaded, longest, where, seed))
 
 
 def predict(
     task: Target, rows: Sequence[Row], loaded: Loaded, model: nn.Module, language: str, batch_tokens: int,
     where: object = None,
 ) -> Answers:  # fmt: skip
-    """Predictions of a model (the loaded one, or with an adapter on it) with id, hash of the item, its group and tally.
+    """Predictions of a model (the loaded one, with or without an adapter), with id, hash, group and tally of each item.
 
     Raises: DataError, ConfigError, ModelError.
     """
     kind = kind_of(task)
-    predicted = kind.answering[loaded.kind].predict
-    assert predicted is not None  # model_kind chose a kind that answers
+    predict_rows = kind.answering[loaded.kind].predict
+    assert predict_rows is not None  # checked by model_kind
     longest = longest_input(loaded.model, loaded.tokenizer) - virtual_tokens(model)
-    answers = predicted(Request(kind, task, rows, loaded, longest, where), model, batch_tokens)
+    answers = predict_rows(Request(kind, task, rows, loaded, longest, where), model, batch_tokens)
     items = [
         {
             "id": row.get("id", index),
@@ -92,6 +92,6 @@ def predict(
 
 
 def _item_sha256(row: Row) -> str:
-    """16 digits of the SHA-256 of the text, or of the whole row where it has no text alone."""
+    """The first 16 digits of the SHA-256 of the text, or of the whole row if it has no column text."""
     text = str(row["text"]) if "text" in row else json.dumps(row, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

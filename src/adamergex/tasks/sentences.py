@@ -1,21 +1,21 @@
 """Reference tasks of sentence encoders: contrast of noisy views, and alignment with the vectors of a parallel text.
 
-Both speak of the mean-pooled vector v of a text (``pooling.text_vectors``), which is what such an encoder was trained
-for; a masked-LM head is not needed.
+Both use the mean-pooled vector v of a text (``pooling.text_vectors``), which such encoders are trained to produce; no
+masked-LM head is needed.
 
 Contrast (SimCSE, Gao et al. 2021, arXiv 2104.08821, Eq 1, with the deletion noise of TSDAE, Wang et al. 2021, arXiv
-2104.06979, for one of the views: dropout alone leaves an encoder that was trained contrastively nothing to learn):
+2104.06979, in one of the views: dropout alone gives a contrastively trained encoder nothing to learn):
 
     loss = −1/n Σ_i log( exp(cos(v_i, u_i)/τ) / Σ_j exp(cos(v_i, u_j)/τ) ),   u = vectors of the noisy views
 
 Alignment (Reimers and Gurevych 2020, arXiv 2004.09813, Eq 1; the contrastive part is ours): the vectors of a language's
-texts become those that the *untouched* base gives to their translations in the pivot language. With t_i the base's
+texts are trained towards the *frozen* base's vectors of their translations in the pivot language. With t_i the base's
 vector of the translation, μ and σ its mean and deviation over the data, z(v) = (v − μ)/σ:
 
     loss = mean (z(v_i) − z(t_i))²  +  ½ [ InfoNCE(z(v), z(t)) + InfoNCE(z(t), z(v)) ]
 
-In the pivot language itself texts and translations are the same, so the reference adapter there hardly moves, and the
-divergence of the languages is what the other language had to learn.
+In the pivot language, texts and translations are identical, so its reference adapter hardly changes, and the divergence
+of the two languages is what the other language had to learn.
 """
 
 from __future__ import annotations
@@ -32,22 +32,20 @@ from torch.nn import functional
 from adamergex.backbones.loading import frame
 from adamergex.backbones.pooling import all_text_vectors, text_vectors
 from adamergex.errors import DataError
-from adamergex.tasks import pieces_of
 from adamergex.tasks.classification import padded
+from adamergex.tasks.sequences import encode_texts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from adamergex.backbones.loading import Loaded
     from adamergex.jobs.settings import SentenceAlignment, SentenceContrast
 
 LEAST = 2
-"""Texts that a contrast needs: one to recognise, one to tell it from."""
+"""Texts that a contrast needs: one positive, one negative."""
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Texts of one language as token ids, special ones included; ``before`` and ``after``: how many those are."""
+    """Texts of one language as token ids; ``before`` and ``after``: the number of special tokens on each side."""
 
     ids: list[list[int]]
     before: int
@@ -60,7 +58,7 @@ class Contrast:
 
     @property
     def coupled(self) -> bool:
-        """Every text is told from the others of its batch."""
+        """True: each text is contrasted with the others in its batch."""
         return True
 
     @property
@@ -68,20 +66,20 @@ class Contrast:
         return [2 * len(ids) for ids in self.ids]
 
     def batch(self, indices: Sequence[int], step: int) -> dict[str, Tensor]:
-        """Both views. The deletions depend on (seed, step) alone: new every epoch, the same after a resume."""
+        """Both views. The deletions depend only on (seed, step): new in every epoch, the same after a resume."""
         chosen = [self.ids[index] for index in indices]
         generator = np.random.default_rng([self.seed % 2**32, step])
         noisy = padded([self._noisy(ids, generator) for ids in chosen], self.pad)
         return {**padded(chosen, self.pad), "noisy_ids": noisy["input_ids"], "noisy_mask": noisy["attention_mask"]}
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean InfoNCE (nats) of the views of a text against those of the other texts of the batch."""
+        """Mean InfoNCE (nats) between the two views of each text, with the other texts of the batch as negatives."""
         clean = text_vectors(model, batch["input_ids"], batch["attention_mask"])
         noisy = text_vectors(model, batch["noisy_ids"], batch["noisy_mask"])
         return info_nce(clean, noisy, self.temperature)
 
     def labelled(self, batch: Mapping[str, Tensor]) -> int:
-        """How many texts the loss is a mean over."""
+        """Number of texts that the loss averages over."""
         return len(batch["input_ids"])
 
     def _noisy(self, ids: list[int], generator: np.random.Generator) -> list[int]:
@@ -105,7 +103,7 @@ class Alignment:
 
     @property
     def coupled(self) -> bool:
-        """Every text is told from the others of its batch."""
+        """True: each text is contrasted with the others in its batch."""
         return True
 
     @property
@@ -113,11 +111,11 @@ class Alignment:
         return [len(ids) for ids in self.ids]
 
     def batch(self, indices: Sequence[int], step: int) -> dict[str, Tensor]:
-        """Texts padded to the longest of the batch, and the vectors that they should have."""
+        """Texts padded to the longest of the batch, and their target vectors."""
         return {**padded([self.ids[index] for index in indices], self.pad), "targets": self.targets[list(indices)]}
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Squared distance in units of the targets' deviation, plus InfoNCE in both directions (nats)."""
+        """Squared distance in units of the targets' standard deviation, plus InfoNCE in both directions (nats)."""
         center, spread = self.targets.mean(0), self.targets.std(0, correction=0).clamp(min=1e-6)
         center, spread = center.to(batch["targets"].device), spread.to(batch["targets"].device)
         targets = (batch["targets"] - center) / spread
@@ -126,13 +124,13 @@ class Alignment:
         return (vectors - targets).pow(2).mean() + both / 2
 
     def labelled(self, batch: Mapping[str, Tensor]) -> int:
-        """How many texts the loss is a mean over."""
+        """Number of texts that the loss averages over."""
         return len(batch["input_ids"])
 
 
 def info_nce(vectors: Tensor, others: Tensor, temperature: float) -> Tensor:
-    """−1/n Σ_i log softmax_i(cos(vectors_i, others_·)/τ), nats; both [n, width]. In the vectors' own precision."""
-    with torch.autocast(vectors.device.type, enabled=False):  # bfloat16 would round a cosine by more than τ bears
+    """−1/n Σ_i log softmax_i(cos(vectors_i, others_·)/τ) (nats) in the vectors' dtype; both [n, width]."""
+    with torch.autocast(vectors.device.type, enabled=False):  # bfloat16 rounds a cosine by more than τ tolerates
         scores = functional.normalize(vectors, dim=1) @ functional.normalize(others, dim=1).T / temperature
     return functional.cross_entropy(scores, torch.arange(len(vectors), device=scores.device))
 
@@ -140,9 +138,9 @@ def info_nce(vectors: Tensor, others: Tensor, temperature: float) -> Tensor:
 def contrast(
     texts: Sequence[str], loaded: Loaded, task: SentenceContrast, *, seed: int, longest: int, where: object
 ) -> Contrast:
-    """Texts to recognise in their noisy views. Raises: DataError for fewer than two texts."""
+    """Examples that contrast texts with their noisy views. Raises: DataError for fewer than two texts."""
     _require_several(texts, where)
-    ids, truncated = _encoded(texts, loaded.tokenizer, min(task.max_length, longest))
+    ids, truncated = encode_texts(texts, loaded.tokenizer, min(task.max_length, longest))
     before, after = frame(loaded.tokenizer)
     pad = int(loaded.tokenizer.pad_token_id)
     return Contrast(ids, len(before), len(after), task.noise, task.temperature, pad, seed, truncated)
@@ -151,26 +149,19 @@ def contrast(
 def alignment(
     texts: Sequence[str], pivots: Sequence[str], loaded: Loaded, task: SentenceAlignment, *, longest: int, where: object
 ) -> Alignment:
-    """Texts and the vectors of their translations under the model as it is now: call it before an adapter is attached.
+    """Texts, and their translations' vectors under the model as it is now: call this before attaching an adapter.
 
     Raises: DataError for fewer than two texts.
     """
     _require_several(texts, where)
     limit, pad = min(task.max_length, longest), int(loaded.tokenizer.pad_token_id)
-    ids, truncated = _encoded(texts, loaded.tokenizer, limit)
-    translated, _ = _encoded(pivots, loaded.tokenizer, limit)
-    if next(loaded.model.parameters()).is_meta:  # only the shapes are asked for, before anything is trained
+    ids, truncated = encode_texts(texts, loaded.tokenizer, limit)
+    translated, _ = encode_texts(pivots, loaded.tokenizer, limit)
+    if next(loaded.model.parameters()).is_meta:  # the shapes alone are needed before training starts
         targets = torch.zeros(len(ids), loaded.model.config.hidden_size)
     else:
         targets = all_text_vectors(loaded.model, translated, pad).float()
     return Alignment(ids, targets, task.temperature, pad, truncated)
-
-
-def _encoded(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[list[int]], int]:
-    before, after = frame(tokenizer)
-    room = limit - len(before) - len(after)
-    found = pieces_of(tokenizer, texts)
-    return [before + ids[:room] + after for ids in found], sum(len(ids) > room for ids in found)
 
 
 def _require_several(texts: Sequence[str], where: object) -> None:

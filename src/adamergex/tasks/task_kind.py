@@ -1,4 +1,4 @@
-"""What a kind of task is: one record of all that the rest of the library asks of it. Nothing here loads torch."""
+"""TaskKind: the record that defines a kind of task for the rest of the library. This module does not load torch."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ NumberedRows: TypeAlias = list[tuple[int, dict[str, Json]]]
 
 
 class Request(NamedTuple, Generic[S_co]):
-    """Rows of a task for one model, to learn from or to answer. ``longest``: tokens of the model's input; ``where``:
-    how errors name the rows."""
+    """Rows of a task for one model, for training or prediction. ``longest``: maximum input tokens of the model;
+    ``where``: the name of the rows in errors."""
 
     kind: AnyKind
     task: S_co
@@ -43,19 +43,19 @@ class Request(NamedTuple, Generic[S_co]):
 
     @property
     def limit(self) -> int:
-        """The tokens that task and model allow."""
+        """Maximum input tokens of task and model."""
         return min(int(getattr(self.task, "max_length", self.longest)), self.longest)
 
     @property
     def writing(self) -> Writing[S_co]:
-        """How a model that writes is asked."""
-        assert self.kind.writing is not None  # a kind whose answering has writers says how they are asked
+        """Prompts and parsing for generative models."""
+        assert self.kind.writing is not None  # set in every kind that WRITERS answer
         return self.kind.writing
 
 
 class Answers(NamedTuple):
-    """A prediction for every row, in order (gold, predicted, and scores where there are any), how many inputs were cut,
-    and how many answers could not be read."""
+    """One prediction per row, in order (gold, predicted, and scores if any), the number of truncated inputs, and the
+    number of unparsable answers."""
 
     items: list[dict[str, Json]]
     truncated: int
@@ -63,16 +63,16 @@ class Answers(NamedTuple):
 
 
 class Answering(NamedTuple, Generic[S_in]):
-    """How one kind of model learns a task, and how it answers (model, tokens per batch); None where it cannot."""
+    """Training examples and prediction (request, model, tokens per batch) of one kind of model; None: unsupported."""
 
     train_examples: Callable[[Request[S_in]], Examples] | None
     predict: Callable[[Request[S_in], nn.Module, int], Answers] | None
 
 
 class Writing(NamedTuple, Generic[S_in]):
-    """How models that write are asked: the prompt of a row, the answers that teach it, the prediction that is read from
-    a written text and whether all of it had the expected form; ``choices``: what could be said, where that is scored
-    and not written."""
+    """A task for generative models: the prompt of a row, the answers to train on, and ``read``: the prediction parsed
+    from a generated text and whether all of it had the expected form. ``choices``: the options, where answers are
+    scored instead of generated."""
 
     prompt: Callable[[S_in, Row], Prompt]
     answers: Callable[[S_in, Row], Sequence[str]]
@@ -81,7 +81,7 @@ class Writing(NamedTuple, Generic[S_in]):
 
 
 class Labels(NamedTuple):
-    """The setting that may be left to the training rows: its name, its values there, and how many it ``needs``."""
+    """A setting that may be inferred from the training rows: its name, its values, and how many it ``needs``."""
 
     setting: str
     of: Callable[[Sequence[Row]], tuple[str, ...]]
@@ -90,9 +90,9 @@ class Labels(NamedTuple):
 
 
 class Options(NamedTuple, Generic[S_in]):
-    """Answers of which a model gives a distribution: how many there are, and the row as if one were its gold one.
+    """Answers with a probability distribution: their number, and the row with one of them as its gold answer.
 
-    ``per_token``: heads give one for every token."""
+    ``per_token``: heads give one distribution per token."""
 
     count: Callable[[S_in], int]
     chosen: Callable[[S_in, Row, int], dict[str, Json]]
@@ -100,7 +100,7 @@ class Options(NamedTuple, Generic[S_in]):
 
 
 class XltForm(NamedTuple):
-    """What the XLT template is filled with. ``written``: the answer is written after the mark, else scored there."""
+    """The fields of the XLT template. ``written``: the answer is generated after the mark, else scored there."""
 
     expert: str
     request: str
@@ -112,7 +112,7 @@ class XltForm(NamedTuple):
 
 
 def right_or_wrong(predictions: Items, references: Items, language: str) -> dict[str, float]:
-    """Accuracy, in percent: the score of a kind that names no other."""
+    """Accuracy in percent, the default score of a kind."""
     return {"accuracy": accuracy(predictions, references)}
 
 
@@ -121,24 +121,24 @@ class TaskKind(Generic[S]):
     """One kind of task.
 
     Settings and rows:
-        settings: its settings class; ``kind`` has a default, the kind's name.
-        columns: what a file with its rows must have; ``optional_columns`` are read where they are there.
-        rows: one sentence on a row, for the documentation.
-        gold: the column that holds the answer; it and ``raw_columns`` reach ``check_row`` as the file has them, the
-            others as texts. ``check_row(task, row, where)`` returns the row as models and scores read it,
-            ``check_rows(task, rows, where)`` raises for what only known labels can tell.
-        make_rows: of kinds without labels: (task, numbered rows, where) -> rows; default: as they are.
-        labels: the setting that may be left to the training rows.
+        settings: its settings class; the default of its field ``kind`` is the kind's name.
+        columns: the columns that a file of rows must have; ``optional_columns`` are read if present.
+        rows: one sentence about a row, for the documentation.
+        gold: the column that holds the answer. It and ``raw_columns`` reach ``check_row`` as the file has them, the
+            others as texts. ``check_row(task, row, where)`` returns the row for models and scores;
+            ``check_rows(task, rows, where)`` raises errors that need known labels.
+        make_rows: for kinds without labels: (task, numbered rows, where) -> rows; default: unchanged.
+        labels: the setting that may be inferred from the training rows.
     Models:
-        answering: kind of model -> how it learns and answers.
-        head: what an encoder needs; ``outputs``: names of what the head gives; ``encoder``: what an encoder
-            without a head is loaded as (task, base).
-        writing: how models that write are asked; ``xlt`` the same in cross-lingual thought.
-        options: answers whose distribution is known, so that λ can be chosen by entropy.
+        answering: kind of model -> its training examples and predictions.
+        head: the head that an encoder needs; ``outputs``: names of the head's outputs; ``encoder``: (task, base) ->
+            the kind of model that an encoder without a head is loaded as.
+        writing: prompts and parsing for generative models; ``xlt``: the fields of the XLT template.
+        options: answers with a known distribution, needed to choose λ by entropy.
     Scores:
-        score: (predictions, references, language) -> percent by name, unless ``measured_as`` names a task file's.
-        example: a prediction and a reference that the score takes.
-        tally: an item's [hits, of] in the score, unless it is the score of the item alone.
+        score: (predictions, references, language) -> percent by name, unless ``measured_as`` names a task file.
+        example: a prediction and a reference that the score accepts.
+        tally: an item's [hits, of] in the score, unless the score of the item alone gives it.
     """
 
     settings: type[S]
@@ -164,10 +164,10 @@ class TaskKind(Generic[S]):
 
     @property
     def name(self) -> str:
-        """What ``kind`` says in settings."""
+        """The value of ``kind`` in settings."""
         return str(self.settings.model_fields["kind"].default)
 
     @property
     def labelled(self) -> bool:
-        """Whether labels are read, and answers predicted."""
+        """Whether the kind has labels and predictions."""
         return issubclass(self.settings, LabelledTask)

@@ -1,12 +1,12 @@
-"""The optimisation loop: transformers' Trainer in one process or several, with batches that are fixed beforehand.
+"""The training loop: transformers' Trainer in one or several processes, with a fixed sequence of batches.
 
-The order of all batches is fixed by the seed before the first step (so a resumed run sees exactly what an uninterrupted
-one sees), and only complete checkpoints are resumed from.
+The seed fixes the order of all batches before the first step, so a resumed run sees the same batches as an
+uninterrupted one; only complete checkpoints are resumed from.
 
-Of several processes each takes a share of the rows of every batch, and DistributedDataParallel averages their
+With several processes, each takes a share of the rows of every batch, and DistributedDataParallel averages their
 gradients. A share's loss is a mean over its own n_r labelled positions, so it is weighted: with R processes and
-N = Σ n_r, (1/R) Σ_r (R·n_r/N)·loss_r is the mean over all N positions of the batch, as in one process. Where the rows
-of a batch are compared with each other (``coupled``) every process takes all of them. The parts of a divided batch
+N = Σ n_r, (1/R) Σ_r (R·n_r/N)·loss_r is the mean over all N positions of the batch, as in one process. If the loss
+compares the rows of a batch (``coupled``), every process takes all of them. The parts of a divided batch
 (``accumulation``) are weighted alike.
 """
 
@@ -48,17 +48,17 @@ MANIFEST = "complete.json"
 
 
 def batches(lengths: Sequence[int], size: int, steps: int, seed: int) -> list[list[int]]:
-    """The examples of every step of a run: each epoch in a new order, similar lengths together.
+    """The example indices of every step of a run: a new order in each epoch, similar lengths together.
 
-    Lengths are sorted within groups of 8 batches only, so that batches still differ from epoch to epoch.
+    Lengths are sorted only within groups of 8 batches, so that batches differ between epochs.
     """
     result: list[list[int]] = []
     for epoch in range(steps):
         generator = np.random.default_rng([seed % 2**32, epoch])
         order = generator.permutation(len(lengths))
-        groups = [order[at : at + 8 * size] for at in range(0, len(order), 8 * size)]
+        groups = [order[start : start + 8 * size] for start in range(0, len(order), 8 * size)]
         order = np.concatenate([group[np.argsort(-np.asarray(lengths)[group], kind="stable")] for group in groups])
-        epoch_batches = [order[at : at + size].tolist() for at in range(0, len(order), size)]
+        epoch_batches = [order[start : start + size].tolist() for start in range(0, len(order), size)]
         result += [epoch_batches[index] for index in generator.permutation(len(epoch_batches))]
         if len(result) >= steps:
             break
@@ -66,11 +66,11 @@ def batches(lengths: Sequence[int], size: int, steps: int, seed: int) -> list[li
 
 
 def require_rows(job: TrainJob, team: Team) -> None:
-    """Raises: ConfigError: a batch has no row for some of the processes."""
+    """Raises: ConfigError: a batch has fewer rows than there are processes."""
     size = job.optimisation.batch_size
     if size < team.size:
         raise ConfigError(
-            "a batch is divided over the processes, and has fewer rows than there are",
+            "a batch has fewer rows than there are processes",
             where="batch_size",
             found=f"{size} rows for {team.size} processes",
             expected=f"{team.size} or more",
@@ -88,29 +88,28 @@ def fit(
     progress: bool,
     callbacks: Sequence[TrainerCallback],
 ) -> Mapping[str, Json]:
-    """Run the optimisation, from the last checkpoint in ``folder`` on; what came out of it, for the lineage."""
+    """Train from the last checkpoint in ``folder``; returns steps, tokens and losses for the lineage."""
     settings, lengths = job.optimisation, examples.lengths
     require_divisible(settings, examples)
     steps = settings.steps or math.ceil(settings.epochs * math.ceil(len(lengths) / settings.batch_size))
     plan = batches(lengths, settings.batch_size, steps, job.seed)
     resume = team.agree(str(_last_complete(folder) or "") if team.first else "")
-    own, writer = [_Checkpoints(team), *([Progress(job)] if progress and team.first else [])], None
+    loop_callbacks, writer = [_Checkpoints(team), *([Progress(job)] if progress and team.first else [])], None
     if team.first:
         from torch.utils.tensorboard import SummaryWriter
 
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         writer = SummaryWriter(str(folder / "logs"))
-        own.append(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]
+        loop_callbacks.append(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]
     arguments = _arguments(job, folder, steps)
     try:
-        computed, again = computing(adapter.model, settings), checkpointed(adapter.model, job)
-        with _as_it_was(adapter.model), computed, again, _failures_of_threads() as failures:
-            trainer = _Trainer(
-                adapter, _Steps(examples, plan, team, settings), args=arguments, callbacks=[*own, *callbacks]
-            )
+        numerics, recomputed = computing(adapter.model, settings), checkpointed(adapter.model, job)
+        with _restored(adapter.model), numerics, recomputed, _failures_of_threads() as failures:
+            steps_data, all_callbacks = _Steps(examples, plan, team, settings), [*loop_callbacks, *callbacks]
+            trainer = _Trainer(adapter, steps_data, args=arguments, callbacks=all_callbacks)
             trainer.remove_callback(PrinterCallback)
             adapter.model.train()
-            if team.rank:  # rows of different processes must not share their dropout
+            if team.rank:  # rows of different processes need different dropout masks
                 torch.manual_seed(job.seed + team.rank)
             trainer.train(resume_from_checkpoint=resume or None)
             trainer.require_finite("a trained weight", *trainer.trainable)
@@ -134,10 +133,10 @@ def fit(
 
 @contextmanager
 def _failures_of_threads() -> Iterator[list[BaseException]]:
-    """What other threads (TensorBoard's writer) fail with, which would only be printed."""
+    """Collect exceptions of other threads (TensorBoard's writer), which would otherwise only be printed."""
     failures: list[BaseException] = []
     before = threading.excepthook
-    threading.excepthook = lambda found: failures.append(found.exc_value or RuntimeError("a thread failed"))
+    threading.excepthook = lambda hook: failures.append(hook.exc_value or RuntimeError("a thread failed"))
     try:
         yield failures
     finally:
@@ -145,18 +144,18 @@ def _failures_of_threads() -> Iterator[list[BaseException]]:
 
 
 @contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Take off what the Trainer and accelerate set on a model (autocast around ``forward``, ``use_cache``): the lent
-    backbone outlives the training. Hooks and parameters are the adapter's own to take off."""
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Undo what the Trainer and accelerate set on a model (autocast around ``forward``, ``use_cache``), since the
+    backbone is reused after training. The adapter itself removes its hooks and parameters."""
     config: Any = model.config
     before, settings = dict(vars(model)), dict(vars(config))
     try:
         yield
     finally:
-        for now, then in ((vars(model), before), (vars(config), settings)):
-            for name in now.keys() - then.keys():
-                del now[name]
-            now.update(then)
+        for current, original in ((vars(model), before), (vars(config), settings)):
+            for name in current.keys() - original.keys():
+                del current[name]
+            current.update(original)
 
 
 def _arguments(job: TrainJob, folder: Path, steps: int) -> TrainingArguments:
@@ -164,17 +163,17 @@ def _arguments(job: TrainJob, folder: Path, steps: int) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        per_device_train_batch_size=1,  # an item of the data set is a whole batch
+        per_device_train_batch_size=1,  # each item of the data set is a whole batch
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
         warmup_steps=math.ceil(settings.warmup * steps),
         max_grad_norm=settings.max_grad_norm,
         weight_decay=settings.weight_decay,
         logging_steps=LOG_EVERY,
-        logging_nan_inf_filter=False,  # would hide what require_finite looks for
+        logging_nan_inf_filter=False,  # would hide NaN from require_finite
         save_strategy="steps" if steps > settings.checkpoint_every else "no",
         save_steps=settings.checkpoint_every,
-        save_total_limit=2,  # the last one may be cut short by a kill: one whole one stays before it
+        save_total_limit=2,  # a kill may truncate the last one: keep a complete one before it
         seed=job.seed % 2**32,
         use_cpu=not torch.cuda.is_available(),
         bf16=autocasts(settings.precision),
@@ -182,28 +181,28 @@ def _arguments(job: TrainJob, folder: Path, steps: int) -> TrainingArguments:
         disable_tqdm=True,
         dataloader_pin_memory=False,
         remove_unused_columns=False,
-        ddp_static_graph=True,  # whole models hold parameters that a task does not use, in every step the same
+        ddp_static_graph=True,  # the same parameters are unused in every step
         ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,  # they never change
+        ddp_broadcast_buffers=False,  # buffers never change
     )
     if settings.precision == "float32":
-        arguments.mixed_precision = "no"  # whatever a launcher's environment asks for
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process that sees several GPUs uses one: no DataParallel
+        arguments.mixed_precision = "no"  # overrides the launcher's environment
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process that sees several GPUs uses one: no DataParallel
     return arguments
 
 
 class _Part(TypedDict):
-    """Tensors that are computed at once, and what their loss weighs in the step."""
+    """Tensors that are computed at once, and the weight of their loss in the step."""
 
     batch: dict[str, Tensor]
     weight: float
 
 
 class _Steps(Dataset[list[_Part]]):
-    """Item i is the batch of step i of the whole run, so skipping to a step is exact and costs nothing.
+    """Data set whose item i is the batch of step i of the run, so that skipping to a step is exact and free.
 
-    In its parts; of several processes, this one's share of each. Masks are those of the whole batch; every R-th row is
-    taken, since lengths fall from row to row."""
+    An item is a list of parts; with several processes, this process's share of each. Masks are those of the whole
+    batch. A share is every R-th row, because rows are sorted by length."""
 
     def __init__(self, examples: Examples, plan: list[list[int]], team: Team, settings: Optimisation) -> None:
         self.examples, self.plan, self.team, self.settings = examples, plan, team, settings
@@ -221,8 +220,7 @@ class _Steps(Dataset[list[_Part]]):
         return [self._share(batch, part, whole) for part in parts]
 
     def _share(self, batch: dict[str, Tensor], part: slice, whole: int) -> _Part:
-        """This process's rows of a part. One that has fewer rows than there are processes gives the rest of them a row
-        that counts 0."""
+        """This process's rows of a part. If a part has fewer rows than processes, the others take a row of weight 0."""
         team = self.team
         idle = part.start + team.rank >= part.stop
         share = rows_of(batch, slice(part.start + (0 if idle else team.rank), part.stop, team.size))
@@ -230,7 +228,7 @@ class _Steps(Dataset[list[_Part]]):
 
 
 class _Trainer(Trainer):
-    """Trainer with the task's own loss, batches made beforehand, and strict adapter files as checkpoints."""
+    """Trainer with the task's loss, precomputed batches, and strict adapter files as checkpoints."""
 
     def __init__(self, adapter: loaded_adapter.LoadedAdapter, steps: _Steps, **settings: Any) -> None:
         self.adapter, self.steps = adapter, steps
@@ -238,7 +236,7 @@ class _Trainer(Trainer):
         super().__init__(model=adapter.model, train_dataset=steps, **settings)
 
     def get_train_dataloader(self) -> DataLoader[list[_Part]]:
-        return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_alone)
+        return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=lambda items: items[0])
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: object = None
@@ -247,8 +245,8 @@ class _Trainer(Trainer):
         return loss if inputs["weight"] == 1 else loss * inputs["weight"]
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: object = None) -> Tensor:
-        # Without Trainer's model.train(), which walks every module at every step; once before the first is enough.
-        # The loss may call the encoder inside the model, which accelerate's autocast around ``forward`` does not reach.
+        # Without Trainer's model.train(), which walks all modules at every step; once before the first step is enough.
+        # The loss may call the model's encoder directly, outside accelerate's autocast around ``forward``.
         total = torch.zeros((), device=self.args.device)
         for part in inputs:
             with self.compute_loss_context_manager(), self.accelerator.autocast():
@@ -264,9 +262,9 @@ class _Trainer(Trainer):
         return norm
 
     def require_finite(self, what: str, *tensors: Tensor) -> None:
-        """Raises: TrainingError, which says at which step."""
+        """Raises: TrainingError with the step's number."""
         for tensor in tensors:
-            if tensor.numel() and not tensor.detach().abs().max() <= LARGEST:  # NaN is not either
+            if tensor.numel() and not tensor.detach().abs().max() <= LARGEST:  # also true for NaN
                 raise TrainingError(
                     "the training diverged",
                     where=f"step {min(self.state.global_step + 1, self.args.max_steps)} of {self.args.max_steps}",
@@ -276,20 +274,20 @@ class _Trainer(Trainer):
                 )
 
     def _get_num_items_in_batch(self, batch_samples: list[object], device: object) -> None:
-        """The loss is a mean over its own labels already."""
+        """None: the loss is already a mean over its labels."""
 
     def floating_point_ops(self, inputs: object) -> int:
         return 0  # counting walks all parameters every step
 
     def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:
-        # PEFT's own saving asks the hub about the base at every checkpoint.
+        # PEFT's save_pretrained queries the hub about the base at every checkpoint.
         if self.steps.team.first:
             self.adapter.write_tensors(Path(output_dir or str(self.args.output_dir)))
 
     def _save_checkpoint(self, *arguments: Any, **settings: Any) -> None:
         try:
             super()._save_checkpoint(*arguments, **settings)
-        except RuntimeError as error:  # what torch.save raises where the disk is full
+        except RuntimeError as error:  # raised by torch.save on a full disk
             raise unwritable(str(self.args.output_dir), error) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: object = None) -> None:
@@ -297,7 +295,7 @@ class _Trainer(Trainer):
 
 
 class _Checkpoints(TrainerCallback):
-    """Marks a checkpoint complete, last and atomically, with the hashes of its files."""
+    """Marks each checkpoint complete with the hashes of its files, in a last, atomic write."""
 
     def __init__(self, team: Team) -> None:
         self.team = team
@@ -305,13 +303,13 @@ class _Checkpoints(TrainerCallback):
     def on_step_end(
         self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> TrainerControl:
-        # Losses are logged before a save and at the end, so that a resumed run reports the same means.
+        # Log losses before a save and at the end, so that a resumed run reports the same means.
         if control.should_save or state.global_step >= state.max_steps:
             control.should_log = True
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        self.team.wait()  # every process adds the state of its generators
+        self.team.wait()  # every process writes the state of its random generators
         if not self.team.first:
             return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
@@ -322,9 +320,9 @@ class _Checkpoints(TrainerCallback):
 
 
 def _last_complete(folder: Path) -> Path | None:
-    """The latest checkpoint whose files are all there and unchanged; later, broken ones are removed."""
-    found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*") if _CHECKPOINT(path.name)}
-    for _, path in sorted(found.items(), reverse=True):
+    """The latest complete and unchanged checkpoint; removes later, broken ones."""
+    paths = [path for path in folder.glob("checkpoint-*") if _CHECKPOINT(path.name)]
+    for path in sorted(paths, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         if _is_complete(path):
             return path
         remove(path)
@@ -341,7 +339,3 @@ def _is_complete(path: Path) -> bool:
         return set(hashes) == present and all(file_sha256(path / name) == value for name, value in hashes.items())
     except (AdapterFileError, OSError):
         return False
-
-
-def _alone(items: list[list[_Part]]) -> list[_Part]:
-    return items[0]

@@ -1,8 +1,8 @@
-"""Train a masked-LM head for an encoder that ships none: ``adamergex train`` of kind masked-lm-head.
+"""Train a masked-LM head for an encoder without one: ``adamergex train`` of kind masked-lm-head.
 
-The body is frozen, or changed by low-rank matrices that are folded in ("recovery"). Then a second term holds what the
-encoder knows: hold · E‖m(x) - m₀(x)‖² / Var(m₀), of the mean vectors m of unmasked text, and m₀ of the
-untouched body.
+The body is frozen, or changed by low-rank matrices that are folded into it ("recovery"). In the latter case a second
+loss term preserves the encoder's knowledge: hold · E‖m(x) - m₀(x)‖² / Var(m₀), with the mean vectors m of unmasked text
+and m₀ of the original body.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from adamergex.backbones.base_files import base_sha256
 from adamergex.backbones.head_file import FILE, HEAD_RECORD, HeadFile, origin, write_base
-from adamergex.backbones.heads import LowRank, calibrate, with_new_head
+from adamergex.backbones.heads import BodyUpdate, calibrate, with_new_head
 from adamergex.backbones.loading import longest_input, quiet, tokenizer
 from adamergex.backbones.logits import labelled, labelled_loss
 from adamergex.data import reader
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 HELD_OUT = 16
-"""Segments of each language (at most a tenth of them) on which losses before and after are measured."""
+"""Held-out segments per language (at most a tenth) for the losses before and after training."""
 _CALIBRATION = 8  # batches
 
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """What is trained on what; see ``train_config.MaskedLmHeadTraining``. ``rank`` 0: the body stays as it is."""
+    """Settings of a head's training; see ``config.train.MaskedLmHeadTraining``. ``rank`` 0: the body is frozen."""
 
     base: str
     languages: tuple[str, ...]
@@ -61,7 +61,7 @@ class HeadSettings:
     hold: float = 1.0
 
     def job(self) -> TrainJob:
-        """The same as the loop wants it."""
+        """The settings as a job for the training loop."""
         return TrainJob(
             base=self.base,
             structure=Full(),
@@ -72,8 +72,8 @@ class HeadSettings:
             seed=self.seed,
         )
 
-    def said(self) -> dict[str, Json]:
-        """As JSON."""
+    def as_json(self) -> dict[str, Json]:
+        """The settings as JSON."""
         return {
             "languages": list(self.languages),
             "optimisation": self.optimisation.model_dump(mode="json"),
@@ -84,10 +84,10 @@ class HeadSettings:
 
 
 def train_head(settings: HeadSettings, output: Path, *, workdir: Path, progress: bool = False) -> None:
-    """Write a base directory: the encoder with its new head, the head's small file, and what was measured.
+    """Write a base directory: the encoder with its new head, the head's small file, and the measured losses.
 
-    Two runs of the same settings give the same bytes on one machine's CPU. ``workdir`` keeps checkpoints, from which a
-    stopped run goes on. Raises: ModelError, DataError, ConfigError, AdapterFileError.
+    Two runs of the same settings give the same bytes on one machine's CPU. ``workdir`` keeps checkpoints to resume an
+    interrupted run. Raises: ModelError, DataError, ConfigError, AdapterFileError.
     """
     with contextlib.ExitStack() as stack:
         team = stack.enter_context(joined())
@@ -103,7 +103,7 @@ def train_head(settings: HeadSettings, output: Path, *, workdir: Path, progress:
         examples = _Examples(text.train, settings.hold)
         start = calibrate(model, new, examples.first(_CALIBRATION, settings.optimisation.batch_size), text.counts)
         if settings.rank:
-            examples.low_rank = LowRank(model, settings.rank, settings.alpha)
+            examples.low_rank = BodyUpdate(model, settings.rank, settings.alpha)
             examples.measure_spread(model, settings.optimisation.batch_size)
         before = _losses(model, text)
         head = _Head(model, new, examples.low_rank)
@@ -127,7 +127,7 @@ def train_head(settings: HeadSettings, output: Path, *, workdir: Path, progress:
 
 @dataclass(frozen=True)
 class _Text:
-    """Segments to train on, of every language as many; held-out ones by language; counts of the tokens; hashes."""
+    """Training segments, equally many per language; held-out segments by language; token counts; data hashes."""
 
     train: Segments
     held_out: Mapping[str, Segments]
@@ -136,50 +136,47 @@ class _Text:
 
 
 def _read(settings: HeadSettings, model: PreTrainedModel) -> _Text:
-    words, every, held_out, sources = (
-        tokenizer(settings.base),
-        list[Segments](),
-        dict[str, Segments](),
-        dict[str, Mapping[str, Json]](),
-    )
+    base_tokenizer = tokenizer(settings.base)
+    by_language, held_out = list[Segments](), dict[str, Segments]()
+    sources: dict[str, Mapping[str, Json]] = {}
     for language in settings.languages:
         rows = reader.read(settings.text, language, also=())
-        found = segments(
+        all_segments = segments(
             [str(row["text"]) for row in rows],
-            words,
+            base_tokenizer,
             settings.task,
             masked=True,
             seed=settings.seed,
-            longest=longest_input(model, words),
+            longest=longest_input(model, base_tokenizer),
             where=reader.source(settings.text, language),
         )
-        # Neighbouring segments are of one text: the order is mixed before some are set aside.
-        ids = found.ids[np.random.default_rng(settings.seed).permutation(len(found.ids))]
-        aside = min(HELD_OUT, len(ids) // 10)
-        if not aside:
+        # Neighbouring segments come from one text: shuffle before holding some out.
+        ids = all_segments.ids[np.random.default_rng(settings.seed).permutation(len(all_segments.ids))]
+        count = min(HELD_OUT, len(ids) // 10)
+        if not count:
             raise DataError(
-                "there is too little text to set some aside",
+                "there is too little text to hold some out",
                 where=reader.source(settings.text, language),
                 found=f"{len(ids)} segments of {settings.task.segment} tokens",
                 expected="10 or more",
                 fix="give more text, or shorter segments",
             )
-        held_out[language] = Segments(ids[:aside], found.masking, settings.seed + 1)
-        every.append(Segments(ids[aside:], found.masking, settings.seed))
+        held_out[language] = Segments(ids[:count], all_segments.masking, settings.seed + 1)
+        by_language.append(Segments(ids[count:], all_segments.masking, settings.seed))
         sources[language] = {"segments": len(ids), "sha256": reader.content_hash(rows), "text": len(rows)}
-    most = max(len(item.ids) for item in every)
-    ids = np.concatenate([item.ids[np.arange(most) % len(item.ids)] for item in every])
-    rows_of_model = len(next(model.get_input_embeddings().parameters()))
-    counts = torch.from_numpy(np.bincount(ids.ravel(), minlength=rows_of_model))
-    return _Text(Segments(ids, every[0].masking, settings.seed), held_out, counts, sources)
+    most = max(len(item.ids) for item in by_language)
+    ids = np.concatenate([item.ids[np.arange(most) % len(item.ids)] for item in by_language])
+    vocabulary_size = len(next(model.get_input_embeddings().parameters()))
+    counts = torch.from_numpy(np.bincount(ids.ravel(), minlength=vocabulary_size))
+    return _Text(Segments(ids, by_language[0].masking, settings.seed), held_out, counts, sources)
 
 
 class _Examples:
-    """Segments with their unmasked form, and the loss of both terms."""
+    """Segments with their unmasked ids, and the loss with both terms."""
 
     def __init__(self, text: Segments, hold: float) -> None:
         self.text, self.hold, self.spread = text, hold, 1.0
-        self.low_rank: LowRank | None = None
+        self.low_rank: BodyUpdate | None = None
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -189,7 +186,7 @@ class _Examples:
         return self.text.batch(indices, step) | {"whole": torch.from_numpy(self.text.ids[list(indices)])}
 
     def first(self, count: int, size: int) -> Iterator[dict[str, Tensor]]:
-        """Batches of the first segments of a mixed order, to measure on before training."""
+        """The first ``count`` batches of a shuffled order, for measurements before training."""
         order = np.random.default_rng(self.text.seed).permutation(len(self.text.ids))[: count * size]
         for step, at in enumerate(range(0, len(order), size)):
             yield self.batch(order[at : at + size].tolist(), step)
@@ -207,26 +204,26 @@ class _Examples:
         return labelled(batch["labels"], shift=False)
 
     def distance(self, model: nn.Module, ids: Tensor) -> Tensor:
-        """Mean squared distance of mean vectors to those of the untouched body, as a share of their variance."""
+        """Mean squared distance of mean vectors to those of the original body, relative to their variance."""
         assert self.low_rank is not None
         with self.low_rank.off(), torch.no_grad():
             before = _mean_vectors(model, ids)
         return (_mean_vectors(model, ids) - before).square().sum(-1).mean() / self.spread
 
     def measure_spread(self, model: nn.Module, size: int) -> None:
-        """The variance of the untouched body's mean vectors."""
+        """Store the variance of the original body's mean vectors."""
         assert self.low_rank is not None
         with self.low_rank.off(), torch.no_grad():
             vectors = torch.cat([_mean_vectors(model, batch["whole"]) for batch in self.first(_CALIBRATION, size)])
         self.spread = float((vectors - vectors.mean(0)).square().sum(-1).mean().clamp(min=1e-12))
 
     def drift(self, model: nn.Module, text: _Text) -> float | None:
-        """``distance`` on the held-out segments of all languages; None where the body is frozen."""
+        """Mean ``distance`` on the held-out segments of all languages; None for a frozen body."""
         if self.low_rank is None:
             return None
         with torch.no_grad():
-            found = [float(self.distance(model, torch.from_numpy(item.ids))) for item in text.held_out.values()]
-        return sum(found) / len(found)
+            distances = [float(self.distance(model, torch.from_numpy(item.ids))) for item in text.held_out.values()]
+        return sum(distances) / len(distances)
 
 
 def _mean_vectors(model: Any, ids: Tensor) -> Tensor:
@@ -236,24 +233,24 @@ def _mean_vectors(model: Any, ids: Tensor) -> Tensor:
 
 
 def _losses(model: PreTrainedModel, text: _Text) -> dict[str, float]:
-    """Nats a masked token on the held-out segments of each language; the masks are always the same."""
-    found = {}
+    """Loss (nats per masked token) on the held-out segments of each language, with fixed masks."""
+    losses = {}
     with torch.no_grad():
         for language, item in text.held_out.items():
             batch = {name: tensor.to(model.device) for name, tensor in item.batch(range(len(item.ids)), 0).items()}
             ids = batch["input_ids"]
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            found[language] = float(labelled_loss(model, inputs, batch["labels"], shift=False))
-    return found
+            losses[language] = float(labelled_loss(model, inputs, batch["labels"], shift=False))
+    return losses
 
 
 @dataclass
 class _Head:
-    """What the loop trains and keeps in checkpoints."""
+    """The trainable head, for the training loop and its checkpoints."""
 
     model: PreTrainedModel
     new: Mapping[str, nn.Parameter]
-    low_rank: LowRank | None
+    low_rank: BodyUpdate | None
     tensors: dict[str, nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -277,15 +274,15 @@ class _Head:
                 parameter.copy_(contents[name])
 
     def save(self, directory: Path, lineage: object) -> None:
-        self.write_tensors(directory)  # what a base made with it says of itself is written with that base
+        self.write_tensors(directory)  # the base directory has its own record
 
     def detach(self) -> object:
         return self.model
 
 
 def _identity(settings: HeadSettings, text: _Text) -> str:
-    """A name for the run's folder: other settings, base, text or library versions never resume it."""
-    facts = [settings.said(), base_sha256(settings.base), text.sources, package_versions()]
+    """A name for the run's folder, unique to settings, base, text and versions, so that no other run resumes it."""
+    facts = [settings.as_json(), base_sha256(settings.base), text.sources, package_versions()]
     return "run-" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -303,7 +300,7 @@ def _record(
         "data": text.sources,
         "format": "adamergex-masked-lm-head/1",
         "measured": {"calibrated": start, "before": dict(before), "after": dict(after), "drift": drift},
-        "settings": settings.said(),
+        "settings": settings.as_json(),
         "training": outcome,
         "versions": package_versions(),
     }

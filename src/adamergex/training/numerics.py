@@ -1,7 +1,7 @@
-"""The precision of a training's computation and how it computes attention; the lent model is given back as it was.
+"""Precision and attention implementation during training; the model is restored afterwards.
 
-bfloat16 is autocast's: matrix products in bfloat16, sums, softmax and losses in float32, trained tensors in float32. On
-CPUs with AVX512-BF16 or AMX that is several times as fast as float32, with eager attention most of all.
+bfloat16 means autocast: matrix products in bfloat16; sums, softmax, losses and trained tensors in float32. On CPUs with
+AVX512-BF16 or AMX it is several times as fast as float32, most of all with eager attention.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
 
 
 def autocasts(precision: Precision) -> bool:
-    """Whether a training computes in bfloat16; "auto": on CUDA."""
+    """Whether training computes in bfloat16; "auto": on CUDA."""
     return precision == "bfloat16" or (precision == "auto" and torch.cuda.is_available())
 
 
 @contextmanager
 def computing(model: nn.Module, optimisation: Optimisation) -> Iterator[None]:
-    """While this is open the model, an adapter around it or not, computes as the optimisation says.
+    """Context in which the model, with or without an adapter, uses the precision and attention of the settings.
 
-    Raises: ConfigError: the model has no such attention.
+    Raises: ConfigError: the model does not support the attention.
     """
     with _weights(model, optimisation.precision), _attention(model, optimisation.attention):
         yield
 
 
 def require_attention(model: nn.Module, attention: Attention) -> None:
-    """Raises: ConfigError: the model has no such attention."""
+    """Raises: ConfigError: the model does not support the attention."""
     with _attention(model, attention):
         pass
 
 
 @contextmanager
 def _weights(model: nn.Module, precision: Precision) -> Iterator[None]:
-    """In float32 the base's weights of lower precision are widened for the while; their own bits stay aside."""
+    """For float32, widen weights of lower precision temporarily; their original bits are kept and restored."""
     tensors = [*model.parameters(), *model.buffers()] if precision == "float32" else []
-    low = [(one, one.data) for one in tensors if one.is_floating_point() and one.element_size() < 4]
+    low = [(tensor, tensor.data) for tensor in tensors if tensor.is_floating_point() and tensor.element_size() < 4]
     try:
         for tensor, stored in low:
             tensor.data = stored.float()
@@ -60,17 +60,17 @@ def _attention(model: nn.Module, attention: Attention) -> Iterator[None]:
         yield
         return
     wrapped: Any = model
-    alone = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
-    configs = _configs(alone.config)
+    backbone = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+    configs = _configs(backbone.config)
     before = [(config, config._attn_implementation) for config in configs]
     try:
         try:
-            alone.set_attn_implementation(attention)
+            backbone.set_attn_implementation(attention)
         except (ValueError, ImportError, AttributeError) as error:
-            raise _refused(alone, attention, str(error).splitlines()[0]) from error
-        text = alone.config.get_text_config()
+            raise _unsupported(backbone, attention, str(error).splitlines()[0]) from error
+        text = backbone.config.get_text_config()
         if text._attn_implementation != attention:  # transformers only warns
-            raise _refused(alone, attention, f"it computes attention by {text._attn_implementation}")
+            raise _unsupported(backbone, attention, f"it computes attention by {text._attn_implementation}")
         yield
     finally:
         for config, implementation in before:
@@ -78,16 +78,16 @@ def _attention(model: nn.Module, attention: Attention) -> Iterator[None]:
 
 
 def _configs(config: Any) -> list[Any]:
-    """A model's configuration and those of its parts: every module reads its own."""
+    """A model's configuration and those of its parts, which modules read separately."""
     parts = (getattr(config, name, None) for name in getattr(config, "sub_configs", {}))
     return [config, *(inner for part in parts if part is not None for inner in _configs(part))]
 
 
-def _refused(model: nn.Module, attention: str, found: str) -> ConfigError:
+def _unsupported(model: nn.Module, attention: str, reason: str) -> ConfigError:
     return ConfigError(
         "the model has no such attention",
         where="optimisation.attention",
-        found=f"{type(model).__name__}: {found}",
+        found=f"{type(model).__name__}: {reason}",
         expected=attention,
         fix="set attention to auto",
     )

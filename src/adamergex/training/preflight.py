@@ -1,5 +1,5 @@
-"""What can be known before anything is trained: every training of a plan is tried on the model's outline, without its
-weights, and every merge on the names of its modules.
+"""Checks before training: every training of a plan is tried on the model's outline, without weights, and every merge on
+the names of its modules.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 
 ROWS = 64
-"""Labelled rows that are tried: all of them were read, and their labels checked, when the plan was made."""
+"""Labelled rows to try; the plan has already read all rows and checked their labels."""
 
 
 def require_possible(steps: Iterable[Step]) -> None:
-    """Raises: ModelError, ConfigError, DataError, NothingMergedError: what one of the steps would raise after others
-    were done, such as a segment longer than the model, too little text, or modules and layers that do not exist."""
+    """Raises: ModelError, ConfigError, DataError, NothingMergedError: any error that a step would raise only after
+    other steps, such as a segment longer than the model, too little text, or modules and layers that do not exist."""
     outlines: Outlines = {}
     tried: set[str] = set()
     for step in steps:
@@ -58,7 +58,7 @@ def require_possible(steps: Iterable[Step]) -> None:
 
 
 def require_job(job: TrainJob) -> None:
-    """That one training can begin. Raises: as ``require_possible``."""
+    """Check that one training can start. Raises: as ``require_possible``."""
     if (loaded := _outlined(job, {})) is not None:
         _require_trainable(job, loaded)
 
@@ -86,15 +86,15 @@ def _require_trainable(job: TrainJob, loaded: Loaded) -> None:
         return
     few = job.rows.model_copy(update={"limit": min(job.rows.limit or ROWS, ROWS), "sample": None})
     if job.optimisation.head_start == "probe":
-        few = job.rows  # every label is wanted
+        few = job.rows  # a probe needs every label
         names = head_modules(loaded.model, ()) if loaded.kind in HEADS else []
         modules = [loaded.model.get_submodule(name) for name in names]
         last_layer(modules, int(loaded.model.config.num_labels or 0), type(loaded.model).__name__)
     rows, where = read(task, few, job.language), source(few, job.language)
-    made = running.train_examples(task, rows, loaded, where=where, taken=taken)
-    require_divisible(job.optimisation, made)
+    examples = running.train_examples(task, rows, loaded, where=where, taken=taken)
+    require_divisible(job.optimisation, examples)
     if job.optimisation.head_start == "probe":
-        require_every_label(job, made)
+        require_every_label(job, examples)
 
 
 def _require_mergeable(job: MergeJob, structure: Structure, loaded: Loaded) -> None:
@@ -106,5 +106,5 @@ def _require_mergeable(job: MergeJob, structure: Structure, loaded: Loaded) -> N
 
 
 def _modules(structure: Structure, loaded: Loaded) -> list[str]:
-    """The names of an adapter's modules, as far as they are known without one. Raises: ModelError, ConfigError."""
+    """The names of an adapter's modules, if known without an adapter. Raises: ModelError, ConfigError."""
     return loaded_adapter.backend(kind_named(structure.kind)).modules(loaded.model, structure)

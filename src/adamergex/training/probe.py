@@ -1,11 +1,12 @@
-"""The start of a head by linear probing, before anything else trains: LP-FT (Kumar et al. 2022, 2202.10054).
+"""Initialise a head by linear probing before training: LP-FT (Kumar et al. 2022, 2202.10054).
 
 With the features x of the training rows, standardised, z = (x − μ) / σ, and their labels y:
 
     min over W, b of   C · Σ −log softmax(W z + b)[y] + ½ ‖W‖²         W ← W / σ,  b ← b − W μ / σ
 
-Features are what the head's last layer reads before the first step: of LoRA, (IA)³ and fine-tunings, which start as the
-identity, those of the frozen base (and of what stands below); of bottlenecks and prefixes with their start.
+Features are the inputs of the head's last layer before the first step. For LoRA, (IA)³ and fine-tunings, which start as
+the identity, they are the frozen base's (with its base adapters); for bottlenecks and prefixes they include their
+start.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ if TYPE_CHECKING:
     from adamergex.tasks import Examples
     from adamergex.training.processes import Team
 
-FILE = "probe.safetensors"  # in a training's folder, so that a resumed one does not read all rows again
+FILE = "probe.safetensors"  # in a training's folder, so that a resumed run need not read all rows again
 MOST_STEPS = 2_000
 TOLERANCE = 1e-6  # of the gradient of the mean loss
 
 
 class Probe(NamedTuple):
-    """A last layer [classes, width] on features as they are; what it took, its mean loss, the share it has right."""
+    """A last layer [classes, width] on unscaled features; number of steps, mean loss, accuracy (share)."""
 
     weight: Tensor
     bias: Tensor
@@ -49,9 +50,9 @@ class Probe(NamedTuple):
 def start_head(
     job: TrainJob, adapter: TrainableAdapter, examples: Examples, folder: Path, team: Team
 ) -> dict[str, Json]:
-    """Fit the head's last layer where the job says so; what came of it, for the lineage.
+    """Fit the head's last layer if the job asks for a probe; returns its record for the lineage.
 
-    The first process fits, and the others read what it wrote. Raises: ConfigError, ModelError, TrainingError.
+    The first process fits and writes; the others read. Raises: ConfigError, ModelError, TrainingError.
     """
     if job.optimisation.head_start != "probe":
         return {}
@@ -60,9 +61,9 @@ def start_head(
     if team.first and not path.is_file():
         labels = require_every_label(job, examples)
         features = head_inputs(adapter.model, layer, examples, job.optimisation.batch_size)
-        found = logistic_regression(features, labels, layer.out_features, job.optimisation.probe_c)
+        probe = logistic_regression(features, labels, layer.out_features, job.optimisation.probe_c)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(path, found, len(labels))
+        _write(path, probe, len(labels))
     team.wait()
     with safe_open(path, "pt") as file, torch.no_grad():
         layer.weight.copy_(file.get_tensor("weight"))
@@ -75,8 +76,8 @@ def start_head(
 def last_layer(head: Sequence[nn.Module], classes: int, where: str) -> nn.Linear:
     """The linear layer of a head whose outputs are the labels' scores. Raises: ConfigError: there is none."""
     layers = [layer for module in head for layer in module.modules() if isinstance(layer, nn.Linear)]
-    found = [layer for layer in layers if layer.out_features == classes and layer.bias is not None]
-    if not found:
+    candidates = [layer for layer in layers if layer.out_features == classes and layer.bias is not None]
+    if not candidates:
         raise ConfigError(
             "the head has no linear last layer to start from a probe",
             where="optimisation.head_start",
@@ -84,11 +85,11 @@ def last_layer(head: Sequence[nn.Module], classes: int, where: str) -> nn.Linear
             expected="an encoder whose head ends in a linear layer with a bias",
             fix="set head_start to random",
         )
-    return found[-1]
+    return candidates[-1]
 
 
 def require_every_label(job: TrainJob, examples: Examples) -> Tensor:
-    """The labels of the examples. Raises: ConfigError: one of the task's has no row: nothing would bound its score."""
+    """The labels of the examples. Raises: ConfigError: a label of the task has no row, so its score is unbounded."""
     labels: Sequence[int] = getattr(examples, "labels")  # noqa: B009
     missing = sorted(set(range(len(job.task.labels))) - set(labels))  # type: ignore[union-attr]
     if missing:
@@ -98,36 +99,37 @@ def require_every_label(job: TrainJob, examples: Examples) -> Tensor:
             where=f"the training rows of {job.language}",
             found=f"no row of {names}",
             expected="a row of every label",
-            fix="leave these labels out, add rows, or set head_start to random",
+            fix="omit these labels, add rows, or set head_start to random",
         )
     return torch.tensor(labels)
 
 
 @torch.no_grad()
 def head_inputs(model: nn.Module, layer: nn.Linear, examples: Examples, batch_size: int) -> Tensor:
-    """What the layer reads for every example, in order, in evaluation mode: [examples, width], float32.
+    """The layer's inputs for all examples, in order, in evaluation mode: [examples, width], float32.
 
     Raises: ModelError: the layer's outputs are not the model's.
     """
-    training, seen = model.training, list[Tensor]()
-    handle = layer.register_forward_hook(lambda module, args, output: seen.extend((args[0], output)))
+    training, captured = model.training, list[Tensor]()
+    handle = layer.register_forward_hook(lambda module, args, output: captured.extend((args[0], output)))
     lengths = examples.lengths
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
     result: list[Tensor | None] = [None] * len(order)
     model.eval()
     try:
-        for at in range(0, len(order), batch_size):
-            chosen = order[at : at + batch_size]
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
             batch = {name: tensor for name, tensor in examples.batch(chosen, 0).items() if name != "labels"}
-            seen.clear()
+            captured.clear()
             logits = model(**on_device(model, batch)).logits
-            if len(seen) != 2 or seen[1].shape != logits.shape or not torch.equal(seen[1].to(logits.dtype), logits):
+            outputs = captured[1].to(logits.dtype) if len(captured) == 2 else None
+            if outputs is None or outputs.shape != logits.shape or not torch.equal(outputs, logits):
                 raise ModelError(
                     "the head's last layer is not linear, so that no probe can start it",
                     where=type(model).__name__,
                     fix="set head_start to random",
                 )
-            for index, vector in zip(chosen, seen[0].float().cpu(), strict=True):
+            for index, vector in zip(chosen, captured[0].float().cpu(), strict=True):
                 result[index] = vector
     finally:
         handle.remove()
@@ -136,11 +138,11 @@ def head_inputs(model: nn.Module, layer: nn.Linear, examples: Examples, batch_si
 
 
 def logistic_regression(features: Tensor, labels: Tensor, classes: int, c: float) -> Probe:
-    """Multinomial logistic regression on standardised features with an L2 penalty, as scikit-learn's of the same C.
+    """Multinomial logistic regression on standardised features with an L2 penalty, equal to scikit-learn's with this C.
 
-    The bias goes free. Of two classes one vector w = w₁ − w₀ is penalised, as there. A feature that never varies has
-    σ = 1. Full-batch L-BFGS in float64 from zero: the same result for the same rows. Raises: TrainingError: features
-    that are not finite, or no minimum after ``MOST_STEPS`` steps.
+    The bias is not penalised. For two classes the penalty is on w = w₁ − w₀, as in scikit-learn. A constant feature has
+    σ = 1. Full-batch L-BFGS in float64 from zero, so the result is deterministic. Raises: TrainingError: features that
+    are not finite, or no minimum after ``MOST_STEPS`` steps.
     """
     values = features.double()
     mean, deviation = values.mean(0), values.std(0, correction=0)
@@ -184,9 +186,9 @@ def _classes(model: nn.Module) -> int:
     return int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
 
 
-def _write(path: Path, found: Probe, rows: int) -> None:
-    about = {"rows": rows, "steps": found.steps, "loss": found.loss, "accuracy": 100 * found.accuracy}
+def _write(path: Path, probe: Probe, rows: int) -> None:
+    about = {"rows": rows, "steps": probe.steps, "loss": probe.loss, "accuracy": 100 * probe.accuracy}
     partial = path.with_suffix(".partial")
-    tensors = {"weight": found.weight.float().contiguous(), "bias": found.bias.float().contiguous()}
+    tensors = {"weight": probe.weight.float().contiguous(), "bias": probe.bias.float().contiguous()}
     save_file(tensors, partial, metadata={"about": json.dumps(about)})
     partial.replace(path)

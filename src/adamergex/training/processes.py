@@ -1,7 +1,7 @@
-"""The processes that train one adapter together, as torchrun or accelerate start them; by default one alone.
+"""The processes that train one adapter together, started by torchrun or accelerate; a single one by default.
 
-Every process reads the same rows and makes the same plan of batches; the first alone writes and speaks. Nothing heavy
-is imported before ``joined``.
+Every process reads the same rows and plans the same batches; only the first writes and prints. No heavy import happens
+before ``joined``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import TypeVar
 from adamergex.errors import AdamergexError, ConfigError
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=30)  # that a process waits for the others before it ends with an error
+PATIENCE = timedelta(minutes=30)  # timeout of a process that waits for the others
 
 
 class ProcessLostError(AdamergexError):
-    """Another process of the team ended, or did not come."""
+    """Another process of the team ended or never started."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Team:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes and speaks."""
+        """Whether this process writes and prints."""
         return self.rank == 0
 
     def agree(self, value: T) -> T:
-        """What the first process has, in all of them."""
+        """The first process's value, in all processes."""
         if self.size == 1:
             return value
         import torch.distributed as dist
@@ -47,7 +47,7 @@ class Team:
         return box[0]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes arrive."""
         if self.size > 1:
             import torch.distributed as dist
 
@@ -56,24 +56,24 @@ class Team:
 
 
 def launched() -> Team:
-    """What the launcher says in the environment. Raises: ConfigError when that is no rank of a group."""
+    """The team from the launcher's environment variables. Raises: ConfigError: they are not a rank of a group."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-    found = [os.environ.get(name) for name in names]
-    if None in found:  # a scheduler may set one of them for reasons of its own
+    values = [os.environ.get(name) for name in names]
+    if None in values:  # a scheduler may set some of them for other purposes
         return Team()
-    rank, _, size = (int(text) if text and text.isdecimal() else -1 for text in found)
+    rank, _, size = (int(text) if text and text.isdecimal() else -1 for text in values)
     if not 0 <= rank < size:
         raise ConfigError(
             "the environment names no process of a group",
             where=", ".join(names),
-            found=", ".join(map(str, found)),
+            found=", ".join(map(str, values)),
             fix="start with torchrun or accelerate launch, or unset these variables",
         )
     return Team(rank, size)
 
 
 def speaker() -> str:
-    """Who tells an error: of several processes which one."""
+    """The name that prefixes errors; with several processes, it includes this one's number."""
     try:
         team = launched()
     except ConfigError:
@@ -83,10 +83,10 @@ def speaker() -> str:
 
 @contextmanager
 def joined() -> Iterator[Team]:
-    """This process among those that were started with it; when the block ends well, all of them have ended it.
+    """The team of processes started together; without an error, all of them finish the block before any leaves it.
 
-    Of several processes each takes the GPU of its local rank and talks through NCCL; without GPUs, through gloo.
-    Raises: ConfigError: fewer GPUs than processes, or a launcher that would shard the model.
+    With several processes, each takes the GPU of its local rank and communicates through NCCL; without GPUs, through
+    gloo. Raises: ConfigError: fewer GPUs than processes, or a launcher that would shard the model.
     """
     team = launched()
     if team.size > 1:
@@ -96,12 +96,12 @@ def joined() -> Iterator[Team]:
 
 
 def leave() -> None:
-    """End the talk between the processes. Only after work that ended well: to end what hangs would hang too."""
+    """Destroy the process group. Call it only after success: after a failure it could hang."""
     if launched().size > 1:
         import torch.distributed as dist
 
         if dist.is_initialized():
-            launched().wait()  # one that leaves first can leave another waiting
+            launched().wait()  # a process that leaves early could block the others
             dist.destroy_process_group()
 
 
@@ -109,7 +109,7 @@ def leave() -> None:
 def _together() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # what torch raises when the other end is gone, or late
+    except RuntimeError as error:  # raised by torch when another process is gone or late
         raise ProcessLostError(
             "another process ended before this one",
             fix="see its output; started again, the run resumes from its last checkpoint",

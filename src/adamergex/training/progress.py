@@ -1,4 +1,4 @@
-"""A line on standard error that tells how far training is and when it will end."""
+"""A progress line on standard error with the remaining time."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _PAUSE = 15.0  # seconds between lines where standard error is not a terminal
 
 
 class Progress(TrainerCallback):
-    """``classification en: 120/600, loss 0.412, 0:48 left``: one moving line, or a line every 15 s in a log file."""
+    """``classification en: 120/600, loss 0.412, 0:48 left``: one updated line, or a line every 15 s in a log file."""
 
     def __init__(self, job: TrainJob) -> None:
         name = job.task.name if isinstance(job.task, LabelledTask) else "reference"
         self.title = f"{name} {job.language}"
-        self.began = self.said = time.monotonic()
+        self.began = self.printed = time.monotonic()
         self.first = 0
 
     def on_train_begin(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
@@ -28,16 +28,15 @@ class Progress(TrainerCallback):
     def on_log(self, args: object, state: TrainerState, control: object, logs: Logs = None, **kwargs: object) -> None:
         if not logs or "loss" not in logs:
             return
-        now, moving = time.monotonic(), sys.stderr.isatty()
-        if not moving and now - self.said < _PAUSE and state.global_step < state.max_steps:
+        now, in_place = time.monotonic(), sys.stderr.isatty()
+        if not in_place and now - self.printed < _PAUSE and state.global_step < state.max_steps:
             return
-        self.said = now
+        self.printed = now
         done = max(state.global_step - self.first, 1)
         left = (now - self.began) / done * (state.max_steps - state.global_step)
-        place = f"{state.global_step}/{state.max_steps}, loss {logs['loss']:.3f}, {clock(left)} left"
-        # Two blanks cover the rest of a longer line before it.
-        line = f"\r{self.title}: {place}  " if moving else f"{self.title}: {place}"
-        print(line, end="" if moving and state.global_step < state.max_steps else "\n", file=sys.stderr, flush=True)
+        text = f"{self.title}: {state.global_step}/{state.max_steps}, loss {logs['loss']:.3f}, {clock(left)} left"
+        line = f"\r{text}  " if in_place else text  # two spaces cover the rest of a longer line
+        print(line, end="" if in_place and state.global_step < state.max_steps else "\n", file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:

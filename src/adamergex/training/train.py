@@ -1,6 +1,6 @@
-"""The one training path: every task, structure and family, from a job to an adapter directory.
+"""Training of every task, structure and model family, from a job to an adapter directory.
 
-The steps themselves are ``loop.fit``'s, on transformers' Trainer. Nothing global is left changed.
+The training loop is ``loop.fit``, on transformers' Trainer. Global state is restored afterwards.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ def train(
     backbone: Loaded | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
-    """Train one adapter and write its directory: PEFT's two files (of a bottleneck: AdapterHub's layout, a head in
-    files of its own; of a full or sparse fine-tuning: its difference to the base), lineage.json, README.md, logs/
-    (TensorBoard). The adapters of ``job.base_adapters`` stay as they are.
+    """Train one adapter and write its directory: PEFT's two files (bottlenecks: AdapterHub's layout, with the head in
+    separate files; full or sparse fine-tuning: the difference to the base), lineage.json, README.md, logs/
+    (TensorBoard). The adapters of ``job.base_adapters`` stay frozen.
 
-    Two runs of one job give the same bytes on one machine's CPU; the logs alone differ. ``workdir`` keeps checkpoints,
-    from which a stopped run goes on to bitwise the same weights. ``backbone`` saves loading it (see ``load_for``); it
-    is given back as it was.
+    Two runs of one job give the same bytes on one machine's CPU, except for the logs. ``workdir`` keeps checkpoints,
+    from which an interrupted run resumes to bitwise the same weights. ``backbone``: an already loaded one (see
+    ``load_for``); it is restored afterwards.
 
-    Started by torchrun or accelerate, each of the processes takes its share of every batch and the first one writes:
-    the same adapter as of one process up to rounding (with dropout: under other masks). All return when it is there.
+    Under torchrun or accelerate, each process takes a share of every batch and the first one writes; the adapter equals
+    that of a single process up to rounding (with dropout: other masks). All processes return once it is written.
     Raises: AdapterFileError, DataError, ModelError, ConfigError.
     """
     output = Path(output)
@@ -88,12 +88,14 @@ def train(
         start = adapter.start_sha256()
         content = reader.content_hash(rows)
         if workdir is None:
-            own = stack.enter_context(tempfile.TemporaryDirectory()) if team.first else ""
-            workdir = Path(team.agree(own))
+            temporary = stack.enter_context(tempfile.TemporaryDirectory()) if team.first else ""
+            workdir = Path(team.agree(temporary))
         folder = Path(workdir) / _identity(job, loaded, content, parents)
         probed = start_head(job, adapter, examples, folder, team)
-        fitted = partial(fit, adapter=adapter, examples=examples, team=team, progress=progress, callbacks=callbacks)
-        outcome = {**probed, **_phases(job, adapter, folder, team, fitted)}
+        train_phase = partial(
+            fit, adapter=adapter, examples=examples, team=team, progress=progress, callbacks=callbacks
+        )
+        outcome = {**probed, **_train_phases(job, adapter, folder, team, train_phase)}
         if stage is not None:
             lineage = _lineage(job, loaded, examples, start, {"sha256": content, "rows": len(rows)}, outcome)
             adapter.save(stage, replace(lineage, parents=parents))
@@ -103,7 +105,7 @@ def train(
 
 
 def load_for(job: TrainJob) -> Loaded:
-    """The backbone that a job needs; jobs of one base, task and number of labels can share it."""
+    """The backbone of a job; jobs with the same base, task and number of labels can share it."""
     return running.load_for(job.task, job.base)
 
 
@@ -122,14 +124,14 @@ def _fitting(job: TrainJob, backbone: Loaded | None) -> Loaded:
 
 
 def examples_of(job: TrainJob, loaded: Loaded, rows: Sequence[Row]) -> Examples:
-    """The training examples that a job makes of its rows. Raises: DataError, ConfigError."""
+    """The training examples of a job's rows. Raises: DataError, ConfigError."""
     taken = require_room(job, loaded)
     where = source(job.rows, job.language)
     return running.train_examples(job.task, rows, loaded, where=where, seed=job.seed, taken=taken)
 
 
 def require_room(job: TrainJob, loaded: Loaded) -> int:
-    """The tokens that a prefix takes of what the model reads. Raises: ConfigError: none are left for text."""
+    """The input tokens used by the job's prefix. Raises: ConfigError: no tokens are left for text."""
     taken = job.structure.context
     longest, special = longest_input(loaded.model, loaded.tokenizer), sum(map(len, frame(loaded.tokenizer)))
     if longest - taken <= special:
@@ -143,75 +145,75 @@ def require_room(job: TrainJob, loaded: Loaded) -> int:
     return taken
 
 
-def _phases(
+def _train_phases(
     job: TrainJob,
     adapter: loaded_adapter.LoadedAdapter,
     folder: Path,
     team: Team,
-    fitted: Callable[..., Mapping[str, Json]],
+    train_phase: Callable[..., Mapping[str, Json]],
 ) -> Mapping[str, Json]:
-    """Train once; or, to choose what a sparse difference changes, twice. What came out of it, for the lineage."""
+    """Train once; twice for sparse fine-tuning, whose first phase selects parameters. Returns the lineage's record."""
     if not isinstance(adapter, TunedModel) or not adapter.chooses:
-        return fitted(job, folder=folder)
+        return train_phase(job, folder=folder)
     choice = folder / CHOICE
     if not choice.is_file():
         before = job.model_copy(update={"optimisation": first_phase(job.structure, job.optimisation)})
-        first = fitted(before, folder=folder / "first")
+        first = train_phase(before, folder=folder / "first")
         adapter.choose()
         if team.first:
             adapter.write_choice(choice, first)
         team.wait()
-    first = _kept_choice(adapter, choice)  # the same in all processes
+    first = _read_choice(adapter, choice)  # the same in all processes
     if team.first:
         shutil.rmtree(folder / "first", ignore_errors=True)
-    outcome = fitted(job, folder=folder)
+    outcome = train_phase(job, folder=folder)
     tokens = int(str(outcome["tokens"])) + int(str(first["tokens"]))
     parted = {"output_matrix": "frozen, parted from the embeddings"} if adapter.output_untied else {}
     return {**outcome, "tokens": tokens, "parameters": adapter.moving, "first_phase": first, **parted}
 
 
-def _kept_choice(adapter: TunedModel, path: Path) -> dict[str, Json]:
-    """What the first phase chose and came to. Raises: AdapterFileError, where the file is damaged."""
+def _read_choice(adapter: TunedModel, path: Path) -> dict[str, Json]:
+    """Restore the first phase's choice; returns its record. Raises: AdapterFileError: the file is damaged."""
     try:
         return adapter.read_choice(path)
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
         raise AdapterFileError(
-            "what a stopped run had chosen to train is damaged",
+            "the parameters that an interrupted run had chosen to train are damaged",
             where=path,
             found=error,
-            fix="remove this file and run the same command again: the first phase is done again",
+            fix="remove this file and run the same command again, which repeats the first phase",
         ) from None
 
 
 def _parents(job: TrainJob, loaded: Loaded) -> dict[str, dict[str, Json]]:
-    """The frozen adapters below. Raises: ModelError for one of another base."""
+    """Records of the frozen base adapters. Raises: ModelError for an adapter of another base."""
     parents: dict[str, dict[str, Json]] = {}
     for number, path in enumerate(job.base_adapters, 1):
-        found = require_base(path, loaded.base, loaded.sha256)
+        lineage = require_base(path, loaded.base, loaded.sha256)
         parents["base_adapter" if number == 1 else f"base_adapter_{number}"] = {
             "path": path,
             "sha256": file_sha256(loaded_adapter.tensors_path(Path(path))),
-            "language": found.language if found else None,
+            "language": lineage.language if lineage else None,
         }
     return parents
 
 
 def _identity(job: TrainJob, loaded: Loaded, content: str, parents: Mapping[str, Mapping[str, Json]]) -> str:
-    """A name for the run's folder: another job, base, text, stack, library or trainer version never resumes it."""
+    """A name for the run's folder, unique to job, base, text, stack and versions, so that no other run resumes it."""
     hashes = [parent["sha256"] for parent in parents.values()]
-    own = job.model_dump(mode="json", exclude={"rows", "base_adapters"})
-    facts = [own, loaded.sha256, content, *([hashes] if hashes else []), package_versions(), version("train")]
+    settings = job.model_dump(mode="json", exclude={"rows", "base_adapters"})
+    facts = [settings, loaded.sha256, content, *([hashes] if hashes else []), package_versions(), version("train")]
     return "run-" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _lineage(
-    job: TrainJob, loaded: Loaded, examples: Examples, start: str, found: dict[str, Json], outcome: dict[str, Json]
+    job: TrainJob, loaded: Loaded, examples: Examples, start: str, data: dict[str, Json], outcome: dict[str, Json]
 ) -> Lineage:
     task = job.task.model_dump(mode="json")
     if task.get("measured_as"):
-        task["measured_as"] = identity(task["measured_as"])  # of a user's own file its hash: no adapter names code
+        task["measured_as"] = identity(task["measured_as"])  # the hash of a user's file: no adapter names code
     if "head" in task:
-        task["head"] = head_input(job.base, job.task.head)  # type: ignore[union-attr]  # what "auto" was
+        task["head"] = head_input(job.base, job.task.head)  # type: ignore[union-attr]  # resolves "auto"
     if job.task.kind == "language-modeling":
         task["segments"] = len(examples.lengths)
     settings = job.optimisation.model_dump(mode="json") | {"seed": job.seed, "training": outcome}
@@ -222,7 +224,7 @@ def _lineage(
         start=start,
         task=task,
         language=job.language,
-        data=found
+        data=data
         | {"source": source(job.rows, job.language)}
         | {name: count for name, count in counts.items() if count},
         settings=settings,
@@ -232,7 +234,7 @@ def _lineage(
 
 @contextlib.contextmanager
 def own_randomness(seed: int) -> Iterator[None]:
-    """Every generator seeded inside, and put back afterwards."""
+    """Context with all random generators seeded; their states are restored afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
         random.seed(seed)

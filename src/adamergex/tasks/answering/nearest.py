@@ -1,9 +1,9 @@
-"""Labels by the nearest name: what a sentence encoder answers without a head and without any training.
+"""Labels by the nearest label name: zero-shot answers of a sentence encoder without a head.
 
     score(label | text) = log softmax over labels of cos(v(text), v(name)) / τ
 
-v are mean-pooled vectors (``pooling``), τ = 0.01 is E5's (2212.03533). The name of a label is what the prompt says
-after the text, and the label's word: "Topic: food".
+v are mean-pooled vectors (``pooling``), τ = 0.01 as in E5 (2212.03533). The name of a label is the part of the prompt
+after the text, followed by the label's word: "Topic: food".
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from adamergex.backbones.loading import frame, is_sentence_encoder
+from adamergex.backbones.loading import is_sentence_encoder
 from adamergex.backbones.pooling import all_text_vectors
 from adamergex.data.values import Row
-from adamergex.tasks import pieces_of
+from adamergex.tasks.sequences import encode_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ TEMPERATURE = 0.01
 
 
 def answers_by_name(task: Classification, base: str) -> bool:
-    """Whether a base without a trained head answers so: a sentence encoder, which has no head for a cloze either."""
+    """Whether a base without a trained head answers by label name: a sentence encoder, which cannot fill a cloze."""
     return task.head != "cls" and is_sentence_encoder(base)
 
 
@@ -43,21 +43,17 @@ def nearest_scores(
     longest: int,
 ) -> tuple[list[NDArray[np.float64]], int]:
     """log p(label | text) of each row, and how many texts were cut."""
-    before, after = frame(tokenizer)
-    room, pad = min(task.max_length, longest) - len(before) - len(after), int(tokenizer.pad_token_id)
-    texts = [str(row["text"]) for row in rows]
-    found = [pieces_of(tokenizer, items) for items in (texts, label_names(task))]
-    vectors, names = (
-        functional.normalize(
-            all_text_vectors(model, [before + ids[:room] + after for ids in part], pad).double(), dim=1
-        )
-        for part in found
+    limit, pad = min(task.max_length, longest), int(tokenizer.pad_token_id)
+    texts, truncated = encode_texts([str(row["text"]) for row in rows], tokenizer, limit)
+    names, _ = encode_texts(label_names(task), tokenizer, limit)
+    text_vectors, name_vectors = (
+        functional.normalize(all_text_vectors(model, ids, pad).double(), dim=1) for ids in (texts, names)
     )
-    scores = (vectors @ names.T / TEMPERATURE).log_softmax(-1)
-    return list(scores.numpy()), sum(len(ids) > room for ids in found[0])
+    scores = (text_vectors @ name_vectors.T / TEMPERATURE).log_softmax(-1)
+    return list(scores.numpy()), truncated
 
 
 def label_names(task: Classification) -> list[str]:
-    """What stands for each label."""
+    """The text that represents each label."""
     after = task.prompt.rpartition("{text}")[2].strip()
     return [f"{after} {task.words.get(label, label)}".strip() for label in task.labels]

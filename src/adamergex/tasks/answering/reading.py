@@ -1,7 +1,7 @@
-"""Prompts read once, and what follows them: the keys and values of decoders and encoder-decoders are kept.
+"""Prefill and incremental decoding with a KV cache, for decoders and encoder-decoders.
 
-Positions and masks are made here for the bare transformers model, in which an adapter's modules sit; so rows of any
-lengths share a batch. A prefix comes in by its own hook (``adapters.prefix``), which moves masks and positions on.
+Positions and masks are made here for the transformers model that holds the adapter's modules, so that rows of different
+lengths share a batch. A prefix is added by its own hook (``adapters.prefix``), which shifts masks and positions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from adamergex.backbones.loading import decoder_opening
 from adamergex.backbones.logits import only_at, without_adapter
-from adamergex.tasks.answering.prompts import Pieces
+from adamergex.tasks.answering.prompts import TokenIds
 from adamergex.tasks.classification import padded
 
 if TYPE_CHECKING:
@@ -25,67 +25,68 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Reading:
-    """Rows that were read so far. ``logits`` [rows, V]: of the piece that follows each.
+class DecodingState:
+    """Rows decoded so far. ``logits`` [rows, V]: of the next token of each row.
 
-    ``seen`` [rows, pieces]: 0 on a decoder's padding. ``encoded``: hidden states and mask of an encoder-decoder's
-    prompts, whose decoder has read equally many pieces in every row.
+    ``mask`` [rows, tokens]: the attention mask, 0 on a decoder's padding. ``encoded``: hidden states and mask of an
+    encoder-decoder's prompts, whose decoder has read the same number of tokens in every row.
     """
 
     model: nn.Module
     cache: Any
     logits: Tensor
-    seen: Tensor
+    mask: Tensor
     encoded: tuple[Tensor, Tensor] | None = None
 
-    def select(self, rows: Sequence[int]) -> Reading:
-        """These rows, in this order, a row as often as it is named; the reading itself stays as it is."""
-        chosen = torch.tensor(rows, device=self.seen.device)
+    def select(self, rows: Sequence[int]) -> DecodingState:
+        """A new state of the given rows, in this order and with repetitions; this state stays as it is."""
+        chosen = torch.tensor(rows, device=self.mask.device)
         encoded = None if self.encoded is None else (self.encoded[0][chosen], self.encoded[1][chosen])
         cache = _copied(self.cache)
         cache.batch_select_indices(chosen)
-        return replace(self, cache=cache, logits=self.logits[chosen], seen=self.seen[chosen], encoded=encoded)
+        return replace(self, cache=cache, logits=self.logits[chosen], mask=self.mask[chosen], encoded=encoded)
 
-    def go_on(self, ids: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
-        """Read on: ids [rows, pieces] with padding (``real`` 0) on the right. Logits [n, V] at the n ``wanted``."""
-        self.seen = torch.cat([self.seen, real], 1)
-        given: dict[str, object] = {"past_key_values": self.cache, "use_cache": True}
+    def extend(self, ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
+        """Append ids [rows, tokens], padded on the right (``mask`` 0). Returns logits [n, V] at the n ``wanted``."""
+        self.mask = torch.cat([self.mask, mask], 1)
+        inputs: dict[str, object] = {"past_key_values": self.cache, "use_cache": True}
         if self.encoded is None:
-            positions = (self.seen.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            given |= {"input_ids": ids, "attention_mask": self.seen, **_positions(self.model, positions)}
-        else:  # no decoder mask: what is padded comes after all that is wanted
-            states, mask = self.encoded
-            given |= {"decoder_input_ids": ids, "encoder_outputs": (states,), "attention_mask": mask}
+            inputs |= {"input_ids": ids, "attention_mask": self.mask}
+            if "position_ids" in signature(self.model.forward).parameters:
+                inputs["position_ids"] = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        else:  # no decoder mask is needed: padding comes after every wanted position
+            states, encoder_mask = self.encoded
+            inputs |= {"decoder_input_ids": ids, "encoder_outputs": (states,), "attention_mask": encoder_mask}
         with only_at(self.model, wanted):
-            output = self.model(**given)
+            output = self.model(**inputs)
         self.cache = output.past_key_values
         logits: Tensor = output.logits[0]
         return logits
 
 
-def read(model: nn.Module, prompts: Sequence[Pieces], tokenizer: PreTrainedTokenizerBase) -> Reading:
-    """Read prompts, which hold their special pieces, with a decoder or an encoder-decoder."""
-    alone, device, pad = without_adapter(model), next(model.parameters()).device, int(tokenizer.pad_token_id)
-    if alone.config.is_encoder_decoder:
+def prefill(model: nn.Module, prompts: Sequence[TokenIds], tokenizer: PreTrainedTokenizerBase) -> DecodingState:
+    """The state of a decoder or an encoder-decoder after prompts, which hold their special tokens."""
+    backbone, device, pad = without_adapter(model), next(model.parameters()).device, int(tokenizer.pad_token_id)
+    if backbone.config.is_encoder_decoder:
         batch = {name: tensor.to(device) for name, tensor in padded(prompts, pad).items()}
-        states = alone.get_encoder()(**batch, return_dict=True).last_hidden_state
+        states = backbone.get_encoder()(**batch, return_dict=True).last_hidden_state
         encoded = states, batch["attention_mask"]
-        ids = torch.tensor([decoder_opening(alone, tokenizer)] * len(prompts), device=device)
-        real = torch.ones_like(ids)
+        ids = torch.tensor([decoder_opening(backbone, tokenizer)] * len(prompts), device=device)
+        mask = torch.ones_like(ids)
     else:
         encoded = None
         batch = {name: tensor.to(device) for name, tensor in padded(prompts, pad, left=True).items()}
-        ids, real = batch["input_ids"], batch["attention_mask"]
+        ids, mask = batch["input_ids"], batch["attention_mask"]
     last = torch.zeros_like(ids, dtype=torch.bool)
     last[:, -1] = True
-    nothing = torch.empty(len(prompts), 0, device=device)
-    reading = Reading(alone, None, nothing, nothing.long(), encoded)
-    reading.logits = reading.go_on(ids, real, last)
-    return reading
+    empty = torch.empty(len(prompts), 0, device=device)
+    state = DecodingState(backbone, None, empty, empty.long(), encoded)
+    state.logits = state.extend(ids, mask, last)
+    return state
 
 
 def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, at most ``batch_tokens`` padded pieces each, longest first."""
+    """Batches of indices of similar length, at most ``batch_tokens`` padded tokens each, longest first."""
     batch: list[int] = []
     width = 0
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
@@ -98,12 +99,8 @@ def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _positions(model: nn.Module, positions: Tensor) -> dict[str, Tensor]:
-    return {"position_ids": positions} if "position_ids" in signature(model.forward).parameters else {}
-
-
 def _copied(cache: Any) -> Any:
-    """Another cache of the same tensors: transformers' caches replace them when rows are chosen or pieces added."""
+    """A copy that shares the tensors: transformers' caches replace them when rows are selected or tokens added."""
     result = copy(cache)
     for name in ("self_attention_cache", "cross_attention_cache"):
         if hasattr(cache, name):

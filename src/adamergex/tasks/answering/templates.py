@@ -1,4 +1,4 @@
-"""Templates filled from rows: prompts of which one column may be cut, so that what stands after it stays whole."""
+"""Templates filled from rows. Only one column of a prompt may be cut; the rest is always kept whole."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _PREFIX = re.compile(r"([^\W\d_][^:：\n.?!{}]*?)\s*[:：]\s*$")
 
 
 def names_in(template: str) -> tuple[str, ...]:
-    """The columns that a template uses, each once."""
+    """The columns that a template uses, without duplicates."""
     return tuple(dict.fromkeys(_NAME.findall(template)))
 
 
 def filled(template: str, row: Row) -> str:
-    """The template with ``{column}`` replaced by the row's; braces in the row's own text stay.
+    """The template with each ``{column}`` replaced by the row's value; braces in the row's text are kept.
 
-    A prefix that the template writes before the column ("Question: {question}") is not doubled where the row's text
-    begins with it as well.
+    A prefix that the template writes before the column ("Question: {question}") is not repeated when the row's text
+    begins with it too.
     Raises: DataError: the row lacks a column.
     """
 
@@ -44,10 +44,10 @@ def _without_prefix(text: str, before: str) -> str:
     return text[doubled.end() :] if doubled else text
 
 
-def asked(template: str, row: Row, cut: str) -> Prompt:
-    """The template filled from a row, of which only the column ``cut`` may be cut (at its end).
+def template_prompt(template: str, row: Row, cut: str) -> Prompt:
+    """The template filled from a row; only the column ``cut`` may be cut (at its end).
 
-    Raises: ConfigError: the column is not in the template, so nothing could be cut.
+    Raises: ConfigError: the template does not use that column.
     """
     if cut not in names_in(template):
         raise ConfigError(

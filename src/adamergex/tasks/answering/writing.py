@@ -1,4 +1,4 @@
-"""Models that write: a task is learned as prompts with answers, and answered by scoring choices or by writing."""
+"""Generative models: training on prompts with answers; prediction by scoring choices or by generation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from adamergex.tasks import Examples
 
 _WRITTEN, _THOUGHT = 48, 256
-"""Tokens that a label or a choice may take when it is written; and, at least, what leads to an answer."""
+"""Maximum tokens of a generated label or choice; minimum tokens for the reasoning before an answer."""
 
 
 def train_examples(request: Request[Any]) -> Examples:
@@ -23,10 +23,10 @@ def train_examples(request: Request[Any]) -> Examples:
     from adamergex.tasks.answering.generating import answer_examples
 
     task, writing = request.task, request.writing
-    taught = [(writing.prompt(task, row), answer) for row in request.rows for answer in writing.answers(task, row)]
+    pairs = [(writing.prompt(task, row), answer) for row in request.rows for answer in writing.answers(task, row)]
     return answer_examples(
-        [prompt for prompt, _ in taught],
-        [answer for _, answer in taught],
+        [prompt for prompt, _ in pairs],
+        [answer for _, answer in pairs],
         request.loaded.tokenizer,
         max_length=task.max_length,
         longest=request.longest,
@@ -38,12 +38,12 @@ def train_examples(request: Request[Any]) -> Examples:
 
 
 def predict(request: Request[Any], model: nn.Module, batch_tokens: int) -> Answers:
-    """By log-likelihood where the task has choices (and does not ask for ``generate``), else written."""
+    """Answers by log-likelihood where the task has choices (unless ``answer_by: generate``), else generated ones."""
     from adamergex.tasks.answering.choosing import choice_scores
 
     task, writing = request.task, request.writing
     if writing.choices is None or task.answer_by == "generate" or task.answer_after:
-        return _written(request, model, batch_tokens)
+        return _generated(request, model, batch_tokens)
     scores, truncated = choice_scores(
         model,
         [writing.prompt(task, row) for row in request.rows],
@@ -62,10 +62,10 @@ def predict(request: Request[Any], model: nn.Module, batch_tokens: int) -> Answe
 WRITERS: Mapping[Kind, Answering[Any]] = dict.fromkeys(
     ("causal-lm", "sequence-to-sequence"), Answering(train_examples, predict)
 )
-"""How every model that writes learns and answers a kind of task that has ``writing``."""
+"""How generative models learn and answer every kind of task that has ``writing``."""
 
 
-def _written(request: Request[Any], model: nn.Module, batch_tokens: int) -> Answers:
+def _generated(request: Request[Any], model: nn.Module, batch_tokens: int) -> Answers:
     from adamergex.tasks.answering.generating import generate
 
     task, writing, gold = request.task, request.writing, request.kind.gold(request.task)
@@ -81,17 +81,17 @@ def _written(request: Request[Any], model: nn.Module, batch_tokens: int) -> Answ
         chat=task.chat,
     )
     answers = [_after(task.answer_after, text) for text in texts]
-    read = [writing.read(task, row, answer) for row, (answer, _) in zip(request.rows, answers, strict=True)]
+    parsed = [writing.read(task, row, answer) for row, (answer, _) in zip(request.rows, answers, strict=True)]
     items = [
         {"gold": row[gold], "predicted": predicted, "written": text}
-        for row, (predicted, _), text in zip(request.rows, read, texts, strict=True)
+        for row, (predicted, _), text in zip(request.rows, parsed, texts, strict=True)
     ]
-    unread = sum(not (well and there) for (_, well), (_, there) in zip(read, answers, strict=True))
-    return Answers(items, truncated, unread)
+    unparsable = sum(not (valid and marked) for (_, valid), (_, marked) in zip(parsed, answers, strict=True))
+    return Answers(items, truncated, unparsable)
 
 
 def _after(mark: str | None, text: str) -> tuple[str, bool]:
-    """The line that follows the first mark, and whether there is one; all of the text where there is none."""
+    """The line after the first mark, and whether the mark is there; the whole text without a mark."""
     if mark is None or mark not in text:
         return text, mark is None
     after = text.partition(mark)[2]

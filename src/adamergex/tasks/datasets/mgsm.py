@@ -1,13 +1,13 @@
-"""MGSM: grade-school maths word problems, the same 250 in eleven languages; a number is the answer.
+"""MGSM: grade-school maths word problems with numeric answers, the same 250 in eleven languages.
 
 An item (sw, CC BY 4.0, google-research/url-nlp):
   question  James anaamua kukimbia mbio 3 fupi mara 3 kwa wiki. Anakimbia mita 60 kwa kila mbio fupi. Huwa anakimbia
             jumla ya mita ngapi kwa wiki?
   answer    540
-An output "… 3 × 3 × 60 = 540. Jibu ni 540." is right; so is "৫৪০" in a Bengali one.
+The output "… 3 × 3 × 60 = 540. Jibu ni 540." is correct; so is "৫৪০" in Bengali.
 
-Train: GSM8K (Cobbe et al. 2021, arXiv 2110.14168), English. Test: Shi et al. 2022 (arXiv 2210.03057), whose metric it
-is: exact match of the last number (``metrics.numbers``). A base model of 10 M parameters can only guess.
+Train: GSM8K (Cobbe et al. 2021, arXiv 2110.14168), English. Test and metric: Shi et al. 2022 (arXiv 2210.03057), exact
+match of the last number (``metrics.numbers``). A base model of 10 M parameters can only guess.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TASK = Generation(
     cut="question",
     reference="answer",
     target="{rationale} The answer is {answer}.",
-    max_length=2048,  # a piece a byte and room for the answer: no question is cut
+    max_length=2048,  # one token per byte and room for the answer: no question is cut
     max_new_tokens=256,
     stop=("\nQuestion:",),
     metric="exact_match",
@@ -43,7 +43,7 @@ TASK = Generation(
 FOLDER_SPLITS = {"validation": "exemplars"}
 
 # juletxara/mgsm is a loading script, which datasets 4 and later refuse; lm-evaluation-harness reads this mirror of it.
-# Its 8 training rows are the paper's exemplars. No revision is pinned: this was written from the cards, off line.
+# Its 8 training rows are the paper's exemplars. No revision is pinned: written offline, from the dataset cards.
 _MIRROR = "jbross-ibm-research/mgsm"
 HUB = {
     "train": Rows(hub="openai/gsm8k", config="main", split="train", columns={"text": "question", "answer": "answer"}),
@@ -68,9 +68,9 @@ LOCAL = {
     ),
     "test": Rows(path="mgsm/{language}.test.jsonl.gz", columns={"text": "question", "answer": "answer"}),
 }
-# The exemplars' own words: before the question, before the chain of thought, and the sentence after it that says the
-# answer. Our prompt and target have them already.
-_OWN_WORDS = {
+# The exemplars' prefixes of question and chain of thought, and their sentence that states the answer. Our prompt and
+# target already contain them.
+_EXEMPLAR_WORDS = {
     "bn": ("প্রশ্ন", "ধাপে ধাপে উত্তর", "উত্তর হল"),
     "de": ("Frage", "Schritt-für-Schritt-Antwort", "Die Antwort (?:ist|lautet)"),
     "en": ("Question", "Step-by-Step Answer", "The answer is"),
@@ -87,18 +87,18 @@ SPLIT_LANGUAGES = {"train": ("en",), "exemplars": LANGUAGES, "test": LANGUAGES}
 
 
 def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Json]]:
-    """Rows {id, language, question, answer, rationale where there is one} from "hub" or a data folder.
+    """Rows {id, language, question, answer, optional rationale} from "hub" or a data folder.
 
     ``split``: train (GSM8K, en), exemplars (8 with chains of thought), test. ``answer`` is a number in canonical form;
-    the files' own prefixes ("Question:", in each language) are left out.
+    the files' prefixes ("Question:", in each language) are removed.
     Raises: DataError (split, language, anything missing or empty in the data).
     """
     languages = known(split, SPLIT_LANGUAGES, "split", "MGSM")
     known(language, dict.fromkeys(languages), "language", f"MGSM {split}")
-    place = HUB[split] if source == "hub" else LOCAL[split]
-    if place.path is not None:
-        place = place.model_copy(update={"path": str(Path(source) / place.path)})
-    return [_row(found, language, split, number) for number, found in enumerate(read(place, language))]
+    location = HUB[split] if source == "hub" else LOCAL[split]
+    if location.path is not None:
+        location = location.model_copy(update={"path": str(Path(source) / location.path)})
+    return [_row(raw, language, split, number) for number, raw in enumerate(read(location, language))]
 
 
 def prompt(row: Row) -> str:
@@ -107,7 +107,7 @@ def prompt(row: Row) -> str:
 
 
 def readable(text: str) -> bool:
-    """Whether an answer has a number."""
+    """Whether an answer contains a number."""
     return last_number(text) is not None
 
 
@@ -119,45 +119,46 @@ def score(
     prompts: Sequence[str] | None = None,
     extractor: str = "recommended",
 ) -> dict[str, float]:
-    """{"exact_match"} in percent, of raw outputs against numbers, both read with the language's separators.
+    """{"exact_match"} in percent, of raw outputs against numbers, both parsed with the language's separators.
 
-    ``prompts``: cut off where an output begins with its prompt (5 of the 250 questions end with their answer).
+    ``prompts``: removed from outputs that begin with their prompt (5 of the 250 questions end with their answer).
     ``extractor``: see ``metrics.numbers.EXTRACTORS``. Raises: DataError as ``metrics.numbers.exact_match``.
     """
     answers = without_prompts(predictions, prompts, "MGSM")
     return {"exact_match": exact_match(answers, references, extractor=extractor, language=language)}
 
 
-def _row(found: Row, language: str, split: str, number: int) -> dict[str, Json]:
-    text = str(found["answer"])
+def _row(raw: Row, language: str, split: str, number: int) -> dict[str, Json]:
+    text = str(raw["answer"])
     # GSM8K on the hub: a chain of thought with <<48/2=24>> marks, "####", the answer.
-    rationale, _, _ = text.rpartition("####")
-    answer = last_number(text, language if isinstance(found["answer"], str) else None)
+    rationale = text.rpartition("####")[0]
+    answer = last_number(text, language if isinstance(raw["answer"], str) else None)
     if answer is None:
         raise DataError("an answer holds no number", where=f"MGSM {language} {split}, row {number}", found=repr(text))
     row = {
-        "id": found.get("id", f"mgsm-{split}-{number:03d}"),
+        "id": raw.get("id", f"mgsm-{split}-{number:03d}"),
         "language": language,
-        "question": without_own_words(str(found["text"]), language),
+        "question": without_own_words(str(raw["text"]), language),
         "answer": answer,
     }
-    thought = without_own_words(str(found.get("rationale") or _without_marks(rationale)), language)
+    thought = without_own_words(str(raw.get("rationale") or _without_marks(rationale)), language)
     return {**row, "rationale": thought} if thought else row
 
 
 def without_own_words(text: str, language: str) -> str:
     """A question or chain of thought without the exemplars' prefix ("Question:", "Step-by-Step Answer:") and without
-    the last sentence that says the answer, in the language or in English; ``TASK`` writes its own."""
-    questions, steps, answers = zip(_OWN_WORDS.get(language, _OWN_WORDS["en"]), _OWN_WORDS["en"], strict=True)
+    their final sentence that states the answer, in the language or in English; ``TASK`` adds its own."""
+    english = _EXEMPLAR_WORDS["en"]
+    questions, steps, answers = zip(_EXEMPLAR_WORDS.get(language, english), english, strict=True)
     either = "|".join
-    started = re.match(rf"\s*(?:{either(questions)}|({either(steps)}))\s*[:：]\s*", text, re.IGNORECASE)
-    if started is None:
+    prefix = re.match(rf"\s*(?:{either(questions)}|({either(steps)}))\s*[:：]\s*", text, re.IGNORECASE)
+    if prefix is None:
         return text
-    text = text[started.end() :]
-    said = re.search(rf"\s*(?:{either(answers)})\W*[0-9][^ \n]*?[^0-9\n]*$", text) if started[1] else None
-    return text[: said.start()] if said else text
+    text = text[prefix.end() :]
+    answer = re.search(rf"\s*(?:{either(answers)})\W*[0-9][^ \n]*?[^0-9\n]*$", text) if prefix[1] else None
+    return text[: answer.start()] if answer else text
 
 
 def _without_marks(rationale: str) -> str:
-    pieces = rationale.split("<<")
-    return "".join([pieces[0], *(piece.partition(">>")[2] for piece in pieces[1:])]).strip()
+    first, *parts = rationale.split("<<")
+    return "".join([first, *(part.partition(">>")[2] for part in parts)]).strip()

@@ -5,8 +5,8 @@ An item (en, CC BY-SA 4.0, Universal NER's English Web Treebank):
   tags    B-ORG     O     B-ORG  I-ORG  O
 
 Corpora: WikiANN (Pan et al. 2017; the split of Rahimi et al. 2019, arXiv 1902.00193), MasakhaNER 2.0 (Adelani et al.
-2022, arXiv 2210.12391; also DATE), Universal NER (Mayhew et al. 2024, arXiv 2311.09122). Metric: entity F1, micro, as
-conlleval (Tjong Kim Sang and De Meulder 2003). The papers use a token classification head: there is no prompt.
+2022, arXiv 2210.12391; also DATE), Universal NER (Mayhew et al. 2024, arXiv 2311.09122). Metric: micro entity F1 as in
+conlleval (Tjong Kim Sang and De Meulder 2003). The papers use a token classification head, so there is no prompt.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from adamergex.metrics.entities import Mode, check_iob2, entity_scores, repaired
 METRICS = ("f1",)
 TYPES = {"wikiann": ("PER", "ORG", "LOC"), "masakhaner": ("PER", "ORG", "LOC", "DATE"), "uner": ("PER", "ORG", "LOC")}
 TASK = Tagging(name="ner", types=TYPES["uner"], other_types="ignore")
-"""DATE, which MasakhaNER alone has, is O here: no adapter trained on the others could say it."""
+"""DATE, which only MasakhaNER has, becomes O: an adapter trained on the other corpora cannot predict it."""
 LABELS = ("O", *(f"{prefix}-{kind}" for kind in TYPES["masakhaner"] for prefix in "BI"))
 
-# masakhaner2 is a loading script, which datasets 4 and later refuse: the hub's own parquet copy, one folder a language.
-# universalner/universal_ner is a script too and has no such copy; BramVanroy/universal_ner is its parquet mirror.
+# masakhaner2 is a loading script, which datasets 4 and later refuse: use the hub's parquet copy, one folder per
+# language. universalner/universal_ner is a script without a parquet copy; BramVanroy/universal_ner is its parquet
+# mirror.
 HUB: dict[str, dict[str, str]] = {
     "wikiann": {"path": "unimelb-nlp/wikiann", "name": "{language}"},
     "masakhaner": {"path": "masakhane/masakhaner2", "data_dir": "{language}", "revision": "refs/convert/parquet"},
@@ -44,7 +45,7 @@ HUB_LANGUAGES = {
     "uner": {"de": "de_pud", "en": "en_ewt", "pt": "pt_bosque", "ru": "ru_pud", "zh": "zh_gsd"},
 }
 FILE_SPLITS = {"train": "train", "validation": "dev", "test": "test"}
-"""Ours -> that of CORPUS/LANGUAGE.SPLIT.jsonl.gz, rows {id, tokens, tags}."""
+"""Our split -> the SPLIT of CORPUS/LANGUAGE.SPLIT.jsonl.gz, rows {id, tokens, tags}."""
 
 
 def rows(
@@ -56,8 +57,8 @@ def rows(
 ) -> list[dict[str, Json]]:
     """Rows {id, language, tokens, tags} from "hub" or a data folder. ``split``: train, validation, test.
 
-    ``corpus``: a name of ``TYPES``; by default the one that has the language: of the hub WikiANN, of a folder
-    MasakhaNER or UNER (its stand-in for WikiANN). ``broken``: what happens to tags that are not IOB2.
+    ``corpus``: a name of ``TYPES``; by default WikiANN on the hub, and in a folder MasakhaNER or UNER (the folder's
+    substitute for WikiANN), whichever has the language. ``broken``: reject or repair tags that are not IOB2.
     Raises: DataError (split, corpus, language, broken tags, anything missing or empty in the data).
     """
     known(split, FILE_SPLITS, "split", "NER")
@@ -66,10 +67,10 @@ def rows(
     types = known(corpus, TYPES, "corpus", "NER")
     where = f"{corpus} {language} {split}"
     if source == "hub":
-        found = _hub(corpus, language, split)
+        raw_rows = _hub(corpus, language, split)
     else:
-        found = _file(Path(source) / corpus / f"{language}.{FILE_SPLITS[split]}.jsonl.gz")
-    result = [_row(row, language, f"{where}, row {number}", number) for number, row in enumerate(found)]
+        raw_rows = _file(Path(source) / corpus / f"{language}.{FILE_SPLITS[split]}.jsonl.gz")
+    result = [_row(raw, language, f"{where}, row {number}", number) for number, raw in enumerate(raw_rows)]
     for number, row in enumerate(result):
         tags = texts(row["tags"])
         row["tags"] = tags = repaired(tags) if broken == "repair" else tags
@@ -87,29 +88,32 @@ def score(
     mode: Mode = "lenient",
     types: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """{"f1"} in percent: micro F1 of entities, of lists of tags, one tag a token.
+    """{"f1"} in percent: micro F1 of entities, from lists of tags, one tag per token.
 
-    Predictions: an I that continues nothing begins an entity ("lenient") or is none ("strict"); an empty list is a
-    sentence without an answer, all O. References must be IOB2 (``repaired`` makes them so). ``types``: the entity
-    types there are; others are refused. Raises: DataError (lengths, no sentences, an unknown tag or type).
+    Predictions: an I without an entity before it begins an entity ("lenient") or is ignored ("strict"); an empty list
+    means all O. References must be IOB2 (see ``repaired``). ``types``: the allowed entity types.
+    Raises: DataError (lengths, no sentences, an unknown tag or type).
     """
     check_pairs(predictions, references, "NER")
     for number, tags in enumerate(references):
         check_iob2(tags, f"NER, reference {number}", types)
-    answers = [found or ["O"] * len(gold) for found, gold in zip(predictions, references, strict=True)]
+    answers = [tags or ["O"] * len(gold) for tags, gold in zip(predictions, references, strict=True)]
     if types is not None:
         for number, tags in enumerate(answers):
             check_iob2(repaired(tags), f"NER, prediction {number}", types)
     return {"f1": entity_scores(answers, references, mode=mode).f1}
 
 
-def _row(found: Row, language: str, where: str, number: int) -> dict[str, Json]:
-    tokens, tags = found.get("tokens"), found.get("tags")
+def _row(raw: Row, language: str, where: str, number: int) -> dict[str, Json]:
+    tokens, tags = raw.get("tokens"), raw.get("tags")
     if not isinstance(tokens, list) or not isinstance(tags, list) or not tokens or len(tokens) != len(tags):
         raise DataError(
-            "a row has not one tag per token", where=where, found=f"columns {', '.join(found)}", expected="tokens, tags"
+            "a row does not have one tag per token",
+            where=where,
+            found=f"columns {', '.join(raw)}",
+            expected="tokens, tags",
         )
-    return {"id": str(found.get("id", number)), "language": language, "tokens": tokens, "tags": tags}
+    return {"id": str(raw.get("id", number)), "language": language, "tokens": tokens, "tags": tags}
 
 
 def _file(path: Path) -> Iterable[Row]:
@@ -130,7 +134,7 @@ def _hub(corpus: str, language: str, split: str) -> Iterable[Row]:
     try:
         dataset = load_dataset(**named, split=split)
         names = dataset.features["ner_tags"].feature.names
-    except Exception as error:  # datasets raises whatever its builders, and the network, raise
+    except Exception as error:  # builders and the network may raise anything
         raise DataError(
             "the hub dataset cannot be loaded",
             where=f"{named['path']} {code} {split}",

@@ -4,8 +4,9 @@ An item (en, CC BY-SA 4.0, Davlan/sib200, a sentence of FLORES-200):
   text   Turkey is encircled by seas on three sides: the Aegean Sea to the west, the Black Sea to the north and the
          Mediterranean Sea to the south.                                              label  geography
 
-Adelani et al. 2024, SIB-200 (arXiv 2309.07445); metric: accuracy (their §4). Not a task of the AdaMergeX papers: the
-prompt is ours. Train and validation exist in every language; zero-shot transfer reads those of source and proxy only.
+Adelani et al. 2024, SIB-200 (arXiv 2309.07445); metric: accuracy (their §4). The AdaMergeX papers do not use this task:
+the prompt is ours. Train and validation exist in every language; zero-shot transfer reads only those of source and
+proxy.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LABELS = ("science/technology", "travel", "politics", "sports", "health", "enter
 PROMPT = "What is the topic of the text: {topics}? Text: {{text}} Topic:".format(topics=", ".join(LABELS))
 TASK = Classification(name="sib200", labels=LABELS, prompt=PROMPT)
 
-# Ours -> FLORES-200. Any other FLORES code can be given as it is.
+# Our code -> FLORES-200 code. Any other FLORES code is accepted as it is.
 _PAIRS = """
     ar:arb_Arab ay:ayr_Latn de:deu_Latn el:ell_Grek en:eng_Latn es:spa_Latn et:est_Latn fr:fra_Latn gn:grn_Latn
     ha:hau_Latn hi:hin_Deva id:ind_Latn ig:ibo_Latn ilo:ilo_Latn it:ita_Latn ja:jpn_Jpan jv:jav_Latn lg:lug_Latn
@@ -34,7 +35,7 @@ _PAIRS = """
 """
 FLORES = dict(pair.split(":") for pair in _PAIRS.split())
 _HUB_COLUMNS = {"text": "text", "label": "category", "id": "index_id"}
-# On main: tsv files, a config a language.
+# On main: tsv files, one config per language.
 HUB = {
     split: Rows(hub="Davlan/sib200", config="{language}", split=split, columns=_HUB_COLUMNS)
     for split in ("train", "validation", "test")
@@ -51,12 +52,12 @@ def rows(source: str | Path, language: str, split: str = "test") -> list[dict[st
 
     Raises: DataError (split, an unknown label, anything missing or empty in the data).
     """
-    place = known(split, HUB if source == "hub" else LOCAL, "split", "SIB-200")
-    if place.path is not None:
-        found = read(place.model_copy(update={"path": str(Path(source) / place.path)}), language)
+    location = known(split, HUB if source == "hub" else LOCAL, "split", "SIB-200")
+    if location.path is not None:
+        raw_rows = read(location.model_copy(update={"path": str(Path(source) / location.path)}), language)
     else:
-        found = read(place, FLORES.get(language, language))
-    return [_row(row, language) for row in found]
+        raw_rows = read(location, FLORES.get(language, language))
+    return [_row(raw, language) for raw in raw_rows]
 
 
 def prompt(row: Row) -> str:
@@ -65,14 +66,14 @@ def prompt(row: Row) -> str:
 
 
 def score(predictions: Sequence[int | str | None], references: Sequence[int | str], language: str) -> dict[str, float]:
-    """{"accuracy"} in percent, of names or their positions in ``LABELS``; text that is no label is wrong.
+    """{"accuracy"} in percent, of names or their positions in ``LABELS``; text that is not a label counts as wrong.
 
-    Raises: DataError (lengths, no items, a number that is no label, a reference that is no label).
+    Raises: DataError (lengths, no items, a number or a reference that is not a label).
     """
     golds = gold_labels(references, LABELS, "SIB-200")
     return {"accuracy": accuracy(predicted_labels(predictions, LABELS, "SIB-200"), golds)}
 
 
-def _row(found: Row, language: str) -> dict[str, Json]:
-    label = gold_labels([found["label"]], LABELS, f"SIB-200 {language}, {found['id']}")[0]
-    return {"id": str(found["id"]), "language": language, "text": found["text"], "label": label}
+def _row(raw: Row, language: str) -> dict[str, Json]:
+    label = gold_labels([raw["label"]], LABELS, f"SIB-200 {language}, {raw['id']}")[0]
+    return {"id": str(raw["id"]), "language": language, "text": raw["text"], "label": label}

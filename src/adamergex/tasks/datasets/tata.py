@@ -6,7 +6,7 @@ An item (sw, CC BY 4.0, google-research/url-nlp):
            baadaye).", … two more, each a reference of its own]
 
 Gehrmann et al. 2023, TaTA (arXiv 2211.00142). Metric: ROUGE-L F1 (Lin 2004) as for XLSum, best over the references; the
-authors report chrF and a learned metric. Not a task of the AdaMergeX papers: the prompt is ours.
+authors report chrF and a learned metric. The AdaMergeX papers do not use this task: the prompt is ours.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ TASK = Generation(name="tata", prompt=PROMPT, cut="input", reference="targets", 
 FOLDER_SPLITS = {"validation": "train"}
 
 _HUB_COLUMNS = {"text": "linearized_input", "targets": "table_text", "id": "example_id"}
-# The repository is a loading script, which datasets 4 and later refuse: the hub's own parquet copy. One config holds
-# all languages; the example's id names its language. Russian has a test set only, in a split of its own.
+# The repository is a loading script, which datasets 4 and later refuse: use the hub's parquet copy. One config holds
+# all languages; an example's id names its language. Russian has only a test set, in a separate split.
 HUB = {
     split: Rows(hub="GEM/TaTA", revision="refs/convert/parquet", split=split, columns=_HUB_COLUMNS)
     for split in ("train", "validation", "test", "ru")
 }
-# The training set is too large for the data folder: its dev set trains (other reports than those of the test).
+# The training set is too large for the data folder, which trains on the dev set (from other reports than the test).
 LOCAL = {
     split: Rows(path=f"tata/{{language}}.{name}.jsonl.gz", columns={"text": "input", "targets": "targets", "id": "id"})
     for split, name in (("train", "dev"), ("test", "test"))
@@ -47,23 +47,23 @@ def rows(source: str | Path, language: str, split: str = "test") -> list[dict[st
     """Rows {id, language, input, targets (references)} from "hub" or a data folder.
 
     ``split``: train, test; the hub also has validation, which is the folder's train. Rows without a reference are
-    left out. Raises: DataError (split, language, no rows, anything missing in the data).
+    dropped. Raises: DataError (split, language, no rows, anything missing in the data).
     """
     known(language, dict.fromkeys(LANGUAGES), "language", "TaTA")
-    place = known(split, HUB if source == "hub" else LOCAL, "split", "TaTA")
-    if place.path is not None:
-        found = read(place.model_copy(update={"path": str(Path(source) / place.path)}), language)
+    location = known(split, HUB if source == "hub" else LOCAL, "split", "TaTA")
+    if location.path is not None:
+        raw_rows = read(location.model_copy(update={"path": str(Path(source) / location.path)}), language)
     else:
-        place = HUB["ru"] if language == "ru" and split == "test" else place
-        found = [row for row in read(place, language) if f"-{language}-" in str(row["id"])]
-    kept = [_row(row, language) for row in found if row["targets"]]
+        location = HUB["ru"] if language == "ru" and split == "test" else location
+        raw_rows = [raw for raw in read(location, language) if f"-{language}-" in str(raw["id"])]
+    kept = [_row(raw, language) for raw in raw_rows if raw["targets"]]
     if not kept:
         raise DataError("there are no rows", where=f"TaTA {language} {split}", fix="check language and split")
     return kept
 
 
 def prompt(row: Row) -> str:
-    """Our prompt: what to do, the table."""
+    """Our prompt: an instruction and the table."""
     return PROMPT.format(input=row["input"])
 
 
@@ -77,12 +77,12 @@ def score(
 ) -> dict[str, float]:
     """{"rougeL"} in percent: mean over items of the best F1 over an item's references (one string, or a list).
 
-    ``prompts``: cut off where an output begins with its prompt, which shares words with the references.
+    ``prompts``: removed from outputs that begin with their prompt, which shares words with the references.
     Raises: DataError (lengths, no items, a reference without a token).
     """
     answers = without_prompts(predictions, prompts, "TaTA")
     return {"rougeL": corpus_rouge_l(answers, references, tokenizer=tokenizer)}
 
 
-def _row(found: Row, language: str) -> dict[str, Json]:
-    return {"id": found["id"], "language": language, "input": found["text"], "targets": texts(found["targets"])}
+def _row(raw: Row, language: str) -> dict[str, Json]:
+    return {"id": raw["id"], "language": language, "input": raw["text"], "targets": texts(raw["targets"])}

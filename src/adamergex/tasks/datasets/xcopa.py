@@ -6,7 +6,7 @@ An item (sw, CC BY 4.0, cambridgeltl/xcopa):
   choice2   Mchwa walikula kupitia mbao ndani ya nyumba.             label     1
 
 Train: English COPA (Roemmele et al. 2011). Test: Ponti et al. 2020 (arXiv 2005.00333); metric: accuracy (their §4).
-Upstream's ``question`` is wrong in th (half of the rows), tr, sw, and in some rows of id and it; rows carry that of
+Upstream's ``question`` is wrong in th (half of the rows), tr, sw, and in some rows of id and it; rows here take it from
 the same English item.
 """
 
@@ -25,7 +25,7 @@ from adamergex.metrics.checks import known
 
 METRICS = ("accuracy",)
 LABELS = ("0", "1")
-"""choice1, choice2; rows and references carry them as numbers."""
+"""choice1, choice2; rows and references have them as numbers."""
 PROMPT = (
     "Here is a premise and a question. Help me pick the more plausible option. Premise: {premise} "
     "Question: What is the {question}? (A) {choice1} (B) {choice2}"
@@ -35,7 +35,7 @@ TASK = MultipleChoice(name="xcopa", context="{premise} What is the {question}?",
 _COLUMNS = {"text": "premise", "choice1": "choice1", "choice2": "choice2", "label": "label"}
 _HUB_COLUMNS = {**_COLUMNS, "question": "question", "item": "idx"}
 _XCOPA = Rows(hub="cambridgeltl/xcopa", config="{language}", columns=_HUB_COLUMNS)
-# COPA's test labels are hidden in SuperGLUE: English test rows come from a data folder only. Both: main.
+# COPA's test labels are hidden in SuperGLUE: English test rows come only from a data folder. Both are on main.
 HUB = {
     "train": Rows(hub="aps/super_glue", config="copa", split="train", columns=_HUB_COLUMNS),
     "validation": _XCOPA.model_copy(update={"split": "validation"}),
@@ -56,7 +56,7 @@ LOCAL = {
 def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Json]]:
     """Rows {id, language, premise, question, choice1, choice2, label (0 or 1)} from "hub" or a data folder.
 
-    ``split``: train (en only; the folder's also holds the 400 mirrored Balanced COPA items), validation, test.
+    ``split``: train (en only; in a folder with the 400 mirrored Balanced COPA items), validation, test.
     Raises: DataError (split, language, hidden labels, anything missing or empty in the data).
     """
     known(split, LOCAL, "split", "XCOPA")
@@ -64,9 +64,8 @@ def rows(source: str | Path, language: str, split: str = "test") -> list[dict[st
         known(language, {"en": None}, "language", "XCOPA train")
     if source == "hub":
         return _hub_rows(language, split)
-    place = LOCAL[split]
-    found = read(place.model_copy(update={"path": str(Path(source) / str(place.path))}), language)
-    return [_row(row, language, str(row["id"]), str(row["question"])) for row in found]
+    location = LOCAL[split].model_copy(update={"path": str(Path(source) / str(LOCAL[split].path))})
+    return [_row(raw, language, str(raw["id"]), str(raw["question"])) for raw in read(location, language)]
 
 
 def prompt(row: Row) -> str:
@@ -75,9 +74,9 @@ def prompt(row: Row) -> str:
 
 
 def score(predictions: Sequence[int | str | None], references: Sequence[int | str], language: str) -> dict[str, float]:
-    """{"accuracy"} in percent, of 0 (choice1) and 1 (choice2); text that is no label, as a prompt echoed, is wrong.
+    """{"accuracy"} in percent, of 0 (choice1) and 1 (choice2); text that is not a label (an echoed prompt) is wrong.
 
-    Raises: DataError (lengths, no items, a number that is no label, a reference that is no label).
+    Raises: DataError (lengths, no items, a number or a reference that is not a label).
     """
     golds = gold_labels(references, LABELS, "XCOPA")
     return {"accuracy": accuracy(predicted_labels(predictions, LABELS, "XCOPA"), golds)}
@@ -85,8 +84,8 @@ def score(predictions: Sequence[int | str | None], references: Sequence[int | st
 
 def _hub_rows(language: str, split: str) -> list[dict[str, Json]]:
     if language == "en":
-        place = {"train": HUB["train"], "validation": HUB_ENGLISH_VALIDATION}.get(split)
-        if place is None:
+        location = {"train": HUB["train"], "validation": HUB_ENGLISH_VALIDATION}.get(split)
+        if location is None:
             raise DataError(
                 "the labels of English COPA's test set are not on the hub",
                 where="XCOPA test, en",
@@ -95,23 +94,23 @@ def _hub_rows(language: str, split: str) -> list[dict[str, Json]]:
         questions: dict[str, Json] = {}
     else:
         known(language, dict.fromkeys(HUB_LANGUAGES), "language", f"XCOPA {split}")
-        place = HUB[split]
-        questions = {str(row["item"]): row["question"] for row in read(place, HUB_TRUE_QUESTIONS)}
+        location = HUB[split]
+        questions = {str(row["item"]): row["question"] for row in read(location, HUB_TRUE_QUESTIONS)}
     return [
         _row(row, language, f"copa-{split}-{row['item']}", str(questions.get(str(row["item"]), row["question"])))
-        for row in read(place, language)
+        for row in read(location, language)
     ]
 
 
-def _row(found: Row, language: str, identity: str, question: str) -> dict[str, Json]:
+def _row(raw: Row, language: str, identity: str, question: str) -> dict[str, Json]:
     where = f"XCOPA {language}, {identity}"
     known(question, {"cause": None, "effect": None}, "question", where)
-    label = int(gold_labels([found["label"]], LABELS, where)[0])
-    choices = {name: found[name] for name in ("choice1", "choice2")}
+    label = int(gold_labels([raw["label"]], LABELS, where)[0])
+    choices = {name: raw[name] for name in ("choice1", "choice2")}
     return {
         "id": identity,
         "language": language,
-        "premise": found["text"],
+        "premise": raw["text"],
         "question": question,
         **choices,
         "label": label,

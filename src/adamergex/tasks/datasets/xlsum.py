@@ -1,4 +1,4 @@
-"""XLSum: one sentence that sums up a BBC article; 45 languages.
+"""XLSum: one-sentence summaries of BBC articles; 45 languages.
 
 An item (our words; XLSum is CC BY-NC-SA 4.0):
   title    Ferry service returns
@@ -6,8 +6,8 @@ An item (our words; XLSum is CC BY-NC-SA 4.0):
   summary  The ferry between the islands runs again after three years.
 
 Hasan et al. 2021, XL-Sum (arXiv 2106.13822). Metric: ROUGE-L F1 (Lin 2004) over tokens that exist in every script
-(``metrics.rouge.mixed``). The XL-Sum authors' own fork of rouge-score stems and segments with other tools: its numbers
-and ours do not compare; name the tokenizer.
+(``metrics.rouge.mixed``). The XL-Sum authors' fork of rouge-score stems and segments with other tools: its numbers are
+not comparable with ours; always report the tokenizer.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ PROMPT = "Summarize the context in one sentence. Title: {title} Context: {text}"
 TASK = Generation(name="xlsum", prompt=PROMPT, reference="summary", max_new_tokens=84)
 SPLITS = ("train", "validation", "test")
 
-# The repository is a loading script, which datasets 4 and later refuse. The hub's own parquet copy has one folder a
-# language and no configs: "name" would fail there, "data_dir" reads the folder.
+# The repository is a loading script, which datasets 4 and later refuse. The hub's parquet copy has one folder per
+# language and no configs: "name" would fail, "data_dir" reads the folder.
 HUB = {"path": "csebuetnlp/xlsum", "revision": "refs/convert/parquet"}
 _PAIRS = """
     am:amharic ar:arabic az:azerbaijani bn:bengali cy:welsh en:english es:spanish fa:persian fr:french
@@ -45,7 +45,7 @@ LOCAL = Rows(
     path="xlsum/{language}.{split}.jsonl.gz",
     columns={"text": "text", "title": "title", "summary": "summary", "id": "id"},
 )
-"""The hub's rows as JSON lines, where somebody has written them; the project's data folder holds none (its licence)."""
+"""The hub's rows as JSON lines, if you wrote them to a folder; the project's data folder has none (licence)."""
 
 
 def rows(source: str | Path, language: str, split: str = "test") -> list[dict[str, Json]]:
@@ -56,12 +56,12 @@ def rows(source: str | Path, language: str, split: str = "test") -> list[dict[st
     known(split, dict.fromkeys(SPLITS), "split", "XLSum")
     folder = known(language, HUB_FOLDERS, "language", "XLSum")
     if source == "hub":
-        found: Iterable[Row] = _hub(folder, split)
+        raw_rows: Iterable[Row] = _hub(folder, split)
     else:
         path = Path(source) / str(LOCAL.path).replace("{split}", split)
-        found = read(LOCAL.model_copy(update={"path": str(path)}), language)
+        raw_rows = read(LOCAL.model_copy(update={"path": str(path)}), language)
     names = ("id", "title", "text", "summary")
-    return [{"language": language, **{name: row[name] for name in names}} for row in found]
+    return [{"language": language, **{name: raw[name] for name in names}} for raw in raw_rows]
 
 
 def prompt(row: Row) -> str:
@@ -79,7 +79,7 @@ def score(
 ) -> dict[str, float]:
     """{"rougeL"} in percent: mean F1 of outputs against summaries.
 
-    ``prompts``: cut off where an output begins with its prompt, which shares words with the summary.
+    ``prompts``: removed from outputs that begin with their prompt, which shares words with the summary.
     Raises: DataError (lengths, no items, a reference without a token).
     """
     answers = without_prompts(predictions, prompts, "XLSum")
@@ -89,12 +89,12 @@ def score(
 def _hub(folder: str, split: str) -> Iterable[Row]:
     load_dataset = hub_loader(HUB["path"])
     try:
-        found: Iterable[Row] = load_dataset(**HUB, data_dir=folder, split=split)
-    except Exception as error:  # datasets raises whatever its builders, and the network, raise
+        dataset: Iterable[Row] = load_dataset(**HUB, data_dir=folder, split=split)
+    except Exception as error:  # builders and the network may raise anything
         raise DataError(
             "the hub dataset cannot be loaded",
             where=f"{HUB['path']} {folder} {split}",
             found=str(error).splitlines()[0] if str(error) else type(error).__name__,
             fix="check that there is a network",
         ) from error
-    return found
+    return dataset

@@ -1,12 +1,12 @@
-"""XNLI and AmericasNLI: does a hypothesis follow from a premise, contradict it, or neither.
+"""XNLI and AmericasNLI: a premise entails a hypothesis, contradicts it, or neither.
 
 An item (our words; XNLI itself is CC BY-NC 4.0):
   premise     The market opens at six, and by nine the fish is gone.
   hypothesis  Nobody sells fish at the market.                       label  contradiction
 
-Train: MultiNLI (Williams et al. 2018), English; in XNLI's other languages its machine translation, which comes with
-XNLI. Test: Conneau et al. 2018, XNLI (arXiv 1809.05053), 5010 items; Ebrahimi et al. 2022, AmericasNLI (arXiv
-2104.08726), up to 750. Metric of both: accuracy.
+Train: MultiNLI (Williams et al. 2018), English; XNLI includes its machine translation into XNLI's other languages.
+Test: Conneau et al. 2018, XNLI (arXiv 1809.05053), 5010 items; Ebrahimi et al. 2022, AmericasNLI (arXiv 2104.08726), up
+to 750. Metric of both: accuracy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PROMPT = (
 )
 TASK = PairClassification(name="xnli", labels=LABELS, prompt=PROMPT)
 XNLI_LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
-# Ours -> the hub's and upstream's name.
+# Our code -> the code on the hub and upstream.
 AMERICAS_LANGUAGES = {
     **{code: code for code in ("bzd", "cni", "gn", "hch", "nah", "oto", "shp", "tar")},
     "ay": "aym",
@@ -74,11 +74,11 @@ def rows(source: str | Path, language: str, split: str = "test") -> list[dict[st
     if split == "train" and language != "en":
         name = "translated train"
     if source == "hub":
-        found = read(HUB[name], AMERICAS_LANGUAGES.get(language, language))
+        raw_rows = read(HUB[name], AMERICAS_LANGUAGES.get(language, language))
     else:
-        place = LOCAL[name]
-        found = read(place.model_copy(update={"path": str(Path(source) / str(place.path))}), language)
-    return [_row(row, language, f"xnli-{split}-{number:04d}") for number, row in enumerate(found)]
+        location = LOCAL[name]
+        raw_rows = read(location.model_copy(update={"path": str(Path(source) / str(location.path))}), language)
+    return [_row(raw, language, f"xnli-{split}-{number:04d}") for number, raw in enumerate(raw_rows)]
 
 
 def prompt(row: Row) -> str:
@@ -87,20 +87,20 @@ def prompt(row: Row) -> str:
 
 
 def score(predictions: Sequence[int | str | None], references: Sequence[int | str], language: str) -> dict[str, float]:
-    """{"accuracy"} in percent, of names or their numbers; text that is no label, as a prompt echoed, is wrong.
+    """{"accuracy"} in percent, of names or their numbers; text that is not a label (an echoed prompt) is wrong.
 
-    Raises: DataError (lengths, no items, a number that is no label, a reference that is no label).
+    Raises: DataError (lengths, no items, a number or a reference that is not a label).
     """
     golds = gold_labels(references, LABELS, "XNLI")
     return {"accuracy": accuracy(predicted_labels(predictions, LABELS, "XNLI"), golds)}
 
 
-def _row(found: Row, language: str, identity: str) -> dict[str, Json]:
-    label = gold_labels([found["label"]], LABELS, f"XNLI {language}, {identity}")[0]
+def _row(raw: Row, language: str, identity: str) -> dict[str, Json]:
+    label = gold_labels([raw["label"]], LABELS, f"XNLI {language}, {identity}")[0]
     return {
-        "id": found.get("id", identity),
+        "id": raw.get("id", identity),
         "language": language,
-        "premise": found["text"],
-        "hypothesis": found["hypothesis"],
+        "premise": raw["text"],
+        "hypothesis": raw["hypothesis"],
         "label": label,
     }

@@ -1,6 +1,6 @@
 """XQuAD: a question on a paragraph, answered by a span of it; 1190 questions, the same in twelve languages.
 
-An item (en, CC BY-SA 4.0, google/xquad), its context cut short here:
+An item (en, CC BY-SA 4.0, google/xquad), its context shortened here:
   context   The Panthers defense gave up just 308 points, ranking sixth in the league, while also leading the NFL in …
   question  How many points did the Panthers defense surrender?          answers  ["308"]
 
@@ -8,8 +8,8 @@ Train: SQuAD 1.1 (Rajpurkar et al. 2016), English. Test: Artetxe et al. 2020 (ar
 and token F1, best over the gold answers, with the multilingual normalisation of MLQA; ``normalisation="squad"`` is the
 English one of XTREME's published numbers. SQuAD is not in the data folder: there, ``train`` is folds 0 to 2 of XQuAD
 itself, and the test of an adapter trained on it is ``held-out``, fold 3. Its paragraphs are parallel, so ``test`` (all
-folds) would hold translations of the training paragraphs. Everywhere, "fold 3" and "folds 0 1" are splits too: what
-learns from XQuAD in a language that SQuAD lacks is tested on other articles.
+folds) would contain translations of the training paragraphs. "fold 3" and "folds 0 1" are splits everywhere, so that an
+adapter trained on XQuAD in a language without SQuAD can be tested on other articles.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ CONTEXTS = Rows(
     path="xquad/{language}.contexts.jsonl.gz", columns={"text": "context", "context_id": "context_id", "fold": "fold"}
 )
 FOLDS = {"train": (0, 1, 2), "held-out": (3,), "test": (0, 1, 2, 3)}
-"""Of a data folder: split -> the folds (article number mod 4) it holds."""
+"""Split of a data folder -> its folds (article number mod 4)."""
 PARAGRAPHS = 5
-"""Of every article, in the order of the hub's rows (checked: all twelve languages of the data folder)."""
+"""Paragraphs per article, consecutive in the hub's rows (checked for all twelve languages of the data folder)."""
 FOLDER_SPLITS = {"validation": "held-out", "test": "held-out"}
 TASK = SpanAnswering(name="xquad", prompt=PROMPT)
 
@@ -67,26 +67,26 @@ def rows(
 
     ``split``: "hub" has train and validation (SQuAD, en) and test; a folder has train, held-out and test (``FOLDS``,
     or the ``folds`` given); both have "fold 3", "folds 0 1" and so on. Rows of folds carry ``fold``. Raises: DataError
-    (split, language, anything missing or empty, an answer that is not where it should be).
+    (split, language, anything missing or empty, an answer that is not at its start).
     """
     known(language, dict.fromkeys(LANGUAGES), "language", "XQuAD")
     if named := re.fullmatch(r"folds?((?: [0-3])+)", split):
         split, folds = "test", [int(number) for number in named[1].split()]
     if source != "hub":
         return _folder_rows(Path(source), language, folds or known(split, FOLDS, "split", "XQuAD in a folder"))
-    place = known(split, HUB, "split", "XQuAD on the hub")
+    location = known(split, HUB, "split", "XQuAD on the hub")
     if split != "test" and (folds is not None or language != "en"):
         raise DataError(
             "the hub has no such rows",
             where=f"XQuAD {split}, {language}" + (f", folds {folds}" if folds is not None else ""),
             expected="train and validation in en (SQuAD, without folds), test, folds of test",
         )
-    rows = [_row(row, language, str(row["context"])) for row in read(place, language)]
+    rows = [_row(raw, language, str(raw["context"])) for raw in read(location, language)]
     return rows if folds is None else _in_folds(rows, folds)
 
 
 def _in_folds(rows: Sequence[dict[str, Json]], folds: Collection[int]) -> list[dict[str, Json]]:
-    """The rows whose article is in the folds: the hub names no article, but its paragraphs come in order."""
+    """The rows whose article is in the folds; the hub names no articles, but its paragraphs are in order."""
     numbers: dict[str, int] = {}
     for row in rows:
         row["fold"] = numbers.setdefault(str(row["context"]), len(numbers)) // PARAGRAPHS % 4
@@ -108,7 +108,7 @@ def score(
 ) -> dict[str, float]:
     """{"exact_match", "f1"} in percent, of answers against lists of gold answers.
 
-    ``prompts``: cut off where an output begins with its prompt, which holds the answer.
+    ``prompts``: removed from outputs that begin with their prompt, which contains the answer.
     Raises: DataError (lengths, no items, no gold answer).
     """
     answers = without_prompts(predictions, prompts, "XQuAD")
@@ -116,9 +116,11 @@ def score(
 
 
 def _folder_rows(folder: Path, language: str, folds: Collection[int]) -> list[dict[str, Json]]:
-    places = (place.model_copy(update={"path": str(folder / str(place.path))}) for place in (CONTEXTS, QUESTIONS))
-    found_contexts, questions = (read(place, language) for place in places)
-    contexts = {str(row["context_id"]): row for row in found_contexts}
+    context_rows, questions = (
+        read(location.model_copy(update={"path": str(folder / str(location.path))}), language)
+        for location in (CONTEXTS, QUESTIONS)
+    )
+    contexts = {str(row["context_id"]): row for row in context_rows}
     result = []
     for row in questions:
         context = known(str(row["context_id"]), contexts, "context", f"XQuAD {language}, {row['id']}")
@@ -129,16 +131,16 @@ def _folder_rows(folder: Path, language: str, folds: Collection[int]) -> list[di
     return result
 
 
-def _row(found: Row, language: str, context: str) -> dict[str, Json]:
-    where = f"XQuAD {language}, {found['id']}"
-    answers = [(str(text), position_of(start, "start", where) or 0) for text, start in answers_of(found, where)]
+def _row(raw: Row, language: str, context: str) -> dict[str, Json]:
+    where = f"XQuAD {language}, {raw['id']}"
+    answers = [(str(text), position_of(start, "start", where) or 0) for text, start in answers_of(raw, where)]
     for text, start in answers:
         if context[start : start + len(text)] != text:
             raise DataError(
-                "an answer is not where its start says",
+                "an answer is not at its start",
                 where=where,
                 found=repr(context[start : start + len(text)]),
                 expected=repr(text),
             )
-    named = {"id": found["id"], "language": language, "context": context, "question": found["text"]}
-    return {**named, "answers": [text for text, _ in answers], "starts": [start for _, start in answers]}
+    row = {"id": raw["id"], "language": language, "context": context, "question": raw["text"]}
+    return {**row, "answers": [text for text, _ in answers], "starts": [start for _, start in answers]}

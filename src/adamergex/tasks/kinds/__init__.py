@@ -46,19 +46,19 @@ _BUILT_IN: dict[str, AnyKind] = {
     )
 }
 register = KINDS.register
-"""Make a ``TaskKind`` known for this process; an installed package offers it as an entry point of its own name in the
+"""Register a ``TaskKind`` in this process; an installed package declares it as an entry point of the kind's name in the
 group ``adamergex.task_kinds``. Raises: ConfigError: its name is taken."""
 
 
 def kind_of(task: Task | str) -> AnyKind:
-    """The kind of a task, or of a name that settings know."""
+    """The kind of a task, by the task or by the kind's name in settings."""
     name = task if isinstance(task, str) else task.kind
-    found = _BUILT_IN.get(name) or KINDS.find(name)
-    assert found is not None, name
-    return cast("AnyKind", found)
+    kind = _BUILT_IN.get(name) or KINDS.find(name)
+    assert kind is not None, name
+    return cast("AnyKind", kind)
 
 
 def labelled_kinds() -> dict[str, AnyKind]:
-    """The kinds so far that have labels, by name, shipped ones first."""
+    """The loaded kinds with labels, by name; built-in ones first."""
     known = (*_BUILT_IN.values(), *(cast("AnyKind", kind) for kind in KINDS.loaded))
     return {kind.name: kind for kind in known if kind.labelled}

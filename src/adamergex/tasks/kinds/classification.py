@@ -1,4 +1,4 @@
-"""One label per text: a head on encoders; else the label's word after the prompt, in a cloze or as a vector."""
+"""One label per text: by an encoder's head, the label's word after a prompt, a cloze, or the nearest label vector."""
 
 from __future__ import annotations
 
@@ -13,22 +13,20 @@ if TYPE_CHECKING:
 
     from adamergex.backbones.loading import Kind
     from adamergex.tasks import Examples
-    from adamergex.tasks.classification import HeadExamples
+    from adamergex.tasks.answering.choice_heads import ChoiceExamples
 
 
-def _head_examples(request: Request[Classification]) -> HeadExamples:
-    from adamergex.tasks.classification import head_examples
+def _head_examples(request: Request[Classification]) -> ChoiceExamples:
+    from adamergex.tasks.answering.choice_heads import text_examples
 
-    return head_examples(
-        request.rows, request.loaded.tokenizer, request.task, longest=request.longest, where=request.where
-    )
+    return text_examples(request.task, request.rows, request.loaded.tokenizer, request.longest, request.where)
 
 
 def _head_answers(request: Request[Classification], model: nn.Module, batch_tokens: int) -> Answers:
-    from adamergex.tasks.answering.scoring import head_scores
+    from adamergex.tasks.answering.choice_heads import choice_head_scores
 
     examples = _head_examples(request)
-    return labels.classified(request, list(head_scores(model, examples, batch_tokens)), examples.truncated)
+    return labels.classified(request, list(choice_head_scores(model, examples, batch_tokens)), examples.truncated)
 
 
 def _word_examples(request: Request[Classification]) -> Examples:

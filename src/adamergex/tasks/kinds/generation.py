@@ -1,11 +1,11 @@
-"""A free answer, written and measured against a reference."""
+"""Free generation, scored against a reference."""
 
 from __future__ import annotations
 
 from adamergex.data.values import text_of
 from adamergex.files.inputs import Json
 from adamergex.jobs.settings import Generation
-from adamergex.tasks.answering.templates import asked, filled, names_in
+from adamergex.tasks.answering.templates import filled, names_in, template_prompt
 from adamergex.tasks.answering.writing import WRITERS
 from adamergex.tasks.catalogue import task_file
 from adamergex.tasks.task_kind import Row, TaskKind, Writing, XltForm
@@ -16,10 +16,10 @@ def _columns(task: Generation) -> tuple[str, ...]:
 
 
 def _check_row(task: Generation, row: Row, where: str) -> dict[str, Json]:
-    value, place = row[task.reference], f"{where}, column {task.reference!r}"
+    value, column = row[task.reference], f"{where}, column {task.reference!r}"
     if isinstance(value, list) and value:
-        return {**row, task.reference: [text_of(text, "reference", place) for text in value]}
-    return {**row, task.reference: text_of(value, "reference", place)}
+        return {**row, task.reference: [text_of(text, "reference", column) for text in value]}
+    return {**row, task.reference: text_of(value, "reference", column)}
 
 
 def _answers(task: Generation, row: Row) -> list[str]:
@@ -31,7 +31,7 @@ def _answers(task: Generation, row: Row) -> list[str]:
 
 
 def _read(task: Generation, row: Row, text: str) -> tuple[str, bool]:
-    """What was written, and whether the task that measures it can read it."""
+    """The generated text, and whether the task that scores it can parse it."""
     readable = getattr(task_file(task.measured_as), "readable", bool) if task.measured_as else bool
     return text, bool(text) and readable(text)
 
@@ -56,6 +56,6 @@ KIND = TaskKind(
     check_row=_check_row,
     head="sequence-classification",
     answering=WRITERS,
-    writing=Writing(lambda task, row: asked(task.prompt, row, task.cut), _answers, _read),
+    writing=Writing(lambda task, row: template_prompt(task.prompt, row, task.cut), _answers, _read),
     xlt=lambda task: _DATASETS.get(task.name) or _XLT._replace(request=task.prompt),
 )

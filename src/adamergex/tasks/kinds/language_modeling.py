@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def _segments(request: Request[LanguageModeling]) -> Examples:
-    from adamergex.tasks.denoising import pairs
+    from adamergex.tasks.denoising import denoising_examples
     from adamergex.tasks.language_modeling import segments
 
     texts, loaded = [str(row["text"]) for row in request.rows], request.loaded
     if loaded.kind == "sequence-to-sequence":
-        return pairs(
+        return denoising_examples(
             texts, loaded.tokenizer, request.task, seed=request.seed, longest=request.longest, where=request.where
         )
     masked = loaded.kind == "masked-lm"

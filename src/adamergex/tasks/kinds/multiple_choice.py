@@ -8,7 +8,7 @@ from adamergex.data.values import label_of, position_of
 from adamergex.errors import DataError
 from adamergex.files.inputs import Json
 from adamergex.jobs.settings import MultipleChoice
-from adamergex.tasks.answering.templates import asked, names_in
+from adamergex.tasks.answering.templates import names_in, template_prompt
 from adamergex.tasks.answering.writing import WRITERS
 from adamergex.tasks.answering.written import exact, mentions, sign
 from adamergex.tasks.labels import ranked
@@ -59,20 +59,20 @@ def _choices(task: MultipleChoice, row: Row) -> list[str]:
 
 
 def _read(task: MultipleChoice, row: Row, text: str) -> tuple[int | None, bool]:
-    """The choice that the answer is; else the one that stands in it (alone), or its letter or number."""
+    """The choice that equals the answer, else the only choice mentioned in it, else one by letter or number."""
     choices = _choices(task, row)
-    place = exact(text, choices)
-    if place is None:
+    choice = exact(text, choices)
+    if choice is None:
         mentioned = set(mentions(text, choices))
-        place = mentioned.pop() if len(mentioned) == 1 else sign(text, len(choices))
-    return place, place is not None
+        choice = mentioned.pop() if len(mentioned) == 1 else sign(text, len(choices))
+    return choice, choice is not None
 
 
 _PICK = "Help me pick the more plausible option: "
 
 
 def _xlt(task: MultipleChoice) -> XltForm:
-    """The paper's words for a premise, what is asked of it, and its choices."""
+    """The paper's words for a premise, its question, and its choices."""
     options = ", ".join(f"-choice{number}: {{{name}}}" for number, name in enumerate(task.choices, 1))
     premise, _, question = task.context.partition(" ")
     request = f"Here is a premise: {task.context}\n{_PICK}{options}"
@@ -92,7 +92,7 @@ KIND = TaskKind(
     head="multiple-choice",
     answering={"multiple-choice": Answering(_train_examples, _predict), **WRITERS},
     writing=Writing(
-        lambda task, row: asked(task.prompt, row, task.cut),
+        lambda task, row: template_prompt(task.prompt, row, task.cut),
         lambda task, row: [_choices(task, row)[int(str(row["label"]))]],
         _read,
         _choices,

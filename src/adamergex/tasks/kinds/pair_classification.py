@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from adamergex.jobs.settings import PairClassification
 from adamergex.tasks import labels
-from adamergex.tasks.answering.templates import asked
+from adamergex.tasks.answering.templates import template_prompt
 from adamergex.tasks.answering.writing import WRITERS
 from adamergex.tasks.answering.written import exact, mentions
 from adamergex.tasks.task_kind import Answering, Answers, Request, Row, TaskKind, Writing, XltForm
@@ -34,17 +34,17 @@ def _head_answers(request: Request[PairClassification], model: nn.Module, batch_
 
 def _cloze_answers(request: Request[PairClassification], model: nn.Module, batch_tokens: int) -> Answers:
     from adamergex.tasks.answering.scoring import cloze_of
-    from adamergex.tasks.classification import answer_pieces
+    from adamergex.tasks.classification import answer_tokens
 
     task, tokenizer = request.task, request.loaded.tokenizer
     prompts = [_prompt(task, row) for row in request.rows]
-    words = answer_pieces(tokenizer, task)
+    words = answer_tokens(tokenizer, task)
     scores, truncated = cloze_of(model, prompts, words, tokenizer, limit=request.limit, batch_tokens=batch_tokens)
     return labels.classified(request, list(scores), truncated)
 
 
 def _prompt(task: PairClassification, row: Row) -> Prompt:
-    return asked(task.prompt, row, "premise")
+    return template_prompt(task.prompt, row, "premise")
 
 
 def _words(task: PairClassification) -> list[str]:
@@ -52,10 +52,10 @@ def _words(task: PairClassification) -> list[str]:
 
 
 def _read(task: PairClassification, row: Row, text: str) -> tuple[str | None, bool]:
-    """The label whose word the answer is; else the one whose word stands first in it."""
+    """The label whose word equals the answer, else the first one mentioned in it."""
     words = _words(task)
-    same = exact(text, words)
-    matches = [same] if same is not None else mentions(text, words)
+    equal = exact(text, words)
+    matches = [equal] if equal is not None else mentions(text, words)
     return (task.labels[matches[0]], True) if matches else (None, False)
 
 
@@ -68,7 +68,7 @@ _XLT = XltForm(
 
 
 def _xlt(task: PairClassification) -> XltForm:
-    """The words of the labels, in the paper's order where they are XNLI's."""
+    """The words of the labels, in the paper's order for XNLI's labels."""
     ordered: Sequence[str] = _NLI_ORDER if set(task.labels) == set(_NLI_ORDER) else task.labels
     *first, last = (task.words.get(label, label) for label in ordered)
     listed = ", ".join(first) + (f", and {last}" if len(first) > 1 else f" and {last}" if first else last)

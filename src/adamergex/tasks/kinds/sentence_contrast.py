@@ -1,4 +1,4 @@
-"""A reference task of sentence encoders on unlabelled text: a text is recognised from a noisy copy."""
+"""A reference task of sentence encoders on unlabelled text: match a text with its noisy copy."""
 
 from __future__ import annotations
 

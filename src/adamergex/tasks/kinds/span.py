@@ -9,7 +9,7 @@ from adamergex.data.values import position_of, text_of, texts
 from adamergex.errors import DataError
 from adamergex.files.inputs import Json
 from adamergex.jobs.settings import SpanAnswering
-from adamergex.tasks.answering.templates import asked
+from adamergex.tasks.answering.templates import template_prompt
 from adamergex.tasks.answering.writing import WRITERS
 from adamergex.tasks.task_kind import Answering, Answers, Request, Row, TaskKind, Writing, XltForm
 
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 
 
 def _check_row(task: SpanAnswering, row: Row, where: str) -> dict[str, Json]:
-    found = answers_of(row, where)
-    if not found:
+    pairs = answers_of(row, where)
+    if not pairs:
         raise DataError("a question has no answer", where=where, found=repr(row["answers"]), expected=_SHAPES,
                         fix="remove the row: every question has an answer in its context")  # fmt: skip
     context, answers, starts = str(row["context"]), list[str](), list[int]()
-    for answer, start in found:
+    for answer, start in pairs:
         text = text_of(answer, "answer", f"{where}, column 'answers'")
-        place = position_of(start, "start", where)
-        place = context.find(text) if place is None else place
-        if place < 0 or context[place : place + len(text)] != text:
+        begin = position_of(start, "start", where)
+        begin = context.find(text) if begin is None else begin
+        if begin < 0 or context[begin : begin + len(text)] != text:
             raise DataError(
-                "an answer is not where its start says" if start is not None else "an answer is not in its context",
+                "an answer is not at its start" if start is not None else "an answer is not in its context",
                 where=where,
-                found=repr(context[max(place, 0) : max(place, 0) + len(text)]),
+                found=repr(context[max(begin, 0) : max(begin, 0) + len(text)]),
                 expected=repr(text),
                 fix="give the answer exactly as it occurs in the context, with its start in characters",
             )
         answers.append(text)
-        starts.append(place)
+        starts.append(begin)
     kept = {name: value for name, value in row.items() if name != "start"}
     return {**kept, "answers": answers, "starts": starts}
 
@@ -50,33 +50,33 @@ _SHAPES = (
 
 
 def answers_of(row: Row, where: str) -> list[tuple[Json, Json]]:
-    """Each answer with its start (None: not told), of all the shapes that a row may have."""
+    """Pairs of answer and start (None: not given), from any of the shapes that a row may have."""
     answers = row["answers"]
     starts = row.get("starts")
     starts = row.get("start") if starts is None else starts
     nested = [answers] if isinstance(answers, Mapping) else answers
     if isinstance(nested, list) and any(isinstance(answer, Mapping) for answer in nested):
         return [pair for answer in nested for pair in _nested(answer, where)]
-    said = answers if isinstance(answers, list) else [answers]
-    places = starts if isinstance(starts, list) else [starts] if len(said) == 1 else starts
-    if places is None or places == "":
-        places = [None] * len(said)
-    if not said:
+    answer_list = answers if isinstance(answers, list) else [answers]
+    start_list = starts if isinstance(starts, list) else [starts] if len(answer_list) == 1 else starts
+    if start_list is None or start_list == "":
+        start_list = [None] * len(answer_list)
+    if not answer_list:
         return []
-    if not isinstance(places, list) or len(places) != len(said):
+    if not isinstance(start_list, list) or len(start_list) != len(answer_list):
         raise DataError("a question has fewer or more starts than answers", where=where,
                         found=f"answers {answers!r}, starts {starts!r}", expected=_SHAPES)  # fmt: skip
-    return list(zip(said, places, strict=True))
+    return list(zip(answer_list, start_list, strict=True))
 
 
 def _nested(answer: Json, where: str) -> list[tuple[Json, Json]]:
-    """SQuAD's own shapes: texts and starts in two lists, or one text with its start."""
-    found = answer if isinstance(answer, Mapping) else {}
-    texts, starts = found.get("text"), found.get("answer_start", found.get("start"))
+    """SQuAD's shapes: texts and starts in two lists, or one text with its start."""
+    fields = answer if isinstance(answer, Mapping) else {}
+    texts, starts = fields.get("text"), fields.get("answer_start", fields.get("start"))
     texts = texts if isinstance(texts, list) or texts is None else [texts]
     starts = starts if isinstance(starts, list) else [starts] * (len(texts or ()) if starts is None else 1)
     if texts is None or len(texts) != len(starts):
-        raise DataError("the answers have another shape than SQuAD's", where=where, found=repr(answer)[:120],
+        raise DataError("the answers do not have SQuAD's shape", where=where, found=repr(answer)[:120],
                         expected=_SHAPES, fix="give text and answer_start of the same length")  # fmt: skip
     return list(zip(texts, starts, strict=True))
 
@@ -90,12 +90,12 @@ def _train_examples(request: Request[SpanAnswering]) -> SpanExamples:
 def _predict(request: Request[SpanAnswering], model: nn.Module, batch_tokens: int) -> Answers:
     from adamergex.tasks.spans import span_answers
 
-    spans = span_answers(request.task, request.rows, model, _train_examples(request), batch_tokens)
+    answers = span_answers(request.task, request.rows, model, _train_examples(request), batch_tokens)
     items: list[dict[str, Json]] = [
         {"gold": texts(row["answers"]), "predicted": answer.text, "start": answer.start, "score": answer.score}
-        for row, answer in zip(request.rows, spans, strict=True)
+        for row, answer in zip(request.rows, answers, strict=True)
     ]
-    return Answers(items, 0, sum(not answer.text for answer in spans))  # long contexts are read in windows
+    return Answers(items, 0, sum(not answer.text for answer in answers))  # nothing is cut: windows cover the context
 
 
 _XLT = XltForm(
@@ -114,7 +114,7 @@ KIND = TaskKind(
     outputs=lambda task: ("start", "end"),
     answering={"question-answering": Answering(_train_examples, _predict), **WRITERS},
     writing=Writing(
-        lambda task, row: asked(task.prompt, row, "context"),
+        lambda task, row: template_prompt(task.prompt, row, "context"),
         lambda task, row: texts(row["answers"])[:1],
         lambda task, row, text: (text, bool(text)),
     ),

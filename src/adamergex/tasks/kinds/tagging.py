@@ -1,4 +1,4 @@
-"""Entities (IOB2) in a sentence that is divided into words."""
+"""Entity tags (IOB2) of a sentence split into words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adamergex.errors import DataError
 from adamergex.files.inputs import Json
 from adamergex.jobs.settings import Tagging
 from adamergex.metrics.entities import check_iob2, entities, iob_tag, repaired
-from adamergex.tasks.answering.templates import asked
+from adamergex.tasks.answering.templates import template_prompt
 from adamergex.tasks.answering.writing import WRITERS
 from adamergex.tasks.answering.written import read_entities, written_entities
 from adamergex.tasks.task_kind import Answering, Answers, Labels, Options, Request, Row, TaskKind, Writing
@@ -29,20 +29,20 @@ def _check_row(task: Tagging, row: Row, where: str) -> dict[str, Json]:
     tokens, tags = _words(row["tokens"]), _words(row["tags"])
     if not tokens or not isinstance(tokens, list) or not isinstance(tags, list) or len(tokens) != len(tags):
         raise DataError(
-            "a row has not one tag per token",
+            "a row does not have one tag per token",
             where=where,
             found=f"tokens {tokens!r}, tags {tags!r}",
             expected="two lists of the same length, or two texts separated by spaces",
         )
-    tokens = [text_of(token, "token", f"{where}, token {place}") for place, token in enumerate(tokens)]
-    named = [iob_tag(tag, f"{where}, token {place}", task.types) for place, tag in enumerate(tags)]
+    tokens = [text_of(token, "token", f"{where}, token {index}") for index, token in enumerate(tokens)]
+    named = [iob_tag(tag, f"{where}, token {index}", task.types) for index, tag in enumerate(tags)]
     kept = [
         "O" if task.other_types == "ignore" and tag != "O" and task.types and tag[2:] not in task.types else tag
         for tag in named
     ]
     kept = repaired(kept) if task.broken == "repair" else kept
     check_iob2(kept, where, task.types or None)
-    ignored = sum(tag != "O" and now == "O" and tag.startswith("B") for tag, now in zip(named, kept, strict=True))
+    ignored = sum(tag.startswith("B") and new == "O" for tag, new in zip(named, kept, strict=True))
     return {**row, "tokens": tokens, "tags": kept, **({"ignored": ignored} if ignored else {})}
 
 
@@ -95,7 +95,7 @@ KIND = TaskKind(
     outputs=tag_names,
     answering={"token-classification": Answering(_train_examples, _predict), **WRITERS},
     writing=Writing(
-        lambda task, row: asked(task.prompt, {"text": " ".join(texts(row["tokens"])), **row}, "text"),
+        lambda task, row: template_prompt(task.prompt, {"text": " ".join(texts(row["tokens"])), **row}, "text"),
         lambda task, row: [written_entities(texts(row["tokens"]), texts(row["tags"]))],
         lambda task, row, text: read_entities(texts(row["tokens"]), task.types, text),
     ),
