@@ -156,7 +156,7 @@ def test_a_broken_pipe_elsewhere_is_an_error(capsys: pytest.CaptureFixture[str])
         (KeyError("nobody thought of it"), 1, "this is a bug of adamergex: KeyError"),
         (RecursionError("deep"), 1, "this is a bug of adamergex: RecursionError"),
         (MemoryError(), 2, "the machine has no memory left"),
-        (OSError(28, "No space left on device"), 2, "free some room"),
+        (OSError(28, "No space left on device"), 2, "free space on the disk"),
     ],
 )
 @pytest.mark.parametrize("traced", [False, True])

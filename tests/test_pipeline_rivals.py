@@ -300,7 +300,7 @@ def test_what_cannot_be_is_said_before_anything_is_trained(
     assert "lf_sft.language.entris: no such setting; did you mean 'entries'?" in str(caught.value)
     assert "methods.0: 'lf-sft' is not one of" in str(caught.value) and "did you mean 'lf_sft'" in str(caught.value)
     given |= {"methods": ["lf_sft"], "lf_sft": {"language": {"optimisation": {"weight_decay": 0.1}}}}
-    with pytest.raises(ConfigError, match=r"(?s)'full' is no adapter.*lf_sft.language.optimisation.weight_decay"):
+    with pytest.raises(ConfigError, match=r"(?s)'full' is not an adapter.*lf_sft.language.optimisation.weight_decay"):
         parse(given)
 
 

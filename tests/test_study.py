@@ -277,7 +277,7 @@ def test_changes_have_the_last_word_in_every_table(tiny_encoder: Path, wide_data
         ("metods=null", "nothing to remove(.|\n)*no 'metods'(.|\n)*perhaps 'methods'"),
         ("merge.gird=null", "no 'merge.gird'(.|\n)*perhaps 'grid'"),
         ("task.optimisation.steps.x=null", "no 'task.optimisation.steps.x'(.|\n)*one of nothing"),
-        ("base.name=x", "'base' holds no settings of its own"),
+        ("base.name=x", "'base' has no settings inside"),
         ("merge.modlues=all", "  - merge.modlues: no such setting; did you mean 'modules'"),
         ("metods=[vanilla]", "  - metods: no such setting; did you mean 'methods'"),
         ("task.optimisation.steps=many", "  - task.optimisation.steps: Input should be a valid integer"),
