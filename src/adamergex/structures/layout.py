@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from adamergex.errors import AdapterFileError, IncompatibleAdaptersError
 from adamergex.files.directory import FLOATS, AdapterDirectory, TensorInfo
-from adamergex.structures import kind_named, kind_of_config, structure_kind
+from adamergex.structures import every, kind_named, kind_of_config, structure_kind
 from adamergex.structures.kind import StructureKind
 
 
@@ -71,8 +71,8 @@ def layout(directory: AdapterDirectory) -> Layout:
             f"merging {structure_kind(directory.config)} adapters is not supported",
             where=directory.path,
             found=directory.config.get("peft_type"),
-            expected="LORA, IA3, PREFIX_TUNING or a bottleneck adapter",
-            fix="use LoRA, (IA)³, prefix or bottleneck adapters",
+            expected=" or ".join(sorted(item.name for item in every() if item.rule)),
+            fix="merge adapters of one of these structures",
         )
     return (kind.layout or plain)(directory, kind)
 
