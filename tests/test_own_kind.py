@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from adamergex.errors import ConfigError
+from adamergex.files.registry import Registry
+from adamergex.jobs.kinds import KINDS
 from adamergex.jobs.settings import Classification, LabelledTask, TrainJob
 from adamergex.tasks.kinds import TaskKind, kind_of, labelled_kinds, register
 from commands import command
@@ -90,6 +92,7 @@ def test_a_kind_of_another_package_trains_evaluates_and_merges(
 def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(package(tmp_path, "broken_kind", "import nothing_of_this_name"))
     importlib.invalidate_caches()
+    monkeypatch.setitem(vars(KINDS), "_offered", Registry(KINDS.group, ())._offered)  # others may have asked before
     job = {"base": "x", "structure": {"kind": "lora"}, "language": "en", "rows": {"path": "x"}, "optimisation": {}}
     with pytest.raises(ConfigError, match=r"cannot be used\s+where: .*adamergex\.task_kinds\.broken_kind") as caught:
         TrainJob.model_validate({**job, "task": {"kind": "broken_kind"}})

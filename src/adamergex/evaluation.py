@@ -15,7 +15,7 @@ from adamergex.files import lineage, lineage_fields
 from adamergex.files.inputs import Json
 from adamergex.files.names import path_part
 from adamergex.files.outputs import require_free, staged_directory
-from adamergex.files.records import PREDICTIONS, Scores, read_predictions
+from adamergex.files.records import PREDICTIONS, Scores, read_predictions, valid
 from adamergex.statistics import mcnemar as mcnemar
 
 if TYPE_CHECKING:
@@ -63,15 +63,9 @@ def evaluate(
                 attached.detach()
     all_scores = measuring.scores(job.task, answers.items, job.language)
     ignored = sum(int(str(row.get("ignored", 0))) for row in rows)
-    scores = Scores(
-        metric=job.task.metric,
-        **score(answers.items)._asdict(),
-        scores=all_scores,
-        truncated=answers.truncated,
-        unparsable=answers.unparsable,
-        ignored_entities=ignored,
-        language=job.language,
-    )
+    fields = {"metric": job.task.metric, **score(answers.items)._asdict(), "scores": all_scores}
+    fields |= {"truncated": answers.truncated, "unparsable": answers.unparsable, "ignored_entities": ignored}
+    scores = valid(Scores, {**fields, "language": job.language}, f"the scores of {job.task.metric}, {job.language}")
     if output is not None:
         with staged_directory(output) as stage:
             write_predictions(stage / PREDICTIONS, answers.items)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,29 @@ def test_keyword_only_parameters_are_settings(rule: str, tmp_path: Path) -> None
             merging.merge(**shared, weight=1, output=tmp_path / "no", settings=wrong)
     with pytest.raises(ConfigError, match="rule additive has no such setting"):
         merging.merge(**{**shared, "rule": "additive"}, weight=1, output=tmp_path / "no", settings={"share": 1.0})
-    with pytest.raises(ConfigError, match="needs a default"):
-        merging.rule(bare)
+    for function in (bare, infinite, array):
+        with pytest.raises(ConfigError, match=r"needs a plain name and a default[\s\S]*share"):
+            merging.rule(function)
+    for value in (float("nan"), 1e16, 10**5000, np.float64(0.5)):
+        with pytest.raises(ConfigError, match=r"has another type, or is too large[\s\S]*settings\.share"):
+            merging.merge(**shared, weight=1, output=tmp_path / "no", settings={"share": value})  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match="given by name"):
+        merging.merge(**shared, weight=1, output=tmp_path / "no", settings=["share"])  # type: ignore[arg-type]
+    chosen = merging.rule(halved)
+    whole, same = (registry.with_settings(chosen, {"share": value}).settings for value in (1, 1.0))
+    assert whole == same and type(whole["share"]) is float  # one step, however it is written
+    assert pickle.loads(pickle.dumps(merging.RULES["additive"])).name == "additive"
+    with pytest.raises(ConfigError, match="this name is taken"):
+        merging.register(chosen._replace(name="adaptive"))
     assert not (tmp_path / "no").exists()
+
+
+def infinite(task: Any, target: Any, source: Any, weight: float, *, share: float = float("inf")) -> Any:
+    return task
+
+
+def array(task: Any, target: Any, source: Any, weight: float, *, share: Any = np.float64(0.5)) -> Any:  # noqa: B008
+    return task
 
 
 def bare(task: Any, target: Any, source: Any, weight: float, *, share: float) -> Any:

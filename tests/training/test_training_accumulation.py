@@ -15,10 +15,12 @@ from test_training_tasks_all import TASKS, rows_of
 
 from adamergex.adapters.loaded_adapter import tensors_path
 from adamergex.backbones import loading
+from adamergex.config.transfer import parse
 from adamergex.errors import ConfigError, ModelError
 from adamergex.jobs.settings import Optimisation, TrainJob
-from adamergex.training import accumulation, train
+from adamergex.training import accumulation, loop, train
 from adamergex.training.preflight import require_job
+from adamergex.training.processes import Team
 
 DIVIDED = [{"accumulation": 3}, {"accumulation": 100}, {"batch_tokens": 60}]
 ALONE = [case for case in CASES if case[1] is not CONTRAST and case[2]["kind"] != "sparse"]
@@ -176,3 +178,40 @@ def test_a_model_whose_layers_cannot_be_computed_again_is_named(tiny_encoder: Pa
         accumulation.checkpointed(loaded.model, made),
     ):
         raise AssertionError("it opened")
+
+
+def test_a_step_reads_the_lengths_once(checkpoints: dict[str, str], labelled: Path, monkeypatch: Any) -> None:
+    """Some examples count them anew at every reading: of 400,000 rows that took seconds a step."""
+    made = job(checkpoints["xlm-r"], TOPIC, {"kind": "ia3"}, labelled)
+    backbone = train.load_for(made)
+    examples = train.examples_of(made, backbone, train.read(made.task, made.rows, "en"))
+    lengths, read = examples.lengths, []
+    monkeypatch.setattr(type(examples), "lengths", property(lambda self: read.append(1) or lengths))
+    for settings, count in ((Optimisation(), 0), (Optimisation(accumulation=2), 1)):
+        read.clear()
+        steps = loop._Steps(examples, [[0, 1, 2, 3]] * 5, Team(), settings)
+        assert [len(steps[step]) for step in range(5)] == [max(1, settings.accumulation)] * 5 and len(read) == count
+
+
+def test_a_model_that_was_checkpointed_before_still_is(
+    checkpoints: dict[str, str], plain: Path, tmp_path: Path
+) -> None:
+    made = job(checkpoints["bert"], TEXT, {"kind": "ia3"}, plain, steps=1, checkpointing="on")
+    backbone = train.load_for(made)
+    layers = [module for module in backbone.model.modules() if hasattr(module, "gradient_checkpointing")]
+    layers[-1].gradient_checkpointing = True
+    train.train(made, tmp_path / "out", backbone=backbone)
+    assert [layer.gradient_checkpointing for layer in layers] == [False] * (len(layers) - 1) + [True]
+
+
+def test_a_table_refuses_what_its_trainings_would(tmp_path: Path) -> None:
+    shared: dict[str, Any] = {"base": "nano-causal", "proxy": "fr", "targets": ["sw"], "structure": {"kind": "prefix"}}
+    task = {"train": "{language}.csv", "validation": "{language}.csv", "test": "{language}.csv"}
+    reference = {"text": "{language}.txt"}
+    for place in ("task", "reference"):
+        changed = {"task": dict(task), "reference": dict(reference)}
+        changed[place]["optimisation"] = {"checkpointing": "on"}
+        with pytest.raises(ConfigError, match=f"{place}.optimisation.checkpointing: a layer that is computed again"):
+            parse({**shared, **changed})
+    with pytest.raises(ValueError, match="the penalty l1 would count once per part"):
+        job("x", TOPIC, {"kind": "sparse", "entries": 5, "l1": 0.1}, tmp_path, accumulation=2)

@@ -106,7 +106,9 @@ class TaskTraining(_TrainConfig):
     @classmethod
     def _former_name(cls, values: object) -> object:
         """Accept ``below``, the former name of ``base_adapters``."""
-        if isinstance(values, dict) and "below" in values and "base_adapters" not in values:
+        if isinstance(values, dict) and "below" in values:
+            if "base_adapters" in values:
+                raise ValueError("below is the former name of base_adapters; leave one of them out")
             return {("base_adapters" if name == "below" else name): value for name, value in values.items()}
         return values
 
@@ -195,6 +197,8 @@ def _contradictions(config: Training) -> Iterator[str]:
     if isinstance(config, MaskedLmHeadTraining):
         if problem := unprobed("masked LM", config.optimisation):
             yield problem
+        if config.recovery is not None and (config.optimisation.accumulation > 1 or config.optimisation.batch_tokens):
+            yield "optimisation: recovery.hold compares whole batches; leave accumulation and batch_tokens out"
         return
     if isinstance(config, TaskTraining):
         task = config.task.placed(Path(config.folder))

@@ -179,6 +179,10 @@ def _contradictions(config: TransferConfig) -> Iterator[str]:
         yield f"structure.kind: '{config.structure.kind}' is not an adapter; use the method full_fine_tuning or lf_sft"
     if len({method_name(method) for method in config.methods}) < len(config.methods):
         yield "methods: two have the same name"
+    learned = [("task", config.task.optimisation), ("reference", getattr(config.reference, "optimisation", None))]
+    for name, optimisation in learned:
+        if optimisation is not None and (problem := decaying(config.structure, optimisation)):
+            yield f"{name}.{problem}"
     for name, optimisation in (("language", config.lf_sft.language), ("task", config.lf_sft.task)):
         if problem := decaying(Sparse(), optimisation.optimisation):
             yield f"lf_sft.{name}.{problem}"

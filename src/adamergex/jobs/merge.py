@@ -10,7 +10,7 @@ from pydantic import Field, model_serializer
 from adamergex.files.strict import Layer, Name, Settings
 from adamergex.jobs.settings import EvaluateJob
 
-RuleSettings = dict[Name, bool | int | float | str]
+RuleSettings = dict[str, bool | int | float | str]
 """What a rule's own settings are set to."""
 
 

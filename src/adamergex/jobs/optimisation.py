@@ -90,6 +90,11 @@ def decaying(structure: Structure, optimisation: Optimisation) -> str | None:
     """A problem of weight decay with a structure, or None."""
     if optimisation.weight_decay and not kind_named(structure.kind).weight_decay:
         return "optimisation.weight_decay: would change weights that sparse fine-tuning must not change; set it to 0"
+    divided = "accumulation" if optimisation.accumulation > 1 else "batch_tokens" if optimisation.batch_tokens else None
+    if divided and isinstance(structure, Sparse) and structure.l1:
+        return (
+            f"optimisation.{divided}: the penalty l1 would count once per part; set structure.l1 to 0, or leave it out"
+        )
     if optimisation.checkpointing == "on" and kind_named(structure.kind).whole:
         return "optimisation.checkpointing: a layer that is computed again does not see a prefix; set it to off"
     return None

@@ -22,8 +22,14 @@ from adamergex.structures import kind_named
 from adamergex.tasks import Examples
 
 _IGNORE = -100
+_FLAG = "gradient_checkpointing"
 _ALONG_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels", "allowed")
 """Tensors of a batch that may have a column for each column of the inputs."""
+
+
+def divides(optimisation: Optimisation) -> bool:
+    """Whether batches are computed in parts."""
+    return optimisation.accumulation > 1 or optimisation.batch_tokens is not None
 
 
 def divided(lengths: Sequence[int], optimisation: Optimisation, processes: int = 1) -> list[slice]:
@@ -61,7 +67,7 @@ def rows_of(batch: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
 def require_divisible(optimisation: Optimisation, examples: Examples) -> None:
     """Raises: ConfigError: the batches are to be divided, and their rows are compared with each other."""
     parts = "batch_tokens" if optimisation.batch_tokens is not None else "accumulation"
-    if getattr(examples, "coupled", False) and (parts == "batch_tokens" or optimisation.accumulation > 1):
+    if getattr(examples, "coupled", False) and divides(optimisation):
         raise ConfigError(
             "the batches of this task cannot be divided: its loss compares the rows of a batch with each other",
             where=f"optimisation.{parts}",
@@ -95,10 +101,11 @@ def checkpointed(model: nn.Module, job: TrainJob) -> Iterator[None]:
             expected="a model that supports gradient checkpointing",
             fix="set checkpointing to off",
         )
+    flags = [(module, module.gradient_checkpointing) for module in alone.modules() if hasattr(module, _FLAG)]
     enable = getattr(alone, "activation_checkpointing_enable", None) or alone.gradient_checkpointing_enable
-    disable = getattr(alone, "activation_checkpointing_disable", None) or alone.gradient_checkpointing_disable
     enable({"use_reentrant": False})
     try:
         yield
     finally:
-        disable()
+        for module, flag in flags:
+            module.gradient_checkpointing = flag

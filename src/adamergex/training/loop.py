@@ -38,7 +38,7 @@ from adamergex.files.tensor_files import LARGEST
 from adamergex.jobs.optimisation import Optimisation
 from adamergex.jobs.settings import TrainJob
 from adamergex.tasks import Examples
-from adamergex.training.accumulation import checkpointed, divided, require_divisible, rows_of
+from adamergex.training.accumulation import checkpointed, divided, divides, require_divisible, rows_of
 from adamergex.training.numerics import autocasts, computing
 from adamergex.training.processes import Team
 from adamergex.training.progress import Progress
@@ -206,6 +206,8 @@ class _Steps(Dataset[list[_Part]]):
 
     def __init__(self, examples: Examples, plan: list[list[int]], team: Team, settings: Optimisation) -> None:
         self.examples, self.plan, self.team, self.settings = examples, plan, team, settings
+        self.whole = getattr(examples, "coupled", False) or (team.size == 1 and not divides(settings))
+        self.lengths = [] if self.whole else examples.lengths
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -213,9 +215,9 @@ class _Steps(Dataset[list[_Part]]):
     def __getitem__(self, step: int) -> list[_Part]:
         indices, team = self.plan[step], self.team
         batch = self.examples.batch(indices, step)
-        parts = divided([self.examples.lengths[index] for index in indices], self.settings, team.size)
-        if getattr(self.examples, "coupled", False) or (team.size == 1 and len(parts) == 1):
+        if self.whole:
             return [{"batch": batch, "weight": 1.0}]
+        parts = divided([self.lengths[index] for index in indices], self.settings, team.size)
         whole = max(self.examples.labelled(batch), 1)
         return [self._share(batch, part, whole) for part in parts]
 

@@ -20,7 +20,7 @@ from adamergex.structures import kind_named
 from adamergex.tasks import running
 from adamergex.tasks.kinds import kind_of
 from adamergex.tasks.rows import read, source
-from adamergex.training.accumulation import require_divisible
+from adamergex.training.accumulation import checkpointed, require_divisible
 from adamergex.training.numerics import require_attention
 from adamergex.training.probe import last_layer, require_every_label
 from adamergex.training.train import require_room
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     Outlines = dict[tuple[str, str, tuple[str, ...], str], Loaded | None]
 
 
+_TRIED = {"attention", "head_start", "accumulation", "batch_tokens", "checkpointing"}
+"""Settings of a training that a model or a task may not be able to do."""
 ROWS = 64
 """Labelled rows to try; the plan has already read all rows and checked their labels."""
 
@@ -46,7 +48,7 @@ def require_possible(steps: Iterable[Step]) -> None:
             continue
         job = trained.job
         loaded = _outlined(job, outlines)
-        chosen = f"{job.optimisation.attention} {job.optimisation.head_start}"
+        chosen = job.optimisation.model_dump(include=_TRIED)
         known = f"{job.base} {job.structure} {job.task} {job.rows} {job.language} {chosen}"
         if loaded is None:
             continue
@@ -76,6 +78,8 @@ def _outlined(job: TrainJob, outlines: Outlines) -> Loaded | None:
 def _require_trainable(job: TrainJob, loaded: Loaded) -> None:
     _modules(job.structure, loaded)
     require_attention(loaded.model, job.optimisation.attention)
+    with checkpointed(loaded.model, job):
+        pass
     task, taken = job.task, require_room(job, loaded)
     if getattr(task, "chat", False):
         in_chat(loaded.tokenizer, "?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from functools import partial, update_wrapper
 
@@ -15,7 +16,7 @@ from adamergex.structures import every, find
 RULES = {rule.name: rule for rule in (additive.RULE, multiplicative.RULE, average.RULE)}
 """The rules that ``--rule`` names."""
 _OF_PREFIXES = {prefix.RULE.name: prefix.RULE}
-_MORE: Registry[Rule] = Registry("adamergex.rules", (*RULES, *_OF_PREFIXES))
+_MORE: Registry[Rule] = Registry("adamergex.rules", ("adaptive", *RULES, *_OF_PREFIXES))
 register = _MORE.register
 """Add a ``Rule`` for this process; an installed package offers it as an entry point of its own name in the group
 ``adamergex.rules``, so that the command line knows it too. Raises: ConfigError: its name is taken."""
@@ -32,40 +33,59 @@ def rule(function: Callable[..., Array]) -> Rule:
     """
     keywords = [item for item in inspect.signature(function).parameters.values() if item.kind is item.KEYWORD_ONLY]
     for item in keywords:
-        if not isinstance(item.default, Setting):
+        if not _NAME(item.name) or (problem := _unusable(item.default)):
             raise ConfigError(
-                "a rule's setting needs a default: true, false, a number or a text",
+                "a rule's setting needs a plain name and a default",
                 where=f"rule {function.__name__}",
                 found=str(item),
-                fix="give the keyword-only parameter a default",
+                expected=f"letters, digits and _; {problem if _NAME(item.name) else _VALUES}",
+                fix="correct the keyword-only parameter",
             )
     settings = {item.name: item.default for item in keywords}
     return Rule(function.__name__, _no_divergence, _no_divergence, function=function, settings=settings)
 
 
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}").fullmatch
+_LARGEST, _LONGEST = 1 << 53, 1000
+_VALUES = f"true, false, a finite number below 2^53, or a text of at most {_LONGEST:,} characters"
+
+
+def _unusable(value: object) -> str | None:
+    """What a setting's value should be, where it is not that: all of them must be readable in a lineage."""
+    if isinstance(value, int | float) and type(value) in (bool, int, float) and abs(value) < _LARGEST:
+        return None
+    return None if type(value) is str and len(value) <= _LONGEST and value.isprintable() else _VALUES
+
+
 def with_settings(chosen: Rule, given: Mapping[str, Setting]) -> Rule:
     """The rule with these settings, and the defaults of the others. Raises: ConfigError: a name or type it lacks."""
+    known = chosen.settings if chosen.function is not None else {}
+    complete = dict(known)
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            "settings are given by name", where="settings", found=type(given).__name__, expected="a mapping"
+        )
     for name, value in given.items():
-        default = chosen.settings.get(name)
-        if default is None:
+        if name not in known:
             raise ConfigError(
                 f"rule {chosen.name} has no such setting",
                 where="settings",
-                found=name,
-                expected=", ".join(chosen.settings) or "none",
+                found=str(name)[:80],
+                expected=", ".join(known) or "none",
                 fix="correct the name, or leave it out",
             )
-        if type(value) is not type(default) and not (type(default) is float and type(value) is int):
+        kind = type(known[name])
+        if _unusable(value) or not (type(value) is kind or (kind is float and type(value) is int)):
             raise ConfigError(
-                f"a setting of rule {chosen.name} has another type",
+                f"a setting of rule {chosen.name} has another type, or is too large",
                 where=f"settings.{name}",
-                found=repr(value),
-                expected=f"{type(default).__name__}, like its default {default!r}",
+                found=type(value).__name__ if _unusable(value) else repr(value),
+                expected=f"{kind.__name__}, like its default {known[name]!r}; {_VALUES}",
                 fix="correct the value",
             )
-    if chosen.function is None or not chosen.settings:
+        complete[name] = kind(value)
+    if chosen.function is None or not known:
         return chosen
-    complete = {**chosen.settings, **given}
     bound = update_wrapper(partial(chosen.function, **complete), chosen.function)
     return chosen._replace(function=bound, settings=complete)
 
@@ -101,7 +121,7 @@ def rule_for(name: str, kind: str) -> Rule:
             "there is no such rule",
             where="rule",
             found=chosen,
-            expected=", ".join(["adaptive", *(name for name in _MORE if name not in _OF_PREFIXES)]),
+            expected=", ".join(name for name in _MORE if name not in _OF_PREFIXES),
             fix="use adaptive: the rule of the paper for the structure",
         )
     return chosen_rule

@@ -9,7 +9,6 @@ new memory; a rule that cannot use it returns a new array, and with torch tensor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,4 +53,4 @@ class Rule(NamedTuple):
     guarded: Callable[[Array], Array] | None = None
     needs_source: bool = True
     function: Callable[..., Array] | None = None
-    settings: Mapping[str, Setting] = MappingProxyType({})
+    settings: Mapping[str, Setting] = {}
