@@ -141,7 +141,7 @@ def test_ctrl_c_leaves_no_worker_in_the_cluster(cluster: Any, tmp_path: Path) ->
     while len(started(log)) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     _, err = interrupt(process)
-    assert process.returncode == 130 and err.endswith(STOPPED) and "Traceback" not in err
+    assert process.returncode == 130 and STOPPED in err and "Traceback" not in err  # Ray may warn after it
     pids = {int(line.split()[2]) for line in log.read_text().splitlines()}
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
