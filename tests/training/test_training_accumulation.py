@@ -215,3 +215,16 @@ def test_a_table_refuses_what_its_trainings_would(tmp_path: Path) -> None:
             parse({**shared, **changed})
     with pytest.raises(ValueError, match="the penalty l1 would count once per part"):
         job("x", TOPIC, {"kind": "sparse", "entries": 5, "l1": 0.1}, tmp_path, accumulation=2)
+
+
+def test_off_is_off_on_a_model_that_was_checkpointed_before(
+    checkpoints: dict[str, str], plain: Path, tmp_path: Path
+) -> None:
+    made = job(checkpoints["bert"], TEXT, {"kind": "ia3"}, plain, steps=1, checkpointing="off")
+    backbone = train.load_for(made)
+    layers = [module for module in backbone.model.modules() if hasattr(module, "gradient_checkpointing")]
+    for layer in layers:
+        layer.gradient_checkpointing = True
+    with accumulation.checkpointed(backbone.model, made):
+        assert not any(layer.gradient_checkpointing for layer in layers)
+    assert all(layer.gradient_checkpointing for layer in layers)

@@ -37,10 +37,19 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
 
 
+SETTING = "true, false, a number below 2^53 in size, or a printable text"
+"""What ``is_setting`` accepts."""
+
+
+def is_setting(value: object) -> bool:
+    """Whether a merging rule's own setting may have this value: a merge writes what a lineage may hold."""
+    if type(value) is str:
+        return _is_text(value) and value.isprintable()
+    return type(value) is bool or (type(value) in (int, float) and _is_number(value))
+
+
 def _are_settings(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(item, bool) or _is_number(item) or _is_text(item) for item in value.values()
-    )
+    return isinstance(value, dict) and all(map(is_setting, value.values()))
 
 
 _text = _check("a text", _is_text)
@@ -82,7 +91,7 @@ _FIELDS: dict[str, dict[str, Check]] = {
         "modules": _text,
         "weight": _number,
         "rank": _count,
-        "settings": _check("names with numbers or texts", _are_settings),
+        "settings": _check(f"by name: {SETTING}", _are_settings),
         "layers": _check("a list of numbers", lambda value: isinstance(value, list) and all(map(_is_number, value))),
     },
 }

@@ -26,7 +26,7 @@ from adamergex.jobs.settings import (
     Task,
     TrainJob,
 )
-from adamergex.merging.rules.registry import rule_for, rule_named, with_settings
+from adamergex.merging.rules.registry import rule_for, with_settings
 from adamergex.methods.given import GivenAdapter, require_factors
 from adamergex.structures import kind_named
 from adamergex.tasks.catalogue import identity
@@ -198,7 +198,7 @@ class Cell:
             modules=modules or config.modules,
             rank=config.rank if chosen == "delta" else None,
             weight=SwapConfig(**weight) if isinstance(weight, dict) else weight,
-            settings=self._rule_settings(rule, settings or {}),
+            settings={} if combine else self._rule_settings(rule, settings or {}),
             **own,
         )
         inputs = {"task": task, "target_reference": target_reference}
@@ -209,10 +209,8 @@ class Cell:
 
     def _rule_settings(self, rule: str, given: RuleSettings) -> RuleSettings:
         """All that the rule takes, so that a changed default is another step. Raises: ConfigError."""
-        own = self.config.merge.rules.get(rule, {})
-        if rule_named(rule) is None and not {*given, *own}:
-            return {}  # adaptive, and what TIES and DARE do
-        return dict(with_settings(rule_for(rule, self.config.structure.kind), {**given, **own}).settings)
+        chosen = rule_for(rule, self.config.structure.kind)
+        return dict(with_settings(chosen, {**given, **self.config.merge.rules.get(chosen.name, {})}).settings)
 
     def combine(self, method: str) -> Step:
         """A[T,s] and A[R,g] combined by TIES or DARE, on task vectors or (``_factors``) on A and B."""

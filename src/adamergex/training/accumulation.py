@@ -10,18 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from adamergex.backbones.logits import IGNORE, without_adapter
 from adamergex.errors import ConfigError, ModelError
 from adamergex.jobs.optimisation import Optimisation
 from adamergex.jobs.settings import TrainJob
 from adamergex.structures import kind_named
 from adamergex.tasks import Examples
 
-_IGNORE = -100
 _FLAG = "gradient_checkpointing"
 _ALONG_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels", "allowed")
 """Tensors of a batch that may have a column for each column of the inputs."""
@@ -58,7 +57,7 @@ def rows_of(batch: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
         along = [name for name in _ALONG_INPUTS if name in taken and taken[name].shape[1:] == mask.shape[1:]]
         used = mask.bool()
         if "labels" in along:  # of an encoder-decoder they may be longer than what is read
-            used = used | (taken["labels"] != _IGNORE)
+            used = used | (taken["labels"] != IGNORE)
         width = int(used.flatten(0, -2).any(0).nonzero().max()) + 1
         taken.update({name: taken[name][..., :width] for name in along})
     return {name: tensor.contiguous() for name, tensor in taken.items()}
@@ -85,15 +84,11 @@ def checkpointed(model: nn.Module, job: TrainJob) -> Iterator[None]:
 
     Raises: ModelError: the model's layers cannot be computed again.
     """
-    wrapped: Any = model
-    alone = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+    alone = without_adapter(model)
     chosen, able = job.optimisation.checkpointing, alone.supports_gradient_checkpointing
     if chosen == "auto":
         chosen = "on" if able and torch.cuda.is_available() and not kind_named(job.structure.kind).whole else "off"
-    if chosen == "off":
-        yield
-        return
-    if not able:
+    if chosen == "on" and not able:
         raise ModelError(
             "the model's layers cannot be checkpointed",
             where="optimisation.checkpointing",
@@ -102,9 +97,13 @@ def checkpointed(model: nn.Module, job: TrainJob) -> Iterator[None]:
             fix="set checkpointing to off",
         )
     flags = [(module, module.gradient_checkpointing) for module in alone.modules() if hasattr(module, _FLAG)]
-    enable = getattr(alone, "activation_checkpointing_enable", None) or alone.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
     try:
+        if chosen == "on":
+            enable = getattr(alone, "activation_checkpointing_enable", None) or alone.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        else:
+            for module, _ in flags:
+                module.gradient_checkpointing = False
         yield
     finally:
         for module, flag in flags:

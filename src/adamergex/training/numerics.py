@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from adamergex.backbones.logits import without_adapter
 from adamergex.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,8 +60,7 @@ def _attention(model: nn.Module, attention: Attention) -> Iterator[None]:
     if attention == "auto":
         yield
         return
-    wrapped: Any = model
-    backbone = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+    backbone = without_adapter(model)
     configs = _configs(backbone.config)
     before = [(config, config._attn_implementation) for config in configs]
     try:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial, update_wrapper
 
 from adamergex.errors import ConfigError, IncompatibleAdaptersError
+from adamergex.files.lineage_fields import SETTING, is_setting
 from adamergex.files.registry import Registry
 from adamergex.merging.rules import additive, average, multiplicative, prefix
 from adamergex.merging.rules.rule import Array, Rule, Setting
@@ -33,12 +34,12 @@ def rule(function: Callable[..., Array]) -> Rule:
     """
     keywords = [item for item in inspect.signature(function).parameters.values() if item.kind is item.KEYWORD_ONLY]
     for item in keywords:
-        if not _NAME(item.name) or (problem := _unusable(item.default)):
+        if not (_NAME(item.name) and is_setting(item.default)):
             raise ConfigError(
                 "a rule's setting needs a plain name and a default",
                 where=f"rule {function.__name__}",
                 found=str(item),
-                expected=f"letters, digits and _; {problem if _NAME(item.name) else _VALUES}",
+                expected=f"a name of letters, digits and _; a default: {SETTING}",
                 fix="correct the keyword-only parameter",
             )
     settings = {item.name: item.default for item in keywords}
@@ -46,15 +47,6 @@ def rule(function: Callable[..., Array]) -> Rule:
 
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}").fullmatch
-_LARGEST, _LONGEST = 1 << 53, 1000
-_VALUES = f"true, false, a finite number below 2^53, or a text of at most {_LONGEST:,} characters"
-
-
-def _unusable(value: object) -> str | None:
-    """What a setting's value should be, where it is not that: all of them must be readable in a lineage."""
-    if isinstance(value, int | float) and type(value) in (bool, int, float) and abs(value) < _LARGEST:
-        return None
-    return None if type(value) is str and len(value) <= _LONGEST and value.isprintable() else _VALUES
 
 
 def with_settings(chosen: Rule, given: Mapping[str, Setting]) -> Rule:
@@ -75,12 +67,12 @@ def with_settings(chosen: Rule, given: Mapping[str, Setting]) -> Rule:
                 fix="correct the name, or leave it out",
             )
         kind = type(known[name])
-        if _unusable(value) or not (type(value) is kind or (kind is float and type(value) is int)):
+        if not is_setting(value) or not (type(value) is kind or (kind is float and type(value) is int)):
             raise ConfigError(
                 f"a setting of rule {chosen.name} has another type, or is too large",
                 where=f"settings.{name}",
-                found=type(value).__name__ if _unusable(value) else repr(value),
-                expected=f"{kind.__name__}, like its default {known[name]!r}; {_VALUES}",
+                found=repr(value) if is_setting(value) else type(value).__name__,
+                expected=f"{kind.__name__}, like its default {known[name]!r}; {SETTING}",
                 fix="correct the value",
             )
         complete[name] = kind(value)
